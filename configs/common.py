@@ -1,0 +1,118 @@
+"""The fields that every run has, with their defaults. A config starts from here and overrides what it is about."""
+
+import dataclasses
+import types
+import typing
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from contrastive_jax.models import presets
+from data.augment import Augment
+from data.emoji import CaptionMix
+
+
+def model(preset: str, **overrides: Any) -> ConfigDict:
+  """A preset as a config whose every field can be overridden on the command line.
+
+  Args:
+    preset: a name in `contrastive_jax.models.presets.PRESETS`.
+    **overrides: nested as the preset is: `vision={"transformer": {"width": 192}}`.
+  """
+  return as_config(presets.resolve(preset, overrides))
+
+
+def as_config(node: Any) -> ConfigDict:
+  """A dataclass as a config with the same fields."""
+  hints = typing.get_type_hints(type(node))
+  config = ConfigDict()
+  for field in dataclasses.fields(node):
+    if field.name == "dtype":  # `compute_dtype` of the run.
+      continue
+    value = getattr(node, field.name)
+    if dataclasses.is_dataclass(value):
+      value = as_config(value)
+    elif value is None:
+      # A field that is None still has a type, so that the command line can give it a value.
+      value = config_dict.placeholder(_type_beside_none(hints[field.name]))
+    config[field.name] = value
+  return config
+
+
+def _type_beside_none(hint: Any) -> type:
+  kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
+  if typing.get_origin(kinds[0]) is typing.Literal:
+    return type(typing.get_args(kinds[0])[0])
+  return kinds[0]
+
+
+def get_config() -> ConfigDict:
+  config = ConfigDict()
+
+  config.name = ""  # What results and the report call the model.
+  config.seed = 0
+  config.total_steps = 10_000
+  config.batch_size = 1024  # Pairs, over all devices and hosts.
+  config.loss = "sigmoid"  # A name in contrastive_jax.losses.OBJECTIVES.
+  config.loss_options = ConfigDict({"strategy": "ring"})  # Keyword arguments of that loss.
+  config.model = model("siglip_b16")
+  config.compute_dtype = "bfloat16"  # Of matrix products; parameters stay float32.
+  config.max_logit_scale = 100.0
+  config.frozen = ()  # Regular expressions: ("vision/",) trains the text tower alone (LiT).
+  config.init_from = ""  # A run, or imported weights.
+  config.init_towers = "all"  # "all", "image" or "text": what is taken from `init_from`.
+
+  config.optimizer = ConfigDict()
+  config.optimizer.name = "adamw"  # "adamw", "lion", "adafactor", "muon".
+  config.optimizer.learning_rate = 1e-3
+  config.optimizer.weight_decay = 1e-4
+  config.optimizer.clip_norm = 1.0  # 0 is off.
+  config.optimizer.b1 = 0.9
+  config.optimizer.b2 = 0.95
+  config.optimizer.eps = 1e-6
+  config.optimizer.adafactor_decay = 0.8  # Exponent of Adafactor's second-moment decay.
+  config.optimizer.muon_beta = 0.95
+  config.optimizer.muon_rms = 0.2  # Muon's update has this root mean square: about Adam's, so rates carry over.
+
+  config.schedule = ConfigDict()
+  config.schedule.name = "cosine"  # "cosine", "linear", "rsqrt", "constant", "cooldown".
+  config.schedule.warmup_steps = 500
+  config.schedule.end_factor = 0.0  # Final over peak rate, for cosine and linear.
+  config.schedule.timescale = 10_000  # Of rsqrt.
+  config.schedule.cooldown_steps = 0  # For rsqrt, constant and cooldown.
+
+  config.average_decay = 0.0  # Moving average of the parameters, used by evaluation; 0 keeps none.
+
+  config.tokenizer = ConfigDict()
+  # "bpe" trains one on the run's captions; else "file:tokenizer.json", "sentencepiece:X.model", "clip:X.txt.gz".
+  config.tokenizer.spec = "bpe"
+  config.tokenizer.lowercase = True
+
+  config.data = ConfigDict()
+  config.data.sources = ConfigDict()  # Name -> weight: {"emoji_noto": 1.0}, {"tfds/coco_captions": 1.0}.
+  config.data.data_dir = ""  # Where TFDS sets lie; empty is TFDS' default.
+  config.data.image_key = "image"  # Features of TFDS sets that hold the image
+  config.data.caption_key = "caption"  # and the caption or captions.
+  config.data.captions = as_config(CaptionMix())  # What the emoji sources say.
+  config.data.augment = as_config(Augment())
+  config.data.threads = 8
+  config.data.workers = 0  # Processes; 0 decodes in threads.
+  config.data.prefetch_bytes = 256 * 2**20
+
+  config.mesh = ConfigDict()
+  config.mesh.data = -1  # -1 is the rest of the devices.
+  config.mesh.fsdp = 1
+  config.mesh.tensor = 1
+
+  config.log_every = 50
+  config.log_sample_ids = False
+  config.checkpoint_every = 1000
+  config.checkpoint_keep_last = 3
+  config.checkpoint_keep_every = 0
+  config.eval_every = 0
+  config.evals = ()  # Tasks evaluated every `eval_every` steps and at the end.
+  config.final_evals = ()  # Tasks evaluated at the end only.
+  config.on_nonfinite = "stop"  # "stop" the run, or "skip" the update.
+  config.profile_steps = ()  # (first, last) update of a jax.profiler trace.
+  config.wandb_project = ""
+  return config

@@ -1,0 +1,77 @@
+"""What the command-line tools share: a user's mistake is one sentence and exit code 2, never a traceback."""
+
+import ast
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+
+from contrastive_jax.errors import UserError
+
+USER_ERROR = 2
+
+
+def run(main: Callable[[], None]) -> None:
+  """Parses the flags and runs `main`; exits with 2 and one sentence after a user's mistake."""
+
+  def guarded(arguments: list[str]) -> None:
+    if len(arguments) > 1:
+      _fail(f"unexpected argument '{arguments[1]}': options start with --")
+    # Orbax and absl report every save at level info; warnings are what a user must see.
+    logging.set_verbosity(logging.WARNING)
+    try:
+      main()
+    except UserError as error:
+      _fail(error)
+
+  app.run(guarded, flags_parser=_parse)
+
+
+def _parse(arguments: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(arguments)
+  except SystemExit:
+    raise
+  # Flag parsing loads and overrides the config file: absl, ml_collections, the import system and the config itself
+  # each raise their own kinds.
+  except Exception as error:
+    _fail(_first_sentence(error))
+
+
+def _first_sentence(error: Exception) -> str:
+  text = str(error)
+  if text.startswith(("'", '"')):
+    text = ast.literal_eval(text)  # A KeyError shows the repr of its message.
+  unknown = re.match(r"""["']*(\w+)['"]*\s+Did you mean "(\w+)\"""", text)
+  if unknown:
+    return f"--config has no field '{unknown[1]}' (did you mean '{unknown[2]}'?)"
+  unknown = re.fullmatch(r"""["']*(\w+)["']*""", text)
+  if unknown:
+    return f"--config has no field '{unknown[1]}': see configs/common.py for the fields"
+  return " ".join(text.split())
+
+
+def config_value(flag: flags.FlagHolder) -> Any:
+  """The config that a `DEFINE_config_file` flag loaded.
+
+  Raises:
+    UserError: if the flag was not given or its file cannot be loaded.
+  """
+  try:
+    config = flag.value
+    if config is not None:
+      config.keys()  # A file that failed to load says so at the first use.
+  except OSError:
+    given = next((word for word in sys.argv if word.startswith(f"--{flag.name}=")), f"--{flag.name}")
+    raise UserError(f"{given} cannot be loaded: name a file such as configs/emoji.py") from None
+  if config is None:
+    raise UserError(f"--{flag.name} is missing: name a file such as --{flag.name}=configs/emoji.py")
+  return config
+
+
+def _fail(message: object) -> None:
+  print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+  sys.exit(USER_ERROR)

@@ -1,0 +1,1 @@
+"""Scoring embeddings: zero-shot classification, retrieval, and the report a person reads."""

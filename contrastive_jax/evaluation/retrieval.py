@@ -1,0 +1,194 @@
+"""Image-text retrieval: recall@k without ever holding the scores of everything against everything.
+
+A query counts as found when anything that belongs to it is among the k nearest, as in CLIP_benchmark: an image may have
+several captions.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from contrastive_jax.evaluation.results import Result, Search, thumbnail
+from contrastive_jax.evaluation.tasks import Encoder, PairSet
+
+SHOWN_RESULTS = 5
+
+
+def recall_at_k(
+  queries: Float[Array | np.ndarray, "queries dim"],
+  gallery: Float[Array | np.ndarray, "gallery dim"],
+  query_group: Int[Array | np.ndarray, "queries"],
+  gallery_group: Int[Array | np.ndarray, "gallery"],
+  *,
+  ks: tuple[int, ...] = (1, 5, 10),
+  block: int = 4096,
+) -> dict[str, Float[Array, ""]]:
+  """Share of queries that have something of their group among their k nearest in the gallery.
+
+  Args:
+    queries: L2-normalised embeddings.
+    gallery: L2-normalised embeddings of what is searched.
+    query_group: a gallery item belongs to a query when their groups are equal.
+    gallery_group: see `query_group`.
+    ks: cut-offs, each at most the size of the gallery.
+    block: queries, and gallery items, scored at once. Peak memory is block x (block + max(ks)).
+
+  Returns:
+    `{"recall@1": ..., "recall@5": ...}`, fractions of the queries.
+
+  Raises:
+    ValueError: if a cut-off exceeds the gallery, or there are no queries.
+
+  Follows CLIP_benchmark's zeroshot_retrieval. Equal scores rank by index, which torch.topk does not promise.
+  """
+  if not len(queries):
+    raise ValueError(f"recall needs at least one query, got none for {len(gallery)} gallery items")
+  nearest, _ = top_k(queries, gallery, k=max(ks), block=block)
+  return _recall(nearest, query_group, gallery_group, ks)
+
+
+def _recall(nearest, query_group, gallery_group, ks: tuple[int, ...]) -> dict[str, jax.Array]:
+  # On the host, where 64-bit groups stay 64-bit.
+  hit = np.asarray(gallery_group)[nearest] == np.asarray(query_group)[:, None]
+  # Nearest come first, so the first hit's rank answers for every cut-off.
+  rank = np.where(hit.any(axis=1), hit.argmax(axis=1), hit.shape[1])
+  return {f"recall@{k}": jnp.asarray(np.mean(rank < k), jnp.float32) for k in ks}
+
+
+def top_k(
+  queries: Float[Array | np.ndarray, "queries dim"],
+  gallery: Float[Array | np.ndarray, "gallery dim"],
+  *,
+  k: int,
+  block: int = 4096,
+) -> tuple[Int[np.ndarray, "queries k"], Float[np.ndarray, "queries k"]]:
+  """Indices and scores of the `k` gallery items with the largest inner product, largest first, ties by index.
+
+  Args:
+    queries: embeddings.
+    gallery: embeddings.
+    k: at most the size of the gallery.
+    block: see `recall_at_k`.
+
+  Raises:
+    ValueError: if `k` exceeds the gallery.
+  """
+  if not 0 < k <= len(gallery):
+    raise ValueError(f"the {k} nearest need a gallery of at least {k} items, got {len(gallery)}")
+  gallery_blocks = _in_blocks(gallery, min(block, len(gallery)))
+  scores, indices = _scan(_in_blocks(queries, min(block, max(len(queries), 1))), gallery_blocks, len(gallery), k=k)
+  return (
+    np.asarray(indices).reshape(-1, k)[: len(queries)],
+    np.asarray(scores).reshape(-1, k)[: len(queries)],
+  )
+
+
+def _in_blocks(rows, block: int) -> jax.Array:
+  rows = jnp.asarray(rows)
+  return jnp.pad(rows, ((0, -len(rows) % block), (0, 0))).reshape(-1, block, rows.shape[1])
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _scan(
+  queries: Float[Array, "query_blocks query_block dim"],
+  gallery: Float[Array, "gallery_blocks gallery_block dim"],
+  size: int | Int[Array, ""],
+  *,
+  k: int,
+):
+  starts = jnp.arange(gallery.shape[0]) * gallery.shape[1]
+
+  def search(some_queries):
+    def merge(best, block):
+      items, start = block
+      index = start + jnp.arange(items.shape[0])
+      # Accelerators multiply float32 in fewer bits unless told otherwise: that reorders near neighbours.
+      scores = jnp.matmul(some_queries, items.T, precision=jax.lax.Precision.HIGHEST)
+      scores = jnp.where(index < size, scores, -jnp.inf)
+      # The best so far stand first and have the lower indices, and `top_k` keeps the order of equals.
+      scores = jnp.concatenate([best[0], scores], axis=1)
+      index = jnp.concatenate([best[1], jnp.broadcast_to(index, (some_queries.shape[0], items.shape[0]))], axis=1)
+      top, position = jax.lax.top_k(scores, k)
+      return (top, jnp.take_along_axis(index, position, axis=1)), None
+
+    rows = some_queries.shape[0]
+    none_yet = (jnp.full((rows, k), -jnp.inf, queries.dtype), jnp.full((rows, k), -1, starts.dtype))
+    return jax.lax.scan(merge, none_yet, (gallery, starts))[0]
+
+  return jax.lax.map(search, queries)
+
+
+def evaluate_retrieval(
+  model: Encoder,
+  pairs: PairSet,
+  *,
+  ks: tuple[int, ...] = (1, 5, 10),
+  block: int = 4096,
+  examples: int = 6,
+  seed: int = 0,
+) -> Result:
+  """Searches images by caption and captions by image.
+
+  Args:
+    model: embeds images and captions.
+    pairs: images are read a batch at a time; only embeddings are kept.
+    ks: cut-offs; those that exceed the number of images or captions are left out.
+    block: see `recall_at_k`.
+    examples: how many queries to keep each way, half of them with a right first answer where there are enough.
+    seed: of the choice of examples.
+
+  Returns:
+    image_retrieval_recall@k (caption to image) and text_retrieval_recall@k (image to caption).
+  """
+  if not len(pairs.images):
+    raise ValueError(f"{pairs.name} has no images to evaluate on")
+  image = model.encode_image(pairs.images)
+  text = model.encode_text(pairs.captions)
+  smallest = min(len(image), len(text))
+  ks = tuple(k for k in ks if k <= smallest)
+  if not ks:
+    raise ValueError(f"{pairs.name} has {len(image)} images and {len(text)} captions: no cut-off fits")
+
+  def picture(row: int) -> np.ndarray:
+    return thumbnail(pairs.images[row])
+
+  def caption(row: int) -> str:
+    return pairs.captions[row]
+
+  metrics, searches = {}, []
+  ways = [
+    ("image", text, image, pairs.caption_group, pairs.image_group, caption, picture),
+    ("text", image, text, pairs.image_group, pairs.caption_group, picture, caption),
+  ]
+  for what, queries, gallery, query_group, gallery_group, show_query, show_found in ways:
+    nearest, scores = top_k(queries, gallery, k=min(max(*ks, SHOWN_RESULTS), len(gallery)), block=block)
+    recall = _recall(nearest, query_group, gallery_group, ks)
+    metrics |= {f"{what}_retrieval_{name}": float(value) for name, value in recall.items()}
+    hit = gallery_group[nearest[:, :SHOWN_RESULTS]] == query_group[:, None]
+    for row in _some_queries(hit[:, 0], query_group, examples, seed):
+      found = tuple(
+        (show_found(int(item)), float(score), bool(good))
+        for item, score, good in zip(nearest[row], scores[row], hit[row], strict=False)
+      )
+      searches.append(Search(query=show_query(int(row)), found=found))
+  return Result(
+    dataset=pairs.name,
+    task="zeroshot_retrieval",
+    metrics=metrics,
+    language=pairs.language,
+    sizes={"images": len(image), "captions": len(text)},
+    searches=tuple(searches),
+  )
+
+
+def _some_queries(first_hit, group, count: int, seed: int) -> np.ndarray:
+  """Rows of `count` queries of different groups, alternating between right and wrong first answers."""
+  order = np.random.default_rng(seed).permutation(len(first_hit))
+  _, first = np.unique(group[order], return_index=True)
+  order = order[np.sort(first)]
+  right = first_hit[order]
+  turn = np.where(right, 2 * np.cumsum(right), 2 * np.cumsum(~right) + 1)
+  return order[np.argsort(turn, kind="stable")][:count]

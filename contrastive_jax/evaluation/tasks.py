@@ -1,0 +1,111 @@
+"""What an evaluation set is: metadata and a reader. The readers themselves live with the data, and are passed in."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+
+@runtime_checkable
+class Images(Protocol):
+  """Random access to decoded pictures: a list, or anything that reads picture `i` when asked for it."""
+
+  def __len__(self) -> int:
+    """Number of pictures."""
+    ...
+
+  def __getitem__(self, index: int, /) -> np.ndarray:
+    """Picture `index` as uint8 `[height, width, 3]`; sizes may differ."""
+    ...
+
+
+@runtime_checkable
+class Encoder(Protocol):
+  """What is evaluated: `contrastive_jax.inference.Model`, or anything else that embeds images and texts."""
+
+  @property
+  def logit_scale(self) -> float:
+    """Multiplies cosine similarities before the softmax over classes."""
+    ...
+
+  def encode_image(self, images: Images, /) -> np.ndarray:
+    """L2-normalised float32 `[images, dim]`."""
+    ...
+
+  def encode_text(self, texts: Sequence[str], /) -> np.ndarray:
+    """L2-normalised float32 `[texts, dim]`."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LabelledSet:
+  """Images, each with one right class: what zero-shot classification needs.
+
+  Attributes:
+    name: what the task is called, such as "emoji_openmoji" or "tfds/cifar10".
+    images: uint8 `[height, width, 3]` each, read when needed.
+    labels: integers `[images]`, indices into `classes`.
+    classes: class names, put into the templates; a class may have no image.
+    templates: prompts with one `{}` each, such as "a photo of a {}."; their embeddings are averaged.
+    groups: integers `[images]` or None; images of equal group show one thing in variants (frames of one clip, skin
+      tones), of which the report shows one.
+    language: of the class names and the templates, ISO 639-1.
+  """
+
+  name: str
+  images: Images
+  labels: np.ndarray
+  classes: Sequence[str]
+  templates: Sequence[str]
+  groups: np.ndarray | None = None
+  language: str = "en"
+
+  def __post_init__(self):
+    labels = np.asarray(self.labels)
+    object.__setattr__(self, "labels", labels)
+    if labels.shape != (len(self.images),) or not np.issubdtype(labels.dtype, np.integer):
+      raise ValueError(
+        f"{self.name}: one integer label for each of {len(self.images)} images, got {labels.dtype}{list(labels.shape)}"
+      )
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
+      raise ValueError(
+        f"{self.name}: labels run from {labels.min()} to {labels.max()}, there are {len(self.classes)} classes"
+      )
+    if isinstance(self.templates, str) or not self.templates or any("{}" not in text for text in self.templates):
+      raise ValueError(f"{self.name}: templates is a list of prompts that hold {{}} each, got {self.templates!r}")
+    _check_group(self.name, "groups", self.groups, len(self.images))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PairSet:
+  """Images and captions that belong together: what retrieval needs.
+
+  Attributes:
+    name: what the task is called.
+    images: uint8 `[height, width, 3]` each, read when needed.
+    captions: any number of captions an image.
+    image_group: integers `[images]`; an image and a caption belong together when their groups are equal.
+    caption_group: integers `[captions]`.
+    language: of the captions, ISO 639-1; "mul" for several.
+  """
+
+  name: str
+  images: Images
+  captions: Sequence[str]
+  image_group: np.ndarray
+  caption_group: np.ndarray
+  language: str = "en"
+
+  def __post_init__(self):
+    for field, count in (("image_group", len(self.images)), ("caption_group", len(self.captions))):
+      object.__setattr__(self, field, np.asarray(getattr(self, field)))
+      _check_group(self.name, field, getattr(self, field), count)
+    alone = np.setxor1d(self.image_group, self.caption_group)
+    if len(alone):
+      raise ValueError(f"{self.name}: group {alone[0]} and {len(alone) - 1} more have images or captions but not both")
+
+
+def _check_group(name: str, field: str, group: np.ndarray | None, count: int) -> None:
+  if group is not None and (np.shape(group) != (count,) or not np.issubdtype(np.asarray(group).dtype, np.integer)):
+    raise ValueError(f"{name}: {field} holds one integer for each of {count} items, got shape {np.shape(group)}")

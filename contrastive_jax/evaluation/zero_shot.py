@@ -1,0 +1,227 @@
+"""Zero-shot classification: each class is a point, the mean embedding of its prompts; an image belongs to the nearest.
+
+Numbers agree with CLIP_benchmark's zeroshot_classification.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from contrastive_jax.evaluation.results import Confusion, Guess, Result, thumbnail
+from contrastive_jax.evaluation.tasks import Encoder, LabelledSet
+
+# Prompts embedded at once: 22,000 classes with 80 templates would not fit in memory together.
+PROMPTS_AT_ONCE = 1 << 16
+SHOWN_PREDICTIONS = 5
+
+
+def classifier(
+  model: Encoder, classes: Sequence[str], templates: Sequence[str] = ("{}",)
+) -> Float[np.ndarray, "classes dim"]:
+  """One unit vector a class: the mean of its prompts' unit vectors, normalised again.
+
+  Args:
+    model: embeds the prompts.
+    classes: class names.
+    templates: prompts in which `{}` stands for the class name.
+
+  Follows CLIP, section 3.1.4 (Radford et al. 2021), and CLIP_benchmark's zero_shot_classifier.
+  """
+  step = max(1, PROMPTS_AT_ONCE // len(templates))
+  means = []
+  for start in range(0, len(classes), step):
+    some = classes[start : start + step]
+    prompts = [template.replace("{}", name) for name in some for template in templates]
+    means.append(model.encode_text(prompts).reshape(len(some), len(templates), -1).mean(axis=1))
+  mean = np.concatenate(means)
+  return mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+
+
+def predict(
+  image: Float[np.ndarray, "images dim"],
+  weights: Float[np.ndarray, "classes dim"],
+  *,
+  logit_scale: float,
+  k: int,
+  block: int = 1024,
+) -> tuple[Int[np.ndarray, "images k"], Float[np.ndarray, "images k"]]:
+  """The `k` most probable classes of each image, most probable first, ties to the lowest index; and probabilities.
+
+  Args:
+    image: L2-normalised embeddings.
+    weights: from `classifier`.
+    logit_scale: probabilities are softmax(logit_scale * cosine) over the classes.
+    k: at most the number of classes.
+    block: images scored at once. Peak memory is block x classes.
+  """
+  block = min(block, max(len(image), 1))
+  weights = jnp.asarray(weights)
+  indices, probabilities = [], []
+  for start in range(0, len(image), block):
+    some = image[start : start + block]
+    padded = np.pad(some, ((0, block - len(some)), (0, 0)))  # One shape, one compilation.
+    best, probability = jax.device_get(_score(padded, weights, jnp.float32(logit_scale), k=k))
+    indices.append(best[: len(some)])
+    probabilities.append(probability[: len(some)])
+  if not indices:
+    return np.zeros((0, k), np.int32), np.zeros((0, k), np.float32)
+  return np.concatenate(indices), np.concatenate(probabilities)
+
+
+@jax.jit(static_argnames="k")
+def _score(image: Float[Array, "block dim"], weights: Float[Array, "classes dim"], scale: Float[Array, ""], *, k: int):
+  # Accelerators multiply float32 in fewer bits unless told otherwise: that reorders near neighbours.
+  cosine = jnp.matmul(image, weights.T, precision=jax.lax.Precision.HIGHEST)
+  # Ranking before scaling keeps apart what rounding would tie.
+  best_cosine, best = jax.lax.top_k(cosine, k)
+  return best, jnp.exp(scale * best_cosine - jax.nn.logsumexp(scale * cosine, axis=1, keepdims=True))
+
+
+def balanced_accuracy(predicted: Int[np.ndarray, "images"], labels: Int[np.ndarray, "images"]) -> float:
+  """Mean over the classes that have images of the share of their images that is right."""
+  _, position = np.unique(labels, return_inverse=True)
+  return float(np.mean(np.bincount(position, weights=predicted == labels) / np.bincount(position)))
+
+
+def accuracy_of_draws(
+  image: Float[np.ndarray, "images dim"],
+  weights: Float[np.ndarray, "classes dim"],
+  labels: Int[np.ndarray, "images"],
+  *,
+  classes_per_draw: int = 100,
+  draws: int = 20,
+  seed: int = 0,
+) -> Float[np.ndarray, "draws"]:
+  """Top-1 accuracy among a few classes drawn at random, again and again: a number people can grasp.
+
+  Args:
+    image: L2-normalised embeddings.
+    weights: from `classifier`.
+    labels: right classes.
+    classes_per_draw: classes drawn without replacement from those that have images; only their images are scored.
+    draws: how many times; draw `i` depends on `seed` and `i` alone.
+    seed: of the draws.
+
+  Returns:
+    The accuracy of each draw.
+
+  Raises:
+    ValueError: if fewer than `classes_per_draw` classes have images.
+  """
+  present = np.unique(labels)
+  if classes_per_draw > len(present):
+    raise ValueError(f"classes_per_draw={classes_per_draw} needs as many classes with images, there are {len(present)}")
+  accuracies = []
+  for draw in range(draws):
+    drawn = np.sort(np.random.default_rng((seed, draw)).choice(present, classes_per_draw, replace=False))
+    rows = np.flatnonzero(np.isin(labels, drawn))
+    # On the host: every draw has its own number of images, and each shape would be compiled.
+    nearest = np.argmax(image[rows] @ weights[drawn].T, axis=1)
+    accuracies.append(np.mean(drawn[nearest] == labels[rows]))
+  return np.asarray(accuracies)
+
+
+def evaluate_zero_shot(
+  model: Encoder,
+  labelled: LabelledSet,
+  *,
+  classes_per_draw: int = 100,
+  draws: int = 20,
+  seed: int = 0,
+  examples: int = 24,
+  confusions: int = 12,
+) -> Result:
+  """Scores a labelled set without training on it.
+
+  Args:
+    model: embeds images and prompts.
+    labelled: images are read a batch at a time; only embeddings are kept.
+    classes_per_draw: adds the mean of `accuracy_of_draws` as "acc1_of_<n>" where at least twice as many classes have
+      images; 0 for never.
+    draws: how many draws.
+    seed: of the draws and of the choice of examples.
+    examples: how many images to keep with their predictions, half of them right where there are enough.
+    confusions: how many confusions to keep.
+
+  Returns:
+    acc1, acc5 (absent under 5 classes), mean_per_class_recall (balanced accuracy) and perhaps acc1_of_100.
+  """
+  if not len(labelled.images):
+    raise ValueError(f"{labelled.name} has no images to evaluate on")
+  weights = classifier(model, labelled.classes, labelled.templates)
+  image = model.encode_image(labelled.images)
+  shown = min(SHOWN_PREDICTIONS, len(labelled.classes))
+  best, probability = predict(image, weights, logit_scale=model.logit_scale, k=shown)
+  hit = best == labelled.labels[:, None]
+  metrics = {"acc1": float(np.mean(hit[:, 0]))}
+  if shown == 5:
+    metrics["acc5"] = float(np.mean(hit.any(axis=1)))
+  metrics["mean_per_class_recall"] = balanced_accuracy(best[:, 0], labelled.labels)
+  if classes_per_draw and len(np.unique(labelled.labels)) >= 2 * classes_per_draw:
+    accuracies = accuracy_of_draws(
+      image, weights, labelled.labels, classes_per_draw=classes_per_draw, draws=draws, seed=seed
+    )
+    metrics[f"acc1_of_{classes_per_draw}"] = float(np.mean(accuracies))
+  return Result(
+    dataset=labelled.name,
+    task="zeroshot_classification",
+    metrics=metrics,
+    language=labelled.language,
+    sizes={"images": len(labelled.images), "classes": len(labelled.classes)},
+    guesses=_some_guesses(labelled, best, probability, count=examples, seed=seed),
+    confusions=_worst_confusions(labelled, best[:, 0], probability[:, 0], count=confusions),
+  )
+
+
+def _some_guesses(labelled: LabelledSet, best, probability, *, count: int, seed: int) -> tuple[Guess, ...]:
+  order = np.random.default_rng(seed).permutation(len(best))
+  if labelled.groups is not None:
+    _, first = np.unique(labelled.groups[order], return_index=True)
+    order = order[np.sort(first)]
+  right = best[order, 0] == labelled.labels[order]
+  # Half and half, and where one kind runs short the other fills up; in the random order.
+  wrong_kept = max(min(math.ceil(count / 2), np.sum(~right)), count - np.sum(right))
+  rank = np.where(right, np.cumsum(right), np.cumsum(~right))
+  chosen = order[np.where(right, rank <= count - wrong_kept, rank <= wrong_kept)]
+  return tuple(
+    Guess(
+      image=thumbnail(labelled.images[int(row)]),
+      truth=labelled.classes[labelled.labels[row]],
+      predictions=tuple((labelled.classes[c], float(p)) for c, p in zip(best[row], probability[row], strict=True)),
+      correct=bool(best[row, 0] == labelled.labels[row]),
+    )
+    for row in chosen
+  )
+
+
+def _worst_confusions(labelled: LabelledSet, predicted, probability, *, count: int) -> tuple[Confusion, ...]:
+  wrong = np.flatnonzero(predicted != labelled.labels)
+  if not len(wrong):
+    return ()
+  pairs, position, counts = np.unique(
+    np.stack([labelled.labels[wrong], predicted[wrong]], axis=1), axis=0, return_inverse=True, return_counts=True
+  )
+  # The most confident image of each pair is the first met in this order.
+  by_confidence = np.argsort(-probability[wrong], kind="stable")
+  _, first = np.unique(position[by_confidence], return_index=True)
+  speaker = wrong[by_confidence[first]]
+  worst = np.lexsort((-probability[speaker], -counts))[:count]
+  found = []
+  for pair in worst:
+    truth, taken_for = pairs[pair]
+    others = np.flatnonzero(labelled.labels == taken_for)
+    found.append(
+      Confusion(
+        truth=labelled.classes[truth],
+        predicted=labelled.classes[taken_for],
+        image=thumbnail(labelled.images[int(speaker[pair])]),
+        predicted_image=thumbnail(labelled.images[int(others[0])]) if len(others) else None,
+        count=int(counts[pair]),
+        probability=float(probability[speaker[pair]]),
+      )
+    )
+  return tuple(found)

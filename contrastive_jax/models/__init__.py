@@ -1,0 +1,1 @@
+"""Dual encoders: two transformer towers into one embedding space."""

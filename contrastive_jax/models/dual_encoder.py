@@ -1,0 +1,100 @@
+"""The dual encoder, and its parameters as a pure tree: shapes, logical axes, initial values."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from contrastive_jax.batch import ImageBatch
+from contrastive_jax.models.layers import ParameterMaker, constant, l2_normalize
+from contrastive_jax.models.presets import DualEncoderConfig
+from contrastive_jax.models.text import TextTower
+from contrastive_jax.models.vision import VisionTower
+
+
+class DualEncoder(nnx.Module):
+  """An image and a text tower into one space of unit vectors, with the scale and bias of their logits."""
+
+  def __init__(self, config: DualEncoderConfig, *, rngs: nnx.Rngs):
+    make = ParameterMaker(rngs)
+    self.config = config
+    self.image = VisionTower(config.vision, config.embed_dim, dtype=config.dtype, make=make)
+    self.text = TextTower(config.text, config.embed_dim, dtype=config.dtype, make=make)
+    self.log_logit_scale = make((), constant(config.init_logit_scale), ())
+    bias = config.init_logit_bias
+    self.logit_bias = None if bias is None else make((), constant(bias), ())
+
+  def encode_image(self, image: ImageBatch, *, key: Key[Array, ""] | None = None) -> Float[Array, "pairs dim"]:
+    """Embeds images.
+
+    Args:
+      image: patches; packed when it has segments and slots, else a row is an image.
+      key: of dropout and drop path; None is deterministic.
+
+    Returns:
+      L2-normalised float32 embeddings; zero where the tower's output is zero.
+    """
+    return l2_normalize(self.image(image, key=key))
+
+  def encode_text(
+    self,
+    tokens: Int[Array, "pairs length"],
+    mask: Bool[Array, "pairs length"],
+    *,
+    key: Key[Array, ""] | None = None,
+  ) -> Float[Array, "pairs dim"]:
+    """Embeds captions.
+
+    Args:
+      tokens: padded at the end.
+      mask: True on real tokens.
+      key: of dropout and drop path; None is deterministic.
+
+    Returns:
+      L2-normalised float32 embeddings; zero where the tower's output is zero.
+    """
+    return l2_normalize(self.text(tokens, mask, key=key))
+
+
+@functools.cache
+def _abstract_state(config: DualEncoderConfig) -> tuple[Any, Any]:
+  return nnx.split(nnx.eval_shape(lambda: DualEncoder(config, rngs=nnx.Rngs(params=0))))
+
+
+def abstract(config: DualEncoderConfig) -> tuple[Any, dict[str, Any]]:
+  """The graph definition of the modules and the shapes of their parameters, without allocating any.
+
+  Returns:
+    The NNX graph definition and a nested dict of `jax.ShapeDtypeStruct`.
+  """
+  graphdef, state = _abstract_state(config)
+  return graphdef, nnx.to_pure_dict(state)
+
+
+def init(config: DualEncoderConfig, key: Key[Array, ""]) -> dict[str, Any]:
+  """Initial parameters, a nested dict of float32 arrays; runs under `jax.jit` with any out_shardings."""
+  return nnx.to_pure_dict(nnx.state(DualEncoder(config, rngs=nnx.Rngs(params=key))))
+
+
+def merge(graphdef: Any, params: dict[str, Any]) -> DualEncoder:
+  """The modules with these parameters, to be used inside `jax.jit`."""
+  return nnx.merge(graphdef, params)
+
+
+def is_stacked(path: Sequence[str]) -> bool:
+  """Whether the parameter at `path` has a leading axis over depth."""
+  return "blocks" in path
+
+
+def logical_axes(config: DualEncoderConfig) -> dict[str, Any]:
+  """Logical axis names of every parameter.
+
+  Returns:
+    A nested dict like that of `abstract`, with a tuple of one name a dimension for a leaf: "layers" (depth), "embed"
+    (model width), "mlp", "heads" (all features of all heads), "vocab", or None for what is replicated.
+  """
+  _, state = _abstract_state(config)
+  leaves = {path: variable.get_metadata("logical_axes") for path, variable in nnx.to_flat_state(state)}
+  return nnx.traversals.unflatten_mapping(leaves)

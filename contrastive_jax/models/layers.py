@@ -1,0 +1,195 @@
+"""Layers of both towers: linear maps, norms, MLPs, regularisers. Parameters are float32, norms compute in float32."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from contrastive_jax.models.presets import TextConfig, TransformerConfig, VisionConfig
+
+Initializer = Callable[[nnx.Rngs, tuple[int, ...]], Array]
+Axes = tuple[str | None, ...]
+
+
+def constant(value: float) -> Initializer:
+  """Every entry equal to `value`."""
+  return lambda rngs, shape: jnp.full(shape, value, jnp.float32)
+
+
+def normal(std: float) -> Initializer:
+  """Independent normal entries."""
+  return lambda rngs, shape: std * jax.random.normal(rngs.params(), shape, jnp.float32)
+
+
+def xavier_uniform(fan_in: int, fan_out: int) -> Initializer:
+  """Uniform entries of variance 2 / (fan_in + fan_out). Fused kernels pass the fans of one of their parts."""
+  bound = math.sqrt(6 / (fan_in + fan_out))
+  return lambda rngs, shape: jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound)
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterMaker:
+  """Makes the float32 parameters of a module, or of `depth` equal modules stacked along a leading axis.
+
+  A stack is drawn at once, which compiles faster than `vmap` over the modules' keys.
+  """
+
+  rngs: nnx.Rngs
+  depth: int | None = None
+
+  def __call__(self, shape: tuple[int, ...], init: Initializer, axes: Axes) -> nnx.Param:
+    """A parameter that knows the logical names of its axes (see `dual_encoder.logical_axes`)."""
+    if self.depth is None:
+      return nnx.Param(init(self.rngs, shape), logical_axes=axes)
+    return nnx.Param(init(self.rngs, (self.depth, *shape)), logical_axes=("layers", *axes))
+
+
+class Linear(nnx.Module):
+  """`x @ kernel + bias` in the compute dtype."""
+
+  def __init__(
+    self,
+    features_in: int,
+    features_out: int,
+    *,
+    init: Initializer,
+    axes: Axes,
+    dtype: str,
+    use_bias: bool = True,
+    make: ParameterMaker,
+  ):
+    self.kernel = make((features_in, features_out), init, axes)
+    # A bias along the model width is small: replicated.
+    bias_axis = None if axes[1] == "embed" else axes[1]
+    self.bias = make((features_out,), constant(0.0), (bias_axis,)) if use_bias else None
+    self.dtype = dtype
+
+  def __call__(self, x: Float[Array, "... features_in"]) -> Float[Array, "... features_out"]:
+    y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+    return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+def make_projection(
+  config: VisionConfig | TextConfig, embed_dim: int, *, dtype: str, make: ParameterMaker
+) -> Linear | None:
+  """The map from a tower's width to the shared space, when it has one."""
+  if not config.projection:
+    return None
+  width = config.transformer.width
+  return Linear(
+    width,
+    embed_dim,
+    init=normal(width**-0.5),
+    axes=("embed", None),
+    use_bias=config.projection_bias,
+    dtype=dtype,
+    make=make,
+  )
+
+
+class Norm(nnx.Module):
+  """LayerNorm or RMSNorm over the last axis, computed in float32 and returned in the dtype of its input."""
+
+  def __init__(self, features: int, *, kind: str, eps: float, make: ParameterMaker):
+    self.scale = make((features,), constant(1.0), (None,))
+    self.bias = make((features,), constant(0.0), (None,)) if kind == "layernorm" else None
+    self.eps = eps
+
+  def __call__(self, x: Float[Array, "... features"]) -> Float[Array, "... features"]:
+    y = x.astype(jnp.float32)
+    if self.bias is not None:
+      y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps) * self.scale[...]
+    return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
+
+
+class LayerScale(nnx.Module):
+  """A learned factor for each feature of a residual branch."""
+
+  def __init__(self, features: int, value: float, *, make: ParameterMaker):
+    self.scale = make((features,), constant(value), (None,))
+
+  def __call__(self, x: Float[Array, "... features"]) -> Float[Array, "... features"]:
+    return x * self.scale[...].astype(x.dtype)
+
+
+def _quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+  return x * jax.nn.sigmoid(1.702 * x)
+
+
+def _gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+  return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
+  return jax.nn.gelu(x, approximate=True)
+
+
+# "swiglu" is silu on the gate.
+ACTIVATIONS = {"gelu": _gelu, "gelu_tanh": _gelu_tanh, "quick_gelu": _quick_gelu, "swiglu": jax.nn.silu}
+
+
+def kernel_init(config: TransformerConfig, fan_in: int, fan_out: int, *, role: str) -> Initializer:
+  """Initial values of a block's kernel.
+
+  Args:
+    config: `init` chooses the scheme.
+    fan_in: input features.
+    fan_out: output features of one part of a fused kernel.
+    role: "attention" (queries, keys, values), "mlp" (into the MLP) or "residual" (out of either branch).
+
+  "clip" follows CLIP's released code: standard deviations of width^-0.5, (2 width)^-0.5 and, into the residual stream,
+  (2 depth width)^-0.5. "xavier" follows big_vision.
+  """
+  if config.init == "xavier":
+    return xavier_uniform(fan_in, fan_out)
+  std = {
+    "attention": config.width**-0.5,
+    "mlp": (2 * config.width) ** -0.5,
+    "residual": config.width**-0.5 * (2 * config.depth) ** -0.5,
+  }
+  return normal(std[role])
+
+
+class Mlp(nnx.Module):
+  """Two linear maps with an activation between, or their gated form `down(norm(silu(gate x) * up x))`."""
+
+  def __init__(self, config: TransformerConfig, *, dtype: str, make: ParameterMaker):
+    width, inner = config.width, config.mlp_dim
+    into = kernel_init(config, width, inner, role="mlp")
+    self.up = Linear(width, inner, init=into, axes=("embed", "mlp"), dtype=dtype, make=make)
+    gated = config.activation == "swiglu"
+    self.gate = Linear(width, inner, init=into, axes=("embed", "mlp"), dtype=dtype, make=make) if gated else None
+    self.norm = Norm(inner, kind=config.norm, eps=config.norm_eps, make=make) if config.mlp_norm else None
+    out = kernel_init(config, inner, width, role="residual")
+    self.down = Linear(inner, width, init=out, axes=("mlp", "embed"), dtype=dtype, make=make)
+    self.activation = config.activation
+
+  def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+    activation = ACTIVATIONS[self.activation]
+    inner = activation(self.up(x)) if self.gate is None else activation(self.gate(x)) * self.up(x)
+    return self.down(inner if self.norm is None else self.norm(inner))
+
+
+def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""]) -> Float[Array, "..."]:
+  """Zeroes a share `rate` of the entries and scales the others so that the expectation stays."""
+  kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+  return jnp.where(kept, x / (1 - rate), 0)
+
+
+def drop_path(
+  x: Float[Array, "rows length width"], rate: Float[Array, ""], key: Key[Array, ""]
+) -> Float[Array, "rows length width"]:
+  """Skips a residual branch for a share `rate` of the rows (stochastic depth, arXiv 1603.09382), same expectation."""
+  kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0], 1, 1))
+  return x * (kept / (1 - rate)).astype(x.dtype)
+
+
+def l2_normalize(x: Float[Array, "... dim"]) -> Float[Array, "... dim"]:
+  """Unit vectors in float32; a zero vector stays zero and has a finite gradient (norms below 1e-6 count as 1e-6)."""
+  x = x.astype(jnp.float32)
+  return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-12))

@@ -1,0 +1,369 @@
+"""Model configurations: what a dual encoder is made of, the published sizes, and overriding them."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from contrastive_jax.errors import UserError, nearest
+
+_TRANSFORMER_CHOICES = {
+  "norm": ("layernorm", "rmsnorm"),
+  "activation": ("gelu", "gelu_tanh", "quick_gelu", "swiglu"),
+  "qk_norm": (None, "head", "full"),
+  "rope": (None, "2d"),
+  "remat": ("full", "dots", "none"),
+  "init": ("clip", "xavier"),
+}
+_VISION_CHOICES = {"pool": ("cls", "mean", "map"), "position": ("learned", "sincos2d", "none")}
+_TEXT_CHOICES = {"pool": ("eos", "last", "mean", "map", "cls"), "position": ("learned", "none")}
+
+
+def _check_choices(where: str, config: Any, choices: Mapping[str, tuple]) -> None:
+  for name, options in choices.items():
+    value = getattr(config, name)
+    if value not in options:
+      known = ", ".join(str(option) for option in options)
+      raise UserError(f"{where}.{name}='{value}' is unknown{nearest(value, options)}: choose one of {known}")
+
+
+def _check_positive(where: str, config: Any, *names: str) -> None:
+  for name in names:
+    if getattr(config, name) < 1:
+      raise UserError(f"{where}.{name}={getattr(config, name)} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+  """A stack of pre-norm blocks, for either tower.
+
+  Attributes:
+    width: features of a token.
+    depth: number of blocks.
+    heads: attention heads; divides `width`.
+    mlp_dim: inner features of the MLP (of each branch of "swiglu").
+    norm: "layernorm" or "rmsnorm", computed in float32.
+    norm_eps: added to the variance or mean square.
+    activation: "gelu" (exact), "gelu_tanh" (SigLIP), "quick_gelu" (CLIP) or the gated "swiglu" (UniViTAR).
+    qk_norm: RMSNorm of queries and keys: "head" over each head, before the rotary embedding; "full" over all heads
+      together, after it (UniViTAR).
+    qkv_bias: bias of the query, key and value projections.
+    mlp_norm: norm of the MLP's inner features before its last projection (UniViTAR).
+    layer_scale: initial value of the learned per-feature scale of each branch; None has none.
+    drop_path: share of rows for which the last block's branches are skipped in training; earlier blocks linearly less.
+    dropout: share of features dropped after each branch in training.
+    causal: a token sees only itself and earlier ones.
+    rope: "2d" rotates queries and keys by the patch coordinates.
+    remat: what the backward pass recomputes: "full" all of a block, "dots" all but its matrix products, "none" nothing.
+    scan_unroll: blocks per iteration of the loop over depth; faster on CPU, slower to compile.
+    init: "clip" (normal; residual branches scaled by depth) or "xavier" (big_vision, SigLIP).
+  """
+
+  width: int
+  depth: int
+  heads: int
+  mlp_dim: int
+  norm: str = "layernorm"
+  norm_eps: float = 1e-6
+  activation: str = "gelu"
+  qk_norm: str | None = None
+  qkv_bias: bool = True
+  mlp_norm: bool = False
+  layer_scale: float | None = None
+  drop_path: float = 0.0
+  dropout: float = 0.0
+  causal: bool = False
+  rope: str | None = None
+  remat: str = "full"
+  scan_unroll: int = 1
+  init: str = "xavier"
+
+  def __post_init__(self):
+    _check_choices("transformer", self, _TRANSFORMER_CHOICES)
+    _check_positive("transformer", self, "width", "depth", "heads", "mlp_dim", "scan_unroll")
+    if self.width % self.heads:
+      raise UserError(f"transformer.heads={self.heads} must divide transformer.width={self.width}")
+    if self.rope and self.head_dim % 4:
+      raise UserError(
+        f"transformer.rope='2d' needs features per head divisible by 4, got {self.width}/{self.heads}={self.head_dim}:"
+        " change transformer.heads"
+      )
+    for name in ("drop_path", "dropout"):
+      if not 0 <= getattr(self, name) < 1:
+        raise UserError(f"transformer.{name}={getattr(self, name)} must lie in [0, 1)")
+
+  @property
+  def head_dim(self) -> int:
+    """Features of one attention head."""
+    return self.width // self.heads
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+  """The image tower.
+
+  Attributes:
+    transformer: its blocks.
+    image_size: side in pixels of a fixed-resolution image.
+    patch_size: side in pixels of a patch; what is left over at the right and bottom is not seen.
+    channels: of a pixel.
+    pool: "cls", "mean" of the patches, or "map", attention with a learned query (SigLIP).
+    position: "learned" table, resampled to other grids; "sincos2d"; or "none" (with `transformer.rope`).
+    class_token: prepend a learned token; needed by pool "cls".
+    pre_norm: norm before the blocks (CLIP).
+    post_norm: norm after the blocks.
+    patch_bias: bias of the patch embedding.
+    projection: linear map to `embed_dim`; without it the width must be `embed_dim`.
+    projection_bias: bias of that map.
+    mean: per channel, of pixels in [0, 1].
+    std: per channel, of pixels in [0, 1].
+  """
+
+  transformer: TransformerConfig
+  image_size: int
+  patch_size: int
+  channels: int = 3
+  pool: str = "map"
+  position: str = "learned"
+  class_token: bool = False
+  pre_norm: bool = False
+  post_norm: bool = True
+  patch_bias: bool = True
+  projection: bool = False
+  projection_bias: bool = False
+  mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+  std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+  def __post_init__(self):
+    _check_choices("vision", self, _VISION_CHOICES)
+    _check_positive("vision", self, "image_size", "patch_size", "channels")
+    if self.image_size < self.patch_size:
+      raise UserError(f"vision.image_size={self.image_size} must be at least vision.patch_size={self.patch_size}")
+    if self.pool == "cls" and not self.class_token:
+      raise UserError("vision.pool='cls' needs vision.class_token=True")
+    if self.position == "sincos2d" and (self.transformer.width % 4 or self.transformer.width < 8):
+      raise UserError(
+        f"vision.position='sincos2d' needs vision.transformer.width to be a multiple of 4 from 8 on,"
+        f" got {self.transformer.width}"
+      )
+    for name in ("mean", "std"):
+      if len(getattr(self, name)) != self.channels:
+        raise UserError(
+          f"vision.{name}={getattr(self, name)} must have vision.channels={self.channels} values, one a channel"
+        )
+
+  @property
+  def grid(self) -> int:
+    """Patches along one side of a fixed-resolution image."""
+    return self.image_size // self.patch_size
+
+  @property
+  def patch_dim(self) -> int:
+    """Bytes of a patch."""
+    return self.patch_size**2 * self.channels
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+  """The text tower.
+
+  Attributes:
+    transformer: its blocks.
+    vocab_size: tokens.
+    length: longest caption in tokens.
+    pool: "eos", the last real token (CLIP); "last" position, padded or not (SigLIP); "mean" of the real tokens; "map",
+      attention with a learned query; "cls", the first token.
+    position: "learned" or "none".
+    attend_padding: padding is seen like any token (SigLIP). Irrelevant to causal towers: padding comes last.
+    projection: linear map to `embed_dim`; without it the width must be `embed_dim`.
+    projection_bias: bias of that map.
+  """
+
+  transformer: TransformerConfig
+  vocab_size: int
+  length: int
+  pool: str = "eos"
+  position: str = "learned"
+  attend_padding: bool = False
+  projection: bool = True
+  projection_bias: bool = False
+
+  def __post_init__(self):
+    _check_choices("text", self, _TEXT_CHOICES)
+    _check_positive("text", self, "vocab_size", "length")
+    if self.transformer.rope:
+      raise UserError("text.transformer.rope='2d' has no meaning for text: set it to None")
+
+
+@dataclasses.dataclass(frozen=True)
+class DualEncoderConfig:
+  """An image and a text tower that share an embedding space.
+
+  Attributes:
+    vision: the image tower.
+    text: the text tower.
+    embed_dim: features of the shared space.
+    init_logit_scale: initial logarithm of the logit scale.
+    init_logit_bias: initial logit bias (sigmoid loss); None has none.
+    dtype: of matrix products and activations, "float32" or "bfloat16". Parameters are float32.
+  """
+
+  vision: VisionConfig
+  text: TextConfig
+  embed_dim: int
+  init_logit_scale: float = float(np.log(1 / 0.07))
+  init_logit_bias: float | None = None
+  dtype: str = "float32"
+
+  def __post_init__(self):
+    _check_choices("model", self, {"dtype": ("float32", "bfloat16")})
+    _check_positive("model", self, "embed_dim")
+    for name, tower in (("vision", self.vision), ("text", self.text)):
+      if not tower.projection and tower.transformer.width != self.embed_dim:
+        raise UserError(
+          f"{name}.projection=False needs {name}.transformer.width={tower.transformer.width} to equal"
+          f" embed_dim={self.embed_dim}"
+        )
+
+
+class Size(typing.NamedTuple):
+  """Shape of a transformer."""
+
+  width: int
+  depth: int
+  heads: int
+  mlp_dim: int
+
+
+# Vision transformers: Table 2 of Scaling Vision Transformers (arXiv 2106.04560); So400m: arXiv 2305.13035.
+SIZES = {
+  "Ti": Size(192, 12, 3, 768),
+  "S": Size(384, 12, 6, 1536),
+  "B": Size(768, 12, 12, 3072),
+  "L": Size(1024, 24, 16, 4096),
+  "So400m": Size(1152, 27, 16, 4304),
+  "H": Size(1280, 32, 16, 5120),
+  "g": Size(1408, 40, 16, 6144),
+}
+
+# Text towers and embedding widths that CLIP (B, L) and open_clip (S, H, g) pair with them; Ti and So400m are ours.
+_CLIP_TEXT = {
+  "Ti": (Size(192, 12, 3, 768), 192),
+  "S": (Size(384, 12, 6, 1536), 384),
+  "B": (Size(512, 12, 8, 2048), 512),
+  "L": (Size(768, 12, 12, 3072), 768),
+  "So400m": (Size(1024, 24, 16, 4096), 1024),
+  "H": (Size(1024, 24, 16, 4096), 1024),
+  "g": (Size(1024, 24, 16, 4096), 1024),
+}
+
+
+def _clip(size: str, patch_size: int, image_size: int = 224) -> DualEncoderConfig:
+  """CLIP (arXiv 2103.00020) as OpenAI released it."""
+  shared = {"norm_eps": 1e-5, "activation": "quick_gelu", "init": "clip"}
+  text_size, embed_dim = _CLIP_TEXT[size]
+  return DualEncoderConfig(
+    vision=VisionConfig(
+      TransformerConfig(*SIZES[size], **shared),
+      image_size,
+      patch_size,
+      pool="cls",
+      class_token=True,
+      pre_norm=True,
+      patch_bias=False,
+      projection=True,
+      mean=(0.48145466, 0.4578275, 0.40821073),
+      std=(0.26862954, 0.26130258, 0.27577711),
+    ),
+    text=TextConfig(TransformerConfig(*text_size, causal=True, **shared), vocab_size=49408, length=77),
+    embed_dim=embed_dim,
+  )
+
+
+def _siglip(size: str, patch_size: int, image_size: int = 224) -> DualEncoderConfig:
+  """SigLIP (arXiv 2303.15343) as in `transformers`; the text tower of g is So400m, as in SigLIP 2."""
+  text_size = "So400m" if size == "g" else size
+  return DualEncoderConfig(
+    vision=VisionConfig(TransformerConfig(*SIZES[size], activation="gelu_tanh"), image_size, patch_size),
+    text=TextConfig(
+      TransformerConfig(*SIZES[text_size], activation="gelu_tanh"),
+      vocab_size=32000,
+      length=64,
+      pool="last",
+      attend_padding=True,
+      projection_bias=True,
+    ),
+    embed_dim=SIZES[size].width,
+    init_logit_scale=float(np.log(10.0)),
+    init_logit_bias=-10.0,
+  )
+
+
+PRESETS: dict[str, DualEncoderConfig] = {
+  "clip_ti16": _clip("Ti", 16),
+  "clip_s16": _clip("S", 16),
+  "clip_b32": _clip("B", 32),
+  "clip_b16": _clip("B", 16),
+  "clip_l14": _clip("L", 14),
+  "clip_so400m14": _clip("So400m", 14),
+  "clip_h14": _clip("H", 14),
+  "clip_g14": _clip("g", 14),
+  "siglip_ti16": _siglip("Ti", 16),
+  "siglip_s16": _siglip("S", 16),
+  "siglip_b16": _siglip("B", 16),
+  "siglip_l16": _siglip("L", 16),
+  "siglip_so400m14": _siglip("So400m", 14),
+  "siglip_so400m14_384": _siglip("So400m", 14, 384),
+  "siglip_h14": _siglip("H", 14),
+  "siglip_g16": _siglip("g", 16),
+}
+
+
+def resolve(preset: str, overrides: Mapping[str, Any] | None = None) -> DualEncoderConfig:
+  """A preset with some of its fields replaced.
+
+  Nothing is derived from an override: a narrower tower usually wants other `heads` and `mlp_dim` too.
+
+  Args:
+    preset: a name in `PRESETS`.
+    overrides: nested like the configuration: `{"vision": {"transformer": {"depth": 4}}, "embed_dim": 128}`.
+
+  Raises:
+    UserError: for an unknown preset or field, a value of the wrong type, or fields that contradict each other.
+  """
+  if preset not in PRESETS:
+    raise UserError(f"model.preset='{preset}' is unknown{nearest(preset, PRESETS)}: choose one of {', '.join(PRESETS)}")
+  return _override(PRESETS[preset], overrides or {}, "model")
+
+
+def _override(config: Any, overrides: Mapping[str, Any], where: str) -> Any:
+  fields = typing.get_type_hints(type(config))
+  values = {}
+  for name, value in overrides.items():
+    if name not in fields:
+      raise UserError(f"{where}.{name} is not a field{nearest(name, fields)}: {where} has {', '.join(fields)}")
+    if dataclasses.is_dataclass(fields[name]):
+      if not isinstance(value, Mapping):
+        raise UserError(f"{where}.{name}={value!r} must be a mapping of fields to override")
+      values[name] = _override(getattr(config, name), value, f"{where}.{name}")
+    else:
+      values[name] = _convert(value, fields[name], f"{where}.{name}")
+  return dataclasses.replace(config, **values)
+
+
+def _convert(value: Any, kind: Any, where: str) -> Any:
+  """`value` as a `kind`: an int will do for a float and a list for a tuple, nothing else is changed."""
+  if typing.get_origin(kind) is tuple:
+    if isinstance(value, list | tuple) and all(isinstance(item, int | float) for item in value):
+      return tuple(float(item) for item in value)
+    raise UserError(f"{where}={value!r} must be a list of numbers")
+  options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+  if float in options and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if type(value) in options:
+    return value
+  expected = " or ".join("None" if option is types.NoneType else option.__name__ for option in options)
+  raise UserError(f"{where}={value!r} must be of type {expected}")

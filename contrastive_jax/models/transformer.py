@@ -1,0 +1,99 @@
+"""The transformer of both towers: blocks with stacked parameters, run by one loop over depth."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Key
+
+from contrastive_jax.models.attention import SelfAttention
+from contrastive_jax.models.layers import LayerScale, Mlp, Norm, ParameterMaker, drop_path, dropout
+from contrastive_jax.models.presets import TransformerConfig
+
+_POLICIES = {
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Block(nnx.Module):
+  """Pre-norm attention and MLP, each added to the residual stream."""
+
+  def __init__(self, config: TransformerConfig, *, dtype: str, make: ParameterMaker):
+    norm = functools.partial(Norm, config.width, kind=config.norm, eps=config.norm_eps, make=make)
+    self.config = config
+    self.norm1, self.norm2 = norm(), norm()
+    self.attention = SelfAttention(config, dtype=dtype, make=make)
+    self.mlp = Mlp(config, dtype=dtype, make=make)
+    scaled, value = config.layer_scale is not None, config.layer_scale
+    self.scale1 = LayerScale(config.width, value, make=make) if scaled else None
+    self.scale2 = LayerScale(config.width, value, make=make) if scaled else None
+
+  def __call__(
+    self,
+    x: Float[Array, "rows length width"],
+    *,
+    mask: Bool[Array, "rows #length length"] | None = None,
+    angles: Float[Array, "rows length half_head_dim"] | None = None,
+    key: Key[Array, ""] | None = None,
+    drop_rate: Float[Array, ""] | None = None,
+  ) -> Float[Array, "rows length width"]:
+    """Args: see `Transformer`; `drop_rate` is this block's drop path."""
+    keys = (None, None) if key is None else jax.random.split(key)
+    attended = self.attention(self.norm1(x), mask=mask, angles=angles)
+    x = x + self._branch(attended, self.scale1, keys[0], drop_rate)
+    return x + self._branch(self.mlp(self.norm2(x)), self.scale2, keys[1], drop_rate)
+
+  def _branch(self, x, scale, key, drop_rate):
+    if scale is not None:
+      x = scale(x)
+    if key is None:
+      return x
+    dropout_key, path_key = jax.random.split(key)
+    if self.config.dropout:
+      x = dropout(x, self.config.dropout, dropout_key)
+    return drop_path(x, drop_rate, path_key) if self.config.drop_path else x
+
+
+class Transformer(nnx.Module):
+  """`depth` blocks whose parameters are stacked along a leading axis."""
+
+  def __init__(self, config: TransformerConfig, *, dtype: str, make: ParameterMaker):
+    self.config = config
+    stacked = dataclasses.replace(make, depth=config.depth)
+    self.blocks = Block(config, dtype=dtype, make=stacked)
+
+  def __call__(
+    self,
+    x: Float[Array, "rows length width"],
+    *,
+    mask: Bool[Array, "rows #length length"] | None = None,
+    angles: Float[Array, "rows length half_head_dim"] | None = None,
+    key: Key[Array, ""] | None = None,
+  ) -> Float[Array, "rows length width"]:
+    """Runs the blocks.
+
+    Args:
+      x: tokens in the compute dtype.
+      mask: True where the query (second axis) sees the key (third axis); None lets all see all.
+      angles: rotary angles of each token, see `positions.rope_angles`.
+      key: of dropout and drop path; None is deterministic.
+    """
+    config = self.config
+    graphdef, stacked = nnx.split(self.blocks)
+    random = key is not None and (config.dropout > 0 or config.drop_path > 0)
+
+    def body(x, layer):
+      params, index, rate = layer
+      layer_key = jax.random.fold_in(key, index) if random else None
+      block = nnx.merge(graphdef, params)
+      return block(x, mask=mask, angles=angles, key=layer_key, drop_rate=rate), None
+
+    if config.remat != "none":
+      # Inside a loop nothing can be merged with the forward pass, so the costly barriers against it are not needed.
+      body = jax.checkpoint(body, policy=_POLICIES[config.remat], prevent_cse=False)
+    rates = jnp.linspace(0.0, config.drop_path, config.depth, dtype=jnp.float32)
+    layers = (nnx.to_pure_dict(stacked), jnp.arange(config.depth), rates)
+    return jax.lax.scan(body, x, layers, unroll=min(config.scan_unroll, config.depth))[0]

@@ -1,0 +1,81 @@
+"""What the processes of one job do together: start, agree to stop, and wait for each other."""
+
+import os
+import signal
+import threading
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from contrastive_jax.errors import UserError
+
+
+def initialize() -> None:
+  """Joins a job of several processes, when the environment describes one.
+
+  TPU pods, SLURM and Open MPI are recognised by JAX itself when `CJAX_MULTIHOST=1`. Anywhere else, set all of
+  `CJAX_COORDINATOR` (host:port), `CJAX_PROCESSES` and `CJAX_PROCESS` for each process.
+  """
+  names = ("CJAX_COORDINATOR", "CJAX_PROCESSES", "CJAX_PROCESS")
+  given = [name for name in names if name in os.environ]
+  if given and len(given) < len(names):
+    missing = ", ".join(name for name in names if name not in given)
+    raise UserError(f"{', '.join(given)} is set but {missing} is not: a job of several processes needs all three")
+  if given:
+    coordinator, count, index = (os.environ[name] for name in names)
+    jax.distributed.initialize(coordinator, num_processes=int(count), process_id=int(index))
+  elif os.environ.get("CJAX_MULTIHOST") == "1":
+    jax.distributed.initialize()
+
+
+def is_main() -> bool:
+  """Whether this process writes the files that exist once."""
+  return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+  """Waits until every process is here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+class StopRequest:
+  """Turns SIGINT and SIGTERM into a request to stop that every host sees at the same step.
+
+  Each step, `agree` starts a tiny all-reduce of the hosts' flags and returns the answer of the step before, so that no
+  host waits for a round trip. A second signal acts as if nothing had been installed.
+  """
+
+  def __init__(self, mesh: Mesh):
+    self._requested = threading.Event()
+    self._mesh = mesh
+    self._previous: dict[int, Any] = {}
+    self._pending: jax.Array | None = None
+    self._any = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+  def __enter__(self) -> "StopRequest":
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGINT, signal.SIGTERM):
+        self._previous[number] = signal.signal(number, self._on_signal)
+    return self
+
+  def __exit__(self, *_) -> None:
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+  def _on_signal(self, number: int, _frame) -> None:
+    self._requested.set()
+    signal.signal(number, self._previous[number])
+
+  def agree(self) -> bool:
+    """Whether any host has been asked to stop; the same answer on every host."""
+    if jax.process_count() == 1:
+      return self._requested.is_set()
+    sharding = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
+    flag = np.full(jax.local_device_count(), self._requested.is_set(), np.int32)
+    pending, self._pending = self._pending, self._any(jax.make_array_from_process_local_data(sharding, flag))
+    return pending is not None and bool(pending)

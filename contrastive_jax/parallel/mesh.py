@@ -1,0 +1,125 @@
+"""The device mesh: which axes exist, how large they are, and where arrays and parameters go on them."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from contrastive_jax.errors import UserError
+
+BATCH_AXES = ("data", "fsdp")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSpec:
+  """Sizes of the mesh axes and the rules that place logical axes on them.
+
+  Attributes:
+    data: devices that hold copies of the parameters and different pairs. -1 takes the devices the other axes leave.
+    fsdp: devices that share one copy of the parameters and hold different pairs.
+    tensor: devices that share one layer's matrix products on the same pairs.
+    rules: logical axis of a parameter -> mesh axis; an axis that is not listed is replicated.
+  """
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+  rules: tuple[tuple[str, str], ...] = (("embed", "fsdp"), ("mlp", "tensor"), ("heads", "tensor"), ("vocab", "tensor"))
+
+  def sizes(self, device_count: int) -> tuple[int, int, int]:
+    """Axis sizes with -1 filled in.
+
+    Raises:
+      UserError: if the sizes do not multiply to `device_count`.
+    """
+    sizes = (self.data, self.fsdp, self.tensor)
+    named = f"mesh.data={self.data}, mesh.fsdp={self.fsdp}, mesh.tensor={self.tensor}"
+    if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+      raise UserError(f"{named}: every mesh axis is a positive number of devices, and at most one is -1 (the rest)")
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and device_count % known == 0:
+      return tuple(device_count // known if size == -1 else size for size in sizes)
+    if known != device_count or -1 in sizes:
+      raise UserError(f"{named} does not fit {device_count} devices: choose axes whose product is {device_count}")
+    return sizes
+
+  def make(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over `devices` (default: all), with axes that the partitioner is free to use."""
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = self.sizes(len(devices))
+    return jax.make_mesh(sizes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The same array on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Leading axis split over all devices that hold different pairs."""
+  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+  """Number of shards that the leading axis of a batch is split into."""
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def parameter_shardings(mesh: Mesh, spec: MeshSpec, abstract: Any, logical_axes: Any) -> Any:
+  """A `NamedSharding` for every parameter.
+
+  An axis whose length the mesh axis does not divide is replicated: odd vocabularies and class counts train on any mesh.
+
+  Args:
+    mesh: the mesh.
+    spec: holds the rules.
+    abstract: nested dict of arrays or `jax.ShapeDtypeStruct`.
+    logical_axes: nested dict of the same structure; each leaf a tuple of one logical axis name or None a dimension.
+  """
+  rules = dict(spec.rules)
+
+  def place(leaf, axes):
+    taken: set[str] = set()
+    placed = []
+    for length, axis in zip(leaf.shape, axes, strict=True):
+      target = rules.get(axis)
+      fits = target is not None and target not in taken and length % mesh.shape[target] == 0
+      placed.append(target if fits else None)
+      taken.add(target)
+    return NamedSharding(mesh, PartitionSpec(*placed))
+
+  return jax.tree.map(place, abstract, logical_axes)
+
+
+def host_share(mesh: Mesh) -> tuple[int, int]:
+  """Which share of every batch this process loads, as (index, count): rows `[index, index + 1) * batch / count`.
+
+  Processes whose devices differ only along the tensor axis load the same rows.
+
+  Raises:
+    UserError: if the rows of this process are not one block.
+  """
+  shards = batch_shards(mesh)
+  slices = batch_sharding(mesh).addressable_devices_indices_map((shards,)).values()
+  rows = sorted({row for (piece,) in slices for row in range(*piece.indices(shards))})
+  count, remainder = divmod(shards, len(rows))
+  if remainder or rows[0] % len(rows) or rows[-1] - rows[0] + 1 != len(rows):
+    raise UserError(
+      f"mesh.data={mesh.shape['data']}, mesh.fsdp={mesh.shape['fsdp']} would give process {jax.process_index()} the"
+      f" batch shards {rows} of {shards}: choose mesh sizes that are multiples of the devices of one host"
+    )
+  return rows[0] // len(rows), count
+
+
+def put_batch(mesh: Mesh, batch: Any) -> Any:
+  """Moves this host's rows (a pytree of NumPy arrays) to its devices, as one global array for each leaf."""
+  sharding = batch_sharding(mesh)
+  _, count = host_share(mesh)
+
+  def put(rows):
+    return jax.make_array_from_process_local_data(sharding, rows, (rows.shape[0] * count, *rows.shape[1:]))
+
+  return jax.tree.map(put, batch)

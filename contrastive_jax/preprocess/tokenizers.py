@@ -1,0 +1,254 @@
+"""Captions to padded token ids: byte-level BPE trained on the run's captions, `tokenizer.json`, SentencePiece, CLIP's BPE."""
+
+import abc
+import functools
+import gzip
+import hashlib
+import html
+import itertools
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import sentencepiece
+import tokenizers
+from jaxtyping import Bool, Int
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from contrastive_jax.errors import UserError, nearest
+
+PAD, EOS = "<pad>", "<eos>"
+_KIND_FILE = "tokenizer_kind.json"
+_CLIP_MERGES = 49152 - 256 - 2
+_CLIP_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+
+
+class Tokenizer(abc.ABC):
+  """Encodes captions to a fixed length. Instances can be pickled and used from several threads.
+
+  Attributes:
+    vocab_size: ids are below it.
+    pad_id: fills what a caption leaves.
+    fingerprint: SHA-256 of what defines the ids; a checkpoint keeps it.
+  """
+
+  vocab_size: int
+  pad_id: int
+  fingerprint: str
+
+  def __call__(self, texts: Sequence[str], length: int) -> tuple[Int[np.ndarray, "n length"], Bool[np.ndarray, "n length"]]:
+    """Encodes, truncates and pads.
+
+    Args:
+      texts: captions.
+      length: tokens a caption. What is longer loses its end, but keeps its end-of-text token.
+
+    Returns:
+      int32 ids and the mask of those that are not padding.
+    """
+    if isinstance(texts, str):
+      raise ValueError("texts is a sequence of captions, got one string")
+    tokens = np.full((len(texts), length), self.pad_id, np.int32)
+    mask = np.zeros((len(texts), length), bool)
+    for row, ids in enumerate(self._encode(list(texts), length)):
+      tokens[row, : len(ids)] = ids
+      mask[row, : len(ids)] = True
+    return tokens, mask
+
+  def save(self, directory: str | os.PathLike) -> None:
+    """Writes what `load` needs to rebuild this tokenizer."""
+    folder = pathlib.Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    kind, name, content, options = self._definition()
+    (folder / name).write_bytes(content)
+    (folder / _KIND_FILE).write_text(json.dumps({"kind": kind, "file": name, "options": options}) + "\n")
+
+  @abc.abstractmethod
+  def _encode(self, texts: list[str], length: int) -> Iterable[list[int]]:
+    """Ids of each text with special tokens, at most `length`."""
+
+  @abc.abstractmethod
+  def _definition(self) -> tuple[str, str, bytes, dict[str, Any]]:
+    """Kind, file name, content of the file, and options for the constructor."""
+
+  def _fingerprint(self) -> str:
+    kind, _, content, options = self._definition()
+    return hashlib.sha256(json.dumps([kind, options], sort_keys=True).encode() + b"\0" + content).hexdigest()
+
+
+class JsonTokenizer(Tokenizer):
+  """What a Hugging Face `tokenizer.json` defines, special tokens included."""
+
+  def __init__(self, content: bytes):
+    self._content = content
+    self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
+    padding = self._tokenizer.padding
+    self._tokenizer.no_padding()
+    self._tokenizer.no_truncation()
+    candidates = (padding or {}).get("pad_token"), PAD, "[PAD]", "<|pad|>"
+    ids = (self._tokenizer.token_to_id(token) for token in candidates if token)
+    self.pad_id = next((i for i in ids if i is not None), 0)
+    self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+    self.fingerprint = self._fingerprint()
+
+  def _encode(self, texts: list[str], length: int) -> Iterable[list[int]]:
+    room = length - self._tokenizer.num_special_tokens_to_add(is_pair=False)
+    if room < 0:
+      raise UserError(f"text_length is {length}, this tokenizer's special tokens alone need {length - room}")
+    for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False):
+      encoding.truncate(room)
+      yield self._tokenizer.post_process(encoding).ids
+
+  def _definition(self) -> tuple[str, str, bytes, dict[str, Any]]:
+    return "file", "tokenizer.json", self._content, {}
+
+
+class SentencePieceTokenizer(Tokenizer):
+  """A SentencePiece `.model`, with its end-of-text token appended and, where it has no padding id, used as padding.
+
+  Follows SigLIP's tokenisation (big_vision, `eos="sticky", pad_value=1`); SigLIP's captions are lower-cased.
+  """
+
+  def __init__(self, content: bytes, lowercase: bool = False):
+    self._content, self._lowercase = content, lowercase
+    self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+    self._eos = self._processor.eos_id()
+    if self._eos < 0:
+      raise UserError("the SentencePiece model has no end-of-text token, train it with an eos_id")
+    self.pad_id = self._processor.pad_id() if self._processor.pad_id() >= 0 else self._eos
+    self.vocab_size = self._processor.vocab_size()
+    self.fingerprint = self._fingerprint()
+
+  def _encode(self, texts: list[str], length: int) -> Iterable[list[int]]:
+    texts = [text.lower() for text in texts] if self._lowercase else texts
+    for ids in self._processor.encode(texts, out_type=int):
+      yield [*ids[: length - 1], self._eos]
+
+  def _definition(self) -> tuple[str, str, bytes, dict[str, Any]]:
+    return "sentencepiece", "sentencepiece.model", self._content, {"lowercase": self._lowercase}
+
+
+class ClipTokenizer(Tokenizer):
+  """OpenAI CLIP's lower-cased BPE from its merges file, with start and end tokens and padding by zeros.
+
+  Follows `simple_tokenizer.py` of openai/CLIP, except that ftfy's repair of wrongly decoded text is left out (its Unicode
+  normalisation to NFC is kept).
+  """
+
+  def __init__(self, content: bytes):
+    self._content = content
+    lines = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode("utf-8").split("\n")
+    merges = [tuple(line.split()) for line in lines[1 : _CLIP_MERGES + 1] if line.strip()]
+    if any(len(pair) != 2 for pair in merges):
+      raise UserError("the CLIP vocabulary file does not hold one pair of symbols a line")
+    alphabet = list(_byte_symbols().values())
+    symbols = [*alphabet, *(symbol + "</w>" for symbol in alphabet), *(a + b for a, b in merges)]
+    vocab = {symbol: i for i, symbol in enumerate([*symbols, "<|startoftext|>", "<|endoftext|>"])}
+    self._start, self._end = len(symbols), len(symbols) + 1
+    self.vocab_size, self.pad_id = len(symbols) + 2, 0
+    model = models.BPE(vocab=vocab, merges=merges, end_of_word_suffix="</w>", continuing_subword_prefix="")
+    self._tokenizer = tokenizers.Tokenizer(model)
+    split = pre_tokenizers.Split(tokenizers.Regex(_CLIP_PATTERN), behavior="removed", invert=True)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    self._tokenizer.normalizer = normalizers.NFC()
+    self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    # As in the original, the two markers are recognised in captions too.
+    self._tokenizer.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
+    self.fingerprint = self._fingerprint()
+
+  def _encode(self, texts: list[str], length: int) -> Iterable[list[int]]:
+    if length < 2:
+      raise UserError(f"text_length is {length}, the CLIP tokenizer needs room for its start and end tokens")
+    cleaned = [" ".join(html.unescape(html.unescape(text)).split()).lower() for text in texts]
+    for encoding in self._tokenizer.encode_batch(cleaned, add_special_tokens=False):
+      yield [self._start, *encoding.ids[: length - 2], self._end]
+
+  def _definition(self) -> tuple[str, str, bytes, dict[str, Any]]:
+    return "clip", "clip_vocabulary.txt.gz", self._content, {}
+
+
+# What a specification such as "clip:FILE" builds from the file.
+KINDS: dict[str, Callable[..., Tokenizer]] = {
+  "file": JsonTokenizer,
+  "sentencepiece": SentencePieceTokenizer,
+  "clip": ClipTokenizer,
+}
+
+
+def train_bpe(captions: Iterable[str], vocab_size: int, lowercase: bool = True) -> JsonTokenizer:
+  """Trains a byte-level BPE: no caption in any script has unknown tokens.
+
+  Args:
+    captions: what it is trained on.
+    vocab_size: at most so many ids; the 256 bytes, padding (0) and end of text (1) are among them.
+    lowercase: whether upper and lower case are the same.
+
+  Raises:
+    UserError: if the bytes alone need more ids.
+  """
+  if vocab_size < 258:
+    raise UserError(f"tokenizer.vocab_size is {vocab_size}, a byte-level BPE needs at least 258")
+  tokenizer = tokenizers.Tokenizer(models.BPE())
+  steps = [normalizers.NFC(), *([normalizers.Lowercase()] if lowercase else [])]
+  tokenizer.normalizer = normalizers.Sequence(steps)
+  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+  tokenizer.decoder = decoders.ByteLevel()
+  trainer = trainers.BpeTrainer(
+    vocab_size=vocab_size,
+    special_tokens=[PAD, EOS],
+    initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    show_progress=False,
+  )
+  tokenizer.train_from_iterator(captions, trainer)
+  # Captions that spell out a special token are plain text.
+  tokenizer.encode_special_tokens = True
+  tokenizer.post_processor = processors.TemplateProcessing(
+    single=f"$A {EOS}", special_tokens=[(EOS, tokenizer.token_to_id(EOS))]
+  )
+  return JsonTokenizer(tokenizer.to_str().encode())
+
+
+def load(spec: str | os.PathLike, **options: Any) -> Tokenizer:
+  """Loads a tokenizer.
+
+  Args:
+    spec: "file:tokenizer.json", "sentencepiece:FILE.model", "clip:bpe_simple_vocab_16e6.txt.gz", or a directory that
+      `Tokenizer.save` wrote.
+    **options: for the kind's constructor, such as `lowercase=True` for SentencePiece.
+
+  Raises:
+    UserError: if the kind is unknown, or the file is missing or unreadable.
+  """
+  text = os.fspath(spec)
+  if os.path.isdir(text):
+    described = pathlib.Path(text) / _KIND_FILE
+    if not described.is_file():
+      raise UserError(f"tokenizer directory {text} has no {_KIND_FILE}, it was not written by a run")
+    fields = json.loads(described.read_text())
+    kind, path, options = fields["kind"], pathlib.Path(text) / fields["file"], fields["options"] | options
+  else:
+    kind, colon, name = text.partition(":")
+    if not colon or kind not in KINDS:
+      known = ", ".join(f"{k}:FILE" for k in KINDS)
+      raise UserError(f"tokenizer is {text!r}{nearest(kind, KINDS)}, it must be {known} or a directory")
+    path = pathlib.Path(name)
+  if not path.is_file():
+    raise UserError(f"tokenizer file {path} does not exist, give the path of a {kind} file")
+  try:
+    return KINDS[kind](path.read_bytes(), **options)
+  except UserError:
+    raise
+  except Exception as error:
+    raise UserError(f"tokenizer file {path} cannot be read as {kind} ({str(error).splitlines()[0]})") from error
+
+
+@functools.cache
+def _byte_symbols() -> dict[int, str]:
+  """GPT-2's printable stand-ins for bytes: printable Latin-1 is itself, the rest follows from U+0100 on."""
+  printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+  spare = itertools.count(256)
+  rest = {byte: chr(next(spare)) for byte in range(256) if byte not in printable}
+  return {byte: chr(byte) for byte in printable} | rest

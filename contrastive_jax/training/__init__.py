@@ -1,0 +1,1 @@
+"""State, step, optimisers, checkpoints and the loop that joins them."""

@@ -1,0 +1,167 @@
+"""Checks a run's config before anything is built, and turns it into what the library takes."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from contrastive_jax.errors import UserError, require_known
+from contrastive_jax.models import flops, presets
+from contrastive_jax.models.presets import DualEncoderConfig
+from contrastive_jax.parallel.mesh import MeshSpec, batch_shards
+from contrastive_jax.training import optimizer as optimizers
+from contrastive_jax.training.loop import LoopOptions
+from contrastive_jax.training.state import StateSpec
+from contrastive_jax.training.step import TrainStep, find_objective, make_train_step
+
+# What may differ when a run is resumed: where and how it runs and what it reports, not what it computes.
+_FREE_ON_RESUME = (
+  "mesh.",
+  "log_",
+  "checkpoint_",
+  "eval_every",
+  "evals",
+  "final_evals",
+  "profile_steps",
+  "wandb_project",
+  "on_nonfinite",
+  "data.threads",
+  "data.workers",
+  "data.prefetch_bytes",
+  "data.data_dir",
+)
+
+
+def _positive(config: Any, *names: str) -> None:
+  for name in names:
+    value = config[name]
+    if value < 1:
+      raise UserError(f"{name}={value} must be at least 1")
+
+
+def check(config: Any) -> None:
+  """Raises a `UserError` for values that cannot work on any machine."""
+  _positive(config, "total_steps", "batch_size", "log_every", "checkpoint_every", "checkpoint_keep_last")
+  require_known("on_nonfinite", config.on_nonfinite, ("stop", "skip"))
+  require_known("compute_dtype", config.compute_dtype, ("float32", "bfloat16"))
+  require_known("init_towers", config.init_towers, ("all", "image", "text"))
+  require_known("optimizer.name", config.optimizer.name, optimizers.OPTIMIZERS)
+  if not 0 <= config.average_decay < 1:
+    raise UserError(f"average_decay={config.average_decay} must be at least 0 (no average) and below 1")
+  if config.optimizer.learning_rate <= 0:
+    raise UserError(f"optimizer.learning_rate={config.optimizer.learning_rate} must be above 0")
+  if config.max_logit_scale < 1:
+    raise UserError(f"max_logit_scale={config.max_logit_scale} must be at least 1")
+  steps = tuple(config.profile_steps)
+  if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
+    raise UserError(f"profile_steps={steps} must be empty or (first, last), counted from 1")
+  if not config.data.sources or any(weight <= 0 for weight in config.data.sources.values()):
+    raise UserError(f"data.sources={dict(config.data.sources)} needs at least one source, each with a weight above 0")
+  find_objective(config.loss, config.loss_options)
+  make_schedule(config)
+  model_config(config)
+
+
+def model_config(config: Mapping[str, Any]) -> DualEncoderConfig:
+  """The dual encoder of a resolved config (a `ConfigDict`, or the dictionary read from `config.json`)."""
+  model = config["model"].to_dict() if hasattr(config["model"], "to_dict") else config["model"]
+  return dataclasses.replace(presets.resolve("siglip_b16", model), dtype=config["compute_dtype"])
+
+
+def make_schedule(config: Any) -> optimizers.Schedule:
+  """The learning rate of each step."""
+  return optimizers.make_schedule(
+    peak=config.optimizer.learning_rate, total_steps=config.total_steps, **config.schedule.to_dict()
+  )
+
+
+def loop_options(config: Any) -> LoopOptions:
+  """The loop's part of the config."""
+  return LoopOptions(
+    total_steps=config.total_steps,
+    log_every=config.log_every,
+    checkpoint_every=config.checkpoint_every,
+    eval_every=config.eval_every,
+    log_sample_ids=config.log_sample_ids,
+    profile_steps=tuple(config.profile_steps),
+    stop_on_nonfinite=config.on_nonfinite == "stop",
+    # A backward pass costs two forward passes.
+    flops_per_pair=3 * flops.forward_flops_per_pair(model_config(config)),
+  )
+
+
+def build(config: Any, mesh: jax.sharding.Mesh) -> tuple[StateSpec, TrainStep]:
+  """The state's specification and the train step of a checked config.
+
+  Raises:
+    UserError: if the batch does not divide over the mesh or `frozen` is wrong.
+  """
+  shards = batch_shards(mesh)
+  if config.batch_size % shards:
+    raise UserError(f"batch_size={config.batch_size} does not divide over {shards} devices: use a multiple of {shards}")
+  schedule = make_schedule(config)
+  spec = StateSpec(
+    model=model_config(config),
+    optimizer=optimizers.make_optimizer(config.optimizer, schedule),
+    frozen=tuple(config.frozen),
+    average=config.average_decay > 0,
+    mesh=mesh,
+    rules=MeshSpec(**config.mesh),
+  )
+  spec.shardings()  # Names what is wrong with `frozen` before anything is compiled.
+  step = make_train_step(
+    spec,
+    find_objective(config.loss, config.loss_options),
+    schedule,
+    seed=config.seed,
+    average_decay=config.average_decay,
+    max_logit_scale=config.max_logit_scale,
+    skip_nonfinite=config.on_nonfinite == "skip",
+  )
+  return spec, step
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+  for name, value in tree.items():
+    if isinstance(value, Mapping):
+      yield from _flat(value, f"{prefix}{name}.")
+    else:
+      yield f"{prefix}{name}", value
+
+
+def as_json(config: Any) -> dict[str, Any]:
+  """The resolved config as JSON would give it back."""
+  return json.loads(config.to_json())
+
+
+def check_resume(workdir: Path, config: Any) -> bool:
+  """Compares the config with the one that `workdir` was started with.
+
+  Returns:
+    Whether the data changed: then the rest of the run is a new segment.
+
+  Raises:
+    UserError: for a field that may not differ, with both values.
+  """
+  path = workdir / "config.json"
+  if not path.exists():
+    return False
+  old, new = dict(_flat(json.loads(path.read_text()))), dict(_flat(as_json(config)))
+  changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+  data_changed = False
+  for name in changed:
+    if name.startswith(_FREE_ON_RESUME):
+      continue
+    if name.startswith("data."):
+      data_changed = True
+    elif name != "total_steps":
+      raise UserError(
+        f"{workdir} was started with {name}={old.get(name)!r}, not {new.get(name)!r}:"
+        " give the old value or a new workdir"
+      )
+    elif new[name] < old[name]:
+      raise UserError(f"total_steps={new[name]} is less than the {old[name]} of {workdir}: a run may only grow")
+  return data_changed

@@ -1,0 +1,217 @@
+"""The training loop: batches in, steps out, and what happens every so many steps."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from contrastive_jax.batch import Batch
+from contrastive_jax.parallel import distributed
+from contrastive_jax.parallel.mesh import put_batch
+from contrastive_jax.training.checkpoint import Checkpoints
+from contrastive_jax.training.metrics import Bar, JsonLines, Writer, peak_flops
+from contrastive_jax.training.state import TrainState
+from contrastive_jax.training.step import TrainStep
+
+
+class NonFiniteError(RuntimeError):
+  """The loss or its gradient is infinite or not a number; the message says where to look."""
+
+
+class BatchSource(Protocol):
+  """What the loop asks of a data pipeline."""
+
+  def iterate(self, start: int, stop: int) -> Iterator[tuple[int, Batch]]: ...
+
+  def ids(self, step: int) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopOptions:
+  """Schedule of the loop.
+
+  Attributes:
+    total_steps: updates in the whole run.
+    log_every: updates between rows of `metrics.jsonl`.
+    checkpoint_every: updates between checkpoints; the last step is always saved.
+    eval_every: updates between evaluations; 0 is never.
+    log_sample_ids: writes the ids of every batch to `sample_ids.jsonl`.
+    profile_steps: (first, last) update of a `jax.profiler` trace, or empty.
+    stop_on_nonfinite: raise when a loss or gradient is not finite.
+    flops_per_pair: of one training step, for the utilisation.
+  """
+
+  total_steps: int
+  log_every: int = 50
+  checkpoint_every: int = 1000
+  eval_every: int = 0
+  log_sample_ids: bool = False
+  profile_steps: tuple[int, ...] = ()
+  stop_on_nonfinite: bool = True
+  flops_per_pair: float = 0.0
+
+
+def train(
+  workdir: Path,
+  state: TrainState,
+  train_step: TrainStep,
+  pipeline: BatchSource,
+  checkpoints: Checkpoints,
+  writer: Writer | None,
+  options: LoopOptions,
+  *,
+  mesh: jax.sharding.Mesh,
+  about: dict[str, Any],
+  evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+) -> tuple[TrainState, bool]:
+  """Trains until `total_steps` or until somebody asks to stop.
+
+  Args:
+    workdir: where files go.
+    state: consumed.
+    train_step: see `make_train_step`.
+    pipeline: batches, from any step on.
+    checkpoints: written to at intervals, at the end and when asked to stop.
+    writer: None on all processes but the main one.
+    options: see `LoopOptions`.
+    mesh: where batches go.
+    about: what a checkpoint holds beside the state.
+    evaluate: returns numbers that are logged with their step.
+
+  Returns:
+    The state, and whether the run is complete.
+
+  Raises:
+    NonFiniteError: with the step, its sample ids and the last good checkpoint.
+  """
+  start = int(state.step)
+  steps = _Steps(workdir, pipeline, checkpoints, writer, options, mesh, start)
+  with distributed.StopRequest(mesh) as stop, steps.bar:
+    for index, batch in steps.batches():
+      state, metrics = train_step(state, put_batch(mesh, batch.on_device()))
+      done = index + 1
+      steps.finish(done, metrics)
+      stopping = stop.agree()
+      last = done == options.total_steps or stopping
+      if evaluate and options.eval_every and done % options.eval_every == 0:
+        steps.settle()
+        steps.record({"step": done, **evaluate(state)})
+      if last or done % options.checkpoint_every == 0:
+        # A checkpoint is only ever made of a state whose loss is known to be finite.
+        steps.settle()
+        checkpoints.save(state, about)
+      if last:
+        break
+    steps.settle()
+    checkpoints.wait()
+    steps.close()
+  return state, int(state.step) >= options.total_steps
+
+
+class _Steps:
+  """Bookkeeping of the loop: clocks, rows, sample ids, profile, and the one step that is in flight."""
+
+  def __init__(self, workdir, pipeline, checkpoints, writer, options, mesh, start):
+    self._workdir, self._pipeline, self._checkpoints = workdir, pipeline, checkpoints
+    self._writer, self._options, self._start = writer, options, start
+    self.bar = Bar(start=start, total=options.total_steps, quiet=writer is None)
+    self._ids = None
+    if options.log_sample_ids and writer is not None:
+      self._ids = JsonLines(workdir / "sample_ids.jsonl", restored_step=start)
+    self._peak = peak_flops(list(mesh.devices.flat)) if options.flops_per_pair else math.inf
+    self._in_flight: tuple[int, dict[str, jax.Array]] | None = None
+    self._pairs = 0
+    self._profiling = False
+    self._reset_clocks()
+
+  def _reset_clocks(self) -> None:
+    self._clock, self._waited, self._steps, self._seen = time.perf_counter(), 0.0, 0, 0
+
+  def batches(self) -> Iterator[tuple[int, Batch]]:
+    """Batches with the time spent waiting for them measured."""
+    iterator = iter(self._pipeline.iterate(self._start, self._options.total_steps))
+    while True:
+      before = time.perf_counter()
+      item = next(iterator, None)
+      self._waited += time.perf_counter() - before
+      if item is None:
+        return
+      index, _ = item
+      if self._ids is not None or index == self._start:
+        ids = self._pipeline.ids(index)
+        self._pairs = len(ids)
+        if self._ids is not None:
+          self._ids.write({"step": index + 1, "ids": ids.tolist()})
+      self._profile(index + 1)
+      yield item
+
+  def _profile(self, step: int) -> None:
+    if not self._options.profile_steps:
+      return
+    first, last = self._options.profile_steps
+    if not self._profiling and first <= step <= last:
+      jax.profiler.start_trace(str(self._workdir / "profile"))
+      self._profiling = True
+    elif self._profiling and step > last:
+      self.settle()
+      jax.profiler.stop_trace()
+      self._profiling = False
+
+  def finish(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    """Takes the metrics of a step that has been dispatched and looks at those of the step before it."""
+    previous, self._in_flight = self._in_flight, (step, metrics)
+    if previous is not None:
+      self._look(*previous)
+
+  def settle(self) -> None:
+    """Waits for the step in flight and looks at it."""
+    previous, self._in_flight = self._in_flight, None
+    if previous is not None:
+      self._look(*previous)
+
+  def _look(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    if self._options.stop_on_nonfinite and not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+      self._checkpoints.wait()
+      good = self._checkpoints.steps
+      raise NonFiniteError(
+        f"step {step}: loss is {values['loss']}, gradient norm {values['grad_norm']}; sample ids of the batch:"
+        f" {self._pipeline.ids(step - 1).tolist()}; last good checkpoint: {good[-1] if good else 'none'}"
+      )
+    self._steps += 1
+    self._seen += self._pairs
+    self.bar.advance(step)
+    first = step == self._start + 1
+    if first or step % self._options.log_every == 0 or step == self._options.total_steps:
+      seconds = time.perf_counter() - self._clock
+      rate = self._seen / seconds
+      row = {
+        "step": step,
+        **values,
+        "images_per_second": rate,
+        "step_seconds": seconds / self._steps,
+        "data_wait_fraction": self._waited / seconds,
+      }
+      if self._options.flops_per_pair and not first:
+        row["model_flops_utilisation"] = rate * self._options.flops_per_pair / self._peak
+      self.record(row)
+      self.bar.show(row)
+      # The first row holds the compilation; rates of the next window must not.
+      self._reset_clocks()
+
+  def record(self, row: dict[str, Any]) -> None:
+    """Writes a row; time spent on evaluation does not count against the next rate."""
+    if self._writer is not None:
+      self._writer.write(row)
+    self._reset_clocks()
+
+  def close(self) -> None:
+    if self._profiling:
+      jax.profiler.stop_trace()
+    if self._ids is not None:
+      self._ids.close()

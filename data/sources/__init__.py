@@ -1,0 +1,75 @@
+"""What a source of image-text pairs is: random access, with the text apart from the image."""
+
+import dataclasses
+import hashlib
+from bisect import bisect_right
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Text:
+  """The captions of one sample.
+
+  Attributes:
+    captions: what may be said of the image; one is chosen each time the sample is drawn.
+    group: pairs of equal group show the same thing and are never each other's negatives; the whole run shares one
+      number space of 64 bits (see `stable_hash`).
+    cumulative: probability that the choice is among the first k captions, for each k; None for equal chances.
+  """
+
+  captions: tuple[str, ...]
+  group: int
+  cumulative: tuple[float, ...] | None = None
+
+  def choose(self, draw: float) -> str:
+    """Returns the caption for a uniform draw in [0, 1)."""
+    last = len(self.captions) - 1
+    index = int(draw * len(self.captions)) if self.cumulative is None else bisect_right(self.cumulative, draw)
+    return self.captions[min(index, last)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Example:
+  """One sample.
+
+  Attributes:
+    image: uint8 `[height, width, 3]`, or `[height, width, 4]` with colour already multiplied by alpha.
+    text: its captions.
+    id: identifies the sample within its source, below 2**40.
+    flip: whether the mirrored image still fits every caption.
+  """
+
+  image: np.ndarray
+  text: Text
+  id: int
+  flip: bool = False
+
+
+@runtime_checkable
+class Source(Protocol):
+  """Random access to samples. Reading raises `DecodeError` for a record that is bad for good, OSError when a retry may help.
+
+  With worker processes the source is pickled.
+  """
+
+  name: str
+
+  def __len__(self) -> int:
+    """Number of samples."""
+    ...
+
+  def __getitem__(self, index: int, /) -> Example:
+    """Reads sample `index`."""
+    ...
+
+  def text(self, index: int) -> Text:
+    """Reads what `self[index].text` would be, without decoding the image."""
+    ...
+
+
+def stable_hash(*what: object) -> int:
+  """63 bits of BLAKE2b: the same in every process and every release, unlike `hash`."""
+  digest = hashlib.blake2b(repr(what).encode(), digest_size=8).digest()
+  return int.from_bytes(digest, "little") >> 1

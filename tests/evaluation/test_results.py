@@ -1,0 +1,71 @@
+import json
+
+import numpy as np
+import pytest
+
+from contrastive_jax.evaluation.results import Result, headline, percent, result_path, thumbnail, write_result
+
+CLASSIFICATION = Result(
+  dataset="tfds/cifar10",
+  task="zeroshot_classification",
+  metrics={"acc1": 0.5, "acc5": 0.75, "mean_per_class_recall": 0.25},
+  language="en",
+  sizes={"images": 4, "classes": 10},
+)
+
+
+def test_json_has_the_schema_of_clip_benchmark(tmp_path):
+  path = result_path(tmp_path / "run", "tfds/cifar10", 300)
+  assert path == tmp_path / "run" / "eval" / "tfds_cifar10@300.json"
+  assert write_result(path, CLASSIFICATION, model="clip_ti16", pretrained="runs/émoji") == path
+  assert json.loads(path.read_text(encoding="utf-8")) == {
+    "dataset": "tfds/cifar10",
+    "model": "clip_ti16",
+    "pretrained": "runs/émoji",
+    "task": "zeroshot_classification",
+    "metrics": {"acc1": 0.5, "acc5": 0.75, "mean_per_class_recall": 0.25},
+    "language": "en",
+  }
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+  path = tmp_path / "a.json"
+  write_result(path, CLASSIFICATION, model="m", pretrained="p")
+  before = path.read_text()
+
+  def fails(self, *_):
+    raise OSError("disk full")
+
+  monkeypatch.setattr("pathlib.Path.replace", fails)
+  with pytest.raises(OSError, match="disk full"):
+    write_result(path, CLASSIFICATION, model="other", pretrained="p")
+  assert path.read_text() == before
+  assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+  ("size", "expected"),
+  [((300, 200, 3), (112, 75, 3)), ((72, 72, 3), (72, 72, 3)), ((5000, 8, 3), (112, 1, 3))],
+)
+def test_thumbnails_are_small_and_keep_their_shape(size, expected):
+  assert thumbnail(np.zeros(size, np.uint8)).shape == expected
+
+
+def test_headline_names_the_figure_and_chance():
+  assert headline(CLASSIFICATION)["figure"] == "50.0%"
+  assert headline(CLASSIFICATION)["sentence"] == (
+    "of 4 images get the right name as the first of 10 (5 times chance, 10.0%)"
+  )
+  retrieval = Result(
+    dataset="coco",
+    task="zeroshot_retrieval",
+    metrics={"image_retrieval_recall@1": 0.1, "image_retrieval_recall@10": 0.3, "text_retrieval_recall@5": 0.9},
+    language="en",
+    sizes={"images": 5000, "captions": 25000},
+  )
+  assert headline(retrieval)["figure"] == "30.0%"
+  assert headline(retrieval)["sentence"] == "of 25,000 captions find their image among the first 10 of 5,000"
+
+
+def test_percentages():
+  assert [percent(x) for x in (0.00054, 0.0942, 1.0, 0.0)] == ["0.05%", "9.4%", "100.0%", "0.00%"]

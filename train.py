@@ -1,0 +1,174 @@
+"""Trains a config into a run directory, or goes on with it.
+
+python train.py --config=configs/emoji.py --workdir=runs/emoji [--config.batch_size=512 ...]
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from contrastive_jax import cli
+from contrastive_jax.errors import UserError
+from contrastive_jax.evaluation.evaluate import evaluate, scalars
+from contrastive_jax.evaluation.report import write_report
+from contrastive_jax.evaluation.results import Result, headline, result_path, write_atomically
+from contrastive_jax.inference import Model
+from contrastive_jax.models import dual_encoder
+from contrastive_jax.parallel import distributed
+from contrastive_jax.parallel.mesh import MeshSpec, host_share
+from contrastive_jax.preprocess import tokenizers
+from contrastive_jax.preprocess.tokenizers import Tokenizer
+from contrastive_jax.training import config as run_config
+from contrastive_jax.training import loop
+from contrastive_jax.training.checkpoint import Checkpoints
+from contrastive_jax.training.initialize import initial_state
+from contrastive_jax.training.metrics import Writer, read_json_lines
+from contrastive_jax.training.state import StateSpec, TrainState
+from data import build, tasks
+from data.sources import Source
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "What to run, such as configs/emoji.py.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; an unfinished run there goes on.")
+
+
+def main() -> None:
+  config = cli.config_value(CONFIG)
+  if not WORKDIR.value:
+    raise UserError("--workdir is missing: name a directory for the run, such as --workdir=runs/emoji")
+  workdir = Path(WORKDIR.value)
+  distributed.initialize()
+  run_config.check(config)
+  for name in (*config.evals, *config.final_evals):
+    tasks.check(name)
+  data_changed = run_config.check_resume(workdir, config)
+  mesh = MeshSpec(**config.mesh).make()
+  spec, train_step = run_config.build(config, mesh)
+
+  with Checkpoints(
+    workdir / "checkpoints", keep_last=config.checkpoint_keep_last, keep_every=config.checkpoint_keep_every
+  ) as checkpoints:
+    restored, about = checkpoints.restore(spec.abstract()) or (None, {})
+    start = int(restored.step) if restored else 0
+    segments = build.make_segments(config, about.get("segments", ()), start, data_changed)
+    sources = build.make_sources(config.data, {name for segment in segments for name, _ in segment.sources})
+    tokenizer = find_tokenizer(config, workdir, about.get("tokenizer"), sources)
+    pipeline = build.make_pipeline(config, segments, sources, tokenizer, host_share(mesh))
+    sets = {name: tasks.load(name, config.data.data_dir) for name in (*config.evals, *config.final_evals)}
+    if start >= config.total_steps and is_reported(workdir, sets, start):
+      say(f"{workdir} is complete at step {start}; its report is {workdir / 'report.html'}")
+      return
+
+    state = restored or initial_state(spec, seed=config.seed, init_from=config.init_from, towers=config.init_towers)
+    model = Model(spec.model, state.evaluated(), tokenizer, mesh=mesh)
+
+    def score(state: TrainState, names: Iterable[str]) -> list[Result]:
+      scored = model.with_params(state.evaluated())
+      chosen = [sets[name] for name in names]
+      return evaluate(scored, chosen, workdir=workdir, step=int(state.step), architecture=config.name)
+
+    writer = None
+    if distributed.is_main():
+      write_atomically(workdir / "config.json", json.dumps(run_config.as_json(config), indent=2))
+      if not (workdir / "tokenizer").exists():
+        tokenizer.save(workdir / "tokenizer")
+      writer = Writer(
+        workdir, restored_step=start, wandb_project=config.wandb_project, config=run_config.as_json(config)
+      )
+    distributed.barrier("run directory")
+    introduce(config, spec, mesh, sources, start)
+
+    state, complete = loop.train(
+      workdir,
+      state,
+      train_step,
+      pipeline,
+      checkpoints,
+      writer,
+      run_config.loop_options(config),
+      mesh=mesh,
+      about={"segments": [segment.to_dict() for segment in segments], "tokenizer": tokenizer.fingerprint},
+      evaluate=lambda state: scalars(score(state, config.evals)),
+    )
+    if not complete:
+      say(f"Stopped at step {int(state.step)} of {config.total_steps}; run the same command again to go on.")
+      return
+    results = score(state, sets)
+    if writer is not None:
+      writer.write({"step": int(state.step), **scalars(results)})
+      writer.close()
+      conclude(config, workdir, results, build.attribution(sources))
+
+
+def find_tokenizer(config: Any, workdir: Path, expected: str | None, sources: Mapping[str, Source]) -> Tokenizer:
+  """The run's own tokenizer if it has one, else that of the weights it starts from, else what the config names.
+
+  Raises:
+    UserError: if the run's tokenizer is not the one that its checkpoint was trained with.
+  """
+  stored = workdir / "tokenizer"
+  vocab_size = config.model.text.vocab_size
+  if stored.exists():
+    tokenizer = tokenizers.load(stored)
+    if expected not in (None, tokenizer.fingerprint):
+      raise UserError(f"{stored} is not the tokenizer that the checkpoint was trained with: put the original back")
+    return tokenizer
+  if config.init_from and config.init_towers in ("all", "text"):
+    tokenizer = tokenizers.load(Path(config.init_from) / "tokenizer")
+    if config.tokenizer.spec != "bpe" and tokenizers.load(config.tokenizer.spec).fingerprint != tokenizer.fingerprint:
+      raise UserError(
+        f"tokenizer.spec='{config.tokenizer.spec}' is not the tokenizer of init_from={config.init_from}:"
+        " leave it at 'bpe' to take that one"
+      )
+    build.check_vocabulary(tokenizer, vocab_size)
+    return tokenizer
+  return build.make_tokenizer(config.tokenizer, vocab_size, sources.values())
+
+
+def is_reported(workdir: Path, sets: Iterable[str], step: int) -> bool:
+  """Whether the evaluation and the report of the finished run are there."""
+  return (workdir / "report.html").exists() and all(result_path(workdir, name, step).exists() for name in sets)
+
+
+def introduce(config: Any, spec: StateSpec, mesh: jax.sharding.Mesh, sources: Mapping[str, Source], start: int) -> None:
+  """Says what is about to run, and whose pictures it learns from."""
+  parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(dual_encoder.abstract(spec.model)[1]))
+  devices = f"{mesh.size} {mesh.devices.flat[0].device_kind} device{'s' * (mesh.size > 1)}"
+  samples = " + ".join(f"{name} {len(source):,}" for name, source in sources.items())
+  begin = f"from step {start}" if start else "from the beginning"
+  say(f"{config.name}: {parameters:,} parameters on {devices}; {config.loss} loss, {config.batch_size} pairs a step")
+  say(f"Training {begin} to step {config.total_steps} on {samples}.")
+  credit = build.attribution(sources)
+  if credit:
+    say(credit)
+
+
+def conclude(config: Any, workdir: Path, results: Sequence[Result], attribution: str) -> None:
+  """Writes the report and prints the figures people ask for first."""
+  report = write_report(
+    workdir / "report.html",
+    title=config.name,
+    config=run_config.as_json(config),
+    metrics=read_json_lines(workdir / "metrics.jsonl"),
+    evaluations=results,
+    attribution=attribution,
+  )
+  for result in results:
+    words = headline(result)
+    say(f"{result.dataset}: {words['figure']} {words['sentence']}")
+  say(f"Report: {report}")
+
+
+def say(message: str) -> None:
+  """Prints once, not once a host."""
+  if distributed.is_main():
+    print(message, flush=True)
+
+
+if __name__ == "__main__":
+  cli.run(main)
