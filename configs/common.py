@@ -71,8 +71,9 @@ def get_config() -> ConfigDict:
   config.optimizer.b2 = 0.95
   config.optimizer.eps = 1e-6
   config.optimizer.adafactor_decay = 0.8  # Exponent of Adafactor's second-moment decay.
+  config.optimizer.muon_learning_rate = 0.01  # Of the matrices; all else follows Adam at `learning_rate`.
   config.optimizer.muon_beta = 0.95
-  config.optimizer.muon_rms = 0.2  # Muon's update has this root mean square: about Adam's, so rates carry over.
+  config.optimizer.muon_rms = 0.2  # Root mean square of Muon's update at rate 1: about that of Adam's.
 
   config.schedule = ConfigDict()
   config.schedule.name = "cosine"  # "cosine", "linear", "rsqrt", "constant", "cooldown".

@@ -51,6 +51,9 @@ def _first_sentence(error: Exception) -> str:
   unknown = re.fullmatch(r"""["']*(\w+)["']*""", text)
   if unknown:
     return f"--config has no field '{unknown[1]}': see configs/common.py for the fields"
+  if "Traceback" in text:
+    # A config file that raised: what it said stands at the end, behind the name of the exception.
+    return re.sub(r"^[\w.]+: ", "", text.strip().splitlines()[-1])
   return " ".join(text.split())
 
 

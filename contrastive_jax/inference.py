@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from contrastive_jax.batch import ImageBatch
 from contrastive_jax.errors import UserError
+from contrastive_jax.evaluation.tasks import Images
 from contrastive_jax.evaluation.zero_shot import classifier
 from contrastive_jax.models import dual_encoder
 from contrastive_jax.models.presets import DualEncoderConfig
@@ -39,7 +40,8 @@ IN_FLIGHT = 2
 DECODING_THREADS = min(16, os.cpu_count() or 1)
 
 # Decoded pixels, a file, or an open picture.
-AnyImage = UInt8[np.ndarray, "height width channels"] | Image.Image | str | os.PathLike
+AnyImage = UInt8[np.ndarray, "_ _ _"] | Image.Image | str | os.PathLike
+AnyImages = Sequence[AnyImage] | Images
 
 
 class Model:
@@ -57,6 +59,7 @@ class Model:
     mesh: Mesh | None = None,
     batch_size: int = 256,
     progress: bool = False,
+    step: int | None = None,
   ):
     """Puts the parameters on the mesh; nothing is compiled before the first batch of either tower.
 
@@ -68,6 +71,7 @@ class Model:
       batch_size: images or texts encoded at once over the whole mesh, rounded up to a multiple of its data shards.
         Fewer are padded to it, so that each tower is compiled once: choose it near what a call usually brings.
       progress: show a bar with rate and remaining time on the terminal.
+      step: of the checkpoint that the parameters come from, where they come from one.
     """
     if batch_size < 1:
       raise UserError(f"batch_size={batch_size}: choose a positive number of images or texts to encode at once")
@@ -77,6 +81,7 @@ class Model:
     shards = batch_shards(self.mesh)
     self.batch_size = -(-batch_size // shards) * shards
     self.progress = progress
+    self.step = step
     self.params = _on_mesh(self.mesh, config, params)
     graphdef, _ = dual_encoder.abstract(config)
     # Every process reads the whole answer, so the embeddings end up everywhere; they are small.
@@ -96,6 +101,7 @@ class Model:
     """
     other = copy.copy(self)
     other.params = _on_mesh(self.mesh, self.config, params)
+    other.step = None
     return other
 
   @property
@@ -109,19 +115,21 @@ class Model:
     bias = self.params.get("logit_bias")
     return None if bias is None else float(np.asarray(bias))
 
-  def encode_image(self, images: Sequence[AnyImage]) -> Float[np.ndarray, "images dim"]:
+  def encode_image(self, images: AnyImages) -> Float[np.ndarray, "images dim"]:
     """L2-normalised float32 embeddings.
 
     Args:
       images: PIL images, uint8 arrays `[height, width, 3 or 4]` or paths, in anything with a length and an index; they
-        are read a batch at a time and resized to what the tower was made for.
+        are read a batch at a time; the shorter side is resized to the tower's and the middle square cut out.
     """
     if isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", 4) == 3:
       raise UserError(f"encode_image takes a list of images, got one {type(images).__name__}: write [image]")
     vision = self.config.vision
+    # A patch embedding leaves out the pixels that do not fill a patch, such as 6 of the 384 at patch size 14.
+    seen = vision.grid * vision.patch_size
 
     def prepare(index: int) -> np.ndarray:
-      return preprocess.fit(preprocess.decode(images[index]), vision.image_size)
+      return preprocess.center_crop(preprocess.decode(images[index]), vision.image_size)[:seen, :seen]
 
     with ThreadPoolExecutor(DECODING_THREADS) as threads:
 
@@ -141,7 +149,7 @@ class Model:
     return self._encode(self._text_tower, read, len(texts), "texts")
 
   def zero_shot(
-    self, images: Sequence[AnyImage], classes: Sequence[str], templates: Sequence[str] = ("{}",)
+    self, images: AnyImages, classes: Sequence[str], templates: Sequence[str] = ("{}",)
   ) -> Float[np.ndarray, "images classes"]:
     """Probability of each class for each image, without training on any: rows sum to one.
 
@@ -227,8 +235,8 @@ def load(
   config = model_config(json.loads((path / "config.json").read_text()))
   tokenizer = tokenizers.load(str(path / "tokenizer"))
   mesh = MeshSpec().make() if mesh is None else mesh
-  params, _ = restore_params(path, step, lambda part: _placed(mesh, config, part))
-  return Model(config, params, tokenizer, mesh=mesh, batch_size=batch_size, progress=progress)
+  params, step = restore_params(path, step, lambda part: _placed(mesh, config, part))
+  return Model(config, params, tokenizer, mesh=mesh, batch_size=batch_size, progress=progress, step=step)
 
 
 def _on_mesh(mesh: Mesh, config: DualEncoderConfig, params: Mapping[str, Any]) -> Any:

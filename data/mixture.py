@@ -54,9 +54,7 @@ def permuted(numbers: Int[np.ndarray, " n"], length: int, *what: object) -> Int[
   return out.astype(np.int64)
 
 
-def shuffled(
-  draws: Int[np.ndarray, " n"], length: int, seed: int, name: str
-) -> Int[np.ndarray, " n"]:
+def shuffled(draws: Int[np.ndarray, " n"], length: int, seed: int, name: str) -> Int[np.ndarray, " n"]:
   """Index of a source's sample for each of its draws: every epoch is a permutation of its own."""
   epoch, number = np.divmod(draws, length)
   out = np.empty_like(number)
@@ -83,9 +81,7 @@ class Drawn:
   index: np.ndarray
 
 
-def drawn(
-  segments: Sequence[Segment], lengths: Mapping[str, int], seed: int, step: int, rows: slice
-) -> Drawn:
+def drawn(segments: Sequence[Segment], lengths: Mapping[str, int], seed: int, step: int, rows: slice) -> Drawn:
   """Says which samples fill consecutive rows of a step's global batch.
 
   Args:

@@ -5,7 +5,6 @@ processes a chunk of rows at a time and put together inside the step. There is n
 step gives what `batch` gives for each.
 """
 
-import dataclasses
 import functools
 import logging
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import grain
 import numpy as np
 from absl import flags
+from jaxtyping import Int
 
 from contrastive_jax.batch import Batch, ImageBatch, TextBatch
 from contrastive_jax.errors import UserError, nearest
@@ -84,7 +84,7 @@ class Pipeline:
     self._text_length = text_length
     self._patch_size = patch_size
     self._seed = seed
-    self._augment = augment
+    self._augment = augment or Augment()
     self._host_index, self._host_count = host_index, host_count
     self._threads, self._workers, self._prefetch_bytes = threads, workers, prefetch_bytes
     self._tokens: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -112,6 +112,15 @@ class Pipeline:
     """
     share = self._share(step)
     return self._assemble(step, [self._load_rows(step, 0, share)])
+
+  def ids(self, step: int) -> Int[np.ndarray, "pairs"]:
+    """Sample ids of a step's whole global batch as planned, without reading anything; any host gives the same.
+
+    They are `batch(step).ids` of all hosts in order, save that a bad record stands under its own id.
+    """
+    size = self._share(step) * self._host_count
+    plan = drawn(self._segments, self._lengths, self._seed, step, slice(0, size))
+    return np.array([self._id_base[name] for name in plan.names], np.int64)[plan.source] + plan.index
 
   def iterate(self, start_step: int, stop_step: int) -> Iterator[tuple[int, Batch]]:
     """Yields (step, batch) for a range of steps, reading ahead; each batch equals `batch(step)` bit for bit."""
@@ -168,8 +177,7 @@ class Pipeline:
     actual = np.array([key_of(e.text.group, c) for e, c in zip(examples, captions, strict=True)], np.int64)
     resolution = self._segments[segment_at(self._segments, step)[0]].resolution
     draws = uniforms(self._seed, "augment", plan.position, count, DRAWS)
-    augment = self._augment or Augment.none()
-    pixels = augment([e.image for e in examples], [e.flip for e in examples], resolution, draws)
+    pixels = self._augment([e.image for e in examples], [e.flip for e in examples], resolution, draws)
     patches = patchify(pixels, self._patch_size)
     tokens, mask = self._tokenize(captions)
     bases = [self._id_base[plan.names[s]] for s in plan.source]

@@ -13,7 +13,8 @@ from PIL import Image
 # Examples are kept in memory and written into the report: large enough to recognise, small enough to be many.
 THUMBNAIL_SIZE = 112
 
-Picture = UInt8[np.ndarray, "height width 3"]
+# Anonymous sizes: the pictures of one example need not be equally large.
+Picture = UInt8[np.ndarray, "_ _ 3"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -152,21 +153,19 @@ def write_atomically(path: str | os.PathLike, text: str) -> Path:
 
 
 def headline(result: Result) -> Mapping[str, str]:
-  """What the result says in words: {"figure": "9.4%", "sentence": "..."}."""
+  """The result in words: its first "metric", that as a "figure" such as "9.4%", and a "sentence" that follows it."""
   sizes, metrics = result.sizes, result.metrics
   if "acc1" in metrics:
     chance = 1 / sizes["classes"]
     times = f"{metrics['acc1'] / chance:,.0f} times chance" if metrics["acc1"] >= 2 * chance else "near chance"
-    sentence = (
-      f"of {sizes['images']:,} images get the right name as the first of {sizes['classes']:,} ({times},"
-      f" {percent(chance)})"
-    )
-    return {"figure": percent(metrics["acc1"]), "sentence": sentence}
+    sentence = f"of {sizes['images']:,} images are given their right name out of {sizes['classes']:,}: {times}"
+    sentence += f" ({percent(chance)})"
+    return {"metric": "acc1", "figure": percent(metrics["acc1"]), "sentence": sentence}
   name = max((name for name in metrics if name.startswith("image_retrieval_recall@")), key=_cutoff)
   sentence = (
     f"of {sizes['captions']:,} captions find their image among the first {_cutoff(name)} of {sizes['images']:,}"
   )
-  return {"figure": percent(metrics[name]), "sentence": sentence}
+  return {"metric": name, "figure": percent(metrics[name]), "sentence": sentence}
 
 
 def _cutoff(metric: str) -> int:
@@ -176,4 +175,4 @@ def _cutoff(metric: str) -> int:
 def percent(fraction: float) -> str:
   """One decimal, two under one percent: 0.0005 -> "0.05%", 0.0942 -> "9.4%"."""
   value = 100 * fraction
-  return f"{value:.2f}%" if value < 1 else f"{value:.1f}%"
+  return f"{value:.2f}%" if value < 0.995 else f"{value:.1f}%"

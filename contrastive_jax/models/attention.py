@@ -11,8 +11,8 @@ from contrastive_jax.models.layers import Linear, Norm, ParameterMaker, kernel_i
 from contrastive_jax.models.positions import rotate
 from contrastive_jax.models.presets import TransformerConfig
 
-# Finite, so that a query without any visible key gives a mean and not a NaN.
-_MASKED = -1e30
+# Logit of what is not seen. Finite, so that a query without any visible key gives a mean and not a NaN.
+MASKED = -1e30
 
 
 def attend(
@@ -32,15 +32,17 @@ def attend(
     causal: a token sees itself and earlier ones.
     mask: True where the query (second axis) sees the key (third axis).
   """
+  # Heads first, for both products and their gradients: on CPU twice as fast as leaving the order to einsum.
+  queries, keys, values = (jnp.swapaxes(part, 1, 2) for part in (queries, keys, values))
   scale = queries.shape[-1] ** -0.5
-  logits = jnp.einsum("rqhd,rkhd->rhqk", queries * scale, keys, preferred_element_type=jnp.float32)
+  logits = jnp.einsum("rhqd,rhkd->rhqk", queries * scale, keys, preferred_element_type=jnp.float32)
   if causal:
-    length = queries.shape[1]
-    logits = jnp.where(jnp.tri(length, dtype=bool), logits, _MASKED)
+    length = queries.shape[2]
+    logits = jnp.where(jnp.tri(length, dtype=bool), logits, MASKED)
   if mask is not None:
-    logits = jnp.where(mask[:, None], logits, _MASKED)
+    logits = jnp.where(mask[:, None], logits, MASKED)
   weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
-  return jnp.einsum("rhqk,rkhd->rqhd", weights, values)
+  return jnp.swapaxes(jnp.einsum("rhqk,rhkd->rhqd", weights, values), 1, 2)
 
 
 def segment_mask(segments: Any) -> Bool[Array, "rows length length"]:

@@ -69,8 +69,12 @@ class Linear(nnx.Module):
     self.dtype = dtype
 
   def __call__(self, x: Float[Array, "... features_in"]) -> Float[Array, "... features_out"]:
-    y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
-    return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+    # One matrix product over all tokens: XLA's CPU backend is slow at the gradients of batched ones.
+    flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+    y = flat @ self.kernel[...].astype(self.dtype)
+    if self.bias is not None:
+      y = y + self.bias[...].astype(self.dtype)
+    return y.reshape(*x.shape[:-1], -1)
 
 
 def make_projection(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from contrastive_jax.models.attention import MASKED
 from contrastive_jax.models.layers import Linear, Mlp, Norm, ParameterMaker, kernel_init, xavier_uniform
 from contrastive_jax.models.presets import TransformerConfig
 
@@ -99,7 +100,7 @@ class AttentionPool(nnx.Module):
       pooled = owners.sum(owners.softmax(logits)[..., None] * values)
     else:
       if mask is not None:
-        logits = jnp.where(mask[..., None], logits, -1e30)
+        logits = jnp.where(mask[..., None], logits, MASKED)
       pooled = jnp.einsum("rlh,rlhd->rhd", jax.nn.softmax(logits, axis=1), values)
     x = self.out(pooled.reshape(pooled.shape[0], -1))
     return x + self.mlp(self.norm(x))

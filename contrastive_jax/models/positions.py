@@ -46,7 +46,7 @@ def sincos_2d(coords: Any, width: int) -> Float[Array, "rows length width"]:
   return jnp.concatenate([jnp.sin(x), jnp.cos(x), jnp.sin(y), jnp.cos(y)], axis=-1)
 
 
-def resampled(table: Float[Array, "grid*grid width"], coords: Any, segments: Any) -> Float[Array, "rows length width"]:
+def resampled(table: Float[Array, "positions width"], coords: Any, segments: Any) -> Float[Array, "rows length width"]:
   """A learned square table, resampled to the grid of each image: linear and antialiased, as `jax.image.resize`.
 
   An image's grid is as large as its largest coordinates say. The table itself is read where the grids are equal.

@@ -58,7 +58,6 @@ class TransformerConfig:
     causal: a token sees only itself and earlier ones.
     rope: "2d" rotates queries and keys by the patch coordinates.
     remat: what the backward pass recomputes: "full" all of a block, "dots" all but its matrix products, "none" nothing.
-    scan_unroll: blocks per iteration of the loop over depth; faster on CPU, slower to compile.
     init: "clip" (normal; residual branches scaled by depth) or "xavier" (big_vision, SigLIP).
   """
 
@@ -78,12 +77,11 @@ class TransformerConfig:
   causal: bool = False
   rope: str | None = None
   remat: str = "full"
-  scan_unroll: int = 1
   init: str = "xavier"
 
   def __post_init__(self):
     _check_choices("transformer", self, _TRANSFORMER_CHOICES)
-    _check_positive("transformer", self, "width", "depth", "heads", "mlp_dim", "scan_unroll")
+    _check_positive("transformer", self, "width", "depth", "heads", "mlp_dim")
     if self.width % self.heads:
       raise UserError(f"transformer.heads={self.heads} must divide transformer.width={self.width}")
     if self.rope and self.head_dim % 4:

@@ -1,5 +1,6 @@
 """The text tower: padded captions into one vector each."""
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 

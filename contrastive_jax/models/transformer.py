@@ -96,4 +96,4 @@ class Transformer(nnx.Module):
       body = jax.checkpoint(body, policy=_POLICIES[config.remat], prevent_cse=False)
     rates = jnp.linspace(0.0, config.drop_path, config.depth, dtype=jnp.float32)
     layers = (nnx.to_pure_dict(stacked), jnp.arange(config.depth), rates)
-    return jax.lax.scan(body, x, layers, unroll=min(config.scan_unroll, config.depth))[0]
+    return jax.lax.scan(body, x, layers)[0]

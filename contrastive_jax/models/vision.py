@@ -97,6 +97,11 @@ class VisionTower(nnx.Module):
     return self.transformer(x, mask=mask, angles=angles, key=key)
 
   def _pixels(self, patches) -> Float[Array, "rows length patch_dim"]:
+    if patches.shape[-1] != self.config.patch_dim:
+      raise UserError(
+        f"patches of {patches.shape[-1]} bytes do not fit vision.patch_size={self.config.patch_size} and"
+        f" vision.channels={self.config.channels}, which need {self.config.patch_dim}"
+      )
     repeats = self.config.patch_size**2
     mean = 255 * jnp.tile(jnp.array(self.config.mean, jnp.float32), repeats)
     std = 255 * jnp.tile(jnp.array(self.config.std, jnp.float32), repeats)

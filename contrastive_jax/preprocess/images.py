@@ -64,6 +64,18 @@ def composite(
   return (pixels[..., :3] + behind).astype(np.uint8)
 
 
+def trim(pixels: UInt8[np.ndarray, "height width 4"]) -> UInt8[np.ndarray, "side side 4"]:
+  """Cuts a drawing to the box around what is not transparent, centred in a square; artists leave margins of their own."""
+  left, top, width, height = cv2.boundingRect((pixels[..., 3] > 8).astype(np.uint8))
+  if not width:
+    return pixels
+  side = max(width, height)
+  square = np.zeros((side, side, 4), np.uint8)
+  down, across = (side - height) // 2, (side - width) // 2
+  square[down : down + height, across : across + width] = pixels[top : top + height, left : left + width]
+  return square
+
+
 def resize(image: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> UInt8[np.ndarray, "{height} {width} 3"]:
   """Bicubic resize, antialiased as in PIL, which the published CLIP and SigLIP preprocessing uses."""
   if image.shape[:2] == (height, width):

@@ -1,4 +1,4 @@
-"""Captions to padded token ids: byte-level BPE trained on the run's captions, `tokenizer.json`, SentencePiece, CLIP's BPE."""
+"""Captions to padded token ids: a BPE trained on the run's captions, `tokenizer.json`, SentencePiece, CLIP's BPE."""
 
 import abc
 import functools
@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import pathlib
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -39,7 +40,9 @@ class Tokenizer(abc.ABC):
   pad_id: int
   fingerprint: str
 
-  def __call__(self, texts: Sequence[str], length: int) -> tuple[Int[np.ndarray, "n length"], Bool[np.ndarray, "n length"]]:
+  def __call__(
+    self, texts: Sequence[str], length: int
+  ) -> tuple[Int[np.ndarray, "n length"], Bool[np.ndarray, "n length"]]:
     """Encodes, truncates and pads.
 
     Args:
@@ -74,17 +77,25 @@ class Tokenizer(abc.ABC):
   def _definition(self) -> tuple[str, str, bytes, dict[str, Any]]:
     """Kind, file name, content of the file, and options for the constructor."""
 
+  def __reduce__(self) -> tuple:
+    kind, _, content, options = self._definition()
+    return functools.partial(KINDS[kind], content, **options), ()
+
   def _fingerprint(self) -> str:
     kind, _, content, options = self._definition()
     return hashlib.sha256(json.dumps([kind, options], sort_keys=True).encode() + b"\0" + content).hexdigest()
 
 
 class JsonTokenizer(Tokenizer):
-  """What a Hugging Face `tokenizer.json` defines, special tokens included."""
+  """What a Hugging Face `tokenizer.json` defines, special tokens included.
 
-  def __init__(self, content: bytes):
-    self._content = content
+  With `literal`, special tokens that are spelled out in a caption are plain text.
+  """
+
+  def __init__(self, content: bytes, literal: bool = False):
+    self._content, self._literal = content, literal
     self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
+    self._tokenizer.encode_special_tokens = literal
     padding = self._tokenizer.padding
     self._tokenizer.no_padding()
     self._tokenizer.no_truncation()
@@ -103,7 +114,7 @@ class JsonTokenizer(Tokenizer):
       yield self._tokenizer.post_process(encoding).ids
 
   def _definition(self) -> tuple[str, str, bytes, dict[str, Any]]:
-    return "file", "tokenizer.json", self._content, {}
+    return "file", "tokenizer.json", self._content, {"literal": self._literal}
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -134,8 +145,8 @@ class SentencePieceTokenizer(Tokenizer):
 class ClipTokenizer(Tokenizer):
   """OpenAI CLIP's lower-cased BPE from its merges file, with start and end tokens and padding by zeros.
 
-  Follows `simple_tokenizer.py` of openai/CLIP, except that ftfy's repair of wrongly decoded text is left out (its Unicode
-  normalisation to NFC is kept).
+  Follows `simple_tokenizer.py` of openai/CLIP, except that of ftfy's repairs only straight quotes, ligatures, full-width
+  characters and Unicode's NFC are kept: text that was decoded with a wrong encoding stays as it is.
   """
 
   def __init__(self, content: bytes):
@@ -162,7 +173,7 @@ class ClipTokenizer(Tokenizer):
   def _encode(self, texts: list[str], length: int) -> Iterable[list[int]]:
     if length < 2:
       raise UserError(f"text_length is {length}, the CLIP tokenizer needs room for its start and end tokens")
-    cleaned = [" ".join(html.unescape(html.unescape(text)).split()).lower() for text in texts]
+    cleaned = [_clip_clean(text) for text in texts]
     for encoding in self._tokenizer.encode_batch(cleaned, add_special_tokens=False):
       yield [self._start, *encoding.ids[: length - 2], self._end]
 
@@ -203,12 +214,10 @@ def train_bpe(captions: Iterable[str], vocab_size: int, lowercase: bool = True) 
     show_progress=False,
   )
   tokenizer.train_from_iterator(captions, trainer)
-  # Captions that spell out a special token are plain text.
-  tokenizer.encode_special_tokens = True
   tokenizer.post_processor = processors.TemplateProcessing(
     single=f"$A {EOS}", special_tokens=[(EOS, tokenizer.token_to_id(EOS))]
   )
-  return JsonTokenizer(tokenizer.to_str().encode())
+  return JsonTokenizer(tokenizer.to_str().encode(), literal=True)
 
 
 def load(spec: str | os.PathLike, **options: Any) -> Tokenizer:
@@ -243,6 +252,20 @@ def load(spec: str | os.PathLike, **options: Any) -> Tokenizer:
     raise
   except Exception as error:
     raise UserError(f"tokenizer file {path} cannot be read as {kind} ({str(error).splitlines()[0]})") from error
+
+
+def _clip_clean(text: str) -> str:
+  text = html.unescape(html.unescape(text.translate(_repairs())))
+  return " ".join(text.split()).lower()
+
+
+@functools.cache
+def _repairs() -> dict[int, str]:
+  """Characters that ftfy replaces: curly quotes, Latin ligatures, full-width and half-width forms."""
+  quotes = dict.fromkeys([0x02BC, *range(0x2018, 0x201C)], "'") | dict.fromkeys(range(0x201C, 0x2020), '"')
+  compatible = [0x0132, 0x0133, *range(0x01C4, 0x01CD), *range(0x01F1, 0x01F4), *range(0xFB00, 0xFB07), 0x3000]
+  compatible += range(0xFF01, 0xFFF0)
+  return quotes | {code: unicodedata.normalize("NFKC", chr(code)) for code in compatible}
 
 
 @functools.cache

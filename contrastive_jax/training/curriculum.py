@@ -166,7 +166,7 @@ def assign(segment: Segment, slots: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarr
 
 @dataclasses.dataclass(frozen=True)
 class _Schedule:
-  """One period of a mixture: the source of each slot, its rank among that source's slots, and the slots of each source."""
+  """One period of a mixture: each slot's source, its rank among that source's slots, and the slots of each source."""
 
   source: np.ndarray
   rank: np.ndarray

@@ -89,10 +89,10 @@ def decayed(params: Params) -> Any:
 
 
 def _orthogonalised(params: Params) -> Any:
-  """Muon's (rows, columns) of each matrix inside the layer stacks; None where Adam does the work."""
+  """Muon's (rows, columns) of each matrix product's kernel; None for what Adam trains: tables, norms, biases, scalars."""
 
   def dimensions(path, leaf):
-    if leaf.ndim > 2 and _layer_ndim(path, leaf) == 2:
+    if path[-1].key == "kernel" and _layer_ndim(path, leaf) == 2:
       return optax.contrib.MuonDimensionNumbers((leaf.ndim - 2,), (leaf.ndim - 1,))
     return None
 
@@ -122,8 +122,10 @@ def _adafactor(rate, options):
 
 
 def _muon(rate, options):
+  ratio = options.muon_learning_rate / options.learning_rate
   return optax.contrib.muon(
-    rate,
+    lambda step: ratio * rate(step),
+    adam_learning_rate=rate,
     beta=options.muon_beta,
     weight_decay=options.weight_decay,
     weight_decay_mask=decayed,
@@ -142,8 +144,8 @@ def make_optimizer(options: Any, schedule: Schedule) -> optax.GradientTransforma
   """The optimiser of `config.optimizer`, gradient clipping first.
 
   Args:
-    options: `name`, `weight_decay`, `clip_norm` (0 is off), `b1`, `b2`, `eps`, `adafactor_decay`, `muon_beta` and
-      `muon_rms`.
+    options: `name`, `weight_decay`, `clip_norm` (0 is off), `b1`, `b2`, `eps`, `adafactor_decay`, and Muon's
+      `muon_learning_rate`, `muon_beta` and `muon_rms`.
     schedule: learning rate of each step.
   """
   require_known("optimizer.name", options.name, OPTIMIZERS)
@@ -179,24 +181,23 @@ def combine(trained: Params, frozen: Params) -> dict:
   return traverse_util.unflatten_dict({**traverse_util.flatten_dict(trained), **traverse_util.flatten_dict(frozen)})
 
 
-def state_shardings(
-  optimizer: optax.GradientTransformation, abstract: Any, params: Any, shardings: Any, replicated: Any
-) -> Any:
+def slot_shardings(abstract: Any, params: Params, shardings: Params, replicated: Any) -> Any:
   """Shardings of the optimiser's slots: a slot shaped like its parameter lies where the parameter lies.
 
+  A slot is its parameter's when its path ends with the parameter's: `optax.tree.map_params` does not see through the masks
+  of optimisers that treat some parameters differently.
+
   Args:
-    optimizer: the optimiser.
-    abstract: its abstract state.
+    abstract: abstract state of the optimiser.
     params: abstract trained parameters.
     shardings: their shardings.
     replicated: the sharding of everything else (counters, factored moments).
   """
-  return optax.tree.map_params(
-    optimizer,
-    lambda slot, sharding, leaf: sharding if slot.shape == leaf.shape else replicated,
-    abstract,
-    shardings,
-    params,
-    transform_non_params=lambda _: replicated,
-    is_leaf=lambda leaf: isinstance(leaf, jax.sharding.Sharding),
-  )
+  shapes, places = traverse_util.flatten_dict(params), traverse_util.flatten_dict(shardings)
+
+  def place(path, slot):
+    keys = tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
+    owner = next((keys[start:] for start in range(len(keys)) if keys[start:] in shapes), None)
+    return places[owner] if owner is not None and shapes[owner].shape == slot.shape else replicated
+
+  return jax.tree_util.tree_map_with_path(place, abstract)

@@ -82,7 +82,5 @@ class StateSpec:
     placed = parameter_shardings(self.mesh, self.rules, params, dual_encoder.logical_axes(self.model))
     trained, _ = optimizers.split_frozen(params, self.frozen)
     placed_trained, _ = optimizers.split_frozen(placed, self.frozen)
-    slots = optimizers.state_shardings(
-      self.optimizer, jax.eval_shape(self.optimizer.init, trained), trained, placed_trained, everywhere
-    )
+    slots = optimizers.slot_shardings(jax.eval_shape(self.optimizer.init, trained), trained, placed_trained, everywhere)
     return TrainState(everywhere, placed, slots, placed_trained if self.average else None)

@@ -49,9 +49,10 @@ class Example:
 
 @runtime_checkable
 class Source(Protocol):
-  """Random access to samples. Reading raises `DecodeError` for a record that is bad for good, OSError when a retry may help.
+  """Random access to samples.
 
-  With worker processes the source is pickled.
+  Reading raises `DecodeError` for a record that is bad for good, and OSError when another attempt may help. With
+  worker processes the source is pickled.
   """
 
   name: str

@@ -54,7 +54,7 @@ def test_thumbnails_are_small_and_keep_their_shape(size, expected):
 def test_headline_names_the_figure_and_chance():
   assert headline(CLASSIFICATION)["figure"] == "50.0%"
   assert headline(CLASSIFICATION)["sentence"] == (
-    "of 4 images get the right name as the first of 10 (5 times chance, 10.0%)"
+    "of 4 images are given their right name out of 10: 5 times chance (10.0%)"
   )
   retrieval = Result(
     dataset="coco",

@@ -99,7 +99,7 @@ def test_evaluation_searches_both_ways(rng):
   for search in result.searches[:4]:
     row = int(search.query)
     order = np.argsort(-scores[row])[:5]
-    assert [found[0][0, 0] for found in search.found] == order.tolist()
+    assert [int(found[0][0, 0, 0]) for found in search.found] == order.tolist()
     assert [good for _, _, good in search.found] == (image_group[order] == caption_group[row]).tolist()
   for search in result.searches[4:]:
     row = search.query[0, 0, 0]

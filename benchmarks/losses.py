@@ -1,0 +1,153 @@
+"""Time and temporary memory of the losses next to the dense matrix.
+
+  python benchmarks/losses.py                              # one device
+  python benchmarks/losses.py --devices=8 --sizes=8192     # eight emulated devices, dense under the automatic partitioner
+  python benchmarks/losses.py --local=512 --devices=64     # fixed local batch: memory of `ring` must not grow
+
+Times are medians of interleaved forward + backward runs; only ratios of one invocation mean anything. Temporaries are XLA's
+own figure for one device, without arguments and results.
+"""
+
+import functools
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from contrastive_jax import losses
+
+_SIZES = flags.DEFINE_list("sizes", ["1024", "2048", "4096", "16384"], "Global numbers of pairs.")
+_DIM = flags.DEFINE_integer("dim", 512, "Dimension of the embeddings.")
+_DEVICES = flags.DEFINE_integer("devices", 1, "Emulated CPU devices.")
+_LOCAL = flags.DEFINE_integer("local", 0, "Pairs a device; replaces --sizes and doubles the devices from 2 to --devices.")
+_TILES = flags.DEFINE_list("tiles", ["auto"], "Tile sizes to try, `auto` lets the library choose.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed runs of each; 0 compiles only.")
+_DENSE_LIMIT = flags.DEFINE_integer("dense_limit", 16384, "Largest number of pairs for which the dense matrix is run.")
+_TORCH = flags.DEFINE_bool("torch", False, "Also time the dense losses in PyTorch.")
+_AXIS = "data"
+
+
+def dense_softmax(image, text, scale, bias):
+  """Log-sum-exp of the full logits both ways."""
+  logits = image @ text.T * scale + bias
+  both = jax.nn.logsumexp(logits, axis=1) + jax.nn.logsumexp(logits, axis=0)
+  return jnp.mean(both) / 2 - jnp.mean(jnp.diagonal(logits))
+
+
+def dense_sigmoid(image, text, scale, bias):
+  """Log-sigmoid of the signed full logits."""
+  logits = image @ text.T * scale + bias
+  signs = 2 * jnp.eye(len(image), dtype=logits.dtype) - 1
+  return -jnp.sum(jax.nn.log_sigmoid(signs * logits)) / len(image)
+
+
+DENSE = {"softmax": dense_softmax, "sigmoid": dense_sigmoid}
+
+
+def of_library(name: str, mesh: jax.sharding.Mesh, strategy: str, tile: int | None) -> Callable:
+  """The library's loss on global arrays."""
+
+  def local(image, text, scale, bias):
+    options = {"logit_scale": scale, "logit_bias": bias, "axis_name": _AXIS, "strategy": strategy, "tile": tile}
+    return losses.OBJECTIVES[name](image, text, **options)[0]
+
+  pairs, everywhere = PartitionSpec(_AXIS), PartitionSpec()
+  return jax.shard_map(local, mesh=mesh, in_specs=(pairs, pairs, everywhere, everywhere), out_specs=everywhere)
+
+
+def compiled(loss: Callable, arguments: tuple) -> Callable:
+  """Forward and backward, with the gradients left where the embeddings lie."""
+  shardings = tuple(argument.sharding for argument in arguments)
+  function = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)), out_shardings=(shardings[2], shardings))
+  return function.lower(*arguments).compile()
+
+
+def problem(pairs: int, mesh: jax.sharding.Mesh) -> tuple:
+  """Random unit embeddings on the mesh, scale 10 and bias -10."""
+  generator = np.random.default_rng(0)
+  embeddings = generator.standard_normal((2, pairs, _DIM.value), np.float32)
+  embeddings /= np.linalg.norm(embeddings, axis=2, keepdims=True)
+  rows, everywhere = NamedSharding(mesh, PartitionSpec(_AXIS)), NamedSharding(mesh, PartitionSpec())
+  scalars = (jax.device_put(jnp.float32(value), everywhere) for value in (10.0, -10.0))
+  return *(jax.device_put(side, rows) for side in embeddings), *scalars
+
+
+def torch_losses(arguments: tuple) -> dict[str, Callable]:
+  """The dense losses in PyTorch, as open_clip computes them on one device."""
+  import torch
+
+  image, text = (torch.from_numpy(np.array(side)).requires_grad_() for side in arguments[:2])
+  scale, bias = (torch.tensor(float(value), requires_grad=True) for value in arguments[2:])
+  labels = torch.arange(len(image))
+
+  def backward(loss):
+    image.grad = text.grad = scale.grad = bias.grad = None
+    loss.backward()
+    return image.grad
+
+  def softmax():
+    logits = scale * image @ text.T
+    cross_entropy = torch.nn.functional.cross_entropy
+    return backward((cross_entropy(logits, labels) + cross_entropy(logits.T, labels)) / 2)
+
+  def sigmoid():
+    logits = scale * image @ text.T + bias
+    return backward(-torch.nn.functional.logsigmoid((2 * torch.eye(len(image)) - 1) * logits).sum() / len(image))
+
+  return {"softmax": softmax, "sigmoid": sigmoid}
+
+
+def interleaved_medians(functions: dict[str, Callable], repeats: int) -> dict[str, float]:
+  """Milliseconds of each; taking turns spreads whatever else the machine does over all of them."""
+  times = {name: [] for name in functions}
+  for function in functions.values():
+    jax.block_until_ready(function())
+  for _ in range(repeats):
+    for name, function in functions.items():
+      start = time.perf_counter()
+      jax.block_until_ready(function())
+      times[name].append(1e3 * (time.perf_counter() - start))
+  return {name: statistics.median(values) for name, values in times.items()}
+
+
+def compare(name: str, pairs: int, devices: int) -> None:
+  """Prints one block of rows."""
+  mesh = jax.make_mesh((devices,), (_AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+  arguments = problem(pairs, mesh)
+  candidates = {"dense": DENSE[name]} if pairs <= _DENSE_LIMIT.value else {}
+  for tile in _TILES.value:
+    for strategy in ("gather", "ring") if devices > 1 else ("gather",):
+      label = f"{strategy if devices > 1 else 'engine'} tile={tile}"
+      candidates[label] = of_library(name, mesh, strategy, None if tile == "auto" else int(tile))
+  programs = {label: compiled(loss, arguments) for label, loss in candidates.items()}
+  runs = {label: functools.partial(program, *arguments) for label, program in programs.items()}
+  if _TORCH.value and devices == 1:
+    runs["torch"] = torch_losses(arguments)[name]
+  medians = interleaved_medians(runs, _REPEATS.value) if _REPEATS.value else {}
+  for label in runs:
+    memory = "" if label not in programs else f"{programs[label].memory_analysis().temp_size_in_bytes / 2**20:9.2f} MiB"
+    speed = f"{medians[label]:9.1f} ms" if medians else ""
+    ratio = f"{medians[label] / medians['dense']:6.2f}x dense" if medians and "dense" in medians else ""
+    print(f"{name:8} pairs={pairs:<6} devices={devices:<3} {label:18} {speed} {ratio} {memory}", flush=True)
+
+
+def main(_) -> None:
+  jax.config.update("jax_num_cpu_devices", _DEVICES.value)
+  if _LOCAL.value:
+    sizes = [(_LOCAL.value * 2**k, 2**k) for k in range(1, _DEVICES.value.bit_length())]
+  else:
+    sizes = [(int(size), _DEVICES.value) for size in _SIZES.value]
+  for name in DENSE:
+    for pairs, devices in sizes:
+      compare(name, pairs, devices)
+
+
+if __name__ == "__main__":
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  app.run(main)

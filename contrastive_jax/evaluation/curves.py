@@ -1,0 +1,160 @@
+"""Curves over training steps as geometry: the report's template draws them as SVG in the colours of the page."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+WIDTH, HEIGHT = 480, 230
+LEFT, RIGHT, TOP, BOTTOM = 50, 14, 12, 28
+# More points than this cannot be told apart at the width of a page.
+MOST_POINTS = 300
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """One curve.
+
+  Attributes:
+    name: for the legend.
+    points: SVG polyline points.
+    last: the last value, as text.
+    ends: centre of the mark at the last point.
+    kind: "main", or "faint" for raw values behind their smoothed curve.
+    marks: centres of all points where they are few, else none.
+  """
+
+  name: str
+  points: str
+  last: str
+  ends: tuple[float, float]
+  kind: str
+  marks: tuple[tuple[float, float], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+  """Lines on common axes; ticks are (position, text).
+
+  Attributes:
+    title: what is plotted.
+    lines: at least one.
+    x_ticks: steps.
+    y_ticks: values.
+  """
+
+  title: str
+  lines: tuple[Line, ...]
+  x_ticks: tuple[tuple[float, str], ...]
+  y_ticks: tuple[tuple[float, str], ...]
+
+
+def series(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+  """(step, value) of the rows that have a finite number under `key`."""
+  found = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
+  return [(float(step), float(value)) for step, value in found if math.isfinite(value)]
+
+
+def smoothed(points: Sequence[tuple[float, float]], window: int) -> list[tuple[float, float]]:
+  """Mean of each point and up to `window` neighbours on either side, fewer at the ends, always the same on both."""
+  totals = [0.0]
+  for _, value in points:
+    totals.append(totals[-1] + value)
+  means = []
+  for index, (step, _) in enumerate(points):
+    reach = min(window, index, len(points) - 1 - index)
+    means.append((step, (totals[index + reach + 1] - totals[index - reach]) / (2 * reach + 1)))
+  return means
+
+
+def chart(
+  title: str,
+  named: Mapping[str, Sequence[tuple[float, float]]],
+  *,
+  last_step: float,
+  smooth: bool = False,
+  from_zero: bool = False,
+  percent: bool = False,
+) -> Chart | None:
+  """Places curves on common axes.
+
+  Args:
+    title: of the chart.
+    named: (step, value) points of each curve; those with fewer than two are left out.
+    last_step: where the x axis ends, so that charts of one run line up; it starts at zero.
+    smooth: draw the raw values faint, and their moving mean over them.
+    from_zero: the y axis starts at zero.
+    percent: values are fractions, written as percentages.
+
+  Returns:
+    None where no curve is left.
+  """
+  named = {name: thinned(points) for name, points in named.items() if len(points) >= 2}
+  if not named:
+    return None
+  values = [value for points in named.values() for _, value in points]
+  x_ticks = ticks(0.0, last_step, 5)
+  y_ticks = ticks(0.0 if from_zero else min(values), max(values), 4)
+  low_y, high_y = y_ticks[0], y_ticks[-1]
+
+  def x(step: float) -> float:
+    return round(LEFT + (WIDTH - LEFT - RIGHT) * step / last_step, 1)
+
+  def y(value: float) -> float:
+    return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low_y) / (high_y - low_y), 1)
+
+  def line(name: str, points: Sequence[tuple[float, float]], kind: str) -> Line:
+    places = [(x(step), y(value)) for step, value in points]
+    return Line(
+      name=name,
+      points=" ".join(f"{px},{py}" for px, py in places),
+      last=_text(points[-1][1], percent, digits=3),
+      ends=places[-1],
+      kind=kind,
+      marks=tuple(places) if len(places) <= 16 and kind == "main" else (),
+    )
+
+  lines = []
+  for name, points in named.items():
+    if smooth and len(points) > 16:
+      lines.append(line(name, points, "faint"))
+      points = smoothed(points, max(1, len(points) // 40))
+    lines.append(line(name, points, "main"))
+  return Chart(
+    title=title,
+    lines=tuple(lines),
+    x_ticks=tuple((x(tick), _text(tick)) for tick in x_ticks if tick <= last_step),
+    y_ticks=tuple((y(tick), _text(tick, percent)) for tick in y_ticks),
+  )
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+  """At most `MOST_POINTS` points: means of equally many neighbours, the last point kept."""
+  size = -(-len(points) // MOST_POINTS)
+  if size == 1:
+    return list(points)
+  pieces = [points[start : start + size] for start in range(0, len(points) - 1, size)]
+  means = [tuple(sum(column) / len(piece) for column in zip(*piece, strict=True)) for piece in pieces]
+  return [*means[:-1], points[-1]]
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+  """About `count` round numbers that enclose the interval, 1, 2 or 5 times a power of ten apart."""
+  if high <= low:
+    high = low + (abs(low) or 1.0)
+  rough = (high - low) / count
+  power = 10.0 ** math.floor(math.log10(rough))
+  step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
+  first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+  return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def _text(value: float, percent: bool = False, digits: int = 6) -> str:
+  if percent:
+    return f"{100 * value:.{digits}g}%"
+  if abs(value) >= 10_000:
+    return f"{value / 1000:.4g}k"
+  if 0 < abs(value) < 0.001:
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+  return f"{value:.{digits}g}"

@@ -1,0 +1,148 @@
+"""The report of a run: one HTML file that needs nothing else, not even a network."""
+
+import base64
+import io
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from contrastive_jax.evaluation import curves
+from contrastive_jax.evaluation.results import Result, headline, percent, write_atomically
+
+_FIXED_NAMES = {
+  "acc1": "Top-1 accuracy",
+  "acc5": "Top-5 accuracy",
+  "mean_per_class_recall": "Mean per-class recall",
+}
+
+
+def write_report(
+  path: str | os.PathLike,
+  *,
+  title: str,
+  config: Mapping[str, Any],
+  metrics: Sequence[Mapping[str, Any]],
+  evaluations: Sequence[Result],
+  attribution: str,
+  facts: Mapping[str, str] | None = None,
+) -> Path:
+  """Writes the report, atomically.
+
+  Args:
+    path: of the HTML file.
+    title: of the run.
+    config: the resolved config, nested.
+    metrics: rows of `metrics.jsonl`, each with its `step`; curves of evaluations come from names such as
+      "emoji_openmoji/acc1".
+    evaluations: the first gives the headline.
+    attribution: whose pictures these are and under which licence.
+    facts: what else to tell of the run, by label: {"Parameters": "4.2 M", "Training time": "5 min"}.
+  """
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+  )
+  environment.filters |= {"picture": picture, "percent": percent, "metric": metric_name, "size": natural_size}
+  page = environment.get_template("report.html.j2").render(
+    title=title,
+    evaluations=evaluations,
+    headlines=[headline(result) for result in evaluations],
+    charts=charts(metrics),
+    plot=curves,
+    config=flat(config),
+    facts=run_facts(config, metrics) | dict(facts or {}),
+    attribution=attribution,
+  )
+  return write_atomically(path, page)
+
+
+def charts(rows: Sequence[Mapping[str, Any]]) -> list[curves.Chart]:
+  """The curves that the rows have enough points for."""
+  speed = curves.series(rows, "images_per_second")
+  # The first window holds the compilation, which would set the scale for all others.
+  speed = speed[1:] if len(speed) > 3 else speed
+  last = max((float(row["step"]) for row in rows), default=0.0) or 1.0
+  drawn = [
+    ("Loss", {"loss": curves.series(rows, "loss")}, {"smooth": True}),
+    ("Accuracy during training", accuracy_series(rows), {"from_zero": True, "percent": True}),
+    ("Learning rate", {"learning rate": curves.series(rows, "learning_rate")}, {"from_zero": True}),
+    ("Images per second", {"images/s": speed}, {"from_zero": True, "smooth": True}),
+  ]
+  made = [curves.chart(title, named, last_step=last, **options) for title, named, options in drawn]
+  return [chart for chart in made if chart is not None]
+
+
+def accuracy_series(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+  """What evaluations in training logged: top-1 and top-5 accuracy of each set, or recall at the largest cut-off."""
+  keys = list(dict.fromkeys(key for row in rows for key in row if "/" in key))
+  wanted = [key for key in keys if key.rpartition("/")[2] in ("acc1", "acc5")]
+  wanted = wanted or [key for key in keys if "recall@" in key]
+  sets = {key.rpartition("/")[0] for key in wanted}
+
+  def name(key: str) -> str:
+    dataset, _, metric = key.rpartition("/")
+    short = {"acc1": "top-1", "acc5": "top-5"}.get(metric, metric_name(metric))
+    return short if len(sets) == 1 else f"{dataset} {short}"
+
+  return {name(key): curves.series(rows, key) for key in wanted}
+
+
+def run_facts(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+  """What the config and the rows alone say about the run."""
+  facts = {}
+  if rows:
+    last = max(int(row["step"]) for row in rows)
+    facts["Steps"] = f"{last:,}"
+    if isinstance(config.get("batch_size"), int):
+      facts["Batch size"] = f"{config['batch_size']:,} pairs"
+      if not config.get("curriculum"):
+        facts["Pairs seen"] = f"{last * config['batch_size']:,}"
+  loss = curves.series(rows, "loss")
+  if loss:
+    facts["Final loss"] = f"{loss[-1][1]:.4g}"
+  speed = [value for _, value in curves.series(rows, "images_per_second")]
+  if speed:
+    facts["Images per second"] = f"{float(np.median(speed)):,.0f} (median)"
+  return facts
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+  """Nested config to (dotted name, value) rows."""
+  rows = []
+  for name, value in tree.items():
+    if isinstance(value, Mapping) and value:
+      rows += flat(value, f"{prefix}{name}.")
+    else:
+      rows.append((f"{prefix}{name}", str(value)))
+  return rows
+
+
+def metric_name(metric: str) -> str:
+  """CLIP_benchmark's names in words."""
+  if found := re.fullmatch(r"acc1_of_(\d+)", metric):
+    return f"Top-1 accuracy among {found[1]} drawn classes"
+  if found := re.fullmatch(r"(image|text)_retrieval_recall@(\d+)", metric):
+    way = "caption to image" if found[1] == "image" else "image to caption"
+    return f"Recall@{found[2]}, {way}"
+  return _FIXED_NAMES.get(metric, metric)
+
+
+def picture(image: np.ndarray) -> str:
+  """The image as a PNG in a data URI."""
+  buffer = io.BytesIO()
+  Image.fromarray(image).save(buffer, format="PNG", optimize=True)
+  return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def natural_size(image: np.ndarray) -> str:
+  """Whether the picture is so small that enlarging should keep its pixels: a class of the style sheet."""
+  return "pixels" if max(image.shape[:2]) <= 40 else "smooth"

@@ -1,0 +1,269 @@
+"""Sums over all negative pairs of the mesh, differentiable in the towers, scale and bias.
+
+Two primitives on top of the sweep: the log-sum-exp of each row and column (softmax family) and a sum of any function of the
+logit (sigmoid family). Positives are left to the caller: they cost only pairs x dim, and keeping them out of the sums keeps
+small losses accurate (`softplus(negatives - positive)` instead of a difference of two large numbers).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from contrastive_jax.losses import pairwise
+from contrastive_jax.losses.reductions import LogSumExp, Sum, masked
+
+# `weight(image_side, text_side, logits) -> (weights for rows, weights for columns)`: at least 0, constants to the gradient.
+Weight = Callable[[Any, Any, Float[Array, "a b"]], tuple[Float[Array, "a b"], Float[Array, "a b"]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+  """How to go over the matrix: see `pairwise.sweep`."""
+
+  axes: tuple[str, ...] = ()
+  strategy: str = "ring"
+  tile: int | None = None
+
+  def __call__(self, tile_fn: pairwise.TileFn, rows: Any, columns: Any, empty: tuple[Any, Any]) -> tuple[Any, Any]:
+    return pairwise.sweep(tile_fn, rows, columns, empty, axes=self.axes, strategy=self.strategy, tile=self.tile)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NegativeStatistics:
+  """Of each image's and each text's negatives.
+
+  Attributes:
+    logsumexp: of the weighted logits, minus infinity without negatives.
+    largest: largest logit; not differentiable.
+    total: sum of the logits, or None unless asked for.
+    count: number of negatives, or None unless asked for; not differentiable.
+  """
+
+  logsumexp: Float[Array, "pairs"]
+  largest: Float[Array, "pairs"]
+  total: Float[Array, "pairs"] | None = None
+  count: Float[Array, "pairs"] | None = None
+
+
+def accumulation_dtype(*arrays: Array) -> jnp.dtype:
+  """At least float32, and float64 for float64."""
+  return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+
+
+def positive_logits(
+  image: Float[Array, "pairs dim"], text: Float[Array, "pairs dim"], scale: Float[Array, ""] | float
+) -> Float[Array, "pairs"]:
+  """Logits of the diagonal."""
+  dtype = accumulation_dtype(image, text)
+  return jnp.sum(image.astype(dtype) * text.astype(dtype), axis=1) * scale
+
+
+def statistics_of_negatives(
+  image: Float[Array, "pairs dim"],
+  text: Float[Array, "pairs dim"],
+  scale: Float[Array, ""],
+  group: Int[Array, "pairs"],
+  sweep: Sweep,
+  *,
+  with_totals: bool = False,
+  weight: Weight | None = None,
+  image_side: Any = None,
+  text_side: Any = None,
+) -> tuple[NegativeStatistics, NegativeStatistics]:
+  """Log-sum-exp over the negatives of every image and of every text, in one sweep.
+
+  Args:
+    image: this device's image embeddings.
+    text: this device's text embeddings.
+    scale: multiplier of the similarities.
+    group: pairs of equal group are not each other's negatives; all different means all others are.
+    sweep: mesh axes, strategy and tile.
+    with_totals: also return sum and number of the negatives (label smoothing).
+    weight: multiplies each negative's exponential, for images and for texts; 0 leaves it out.
+    image_side: pytree of arrays per pair that `weight` sees for its rows.
+    text_side: pytree of arrays per pair that `weight` sees for its columns.
+
+  Returns:
+    Statistics of the images (rows) and of the texts (columns). Four matrix products of size pairs x pairs x dim for value
+    and gradient, three where all logits are one tile and are kept.
+  """
+  args = pairwise.vary((image, text, scale, group, (image_side, text_side)), image, text, axes=sweep.axes)
+  return _statistics(sweep, with_totals, weight, *args)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _statistics(sweep, with_totals, weight, image, text, scale, group, sides):
+  return _statistics_forward(sweep, with_totals, weight, image, text, scale, group, sides)[0]
+
+
+def _statistics_forward(sweep, with_totals, weight, image, text, scale, group, sides):
+  dtype = accumulation_dtype(image, text)
+  kept = []
+
+  def tile_fn(rows, columns, fresh):
+    logits = _matmul(rows[0], columns[0], "id,jd->ij") * scale
+    kept.append(logits)
+    mask = _are_negatives(rows[1], columns[1], fresh)
+    weights = weight(rows[2], columns[2], logits) if weight else (None, None)
+    parts = []
+    for axis, weights_of in zip((1, 0), weights, strict=True):
+      counted = mask if weights_of is None else mask & (weights_of > 0)
+      part = [LogSumExp.along(axis, masked(logits, counted), weights_of)]
+      if with_totals:
+        part += [Sum(jnp.sum(jnp.where(mask, logits, 0), axis)), Sum(jnp.sum(mask, axis, dtype=dtype))]
+      parts.append(part)
+    return tuple(parts)
+
+  def empty(count):
+    return [LogSumExp.empty((count,), dtype)] + [Sum.empty((count,), dtype)] * (2 if with_totals else 0)
+
+  rows, columns = (image, group, sides[0]), (text, group, sides[1])
+  totals = sweep(tile_fn, rows, columns, (empty(len(image)), empty(len(text))))
+  statistics = tuple(NegativeStatistics(t[0].value(), t[0].largest, *(s.total for s in t[1:])) for t in totals)
+  keep = pairwise.is_one_tile(len(image), sweep.axes, sweep.strategy, sweep.tile)
+  logsumexps = tuple(s.logsumexp for s in statistics)
+  return statistics, (image, text, scale, group, sides, logsumexps, kept[0] if keep else None)
+
+
+def _statistics_backward(sweep, with_totals, weight, residuals, cotangents):
+  image, text, scale, group, sides, logsumexps, kept = residuals
+  dtype = accumulation_dtype(image, text)
+
+  def tile_fn(rows, columns, fresh):
+    logits = _matmul(rows[0], columns[0], "id,jd->ij") * scale if kept is None else kept
+    weights = weight(rows[2], columns[2], logits) if weight else (None, None)
+    slopes = 0.0
+    for (logsumexp, cotangent, of_total), weights_of, axis in zip((rows[3], columns[3]), weights, (1, 0), strict=True):
+      logsumexp, cotangent = jnp.expand_dims(logsumexp, axis), jnp.expand_dims(cotangent, axis)
+      # A weight of 0 leaves logits out of the log-sum-exp, which the exponential here may then exceed.
+      exponent = logits - logsumexp
+      share = jnp.exp(exponent if weights_of is None else jnp.where(weights_of > 0, exponent, -jnp.inf))
+      slopes = slopes + share * (cotangent if weights_of is None else cotangent * weights_of)
+      if with_totals:
+        slopes = slopes + jnp.expand_dims(of_total, axis)
+    slopes = jnp.where(_are_negatives(rows[1], columns[1], fresh), slopes, 0)
+    return _tile_gradients(rows[0], columns[0], slopes, scale)
+
+  def side(embeddings, which):
+    statistics = cotangents[which]
+    vectors = (logsumexps[which], statistics.logsumexp, statistics.total)
+    return embeddings, group, sides[which], vectors
+
+  gradients = sweep(tile_fn, side(image, 0), side(text, 1), _empty_gradients(image, text, dtype))
+  (d_image, d_scale), (d_text,) = gradients
+  return _cast(d_image, image), _cast(d_text, text), _cast_scalar(d_scale, scale), None, None
+
+
+_statistics.defvjp(_statistics_forward, _statistics_backward)
+
+
+def sum_over_negatives(
+  value_and_slope: Callable[[Float[Array, "a b"]], tuple[Float[Array, "a b"], Float[Array, "a b"]]],
+  image: Float[Array, "pairs dim"],
+  text: Float[Array, "pairs dim"],
+  scale: Float[Array, ""],
+  bias: Float[Array, ""],
+  group: Int[Array, "pairs"],
+  sweep: Sweep,
+) -> Float[Array, "pairs"]:
+  """Sum of `value(scale * similarity + bias)` over the negatives of every image.
+
+  Gradients are made in the forward sweep, where the logits are at hand, and scaled in the backward pass; so only a common
+  cotangent of all rows can be served, and the result is one scalar: this device's share of the sum.
+
+  Args:
+    value_and_slope: elementwise function of the logits and its derivative.
+    image: this device's image embeddings.
+    text: this device's text embeddings.
+    scale: multiplier of the similarities.
+    bias: added to the logits.
+    group: pairs of equal group are not each other's negatives.
+    sweep: mesh axes, strategy and tile.
+
+  Returns:
+    This device's share of the sum. Three matrix products of size pairs x pairs x dim for value and gradient.
+  """
+  args = pairwise.vary((image, text, scale, bias, group), image, text, axes=sweep.axes)
+  return _sum(value_and_slope, sweep, *args)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sum(value_and_slope, sweep, image, text, scale, bias, group):
+  def tile_fn(rows, columns, fresh):
+    value, _ = value_and_slope(_matmul(rows[0], columns[0], "id,jd->ij") * scale + bias)
+    return (Sum(jnp.sum(jnp.where(_are_negatives(rows[1], columns[1], fresh), value, 0), 1)),), ()
+
+  empty = (Sum.empty((len(image),), accumulation_dtype(image, text)),)
+  (values,), _ = sweep(tile_fn, (image, group), (text, group), (empty, ()))
+  return jnp.sum(values.total)
+
+
+def _sum_forward(value_and_slope, sweep, image, text, scale, bias, group):
+  dtype = accumulation_dtype(image, text)
+
+  def tile_fn(rows, columns, fresh):
+    value, slopes = value_and_slope(_matmul(rows[0], columns[0], "id,jd->ij") * scale + bias)
+    mask = _are_negatives(rows[1], columns[1], fresh)
+    slopes = jnp.where(mask, slopes, 0)
+    row_part, column_part = _tile_gradients(rows[0], columns[0], slopes, scale)
+    sums = Sum(jnp.sum(jnp.where(mask, value, 0), 1)), Sum(jnp.sum(slopes, 1))
+    return (*row_part, *sums), column_part
+
+  empty_rows, empty_columns = _empty_gradients(image, text, dtype)
+  line = Sum.empty((len(image),), dtype)
+  row_totals, (d_text,) = sweep(tile_fn, (image, group), (text, group), ((*empty_rows, line, line), empty_columns))
+  d_image, d_scale, values, d_bias = row_totals
+  scalars = _cast_scalar(d_scale, scale), _cast_scalar(d_bias, bias)
+  return jnp.sum(values.total), (_cast(d_image, image), _cast(d_text, text), *scalars)
+
+
+def _sum_backward(value_and_slope, sweep, gradients, cotangent):
+  return *((cotangent * gradient).astype(gradient.dtype) for gradient in gradients), None
+
+
+_sum.defvjp(_sum_forward, _sum_backward)
+
+
+def _matmul(a: Float[Array, "..."], b: Float[Array, "..."], subscripts: str) -> Float[Array, "..."]:
+  """Products summed in float32 or better. Accelerators multiply float32 in bfloat16 or TF32 unless told otherwise."""
+  return jnp.einsum(
+    subscripts, a, b, precision=lax.Precision.HIGHEST, preferred_element_type=accumulation_dtype(a, b)
+  )
+
+
+def _are_negatives(
+  rows: Int[Array, "a"], columns: Int[Array, "b"], fresh: Bool[Array, "a b"] | None
+) -> Bool[Array, "a b"]:
+  different = rows[:, None] != columns[None, :]
+  return different if fresh is None else different & fresh
+
+
+def _tile_gradients(image, text, slopes, scale):
+  """Gradients of one tile: (images, scale by row), (texts,). `slopes` is the derivative by the logits."""
+  # The slopes feed two products: without the barrier XLA may compute their exponentials twice.
+  slopes = lax.optimization_barrier(slopes)
+  narrow = slopes.astype(jnp.result_type(image, text))
+  unscaled = _matmul(narrow, text, "ij,jd->id")
+  d_text = _matmul(narrow, image, "ij,id->jd")
+  d_scale = jnp.sum(unscaled * image, 1)
+  return (Sum(unscaled * scale), Sum(d_scale)), (Sum(d_text * scale),)
+
+
+def _empty_gradients(image, text, dtype):
+  rows = Sum.empty(image.shape, dtype), Sum.empty((len(image),), dtype)
+  return rows, (Sum.empty(text.shape, dtype),)
+
+
+def _cast(gradient: Sum, like: Array) -> Array:
+  return gradient.total.astype(like.dtype)
+
+
+def _cast_scalar(gradient: Sum, like: Array) -> Array:
+  return jnp.sum(gradient.total).astype(like.dtype)

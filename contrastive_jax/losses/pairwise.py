@@ -1,0 +1,195 @@
+"""The engine: visits every (row, column) tile of the similarity matrix of the whole mesh, one tile at a time.
+
+Rows (images) stay on their device. Columns (texts) of other devices arrive by one all-gather (`gather`) or a block at a
+time around a ring of collective-permutes (`ring`), and what is accumulated for them travels back to where they live. Inside
+a block, loops over tiles bound the logits that exist at once.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from contrastive_jax.errors import UserError, require_known
+from contrastive_jax.losses.reductions import Accumulator
+
+STRATEGIES = ("gather", "ring")
+
+# Up to this many logits on a device they are kept, as one tile; above it, tiles of at most TILE x TILE are made twice.
+DIRECT = 2048 * 2048
+TILE = 512
+
+# `tile_fn(rows, columns, fresh) -> (row accumulators, column accumulators)` of one tile. `fresh` is None or marks the
+# pairs that no earlier tile has counted.
+TileFn = Callable[[Any, Any, Bool[Array, "a b"] | None], tuple[Any, Any]]
+
+
+def mesh_axes(axis_name: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  """The mesh axes that pairs are split over, as a tuple; empty on one device."""
+  if axis_name is None:
+    return ()
+  return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+
+
+def device_count(axes: tuple[str, ...]) -> int:
+  return lax.axis_size(axes) if axes else 1
+
+
+def global_sum(value: Float[Array, ""], axes: tuple[str, ...]) -> Float[Array, ""]:
+  """Sums over the mesh; the result is the same on every device."""
+  return lax.psum(value, axes) if axes else value
+
+
+def vary(tree: Any, *like: Any, axes: tuple[str, ...] = ()) -> Any:
+  """Marks arrays as device-varying over `axes` and over whatever `like` varies over.
+
+  Loop carries must have one type, and the gradient of a replicated scalar is summed over the mesh where it is marked.
+  """
+  target = set(axes).union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(like)))
+
+  def mark(leaf):
+    missing = tuple(sorted(target - jax.typeof(leaf).manual_axis_type.varying))
+    return lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+  return jax.tree.map(mark, tree)
+
+
+def check(strategy: str, tile: int | None) -> None:
+  """Raises a `UserError` unless `strategy` is known and `tile` is None or a positive integer."""
+  require_known("strategy", strategy, STRATEGIES)
+  if tile is not None and tile < 1:
+    raise UserError(f"tile={tile} must be a positive number of rows and columns, or None to let the library choose")
+
+
+def tile_shape(rows: int, columns: int, tile: int | None) -> tuple[int, int]:
+  """Rows and columns of the tiles that cover a block: at most `tile` of each, balanced so that little overlaps."""
+  limit = TILE if tile is None else tile
+  return tuple(math.ceil(size / math.ceil(size / limit)) for size in (rows, columns))
+
+
+def is_one_tile(rows: int, axes: tuple[str, ...], strategy: str, tile: int | None) -> bool:
+  """Whether all logits of a device are one tile, which may then be kept for the backward pass."""
+  devices = device_count(axes)
+  columns = rows * devices
+  if strategy == "ring" and devices > 1:
+    return False
+  return rows * columns <= DIRECT if tile is None else max(rows, columns) <= tile
+
+
+def pair_index(count: int, axes: tuple[str, ...]) -> Array:
+  """Global index of each of this device's `count` pairs."""
+  first = lax.axis_index(axes) * count if axes else 0
+  return first + jnp.arange(count, dtype=jnp.int32)
+
+
+def sweep(
+  tile_fn: TileFn,
+  rows: Any,
+  columns: Any,
+  empty: tuple[Any, Any],
+  *,
+  axes: tuple[str, ...] = (),
+  strategy: str = "ring",
+  tile: int | None = None,
+) -> tuple[Any, Any]:
+  """Accumulates `tile_fn` over all tiles.
+
+  Args:
+    tile_fn: maps a slice of `rows`, a slice of `columns` and the mask of pairs not yet counted (None for all) to the
+      tile's accumulators. Not differentiated: callers supply gradients by `jax.custom_vjp`.
+    rows: pytree of arrays with this device's rows as leading axis.
+    columns: pytree of arrays with this device's columns as leading axis.
+    empty: accumulators of this device's rows and columns that have seen nothing.
+    axes: mesh axes that rows and columns are split over.
+    strategy: "gather" holds all columns at once, "ring" two blocks of them.
+    tile: largest number of rows and of columns of a tile; None chooses from the shapes.
+
+  Returns:
+    The accumulators of this device's rows and columns, complete over the whole mesh.
+  """
+  empty_rows, empty_columns = vary(empty, rows, columns, axes=axes)
+  devices = device_count(axes)
+  count = _length(rows)
+  if is_one_tile(count, axes, strategy, tile):
+    tile = count * devices
+  if devices == 1:
+    return _block(tile_fn, rows, columns, empty_rows, empty_columns, tile)
+  if strategy == "gather":
+    everywhere = jax.tree.map(lambda leaf: lax.all_gather(leaf, axes, tiled=True), columns)
+    repeated = jax.tree.map(lambda leaf: jnp.tile(leaf, (devices,) + (1,) * (leaf.ndim - 1)), empty_columns)
+    row_totals, column_totals = _block(tile_fn, rows, everywhere, empty_rows, repeated, tile)
+    return row_totals, _each(lambda total: total.scatter(axes), column_totals)
+
+  def send(tree):
+    return jax.tree.map(lambda leaf: lax.ppermute(leaf, axes, [(i, (i - 1) % devices) for i in range(devices)]), tree)
+
+  def step(_, carry):
+    columns, row_totals, column_totals = carry
+    # Both sends start before the block is computed and do not depend on it, so that they hide behind the compute. The
+    # totals therefore travel one step behind: this block's part is added to them when they arrive.
+    following, arrived = send((columns, column_totals))
+    row_totals, part = _block(tile_fn, rows, columns, row_totals, empty_columns, tile)
+    return following, row_totals, _merge(arrived, part)
+
+  _, row_totals, column_totals = lax.fori_loop(0, devices, step, (columns, empty_rows, empty_columns))
+  return row_totals, send(column_totals)
+
+
+def _block(tile_fn: TileFn, rows: Any, columns: Any, row_totals: Any, column_totals: Any, tile: int | None):
+  """Adds all tiles of one block of the matrix to its accumulators."""
+  counts = _length(rows), _length(columns)
+  shape = tile_shape(*counts, tile)
+  if shape == counts:
+    row_part, column_part = tile_fn(rows, columns, None)
+    return _merge(row_totals, row_part), _merge(column_totals, column_part)
+  row_tiles, column_tiles = (math.ceil(count / size) for count, size in zip(counts, shape, strict=True))
+
+  def window(index: Array, axis: int):
+    """Start of a tile, and which of its lines are new: the last tile moves back to stay inside and overlaps."""
+    nominal = index * shape[axis]
+    start = jnp.minimum(nominal, counts[axis] - shape[axis])
+    return start, start + jnp.arange(shape[axis]) >= nominal
+
+  def column_step(j, carry):
+    row_totals, column_totals = carry
+    first_column, new_columns = window(j, 1)
+    column_tile = _slice(columns, first_column, shape[1])
+
+    def row_step(i, carry):
+      row_totals, column_total = carry
+      first_row, new_rows = window(i, 0)
+      ragged = row_tiles * shape[0] > counts[0] or column_tiles * shape[1] > counts[1]
+      fresh = new_rows[:, None] & new_columns[None, :] if ragged else None
+      row_part, column_part = tile_fn(_slice(rows, first_row, shape[0]), column_tile, fresh)
+      row_total = _merge(_slice(row_totals, first_row, shape[0]), row_part)
+      return _update(row_totals, row_total, first_row), _merge(column_total, column_part)
+
+    column_total = _slice(column_totals, first_column, shape[1])
+    row_totals, column_total = lax.fori_loop(0, row_tiles, row_step, (row_totals, column_total))
+    return row_totals, _update(column_totals, column_total, first_column)
+
+  return lax.fori_loop(0, column_tiles, column_step, (row_totals, column_totals))
+
+
+def _length(tree: Any) -> int:
+  return jax.tree.leaves(tree)[0].shape[0]
+
+
+def _slice(tree: Any, start: Array, size: int) -> Any:
+  return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size), tree)
+
+
+def _update(tree: Any, part: Any, start: Array) -> Any:
+  return jax.tree.map(lambda leaf, new: lax.dynamic_update_slice_in_dim(leaf, new, start, 0), tree, part)
+
+
+def _each(function: Callable, *trees: Any) -> Any:
+  return jax.tree.map(function, *trees, is_leaf=lambda node: isinstance(node, Accumulator))
+
+
+def _merge(totals: Any, parts: Any) -> Any:
+  return _each(lambda total, part: total.merge(part), totals, parts)

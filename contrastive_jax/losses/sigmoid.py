@@ -1,0 +1,61 @@
+"""The sigmoid loss: every pair of the batch is its own binary classification."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from contrastive_jax.losses import negatives, pairwise
+
+
+def sigmoid_loss(
+  image: Float[Array, "pairs dim"],
+  text: Float[Array, "pairs dim"],
+  *,
+  logit_scale: Float[Array, ""] | float,
+  logit_bias: Float[Array, ""] | float | None,
+  group: Int[Array, "pairs"] | None = None,
+  axis_name: str | tuple[str, ...] | None = None,
+  strategy: str = "ring",
+  tile: int | None = None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+  """`-sum_ij log sigmoid(y_ij (logit_scale s_ij + logit_bias)) / pairs` with `y` 1 on the diagonal and -1 elsewhere.
+
+  Args:
+    image: L2-normalised image embeddings; the local shard inside `jax.shard_map`.
+    text: L2-normalised text embeddings of the same pairs.
+    logit_scale: multiplier of the similarities, already exponentiated.
+    logit_bias: added to the logits; None for none.
+    group: pairs of equal group are left out of each other's negatives; None when all differ.
+    axis_name: mesh axes that the pairs are split over, None on one device.
+    strategy: "ring" passes blocks of texts around, "gather" holds them all.
+    tile: largest number of rows and columns of logits that exist at once; None lets the library choose.
+
+  Returns:
+    The loss of the global batch and `{"loss_positive", "loss_negative"}`, its two parts; equal on every device. Gradients
+    taken outside `jax.shard_map` are exact on any mesh.
+
+  Raises:
+    UserError: for an unknown strategy or a tile below 1.
+
+  Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (arXiv 2303.15343), algorithm 1.
+  """
+  pairwise.check(strategy, tile)
+  axes = pairwise.mesh_axes(axis_name)
+  dtype = negatives.accumulation_dtype(image, text)
+  scale = jnp.asarray(logit_scale, dtype)
+  bias = jnp.asarray(0.0 if logit_bias is None else logit_bias, dtype)
+  group = pairwise.pair_index(len(image), axes) if group is None else group
+  sweep = negatives.Sweep(axes, strategy, tile)
+  negative = negatives.sum_over_negatives(_softplus_and_sigmoid, image, text, scale, bias, group, sweep)
+  positive = jnp.sum(jax.nn.softplus(-(negatives.positive_logits(image, text, scale) + bias)))
+  pairs = len(image) * pairwise.device_count(axes)
+  parts = {"loss_positive": positive, "loss_negative": negative}
+  parts = {name: pairwise.global_sum(part, axes) / pairs for name, part in parts.items()}
+  return parts["loss_positive"] + parts["loss_negative"], parts
+
+
+def _softplus_and_sigmoid(logits: Float[Array, "a b"]) -> tuple[Float[Array, "a b"], Float[Array, "a b"]]:
+  """log(1 + e^x) and its derivative from one exponential that cannot overflow."""
+  small = jnp.exp(-jnp.abs(logits))
+  sigmoid = jnp.where(logits >= 0, 1, small) / (1 + small)
+  return jnp.maximum(logits, 0) + jnp.log1p(small), sigmoid

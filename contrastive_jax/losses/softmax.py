@@ -1,0 +1,166 @@
+"""The softmax (InfoNCE, CLIP) loss and the weighted family it belongs to."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from contrastive_jax.errors import UserError
+from contrastive_jax.losses import negatives, pairwise
+from contrastive_jax.losses.negatives import NegativeStatistics
+
+
+def softmax_loss(
+  image: Float[Array, "pairs dim"],
+  text: Float[Array, "pairs dim"],
+  *,
+  logit_scale: Float[Array, ""] | float,
+  logit_bias: Float[Array, ""] | float | None = None,
+  label_smoothing: float = 0.0,
+  group: Int[Array, "pairs"] | None = None,
+  axis_name: str | tuple[str, ...] | None = None,
+  strategy: str = "gather",
+  tile: int | None = None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+  """Mean of two cross-entropies: each image's text among all texts, and each text's image among all images.
+
+  Args:
+    image: L2-normalised image embeddings; the local shard inside `jax.shard_map`.
+    text: L2-normalised text embeddings of the same pairs.
+    logit_scale: multiplier of the similarities, already exponentiated.
+    logit_bias: accepted so that the losses are interchangeable; a softmax is unchanged by a common shift of its logits, so
+      it has no effect and a gradient of zero.
+    label_smoothing: share of the target spread evenly over all classes that are not masked, the right one included.
+    group: pairs of equal group are left out of each other's negatives; None when all differ.
+    axis_name: mesh axes that the pairs are split over, None on one device.
+    strategy: "gather" holds the texts of all devices, "ring" passes them around in blocks.
+    tile: largest number of rows and columns of logits that exist at once; None lets the library choose.
+
+  Returns:
+    The loss of the global batch and `{"loss_image_to_text", "loss_text_to_image", "accuracy_image_to_text",
+    "accuracy_text_to_image"}` (top-1 within the batch), equal on every device. Gradients taken outside `jax.shard_map`
+    are exact on any mesh.
+
+  Raises:
+    UserError: for an unknown strategy, a tile below 1 or a label smoothing outside [0, 1).
+
+  Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (arXiv 2103.00020), figure 3; with
+  label smoothing half of ALIGN's (arXiv 2102.05918), which adds the directions.
+  """
+  del logit_bias
+  return weighted_softmax_loss(
+    image,
+    text,
+    logit_scale=logit_scale,
+    label_smoothing=label_smoothing,
+    group=group,
+    axis_name=axis_name,
+    strategy=strategy,
+    tile=tile,
+  )
+
+
+def weighted_softmax_loss(
+  image: Float[Array, "pairs dim"],
+  text: Float[Array, "pairs dim"],
+  *,
+  logit_scale: Float[Array, ""] | float,
+  positive_coefficient: float = 1.0,
+  positive_weight: Float[Array, "pairs"] | float = 1.0,
+  negative_weight: negatives.Weight | None = None,
+  image_side: Any = None,
+  text_side: Any = None,
+  image_extra: Float[Array, "pairs _"] | None = None,
+  text_extra: Float[Array, "pairs _"] | None = None,
+  label_smoothing: float = 0.0,
+  group: Int[Array, "pairs"] | None = None,
+  axis_name: str | tuple[str, ...] | None = None,
+  strategy: str = "gather",
+  tile: int | None = None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+  """Softmax loss with weights: `-w s_ii + log(a e^s_ii + sum_j g_ij e^s_ij + sum_h e^s'_ih)`, mean of both directions.
+
+  InfoNCE is the default. a = 0 is the decoupled loss (DCL); it is unbounded below in the scale, which must then be fixed or
+  clamped. g = 1 / (pairs - 1) is a mean over negatives; g in {0, 1} selects hard negatives.
+
+  Args:
+    image: see `softmax_loss`, as for all that is not listed here.
+    text: see `softmax_loss`.
+    logit_scale: see `softmax_loss`.
+    positive_coefficient: a, at least 0.
+    positive_weight: w.
+    negative_weight: g, a function of (image_side, text_side, logits) of a tile that returns the weights of the images' and
+      of the texts' negatives; constants to the gradient. None is 1.
+    image_side: pytree of arrays per pair that `negative_weight` sees for its rows.
+    text_side: pytree of arrays per pair that `negative_weight` sees for its columns.
+    image_extra: similarities of each image to further negatives of its own, before the scale; differentiable.
+    text_extra: the same for each text.
+    label_smoothing: see `softmax_loss`; extra negatives are no classes here.
+    group: see `softmax_loss`.
+    axis_name: see `softmax_loss`.
+    strategy: see `softmax_loss`.
+    tile: see `softmax_loss`.
+
+  Returns:
+    As `softmax_loss`. A pair whose denominator is empty (a = 0 and no negatives) counts 0.
+
+  Raises:
+    UserError: as `softmax_loss`, and for a negative `positive_coefficient`.
+  """
+  pairwise.check(strategy, tile)
+  if not 0 <= label_smoothing < 1:
+    raise UserError(f"label_smoothing={label_smoothing} must be at least 0 and below 1")
+  if positive_coefficient < 0:
+    raise UserError(f"positive_coefficient={positive_coefficient} must be at least 0")
+  axes = pairwise.mesh_axes(axis_name)
+  scale = jnp.asarray(logit_scale, negatives.accumulation_dtype(image, text))
+  group = pairwise.pair_index(len(image), axes) if group is None else group
+  of_images, of_texts = negatives.statistics_of_negatives(
+    image,
+    text,
+    scale,
+    group,
+    negatives.Sweep(axes, strategy, tile),
+    with_totals=label_smoothing > 0,
+    weight=negative_weight,
+    image_side=image_side,
+    text_side=text_side,
+  )
+  positive = negatives.positive_logits(image, text, scale)
+  pairs = len(image) * pairwise.device_count(axes)
+
+  def mean(values):
+    return pairwise.global_sum(jnp.sum(values), axes) / pairs
+
+  metrics = {}
+  directions = {"image_to_text": (of_images, image_extra), "text_to_image": (of_texts, text_extra)}
+  for direction, (statistics, extra) in directions.items():
+    largest, logsumexp = statistics.largest, statistics.logsumexp
+    if extra is not None:
+      logits = extra.astype(scale.dtype) * scale
+      largest = jnp.maximum(largest, jnp.max(logits, axis=1))
+      logsumexp = jnp.logaddexp(logsumexp, jax.nn.logsumexp(logits, axis=1))
+    loss = _cross_entropy(positive, logsumexp, positive_coefficient) + (1 - positive_weight) * positive
+    if label_smoothing:
+      loss = loss + label_smoothing * _above_mean(positive, statistics)
+    metrics[f"loss_{direction}"] = mean(loss)
+    metrics[f"accuracy_{direction}"] = mean((positive > largest).astype(scale.dtype))
+  return (metrics["loss_image_to_text"] + metrics["loss_text_to_image"]) / 2, metrics
+
+
+def _cross_entropy(
+  positive: Float[Array, "pairs"], logsumexp: Float[Array, "pairs"], coefficient: float
+) -> Float[Array, "pairs"]:
+  """`log(a e^p + e^n) - p`, accurate where it is small."""
+  margin = logsumexp - positive
+  if coefficient > 0:
+    return jnp.logaddexp(jnp.asarray(math.log(coefficient), margin.dtype), margin)
+  empty = jnp.isneginf(margin)
+  return jnp.where(empty, 0, jnp.where(empty, 0, margin))
+
+
+def _above_mean(positive: Float[Array, "pairs"], statistics: NegativeStatistics) -> Float[Array, "pairs"]:
+  """How far the positive logit lies above the mean of all classes."""
+  return (statistics.count * positive - statistics.total) / (statistics.count + 1)

@@ -1,0 +1,247 @@
+"""Sets prepared by TensorFlow Datasets, read by random access and without TensorFlow."""
+
+import functools
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from contrastive_jax.errors import UserError, nearest
+from contrastive_jax.evaluation.tasks import LabelledSet, PairSet
+from contrastive_jax.preprocess.images import DecodeError, decode
+from data.sources import Example, Text, stable_hash
+
+PHOTO_TEMPLATES = ("a photo of a {}.",)
+# Sets that this project prepares itself.
+_OWN = {"sklearn_digits": "python -m data.digits --data_dir={data_dir}"}
+_PREPARE = "pip install tensorflow-cpu && tfds build {name} --data_dir={data_dir} --file_format=array_record"
+_SIDED = re.compile(r"\b(left|right|leftwards|rightwards|clockwise|counterclockwise)\b", re.IGNORECASE)
+
+
+class TfdsSource:
+  """Image-text pairs for training: captions stored in the records, or made from class names."""
+
+  def __init__(
+    self,
+    name: str,
+    data_dir: str | os.PathLike | None = None,
+    split: str = "train",
+    *,
+    image_key: str = "image",
+    caption_key: str = "caption",
+    templates: Sequence[str] = PHOTO_TEMPLATES,
+    flip: bool = True,
+  ):
+    """Opens a set.
+
+    Args:
+      name: of the set, "name", "name/config" or "name/config:version".
+      data_dir: TFDS's directory of sets; None is TFDS's own default.
+      split: such as "train" or "train[:90%]".
+      image_key: feature of the image.
+      caption_key: feature of the caption, of a sequence of captions, or of a class, whose name then makes the captions.
+      templates: put around the class name.
+      flip: whether images may be mirrored; those whose captions name left or right never are.
+
+    Raises:
+      UserError: if the set is not there or lacks a feature.
+    """
+    self.name = f"tfds/{name}"
+    self._records = Records(name, data_dir, split, image_key)
+    self._image_key, self._caption_key = image_key, caption_key
+    self._flip, self._salt = flip, stable_hash("tfds", name, split)
+    self._records.require(image_key, caption_key)
+    self._of_class: list[Text] | None = None
+    if getattr(self._records.features[caption_key], "names", None):
+      self._of_class = [
+        Text(tuple(template.format(words) for template in templates), stable_hash("tfds", name, "class", words))
+        for words in self._records.class_names(caption_key)
+      ]
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int, /) -> Example:
+    record = self._records[index]
+    text = self._text(index, record)
+    flip = self._flip and not any(_SIDED.search(caption) for caption in text.captions)
+    return Example(decode(record[self._image_key], background=None), text, index, flip)
+
+  def text(self, index: int) -> Text:
+    return self._text(index, self._records[index])
+
+  def _text(self, index: int, record: Mapping[str, Any]) -> Text:
+    value = record[self._caption_key]
+    if self._of_class is not None:
+      if not 0 <= value < len(self._of_class):
+        raise DecodeError(f"label {value} is none of {len(self._of_class)} classes")
+      return self._of_class[int(value)]
+    captions = tuple(_strings(value))
+    if not captions:
+      raise DecodeError("the record has no caption")
+    return Text(captions, (self._salt + index) & (2**63 - 1))
+
+
+class Records(Sequence):
+  """The records of a split as dictionaries, with the image as it is stored. Worker processes reopen it."""
+
+  def __init__(self, name: str, data_dir: str | os.PathLike | None, split: str, image_key: str):
+    """Opens a split; see `TfdsSource`."""
+    self.name, self._split, self._image_key = name, split, image_key
+    self._data_dir = os.fspath(data_dir) if data_dir else default_data_dir()
+    self._open  # noqa: B018 - what is missing is told now, not at the first step.
+
+  def __len__(self) -> int:
+    return len(self._open[1])
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    return self._open[1][index]
+
+  @property
+  def features(self) -> Mapping[str, Any]:
+    """The TFDS features by key."""
+    return self._open[0].info.features
+
+  def require(self, *keys: str) -> None:
+    """Raises UserError if the records lack one of the features."""
+    for key in keys:
+      if key not in self.features:
+        known = ", ".join(sorted(self.features))
+        raise UserError(
+          f"the TFDS set {self.name!r} has no feature {key!r}{nearest(key, self.features)}, it has {known}"
+        )
+
+  def class_names(self, key: str) -> list[str]:
+    """The names of a label's classes, in the order of the labels."""
+    feature = self.features[key]
+    if not getattr(feature, "names", None):
+      raise UserError(f"feature {key!r} of the TFDS set {self.name!r} has no class names, name its captions instead")
+    return [name.replace("_", " ") for name in feature.names]
+
+  @functools.cached_property
+  def _open(self) -> tuple[Any, Any]:
+    import tensorflow_datasets as tfds  # Half a second, for who reads such sets.
+
+    command = _OWN.get(self.name, _PREPARE).format(name=self.name, data_dir=self._data_dir)
+    try:
+      builder = tfds.core.read_only_builder.builder_from_files(self.name, data_dir=self._data_dir)
+    except tfds.core.registered.DatasetNotFoundError:
+      raise UserError(f"the TFDS set {self.name!r} is not in {self._data_dir}, prepare it with: {command}") from None
+    split = re.match(r"\w*", self._split).group()
+    if split not in builder.info.splits:
+      known = ", ".join(sorted(builder.info.splits))
+      raise UserError(
+        f"the TFDS set {self.name!r} has no split {split!r}{nearest(split, builder.info.splits)}, it has {known}"
+      )
+    skipped = {self._image_key: tfds.decode.SkipDecoding()} if self._image_key in builder.info.features else None
+    try:
+      records = builder.as_data_source(split=self._split, decoders=skipped)
+    except NotImplementedError:
+      stored = builder.info.file_format.value
+      raise UserError(
+        f"the TFDS set {self.name!r} is stored as {stored}, without random access, prepare it again with: {command}"
+      ) from None
+    # TFDS reads Parquet by whole splits only, and has been seen to write fewer records than it counts.
+    expected = builder.info.splits[self._split].num_examples
+    if len(records) != expected:
+      raise UserError(
+        f"split {self._split!r} of the TFDS set {self.name!r} should hold {expected} records and gives {len(records)}, "
+        f"prepare it as array_record: {command}"
+      )
+    return builder, records
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {key: value for key, value in self.__dict__.items() if key != "_open"}
+
+
+class _Images(Sequence):
+  """The images of some records, decoded when asked for."""
+
+  def __init__(self, records: Records, image_key: str):
+    self._records, self._image_key = records, image_key
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> np.ndarray:
+    return decode(self._records[index][self._image_key])
+
+
+def labelled(
+  name: str,
+  data_dir: str | os.PathLike | None = None,
+  split: str = "test",
+  *,
+  image_key: str = "image",
+  label_key: str = "label",
+  templates: Sequence[str] = PHOTO_TEMPLATES,
+) -> LabelledSet:
+  """A set for zero-shot classification, its classes named by its metadata.
+
+  Args:
+    name: see `TfdsSource`, as are the other arguments.
+    data_dir: TFDS's directory of sets; None is TFDS's own default.
+    split: what to test on.
+    image_key: feature of the image.
+    label_key: feature of the class.
+    templates: prompts.
+
+  Raises:
+    UserError: if the set is not there, lacks a feature, or has no labels in this split.
+  """
+  records = Records(name, data_dir, split, image_key)
+  records.require(image_key, label_key)
+  classes = records.class_names(label_key)
+  labels = np.array([records[k][label_key] for k in range(len(records))], np.int64)
+  if len(labels) and labels.min() < 0:
+    raise UserError(f"split {split!r} of the TFDS set {name!r} has no labels, name another split")
+  return LabelledSet(f"tfds/{name}", _Images(records, image_key), labels, classes, tuple(templates))
+
+
+def paired(
+  name: str,
+  data_dir: str | os.PathLike | None = None,
+  split: str = "test",
+  *,
+  image_key: str = "image",
+  caption_key: str = "captions",
+) -> PairSet:
+  """A set for retrieval; each image belongs with all captions of its record.
+
+  Args:
+    name: see `TfdsSource`, as are the other arguments.
+    data_dir: TFDS's directory of sets; None is TFDS's own default.
+    split: what to test on.
+    image_key: feature of the image.
+    caption_key: feature of the caption, or of a sequence of captions.
+
+  Raises:
+    UserError: if the set is not there or lacks a feature.
+  """
+  records = Records(name, data_dir, split, image_key)
+  records.require(image_key, caption_key)
+  captions = [_strings(records[k][caption_key]) for k in range(len(records))]
+  owner = np.repeat(np.arange(len(records)), [len(texts) for texts in captions])
+  flat = [text for texts in captions for text in texts]
+  return PairSet(f"tfds/{name}", _Images(records, image_key), flat, np.arange(len(records)), owner)
+
+
+def default_data_dir() -> str:
+  """Where TFDS keeps its sets unless told otherwise."""
+  return os.environ.get("TFDS_DATA_DIR") or str(pathlib.Path.home() / "tensorflow_datasets")
+
+
+def _strings(value: Any) -> list[str]:
+  """One caption or several, stored as bytes or strings, alone or under one further key."""
+  if isinstance(value, Mapping):
+    if len(value) != 1:
+      raise UserError(f"a caption feature holds text or a sequence of text, got the keys {', '.join(value)}")
+    value = next(iter(value.values()))
+  items = [value] if isinstance(value, str | bytes) else list(np.asarray(value, object).reshape(-1))
+  try:
+    return [item.decode("utf-8") if isinstance(item, bytes) else str(item) for item in items]
+  except UnicodeDecodeError as error:
+    raise DecodeError(f"a caption is not UTF-8 ({error})") from error

@@ -1,0 +1,221 @@
+"""A batch is a function of segments, seed and step: of nothing else."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from toy import ToySource, WordTokenizer
+
+from contrastive_jax.errors import UserError
+from contrastive_jax.training.curriculum import Segment, truncate
+from data import pipeline as pipeline_module
+from data.augment import DRAWINGS
+from data.pipeline import Pipeline
+from data.sources import Source
+
+SEGMENTS = (
+  Segment(4, 24, (("a", 2), ("b", 1)), 16),
+  Segment(3, 12, (("b", 1), ("c", 1)), 8),
+)
+
+
+def sources(**bad):
+  return {name: ToySource(name, length, bad=bad.get(name, ())) for name, length in (("a", 50), ("b", 30), ("c", 7))}
+
+
+def make(segments=SEGMENTS, data=None, **options):
+  options = {"text_length": 24, "patch_size": 4, "seed": 3, "augment": DRAWINGS, "threads": 0} | options
+  return Pipeline(segments, data or sources(), WordTokenizer(), **options)
+
+
+def assert_same(left, right):
+  jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def test_toy_sources_follow_the_protocol():
+  assert isinstance(ToySource("a", 1), Source)
+
+
+def test_shapes_and_types():
+  batch = make().batch(0)
+  assert batch.image.patches.shape == (24, 16, 48) and batch.image.patches.dtype == np.uint8
+  assert batch.image.coords.shape == (24, 16, 3) and batch.image.coords.dtype == np.int16
+  assert batch.text.tokens.shape == batch.text.mask.shape == (24, 24)
+  assert batch.text.group.dtype == np.int32 and batch.ids.dtype == np.int64
+  assert make().batch(5).image.patches.shape == (12, 4, 48)
+
+
+def test_asking_again_or_in_another_order_gives_the_same():
+  first, second = make(), make()
+  forward = [first.batch(step) for step in range(7)]
+  backward = [second.batch(step) for step in reversed(range(7))][::-1]
+  assert_same(forward, backward)
+
+
+@pytest.mark.parametrize("hosts", [2, 3, 4])
+def test_hosts_share_the_batch_of_one_host(hosts):
+  whole = make()
+  parts = [make(host_index=host, host_count=hosts) for host in range(hosts)]
+  for step in (0, 3, 4, 6):
+    together = jax.tree.map(lambda *rows: np.concatenate(rows), *(part.batch(step) for part in parts))
+    assert_same(together, whole.batch(step))
+
+
+@pytest.mark.parametrize("options", [{"threads": 0}, {"threads": 3}, {"threads": 3, "prefetch_bytes": 1}])
+def test_iterating_from_anywhere_gives_the_batches(options, monkeypatch):
+  monkeypatch.setattr(pipeline_module, "CHUNK_ROWS", 6)
+  run = make(**options)
+  for start, stop in ((0, 7), (2, 6), (5, 5)):
+    items = list(run.iterate(start, stop))
+    assert [step for step, _ in items] == list(range(start, stop))
+    for step, batch in items:
+      assert_same(batch, make().batch(step))
+
+
+def test_worker_processes_give_the_same_batches():
+  items = list(make(workers=2, threads=1).iterate(1, 4))
+  assert_same([batch for _, batch in items], [make().batch(step) for step in range(1, 4)])
+
+
+def test_leaving_an_iteration_early_is_clean():
+  run = make(threads=2)
+  for step, _ in run.iterate(0, 7):
+    if step == 1:
+      break
+  assert_same(next(run.iterate(2, 7))[1], make().batch(2))
+
+
+def test_an_appended_segment_leaves_the_past_as_it_was():
+  changed = (*truncate(SEGMENTS, 5), Segment(4, 20, (("d", 1), ("a", 1)), 16))
+  data = sources() | {"d": ToySource("d", 9)}
+  before, after = make(), make(changed, data)
+  assert_same([before.batch(step) for step in range(5)], [after.batch(step) for step in range(5)])
+  # Source a goes on where it was: its first 64 draws, 4 * 16 of them past, are one epoch of 50 and a bit.
+  ids = [int(i) for step in range(4) for i in before.batch(step).ids if i < 2**40]
+  more = [int(i) for step in range(5, 9) for i in after.batch(step).ids if i < 2**40]
+  stream = ids + more
+  assert sorted(stream[:50]) == sorted(stream[50:100]) == list(range(50))
+
+
+def test_captions_and_views_differ_by_seed_and_by_step():
+  run = make(segments=(Segment(8, 50, (("a", 1),), 16),))
+  other = make(segments=(Segment(8, 50, (("a", 1),), 16),), seed=4)
+  first, second = run.batch(0), run.batch(1)  # Two epochs of source a.
+  rows = {int(i): k for k, i in enumerate(second.ids)}
+  order = [rows[int(i)] for i in first.ids]
+  same_caption = (first.text.tokens == second.text.tokens[order]).all(axis=1).mean()
+  assert 0.2 < same_caption < 0.8
+  assert (first.image.patches != second.image.patches[order]).any(axis=(1, 2)).mean() > 0.9
+  assert not np.array_equal(first.ids, other.batch(0).ids)
+
+
+def test_without_augmentation_the_picture_is_the_record():
+  batch = make(segments=(Segment(1, 4, (("a", 1),), 12),), patch_size=12, augment=None).batch(0)
+  for pixels, sample in zip(batch.image.patches, batch.ids, strict=True):
+    image = pixels.reshape(12, 12, 3)
+    assert (image[:, 6:] == sample).all() and (image[:, :6] == sample // 2).all()
+
+
+def test_equal_captions_and_equal_groups_share_a_group():
+  captions = [("shared",), ("shared",), ("own",), ("other",)]
+  data = {"a": ToySource("a", 4, captions=captions, groups=[1, 2, 2, 3])}
+  for hosts in (1, 2):
+    parts = [
+      make((Segment(2, 4, (("a", 1),), 8),), data, host_index=h, host_count=hosts).batch(1) for h in range(hosts)
+    ]
+    ids = np.concatenate([part.ids for part in parts])
+    group = dict(zip(ids.tolist(), np.concatenate([part.text.group for part in parts]).tolist(), strict=True))
+    assert group[0] == group[1] == group[2] != group[3]
+
+
+def test_a_bad_record_is_replaced_and_counted_the_same_everywhere():
+  data = sources(a=(3, 4, 20))
+  whole = make(data=data)
+  batches = [whole.batch(step) for step in range(7)]
+  drawn = sum(1 for step in range(4) for i in make().batch(step).ids if int(i) in (3, 4, 20))
+  assert whole.substituted == drawn > 0
+  assert not {3, 4, 20} & {int(i) for batch in batches for i in batch.ids}
+  threaded = make(data=sources(a=(3, 4, 20)), threads=2)
+  assert_same([batch for _, batch in threaded.iterate(0, 7)], batches)
+  assert threaded.substituted == drawn
+  parts = [make(data=sources(a=(3, 4, 20)), host_index=host, host_count=2) for host in range(2)]
+  for step in range(4):
+    assert_same(jax.tree.map(lambda *rows: np.concatenate(rows), *(p.batch(step) for p in parts)), batches[step])
+  assert sum(part.substituted for part in parts) == drawn
+
+
+def test_only_bad_records_stop_the_run():
+  with pytest.raises(UserError, match="17 bad records in a row"):
+    make(data=sources(a=range(50))).batch(0)
+
+
+def test_input_output_errors_are_retried_and_then_stop_the_run(monkeypatch):
+  monkeypatch.setattr(pipeline_module, "RETRY_DELAYS", (0, 0, 0))
+
+  class Flaky(ToySource):
+    failures = 2
+
+    def __getitem__(self, index):
+      if index == 5 and self.failures:
+        self.failures -= 1
+        raise TimeoutError("the disk is busy")
+      return super().__getitem__(index)
+
+  steady = make()
+  flaky = make(data=sources() | {"a": Flaky("a", 50)})
+  assert_same([flaky.batch(step) for step in range(4)], [steady.batch(step) for step in range(4)])
+  assert flaky.substituted == 0
+  broken = Flaky("a", 50)
+  broken.failures = 10**9
+  with pytest.raises(TimeoutError, match="busy"):
+    for _ in make(data=sources() | {"a": broken}, threads=2).iterate(0, 4):
+      pass
+
+
+def test_prefetch_is_bounded_in_bytes():
+  class Counting(ToySource):
+    reads = 0
+
+    def __getitem__(self, index):
+      self.reads += 1
+      return super().__getitem__(index)
+
+  segments = (Segment(500, 16, (("a", 1),), 16),)
+  batch_bytes = 16 * (16 * 16 * 3 + 24 * 5)
+  data = {"a": Counting("a", 50)}
+  iterator = make(segments, data, threads=2, prefetch_bytes=4 * batch_bytes).iterate(0, 500)
+  next(iterator)
+  import time
+
+  time.sleep(0.3)
+  assert data["a"].reads <= (1 + 4 + 1) * 16
+  iterator.close()
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"segments": ()}, "no segments"),
+    ({"segments": (Segment(1, 8, (("aa", 1),), 16),)}, "unknown data source 'aa' \\(did you mean 'a'\\?\\)"),
+    ({"host_count": 5}, "batch_size 24 does not divide among 5 hosts"),
+    ({"host_index": 2, "host_count": 2}, "host_index is 2"),
+    ({"patch_size": 5}, "resolution 16 is not a multiple of the patch size 5"),
+    ({"threads": -1}, "threads is -1"),
+    ({"data": {"a": ToySource("a", 0), "b": ToySource("b", 1), "c": ToySource("c", 1)}}, "'a' is empty"),
+  ],
+)
+def test_impossible_pipelines_are_refused(options, message):
+  with pytest.raises(UserError, match=message):
+    make(**options)
+
+
+def test_steps_outside_of_the_run_are_refused():
+  with pytest.raises(IndexError):
+    make().batch(7)
+  assert len(make()) == 7
+
+
+def test_batches_are_pytrees_without_ids_on_the_device():
+  assert make().batch(0).on_device().ids is None
+  assert {f.name for f in dataclasses.fields(make().batch(0))} >= {"image", "text", "ids"}

@@ -1,0 +1,181 @@
+import base64
+import html.parser
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from contrastive_jax.evaluation.report import accuracy_series, charts, metric_name, picture, write_report
+from contrastive_jax.evaluation.results import Confusion, Guess, Result, Search
+
+ATTACK = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
+# Elements without an end tag, and the SVG shapes that close themselves.
+VOID = {"meta", "img", "br", "link", "hr", "input"}
+
+
+class Page(html.parser.HTMLParser):
+  """Collects what a browser would see, and fails where tags do not nest."""
+
+  def __init__(self, text: str):
+    super().__init__()
+    self.open, self.tags, self.attributes, self.text = [], [], [], []
+    self.feed(text)
+    self.close()
+    assert self.open == []
+
+  def handle_startendtag(self, tag, attrs):
+    self.tags.append(tag)
+    self.attributes += attrs
+
+  def handle_starttag(self, tag, attrs):
+    self.handle_startendtag(tag, attrs)
+    if tag not in VOID:
+      self.open.append(tag)
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    if not self.open or self.open[-1] != "style":
+      self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+  return np.random.default_rng(0).integers(0, 256, (4, 9, 7, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def results(pictures):
+  guess = Guess(pictures[0], ATTACK, ((ATTACK, 0.75), ("cat", 0.2)), correct=True)
+  wrong = Guess(pictures[1], "dog", (("cat", 0.5), ("dog", 0.25)), correct=False)
+  confusions = (
+    Confusion("dog", ATTACK, pictures[1], pictures[0], count=3, probability=0.5),
+    Confusion("owl", "bat", pictures[2], None, count=1, probability=0.125),
+  )
+  classification = Result(
+    dataset="toy/set",
+    task="zeroshot_classification",
+    metrics={"acc1": 0.0942, "acc5": 0.2, "mean_per_class_recall": 0.09, "acc1_of_100": 0.5},
+    language="en",
+    sizes={"images": 1853, "classes": 1853},
+    guesses=(guess, wrong),
+    confusions=confusions,
+  )
+  searches = (
+    Search("a caption", ((pictures[2], 0.5, True), (pictures[3], 0.25, False))),
+    Search(pictures[3], ((ATTACK, 0.5, False), ("a caption", 0.25, True))),
+  )
+  retrieval = Result(
+    dataset="pairs",
+    task="zeroshot_retrieval",
+    metrics={"image_retrieval_recall@1": 0.5, "text_retrieval_recall@1": 0.25},
+    language="en",
+    sizes={"images": 4, "captions": 8},
+    searches=searches,
+  )
+  return [classification, retrieval]
+
+
+ROWS = [
+  {"step": step, "loss": 5 / step, "learning_rate": 1e-4 * step, "images_per_second": 600.0 + step}
+  for step in range(1, 60)
+] + [{"step": step, "toy/set/acc1": step / 1000, "toy/set/acc5": step / 100} for step in (20, 40, 59)]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, results):
+  path = tmp_path_factory.mktemp("run") / "report.html"
+  config = {"batch_size": 256, "model": {"preset": ATTACK, "overrides": {}}}
+  write_report(
+    path,
+    title=ATTACK,
+    config=config,
+    metrics=ROWS,
+    evaluations=results,
+    attribution="Art: Noto, https://example.org\nOpenMoji " + ATTACK,
+    facts={"Parameters": ATTACK},
+  )
+  return path.read_text(encoding="utf-8")
+
+
+def test_tags_nest_and_captions_cannot_become_tags(report):
+  page = Page(report)
+  assert "script" not in page.tags
+  assert not any(name.startswith("on") for name, _ in page.attributes)
+  # Shown, as text, everywhere it was given: title twice, truth, prediction, confusion, caption, config, fact, credits.
+  assert sum(text.count(ATTACK) for text in page.text) == 9
+
+
+def test_the_page_needs_no_other_file(report):
+  page = Page(report)
+  addresses = [value for name, value in page.attributes if name in ("src", "href", "srcset", "data", "action")]
+  assert addresses and all(value.startswith("data:image/png;base64,") for value in addresses)
+  assert not re.search(r"url\(|@import|<link|<iframe", report)
+  assert ("content", "default-src 'none'; img-src data:; style-src 'unsafe-inline'") in page.attributes
+
+
+def test_pictures_are_the_pixels(report, pictures):
+  shown = {match for match in re.findall(r'src="(data:[^"]+)"', report)}
+  assert shown == {picture(image) for image in pictures}
+  decoded = Image.open(io.BytesIO(base64.b64decode(picture(pictures[0]).partition(",")[2])))
+  np.testing.assert_array_equal(np.asarray(decoded), pictures[0])
+
+
+def test_numbers_and_facts_are_there(report):
+  text = " ".join(" ".join(Page(report).text).split())
+  for expected in ("9.4%", "175 times chance", "0.05%", "75.0%", "3 times", "12.5% sure", "no image", "256 pairs"):
+    assert expected in text, expected
+  assert "Recall@1, caption to image" in text and "Top-1 accuracy among 100 drawn classes" in text
+
+
+def test_the_right_answer_is_highlighted(report):
+  assert len(re.findall(r'<article class="card guess right"', report)) == 1
+  assert len(re.findall(r'<article class="card guess wrong"', report)) == 1
+  # Right predictions in the gallery (2), and one found item each way.
+  assert report.count('<li class="truth"') == 4
+  assert report.count('<li class="miss"') == 1
+
+
+def test_a_run_without_evaluations_or_metrics_has_a_report(tmp_path):
+  path = write_report(tmp_path / "report.html", title="run", config={}, metrics=[], evaluations=[], attribution="")
+  page = Page(path.read_text(encoding="utf-8"))
+  assert "svg" not in page.tags and "img" not in page.tags
+
+
+def test_curves_lie_inside_their_axes(report):
+  drawn = charts([*ROWS, {"step": 59, "loss": "nan"}])
+  assert [chart.title for chart in drawn] == [
+    "Loss",
+    "Accuracy during training",
+    "Learning rate",
+    "Images per second",
+  ]
+  for chart in drawn:
+    for line in chart.lines:
+      places = np.array([point.split(",") for point in line.points.split()], float)
+      assert (places >= [50, 12]).all() and (places <= [466, 202]).all()
+      assert (np.diff(places[:, 0]) > 0).all()
+  rate = drawn[2].lines[0]
+  places = np.array([point.split(",") for point in rate.points.split()], float)
+  # A linear quantity is a straight line.
+  slopes = np.diff(places[:, 1]) / np.diff(places[:, 0])
+  np.testing.assert_allclose(slopes, slopes.mean(), rtol=0.05)
+  # The first rate holds the compilation.
+  assert len(drawn[3].lines[0].points.split()) == 58
+
+
+def test_evaluations_in_training_are_found_by_name():
+  assert accuracy_series(ROWS) == {
+    "top-1": [(20.0, 0.02), (40.0, 0.04), (59.0, 0.059)],
+    "top-5": [(20.0, 0.2), (40.0, 0.4), (59.0, 0.59)],
+  }
+  rows = [{"step": 1, "a/acc1": 0.5, "tfds/b/acc1": 0.25, "a/mean_per_class_recall": 0.5}]
+  assert accuracy_series(rows) == {"a top-1": [(1.0, 0.5)], "tfds/b top-1": [(1.0, 0.25)]}
+
+
+def test_metrics_in_words():
+  assert metric_name("text_retrieval_recall@5") == "Recall@5, image to caption"
+  assert metric_name("something_else") == "something_else"

@@ -1,0 +1,107 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from contrastive_jax.models.layers import ParameterMaker, drop_path, dropout
+from contrastive_jax.models.presets import TransformerConfig
+from contrastive_jax.models.transformer import Block, Transformer
+
+CONFIG = TransformerConfig(width=8, depth=3, heads=2, mlp_dim=12, causal=True, remat="none")
+
+
+@pytest.fixture(scope="module")
+def stack():
+  """Graph definition, stacked parameters and tokens."""
+  graphdef, state = nnx.split(nnx.eval_shape(lambda: _transformer(CONFIG)))
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda leaf: jnp.float32(rng.standard_normal(leaf.shape) * 0.4), nnx.to_pure_dict(state))
+  return graphdef, params, jnp.asarray(rng.standard_normal((5, 6, 8)), jnp.float32)
+
+
+def _transformer(config):
+  return Transformer(config, dtype="float32", make=ParameterMaker(nnx.Rngs(params=0)))
+
+
+def _value_and_grad(run, params, x):
+  return jax.jit(jax.value_and_grad(lambda params, x: jnp.sum(jnp.sin(run(params, x))), argnums=(0, 1)))(params, x)
+
+
+@pytest.fixture(scope="module")
+def unrolled(stack):
+  """Value and gradients of a Python loop over blocks, each cut from the stack, nothing recomputed."""
+  _, params, x = stack
+  block, _ = nnx.split(nnx.eval_shape(lambda: Block(CONFIG, dtype="float32", make=ParameterMaker(nnx.Rngs(params=0)))))
+
+  def run(params, x):
+    for layer in range(CONFIG.depth):
+      x = nnx.merge(block, jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["blocks"]))(x)
+    return x
+
+  return _value_and_grad(run, params, x)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_scan_and_remat_equal_an_unrolled_loop(remat, stack, unrolled):
+  _, params, x = stack
+  graphdef, _ = nnx.split(nnx.eval_shape(lambda: _transformer(dataclasses.replace(CONFIG, remat=remat))))
+  actual = _value_and_grad(lambda params, x: nnx.merge(graphdef, params)(x), params, x)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), actual, unrolled)
+
+
+@pytest.fixture(scope="module")
+def run(stack):
+  graphdef, params, _ = stack
+  return jax.jit(lambda x: nnx.merge(graphdef, params)(x))
+
+
+def test_a_later_token_never_changes_an_earlier_state(run, stack):
+  x = stack[2]
+  before, after = run(x), run(x.at[:, 3].multiply(-1))
+  np.testing.assert_array_equal(before[:, :3], after[:, :3])
+  assert (np.abs(before - after)[:, 3:].max(axis=(0, 2)) > 1e-4).all()
+
+
+@pytest.fixture(scope="module")
+def noisy(stack):
+  _, params, x = stack
+  config = dataclasses.replace(CONFIG, drop_path=0.5, dropout=0.2)
+  graphdef, _ = nnx.split(nnx.eval_shape(lambda: _transformer(config)))
+  return jax.jit(lambda key: nnx.merge(graphdef, params)(x, key=key))
+
+
+def test_dropout_and_drop_path_follow_the_key(noisy, run, stack):
+  first, second = jax.random.key(1), jax.random.key(2)
+  np.testing.assert_array_equal(noisy(first), noisy(first))
+  assert not np.allclose(noisy(first), noisy(second))
+  clean = run(stack[2])
+  assert not np.allclose(noisy(first), clean)
+  np.testing.assert_allclose(noisy(None), clean, rtol=1e-6)
+
+
+def test_layers_draw_different_noise():
+  # All-equal layers under drop path alone: a row's output counts how many of its branches were kept.
+  config = dataclasses.replace(CONFIG, depth=8, drop_path=0.9)
+  graphdef, state = nnx.split(nnx.eval_shape(lambda: _transformer(config)))
+  params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), nnx.to_pure_dict(state))
+  down = params["blocks"]["mlp"]["down"]
+  down["bias"] = jnp.ones_like(down["bias"])
+  rows = 64
+  out = jax.jit(lambda key: nnx.merge(graphdef, params)(jnp.zeros((rows, 1, 8)), key=key))(jax.random.key(0))
+  kept = np.unique(np.round(np.asarray(out[:, 0, 0]), 4))
+  assert len(kept) > 16  # One shared draw could give only as many sums as there are rates, nine.
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_noise_keeps_the_expectation(rate):
+  x = jnp.ones((20_000, 1, 2))
+  by_path = drop_path(x, jnp.float32(rate), jax.random.key(0))
+  by_feature = dropout(x, rate, jax.random.key(0))
+  for noisy in (by_path, by_feature):
+    # Four standard errors of a mean of 20,000 scaled coin flips.
+    assert abs(float(noisy.mean()) - 1) < 4 * np.sqrt(rate / (1 - rate) / 20_000)
+    np.testing.assert_allclose(np.unique(noisy), [0, 1 / (1 - rate)], rtol=1e-6)
+  np.testing.assert_array_equal(by_path[..., 0], by_path[..., 1])

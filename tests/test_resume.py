@@ -1,0 +1,108 @@
+"""Killed, damaged and moved runs end where an uninterrupted one does."""
+
+import json
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from tests import runs
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("uninterrupted")
+  runs.train(workdir)
+  return workdir
+
+
+def kill_when(process, condition) -> None:
+  deadline = time.monotonic() + 240
+  while not condition():
+    assert process.poll() is None, process.communicate()[0]
+    assert time.monotonic() < deadline
+    time.sleep(0.001)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+
+
+def test_three_kills_change_no_bit(uninterrupted, tmp_path):
+  draw = random.Random(0)
+  ids = tmp_path / "sample_ids.jsonl"
+  checkpoints = tmp_path / "checkpoints"
+
+  def reached(step):
+    return lambda: ids.exists() and len(ids.read_text().splitlines()) >= step
+
+  def saving():
+    return any(checkpoints.glob("*.orbax-checkpoint-tmp*"))
+
+  for condition in (reached(draw.randint(9, 12)), saving, reached(draw.randint(25, 36))):
+    kill_when(runs.start("train.py", runs.TINY, f"--workdir={tmp_path}"), condition)
+  runs.train(tmp_path)
+
+  runs.assert_same_bits(runs.final_state(tmp_path), runs.final_state(uninterrupted))
+  assert ids.read_text() == (uninterrupted / "sample_ids.jsonl").read_text()
+  np.testing.assert_array_equal(runs.losses(tmp_path), runs.losses(uninterrupted))
+
+
+def test_a_signal_saves_and_the_run_goes_on_from_there(uninterrupted, tmp_path):
+  process = runs.start("train.py", runs.TINY, f"--workdir={tmp_path}", "--config.checkpoint_every=1000")
+  ids = tmp_path / "sample_ids.jsonl"
+  while not (ids.exists() and len(ids.read_text().splitlines()) >= 5):
+    assert process.poll() is None, process.communicate()[0]
+    time.sleep(0.01)
+  process.send_signal(signal.SIGTERM)
+  assert "Stopped at step" in runs.finish(process)
+  output = runs.train(tmp_path)
+  assert "from step" in output
+  runs.assert_same_bits(runs.final_state(tmp_path), runs.final_state(uninterrupted))
+
+
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(uninterrupted, tmp_path):
+  runs.train(tmp_path)
+  for data in (tmp_path / "checkpoints" / "40" / "state").rglob("d/*"):
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    data.write_bytes(content)
+  output = runs.train(tmp_path)
+  assert "Checkpoint 40 is damaged" in output and "from step 32" in output
+  assert (tmp_path / "checkpoints" / "40.damaged").is_dir()
+  runs.assert_same_bits(runs.final_state(tmp_path), runs.final_state(uninterrupted))
+
+
+def test_another_mesh_continues_with_the_same_samples(uninterrupted, tmp_path):
+  runs.train(tmp_path, "--config.total_steps=40", "--config.profile_steps=(2, 3)", "--config.checkpoint_every=20")
+  assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+  whole = runs.final_state(uninterrupted)
+  runs.assert_same_bits(runs.final_state(tmp_path), whole)
+
+  moved = tmp_path / "moved"
+  process = runs.start("train.py", runs.TINY, f"--workdir={moved}")
+  kill_when(process, lambda: (moved / "checkpoints" / "16").exists())
+  runs.train(moved, "--config.mesh.fsdp=4", devices=8)
+  runs.assert_close(runs.final_state(moved), whole, 1e-4)
+  assert (moved / "sample_ids.jsonl").read_text() == (uninterrupted / "sample_ids.jsonl").read_text()
+
+
+def test_two_processes_continue_what_one_began(uninterrupted, tmp_path):
+  process = runs.start("train.py", runs.TINY, f"--workdir={tmp_path}")
+  kill_when(process, lambda: (tmp_path / "checkpoints" / "16").exists())
+  runs.train_together(tmp_path, processes=2, devices=2)
+  runs.assert_close(runs.final_state(tmp_path), runs.final_state(uninterrupted), 1e-4)
+  ours, theirs = (runs.rows(path / "sample_ids.jsonl") for path in (tmp_path, uninterrupted))
+  assert ours == theirs
+  assert [row["step"] for row in ours] == list(range(1, 41))
+
+
+def test_changed_data_is_a_new_segment(tmp_path):
+  runs.train(tmp_path, "--config.total_steps=8")
+  runs.train(tmp_path, "--config.total_steps=16", "--config.data.sources.twemoji=3.0")
+  metadata = json.loads((tmp_path / "checkpoints" / "16" / "_CHECKPOINT_METADATA").read_text())
+  segments = metadata["custom_metadata"]["segments"]
+  assert [segment["steps"] for segment in segments] == [8, 8]
+  assert segments[1]["sources"] == [["noto", 1.0], ["twemoji", 3.0]]
