@@ -59,7 +59,7 @@ def main() -> None:
     sources = build.make_sources(config.data, {name for segment in segments for name, _ in segment.sources})
     tokenizer = find_tokenizer(config, workdir, about.get("tokenizer"), sources)
     pipeline = build.make_pipeline(config, segments, sources, tokenizer, host_share(mesh))
-    sets = {name: tasks.load(name, config.data.data_dir) for name in (*config.evals, *config.final_evals)}
+    sets = {name: tasks.load(name, config.data.data_dir) for name in (*config.final_evals, *config.evals)}
     if start >= config.total_steps and is_reported(workdir, sets, start):
       say(f"{workdir} is complete at step {start}; its report is {workdir / 'report.html'}")
       return
@@ -102,7 +102,7 @@ def main() -> None:
     if writer is not None:
       writer.write({"step": int(state.step), **scalars(results)})
       writer.close()
-      conclude(config, workdir, results, build.attribution(sources))
+      conclude(config, workdir, results, build.attribution(sources), count_parameters(spec))
 
 
 def find_tokenizer(config: Any, workdir: Path, expected: str | None, sources: Mapping[str, Source]) -> Tokenizer:
@@ -135,20 +135,24 @@ def is_reported(workdir: Path, sets: Iterable[str], step: int) -> bool:
   return (workdir / "report.html").exists() and all(result_path(workdir, name, step).exists() for name in sets)
 
 
+def count_parameters(spec: StateSpec) -> int:
+  """Parameters of both towers, logit scale and bias."""
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(dual_encoder.abstract(spec.model)[1]))
+
+
 def introduce(config: Any, spec: StateSpec, mesh: jax.sharding.Mesh, sources: Mapping[str, Source], start: int) -> None:
   """Says what is about to run, and whose pictures it learns from."""
-  parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(dual_encoder.abstract(spec.model)[1]))
   devices = f"{mesh.size} {mesh.devices.flat[0].device_kind} device{'s' * (mesh.size > 1)}"
   samples = " + ".join(f"{name} {len(source):,}" for name, source in sources.items())
   begin = f"from step {start}" if start else "from the beginning"
-  say(f"{config.name}: {parameters:,} parameters on {devices}; {config.loss} loss, {config.batch_size} pairs a step")
+  say(f"{config.name}: {count_parameters(spec):,} parameters, {config.loss} loss, on {devices}.")
   say(f"Training {begin} to step {config.total_steps} on {samples}.")
   credit = build.attribution(sources)
   if credit:
     say(credit)
 
 
-def conclude(config: Any, workdir: Path, results: Sequence[Result], attribution: str) -> None:
+def conclude(config: Any, workdir: Path, results: Sequence[Result], attribution: str, parameters: int) -> None:
   """Writes the report and prints the figures people ask for first."""
   report = write_report(
     workdir / "report.html",
@@ -157,6 +161,7 @@ def conclude(config: Any, workdir: Path, results: Sequence[Result], attribution:
     metrics=read_json_lines(workdir / "metrics.jsonl"),
     evaluations=results,
     attribution=attribution,
+    facts={"Parameters": f"{parameters:,}"},
   )
   for result in results:
     words = headline(result)

@@ -1,11 +1,11 @@
 """Time and temporary memory of the losses next to the dense matrix.
 
   python benchmarks/losses.py                              # one device
-  python benchmarks/losses.py --devices=8 --sizes=8192     # eight emulated devices, dense under the automatic partitioner
+  python benchmarks/losses.py --devices=8 --sizes=8192     # dense under the automatic partitioner
   python benchmarks/losses.py --local=512 --devices=64     # fixed local batch: memory of `ring` must not grow
 
-Times are medians of interleaved forward + backward runs; only ratios of one invocation mean anything. Temporaries are XLA's
-own figure for one device, without arguments and results.
+Times are medians of interleaved forward + backward runs; only ratios of one invocation mean anything. Temporaries are
+XLA's own figure for one device, without arguments and results.
 """
 
 import functools
@@ -25,7 +25,7 @@ from contrastive_jax import losses
 _SIZES = flags.DEFINE_list("sizes", ["1024", "2048", "4096", "16384"], "Global numbers of pairs.")
 _DIM = flags.DEFINE_integer("dim", 512, "Dimension of the embeddings.")
 _DEVICES = flags.DEFINE_integer("devices", 1, "Emulated CPU devices.")
-_LOCAL = flags.DEFINE_integer("local", 0, "Pairs a device; replaces --sizes and doubles the devices from 2 to --devices.")
+_LOCAL = flags.DEFINE_integer("local", 0, "Pairs a device, on 2, 4, ... --devices; replaces --sizes.")
 _TILES = flags.DEFINE_list("tiles", ["auto"], "Tile sizes to try, `auto` lets the library choose.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed runs of each; 0 compiles only.")
 _DENSE_LIMIT = flags.DEFINE_integer("dense_limit", 16384, "Largest number of pairs for which the dense matrix is run.")

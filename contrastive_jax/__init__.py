@@ -1,0 +1,5 @@
+"""Contrastive pretraining of image-text dual encoders with JAX: exact losses on any mesh, runs that resume bit for bit."""
+
+from contrastive_jax.inference import Model, load
+
+__all__ = ["Model", "load"]

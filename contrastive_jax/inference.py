@@ -223,7 +223,7 @@ def load(
     progress: see `Model`.
 
   Raises:
-    UserError: if the directory is not a run, or has no such checkpoint.
+    UserError: if the directory is not a run, has no such checkpoint, or not the tokenizer of its checkpoint.
   """
   # Training calls evaluation and evaluation calls this module: importing training above would close the circle.
   from contrastive_jax.training.checkpoint import restore_params
@@ -235,8 +235,18 @@ def load(
   config = model_config(json.loads((path / "config.json").read_text()))
   tokenizer = tokenizers.load(str(path / "tokenizer"))
   mesh = MeshSpec().make() if mesh is None else mesh
-  params, step = restore_params(path, step, lambda part: _placed(mesh, config, part))
-  return Model(config, params, tokenizer, mesh=mesh, batch_size=batch_size, progress=progress, step=step)
+  restored = restore_params(path, step, lambda part: _placed(mesh, config, part))
+  if restored.about.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
+    raise UserError(f"{path / 'tokenizer'} is not the tokenizer that the checkpoint was trained with: put it back")
+  return Model(
+    config,
+    restored.params,
+    tokenizer,
+    mesh=mesh,
+    batch_size=batch_size,
+    progress=progress,
+    step=restored.step,
+  )
 
 
 def _on_mesh(mesh: Mesh, config: DualEncoderConfig, params: Mapping[str, Any]) -> Any:

@@ -19,7 +19,7 @@ EMOJI_SOURCES = ("noto", "twemoji", "noto_tones", "twemoji_tones")
 
 
 def make_sources(options: Any, names: Iterable[str]) -> dict[str, Source]:
-  """Opens sources by name: one of `EMOJI_SOURCES`, or "tfds/<set>" with an optional ":<split>".
+  """Opens sources by name: one of `EMOJI_SOURCES`, or "tfds/<set>" with an optional "@<split>".
 
   Args:
     options: `config.data`.
@@ -28,10 +28,15 @@ def make_sources(options: Any, names: Iterable[str]) -> dict[str, Source]:
   Raises:
     UserError: for an unknown name, or data that is not on this machine.
   """
-  sources: dict[str, Source] = {}
+  names = list(names)
+  for name in names:
+    if not name.startswith("tfds/"):
+      require_known("data.sources", name, (*EMOJI_SOURCES, "tfds/<set>"))
+  drawn = any(name in EMOJI_SOURCES for name in names)
+  sources: dict[str, Source] = dict(emoji.training_sources(emoji.CaptionMix(**options.captions))) if drawn else {}
   for name in names:
     if name.startswith("tfds/"):
-      dataset, _, split = name.removeprefix("tfds/").partition(":")
+      dataset, _, split = name.removeprefix("tfds/").partition("@")
       sources[name] = TfdsSource(
         dataset,
         options.data_dir or None,
@@ -39,10 +44,7 @@ def make_sources(options: Any, names: Iterable[str]) -> dict[str, Source]:
         image_key=options.image_key,
         caption_key=options.caption_key,
       )
-      continue
-    require_known("data.sources", name, (*EMOJI_SOURCES, "tfds/<set>"))
-    sources[name] = emoji.training_sources(emoji.CaptionMix(**options.captions))[name]
-  return sources
+  return {name: sources[name] for name in names}
 
 
 def attribution(names: Iterable[str]) -> str:

@@ -13,13 +13,17 @@ def check(name: str) -> None:
 
 
 def load(name: str, data_dir: str = "") -> LabelledSet | PairSet:
-  """Opens an evaluation set: one of `EVALUATIONS`, or "tfds/<set>" with an optional ":<split>".
+  """Opens an evaluation set: one of `EVALUATIONS`, or "tfds/<set>" with an optional "@<split>".
+
+  A TFDS set with labels is for zero-shot classification, one with captions for retrieval.
 
   Raises:
     UserError: for an unknown name, or data that is not on this machine.
   """
   check(name)
   if name.startswith("tfds/"):
-    dataset, _, split = name.removeprefix("tfds/").partition(":")
-    return tfds.labelled(dataset, data_dir or None, split or "test")
+    dataset, _, split = name.removeprefix("tfds/").partition("@")
+    where = (dataset, data_dir or None, split or "test")
+    read = tfds.labelled if "label" in tfds.Records(*where, "image").features else tfds.paired
+    return read(*where)
   return EVALUATIONS[name]()

@@ -173,7 +173,8 @@ def test_a_run_directory_is_loaded(params, pictures, tmp_path):
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
     # The average holds what is trained: here the text tower alone.
     for step, weights, average in ((3, first, None), (7, first, {"text": second["text"]})):
-      checkpoints.save(TrainState(jnp.int32(step), weights, {}, average), {})
+      about = {"tokenizer": tokenizer.fingerprint}
+      checkpoints.save(TrainState(jnp.int32(step), weights, {}, average), about)
     checkpoints.wait()
   newest, older = load(tmp_path, batch_size=8), load(tmp_path, step=3, batch_size=8)
   assert (newest.step, older.step) == (7, 3)
@@ -181,10 +182,13 @@ def test_a_run_directory_is_loaded(params, pictures, tmp_path):
   np.testing.assert_allclose(newest.encode_text(TEXTS), expected.encode_text(TEXTS), atol=2e-6)
   np.testing.assert_allclose(newest.encode_image(pictures), expected.encode_image(pictures), atol=2e-6)
   np.testing.assert_allclose(older.encode_text(TEXTS), expected.with_params(first).encode_text(TEXTS), atol=2e-6)
-  with pytest.raises(UserError, match="it has no config"):
-    load(tmp_path / "nowhere")
   with pytest.raises(UserError, match="no checkpoint of step 5"):
     load(tmp_path, step=5)
+  tokenizers.train_bpe(["other"], vocab_size=260).save(tmp_path / "tokenizer")
+  with pytest.raises(UserError, match="not the tokenizer"):
+    load(tmp_path)
+  with pytest.raises(UserError, match="it has no config"):
+    load(tmp_path / "nowhere")
 
 
 def test_one_item_instead_of_a_list_is_refused(model, pictures):

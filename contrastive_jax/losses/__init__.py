@@ -1,7 +1,7 @@
 """Contrastive losses: embeddings in, a global loss and exact gradients out, on any mesh.
 
-Each is a function `(image, text, *, logit_scale, ...) -> (loss, metrics)` on L2-normalised embeddings. It runs on one device
-(`axis_name=None`) or on local shards inside `jax.shard_map`, where gradients are taken outside.
+Each is a function `(image, text, *, logit_scale, ...) -> (loss, metrics)` on L2-normalised embeddings. It runs on one
+device (`axis_name=None`) or on local shards inside `jax.shard_map`, where gradients are taken outside.
 """
 
 from contrastive_jax.losses.sigmoid import sigmoid_loss

@@ -1,8 +1,8 @@
 """Sums over all negative pairs of the mesh, differentiable in the towers, scale and bias.
 
-Two primitives on top of the sweep: the log-sum-exp of each row and column (softmax family) and a sum of any function of the
-logit (sigmoid family). Positives are left to the caller: they cost only pairs x dim, and keeping them out of the sums keeps
-small losses accurate (`softplus(negatives - positive)` instead of a difference of two large numbers).
+Two primitives on top of the sweep: the log-sum-exp of each row and column (softmax family) and a sum of any function of
+the logit (sigmoid family). Positives are left to the caller: they cost only pairs x dim, and keeping them out of the
+sums keeps small losses accurate (`softplus(negatives - positive)` instead of a difference of two large numbers).
 """
 
 import dataclasses
@@ -16,9 +16,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from contrastive_jax.losses import pairwise
-from contrastive_jax.losses.reductions import LogSumExp, Sum, masked
+from contrastive_jax.losses.reductions import LogSumExp, Sum, finite, masked
 
-# `weight(image_side, text_side, logits) -> (weights for rows, weights for columns)`: at least 0, constants to the gradient.
+# `weight(image_side, text_side, logits) -> (weights for rows, weights for columns)`: at least 0, constants to the
+# gradient.
 Weight = Callable[[Any, Any, Float[Array, "a b"]], tuple[Float[Array, "a b"], Float[Array, "a b"]]]
 
 
@@ -39,17 +40,23 @@ class Sweep:
 class NegativeStatistics:
   """Of each image's and each text's negatives.
 
+  The log-sum-exp comes in two parts: at a logit scale of 100 their sum would lose two digits that differences need.
+
   Attributes:
-    logsumexp: of the weighted logits, minus infinity without negatives.
-    largest: largest logit; not differentiable.
+    largest: largest logit, minus infinity without negatives; a constant to the gradient.
+    excess: log-sum-exp of the weighted logits minus `largest`; its gradient is that of the whole log-sum-exp.
     total: sum of the logits, or None unless asked for.
     count: number of negatives, or None unless asked for; not differentiable.
   """
 
-  logsumexp: Float[Array, "pairs"]
   largest: Float[Array, "pairs"]
+  excess: Float[Array, "pairs"]
   total: Float[Array, "pairs"] | None = None
   count: Float[Array, "pairs"] | None = None
+
+  def above(self, reference: Float[Array, "pairs"]) -> Float[Array, "pairs"]:
+    """Log-sum-exp minus `reference`."""
+    return (self.largest - reference) + self.excess
 
 
 def accumulation_dtype(*arrays: Array) -> jnp.dtype:
@@ -91,8 +98,8 @@ def statistics_of_negatives(
     text_side: pytree of arrays per pair that `weight` sees for its columns.
 
   Returns:
-    Statistics of the images (rows) and of the texts (columns). Four matrix products of size pairs x pairs x dim for value
-    and gradient, three where all logits are one tile and are kept.
+    Statistics of the images (rows) and of the texts (columns). Four matrix products of size pairs x pairs x dim for
+    value and gradient, three where all logits are one tile and are kept.
   """
   args = pairwise.vary((image, text, scale, group, (image_side, text_side)), image, text, axes=sweep.axes)
   return _statistics(sweep, with_totals, weight, *args)
@@ -126,26 +133,27 @@ def _statistics_forward(sweep, with_totals, weight, image, text, scale, group, s
 
   rows, columns = (image, group, sides[0]), (text, group, sides[1])
   totals = sweep(tile_fn, rows, columns, (empty(len(image)), empty(len(text))))
-  statistics = tuple(NegativeStatistics(t[0].value(), t[0].largest, *(s.total for s in t[1:])) for t in totals)
+  statistics = tuple(NegativeStatistics(t[0].largest, jnp.log(t[0].total), *(s.total for s in t[1:])) for t in totals)
   keep = pairwise.is_one_tile(len(image), sweep.axes, sweep.strategy, sweep.tile)
-  logsumexps = tuple(s.logsumexp for s in statistics)
-  return statistics, (image, text, scale, group, sides, logsumexps, kept[0] if keep else None)
+  sums = tuple(total[0] for total in totals)
+  return statistics, (image, text, scale, group, sides, sums, kept[0] if keep else None)
 
 
 def _statistics_backward(sweep, with_totals, weight, residuals, cotangents):
-  image, text, scale, group, sides, logsumexps, kept = residuals
+  image, text, scale, group, sides, sums, kept = residuals
   dtype = accumulation_dtype(image, text)
 
   def tile_fn(rows, columns, fresh):
     logits = _matmul(rows[0], columns[0], "id,jd->ij") * scale if kept is None else kept
     weights = weight(rows[2], columns[2], logits) if weight else (None, None)
     slopes = 0.0
-    for (logsumexp, cotangent, of_total), weights_of, axis in zip((rows[3], columns[3]), weights, (1, 0), strict=True):
-      logsumexp, cotangent = jnp.expand_dims(logsumexp, axis), jnp.expand_dims(cotangent, axis)
-      # A weight of 0 leaves logits out of the log-sum-exp, which the exponential here may then exceed.
-      exponent = logits - logsumexp
-      share = jnp.exp(exponent if weights_of is None else jnp.where(weights_of > 0, exponent, -jnp.inf))
-      slopes = slopes + share * (cotangent if weights_of is None else cotangent * weights_of)
+    for (shift, coefficient, of_total), weights_of, axis in zip((rows[3], columns[3]), weights, (1, 0), strict=True):
+      exponent = logits - jnp.expand_dims(shift, axis)
+      if weights_of is not None:
+        # A weight of 0 left its logit out of `largest`, which it may then exceed.
+        exponent = jnp.where(weights_of > 0, exponent, -jnp.inf)
+      share = jnp.exp(exponent) * jnp.expand_dims(coefficient, axis)
+      slopes = slopes + (share if weights_of is None else share * weights_of)
       if with_totals:
         slopes = slopes + jnp.expand_dims(of_total, axis)
     slopes = jnp.where(_are_negatives(rows[1], columns[1], fresh), slopes, 0)
@@ -153,7 +161,8 @@ def _statistics_backward(sweep, with_totals, weight, residuals, cotangents):
 
   def side(embeddings, which):
     statistics = cotangents[which]
-    vectors = (logsumexps[which], statistics.logsumexp, statistics.total)
+    coefficient = jnp.where(sums[which].total > 0, statistics.excess / sums[which].total, 0)
+    vectors = (finite(sums[which].largest), coefficient, statistics.total)
     return embeddings, group, sides[which], vectors
 
   gradients = sweep(tile_fn, side(image, 0), side(text, 1), _empty_gradients(image, text, dtype))
@@ -172,11 +181,11 @@ def sum_over_negatives(
   bias: Float[Array, ""],
   group: Int[Array, "pairs"],
   sweep: Sweep,
-) -> Float[Array, "pairs"]:
+) -> Float[Array, ""]:
   """Sum of `value(scale * similarity + bias)` over the negatives of every image.
 
-  Gradients are made in the forward sweep, where the logits are at hand, and scaled in the backward pass; so only a common
-  cotangent of all rows can be served, and the result is one scalar: this device's share of the sum.
+  Gradients are made in the forward sweep, where the logits are at hand, and scaled in the backward pass; so only a
+  common cotangent of all rows can be served, and the result is one scalar: this device's share of the sum.
 
   Args:
     value_and_slope: elementwise function of the logits and its derivative.
@@ -233,9 +242,7 @@ _sum.defvjp(_sum_forward, _sum_backward)
 
 def _matmul(a: Float[Array, "..."], b: Float[Array, "..."], subscripts: str) -> Float[Array, "..."]:
   """Products summed in float32 or better. Accelerators multiply float32 in bfloat16 or TF32 unless told otherwise."""
-  return jnp.einsum(
-    subscripts, a, b, precision=lax.Precision.HIGHEST, preferred_element_type=accumulation_dtype(a, b)
-  )
+  return jnp.einsum(subscripts, a, b, precision=lax.Precision.HIGHEST, preferred_element_type=accumulation_dtype(a, b))
 
 
 def _are_negatives(

@@ -1,8 +1,8 @@
 """The engine: visits every (row, column) tile of the similarity matrix of the whole mesh, one tile at a time.
 
 Rows (images) stay on their device. Columns (texts) of other devices arrive by one all-gather (`gather`) or a block at a
-time around a ring of collective-permutes (`ring`), and what is accumulated for them travels back to where they live. Inside
-a block, loops over tiles bound the logits that exist at once.
+time around a ring of collective-permutes (`ring`), and what is accumulated for them travels back to where they live.
+Inside a block, loops over tiles bound the logits that exist at once.
 """
 
 import math
@@ -60,9 +60,9 @@ def vary(tree: Any, *like: Any, axes: tuple[str, ...] = ()) -> Any:
 
 def check(strategy: str, tile: int | None) -> None:
   """Raises a `UserError` unless `strategy` is known and `tile` is None or a positive integer."""
-  require_known("strategy", strategy, STRATEGIES)
+  require_known("loss_options.strategy", strategy, STRATEGIES)
   if tile is not None and tile < 1:
-    raise UserError(f"tile={tile} must be a positive number of rows and columns, or None to let the library choose")
+    raise UserError(f"loss_options.tile={tile} must be at least 1, or None to let the library choose")
 
 
 def tile_shape(rows: int, columns: int, tile: int | None) -> tuple[int, int]:

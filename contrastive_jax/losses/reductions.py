@@ -6,7 +6,6 @@ commutative, so the order of tiles and devices changes nothing but rounding.
 
 import abc
 import dataclasses
-from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +17,10 @@ class Accumulator(abc.ABC):
   """Base of all accumulators."""
 
   @abc.abstractmethod
-  def merge(self, other: Self) -> Self:
+  def merge(self, other: "Accumulator") -> "Accumulator":
     """The accumulator of what either has seen."""
 
-  def scatter(self, axes: tuple[str, ...]) -> Self:
+  def scatter(self, axes: tuple[str, ...]) -> "Accumulator":
     """Merges the devices' accumulators of all columns; each device keeps those of its own columns."""
     devices = lax.axis_size(axes)
 
@@ -44,13 +43,13 @@ class Sum(Accumulator):
   total: Float[Array, "..."]
 
   @classmethod
-  def empty(cls, shape: tuple[int, ...], dtype: jnp.dtype) -> Self:
+  def empty(cls, shape: tuple[int, ...], dtype: jnp.dtype) -> "Sum":
     return cls(jnp.zeros(shape, dtype))
 
-  def merge(self, other: Self) -> Self:
+  def merge(self, other: "Sum") -> "Sum":
     return type(self)(self.total + other.total)
 
-  def scatter(self, axes: tuple[str, ...]) -> Self:
+  def scatter(self, axes: tuple[str, ...]) -> "Sum":
     return type(self)(lax.psum_scatter(self.total, axes, scatter_dimension=0, tiled=True))
 
 
@@ -63,27 +62,27 @@ class LogSumExp(Accumulator):
   total: Float[Array, "..."]
 
   @classmethod
-  def empty(cls, shape: tuple[int, ...], dtype: jnp.dtype) -> Self:
+  def empty(cls, shape: tuple[int, ...], dtype: jnp.dtype) -> "LogSumExp":
     return cls(jnp.full(shape, -jnp.inf, dtype), jnp.zeros(shape, dtype))
 
   @classmethod
-  def along(cls, axis: int, logits: Float[Array, "a b"], weights: Float[Array, "a b"] | None = None) -> Self:
+  def along(cls, axis: int, logits: Float[Array, "a b"], weights: Float[Array, "a b"] | None = None) -> "LogSumExp":
     """Of one tile, along `axis`. What is masked has logit minus infinity."""
     largest = jnp.max(logits, axis, keepdims=True)
-    terms = jnp.exp(logits - _finite(largest))
+    terms = jnp.exp(logits - finite(largest))
     if weights is not None:
       terms = terms * weights
     return cls(jnp.squeeze(largest, axis), jnp.sum(terms, axis))
 
-  def merge(self, other: Self) -> Self:
+  def merge(self, other: "LogSumExp") -> "LogSumExp":
     largest = jnp.maximum(self.largest, other.largest)
-    shift = _finite(largest)
+    shift = finite(largest)
     total = self.total * jnp.exp(self.largest - shift) + other.total * jnp.exp(other.largest - shift)
     return type(self)(largest, total)
 
   def value(self) -> Float[Array, "..."]:
     """The log-sum-exp, minus infinity where nothing was accumulated."""
-    return jnp.log(self.total) + _finite(self.largest)
+    return jnp.log(self.total) + finite(self.largest)
 
 
 @jax.tree_util.register_dataclass
@@ -94,23 +93,23 @@ class TopK(Accumulator):
   values: Float[Array, "... k"]
 
   @classmethod
-  def empty(cls, shape: tuple[int, ...], dtype: jnp.dtype) -> Self:
+  def empty(cls, shape: tuple[int, ...], dtype: jnp.dtype) -> "TopK":
     return cls(jnp.full(shape, -jnp.inf, dtype))
 
   @classmethod
-  def along(cls, axis: int, values: Float[Array, "a b"], k: int) -> Self:
+  def along(cls, axis: int, values: Float[Array, "a b"], k: int) -> "TopK":
     """Of one tile, along `axis`."""
     lines = values if axis == 1 else values.T
     missing = max(0, k - lines.shape[1])
     lines = jnp.pad(lines, ((0, 0), (0, missing)), constant_values=-jnp.inf)
     return cls(lax.top_k(lines, k)[0])
 
-  def merge(self, other: Self) -> Self:
+  def merge(self, other: "TopK") -> "TopK":
     both = jnp.concatenate([self.values, other.values], axis=-1)
     return type(self)(lax.top_k(both, self.values.shape[-1])[0])
 
 
-def _finite(largest: Float[Array, "..."]) -> Float[Array, "..."]:
+def finite(largest: Float[Array, "..."]) -> Float[Array, "..."]:
   """A shift that is safe to subtract: infinity minus infinity would be NaN."""
   return jnp.where(jnp.isneginf(largest), 0, largest)
 

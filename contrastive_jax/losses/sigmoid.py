@@ -31,8 +31,8 @@ def sigmoid_loss(
     tile: largest number of rows and columns of logits that exist at once; None lets the library choose.
 
   Returns:
-    The loss of the global batch and `{"loss_positive", "loss_negative"}`, its two parts; equal on every device. Gradients
-    taken outside `jax.shard_map` are exact on any mesh.
+    The loss of the global batch and `{"loss_positive", "loss_negative"}`, its two parts; equal on every device.
+    Gradients taken outside `jax.shard_map` are exact on any mesh.
 
   Raises:
     UserError: for an unknown strategy or a tile below 1.

@@ -30,8 +30,8 @@ def softmax_loss(
     image: L2-normalised image embeddings; the local shard inside `jax.shard_map`.
     text: L2-normalised text embeddings of the same pairs.
     logit_scale: multiplier of the similarities, already exponentiated.
-    logit_bias: accepted so that the losses are interchangeable; a softmax is unchanged by a common shift of its logits, so
-      it has no effect and a gradient of zero.
+    logit_bias: accepted so that the losses are interchangeable; a softmax is unchanged by a common shift of its logits,
+      so it has no effect and a gradient of zero.
     label_smoothing: share of the target spread evenly over all classes that are not masked, the right one included.
     group: pairs of equal group are left out of each other's negatives; None when all differ.
     axis_name: mesh axes that the pairs are split over, None on one device.
@@ -46,8 +46,8 @@ def softmax_loss(
   Raises:
     UserError: for an unknown strategy, a tile below 1 or a label smoothing outside [0, 1).
 
-  Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (arXiv 2103.00020), figure 3; with
-  label smoothing half of ALIGN's (arXiv 2102.05918), which adds the directions.
+  Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (arXiv 2103.00020), figure 3;
+  with label smoothing half of ALIGN's (arXiv 2102.05918), which adds the directions.
   """
   del logit_bias
   return weighted_softmax_loss(
@@ -82,8 +82,8 @@ def weighted_softmax_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
   """Softmax loss with weights: `-w s_ii + log(a e^s_ii + sum_j g_ij e^s_ij + sum_h e^s'_ih)`, mean of both directions.
 
-  InfoNCE is the default. a = 0 is the decoupled loss (DCL); it is unbounded below in the scale, which must then be fixed or
-  clamped. g = 1 / (pairs - 1) is a mean over negatives; g in {0, 1} selects hard negatives.
+  InfoNCE is the default. a = 0 is the decoupled loss (DCL); it is unbounded below in the scale, which must then be
+  fixed or clamped. g = 1 / (pairs - 1) is a mean over negatives; g in {0, 1} selects hard negatives.
 
   Args:
     image: see `softmax_loss`, as for all that is not listed here.
@@ -91,8 +91,8 @@ def weighted_softmax_loss(
     logit_scale: see `softmax_loss`.
     positive_coefficient: a, at least 0.
     positive_weight: w.
-    negative_weight: g, a function of (image_side, text_side, logits) of a tile that returns the weights of the images' and
-      of the texts' negatives; constants to the gradient. None is 1.
+    negative_weight: g, a function of (image_side, text_side, logits) of a tile that returns the weights of the images'
+      and of the texts' negatives; constants to the gradient. None is 1.
     image_side: pytree of arrays per pair that `negative_weight` sees for its rows.
     text_side: pytree of arrays per pair that `negative_weight` sees for its columns.
     image_extra: similarities of each image to further negatives of its own, before the scale; differentiable.
@@ -111,9 +111,9 @@ def weighted_softmax_loss(
   """
   pairwise.check(strategy, tile)
   if not 0 <= label_smoothing < 1:
-    raise UserError(f"label_smoothing={label_smoothing} must be at least 0 and below 1")
+    raise UserError(f"loss_options.label_smoothing={label_smoothing} must be at least 0 and below 1")
   if positive_coefficient < 0:
-    raise UserError(f"positive_coefficient={positive_coefficient} must be at least 0")
+    raise UserError(f"loss_options.positive_coefficient={positive_coefficient} must be at least 0")
   axes = pairwise.mesh_axes(axis_name)
   scale = jnp.asarray(logit_scale, negatives.accumulation_dtype(image, text))
   group = pairwise.pair_index(len(image), axes) if group is None else group
@@ -137,12 +137,12 @@ def weighted_softmax_loss(
   metrics = {}
   directions = {"image_to_text": (of_images, image_extra), "text_to_image": (of_texts, text_extra)}
   for direction, (statistics, extra) in directions.items():
-    largest, logsumexp = statistics.largest, statistics.logsumexp
+    largest, margin = statistics.largest, statistics.above(positive)
     if extra is not None:
       logits = extra.astype(scale.dtype) * scale
       largest = jnp.maximum(largest, jnp.max(logits, axis=1))
-      logsumexp = jnp.logaddexp(logsumexp, jax.nn.logsumexp(logits, axis=1))
-    loss = _cross_entropy(positive, logsumexp, positive_coefficient) + (1 - positive_weight) * positive
+      margin = jnp.logaddexp(margin, jax.nn.logsumexp(logits - positive[:, None], axis=1))
+    loss = _cross_entropy(margin, positive_coefficient) + (1 - positive_weight) * positive
     if label_smoothing:
       loss = loss + label_smoothing * _above_mean(positive, statistics)
     metrics[f"loss_{direction}"] = mean(loss)
@@ -150,11 +150,8 @@ def weighted_softmax_loss(
   return (metrics["loss_image_to_text"] + metrics["loss_text_to_image"]) / 2, metrics
 
 
-def _cross_entropy(
-  positive: Float[Array, "pairs"], logsumexp: Float[Array, "pairs"], coefficient: float
-) -> Float[Array, "pairs"]:
-  """`log(a e^p + e^n) - p`, accurate where it is small."""
-  margin = logsumexp - positive
+def _cross_entropy(margin: Float[Array, "pairs"], coefficient: float) -> Float[Array, "pairs"]:
+  """`log(a e^p + e^n) - p` of the margin n - p, accurate where it is small."""
   if coefficient > 0:
     return jnp.logaddexp(jnp.asarray(math.log(coefficient), margin.dtype), margin)
   empty = jnp.isneginf(margin)

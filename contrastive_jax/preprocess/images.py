@@ -64,8 +64,8 @@ def composite(
   return (pixels[..., :3] + behind).astype(np.uint8)
 
 
-def trim(pixels: UInt8[np.ndarray, "height width 4"]) -> UInt8[np.ndarray, "side side 4"]:
-  """Cuts a drawing to the box around what is not transparent, centred in a square; artists leave margins of their own."""
+def trim(pixels: UInt8[np.ndarray, "height width 4"]) -> UInt8[np.ndarray, "rows columns 4"]:
+  """Cuts a drawing to the box around what it shows, centred in a square: every artist leaves other margins."""
   left, top, width, height = cv2.boundingRect((pixels[..., 3] > 8).astype(np.uint8))
   if not width:
     return pixels

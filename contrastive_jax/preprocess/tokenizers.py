@@ -145,8 +145,8 @@ class SentencePieceTokenizer(Tokenizer):
 class ClipTokenizer(Tokenizer):
   """OpenAI CLIP's lower-cased BPE from its merges file, with start and end tokens and padding by zeros.
 
-  Follows `simple_tokenizer.py` of openai/CLIP, except that of ftfy's repairs only straight quotes, ligatures, full-width
-  characters and Unicode's NFC are kept: text that was decoded with a wrong encoding stays as it is.
+  Follows `simple_tokenizer.py` of openai/CLIP, except that of ftfy's repairs only straight quotes, ligatures,
+  full-width characters and Unicode's NFC are kept: text that was decoded with a wrong encoding stays as it is.
   """
 
   def __init__(self, content: bytes):

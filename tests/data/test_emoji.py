@@ -30,7 +30,7 @@ def test_counts(openmoji, sources):
   plain = [concept for concept in concepts().values() if not any(tone in concept.codepoints for tone in TONES)]
   assert len(concepts()) == 3633 and len(plain) == 1853
   assert len(openmoji.images) == len(openmoji.classes) == len(set(openmoji.classes)) == 1853
-  assert len({concept.group for concept in concepts().values()}) == 1849 + len(TONES) + 2
+  assert len({concept.group for concept in concepts().values()}) == 1856
   for artist in ("noto", "twemoji"):
     kept = sum(concept.codepoints in drawings(artist) for concept in plain if not concept.held_out)
     assert len(sources[artist]) == kept > 1700
@@ -123,13 +123,15 @@ def test_no_caption_of_a_mirrored_drawing_names_a_side(sources):
 
 def test_captions_follow_the_mix():
   mix = CaptionMix(english=0.6, aliases=0.25, templates=("{}", "an emoji of {}", "an icon of {}"), bare=0.5)
-  text = mix.text(concepts()["🥉"] if concepts()["🥉"].aliases else concepts()["🅰"])
   concept = concepts()["🅰"]
   text = mix.text(concept)
   drawn = [text.choose(u) for u in (np.arange(20_000) + 0.5) / 20_000]
   aliases = {template.format(a) for a in concept.aliases for template in mix.templates}
   named = {template.format(concept.name) for template in mix.templates}
-  share = lambda texts: np.mean([caption in texts for caption in drawn])
+
+  def share(texts):
+    return np.mean([caption in texts for caption in drawn])
+
   assert share(aliases) == pytest.approx(0.6 * 0.25, abs=0.002)
   assert share(named) == pytest.approx(0.6 * 0.75, abs=0.002)
   assert share({concept.name}) == pytest.approx(0.6 * 0.75 * 0.5, abs=0.002)
@@ -159,10 +161,9 @@ def test_images_are_premultiplied(sources):
 def test_evaluation_images_are_on_white(name):
   tested = emoji_evaluation.EVALUATIONS[name]()
   assert tested.name == name
-  for i in range(0, len(tested.images), 150):
-    image = tested.images[i]
-    assert image.dtype == np.uint8 and image.shape[2] == 3
-    assert image.max() == 255
+  images = [tested.images[i] for i in range(0, len(tested.images), len(tested.images) // 12)]
+  assert all(image.dtype == np.uint8 and image.shape[2] == 3 for image in images)
+  assert np.mean([(image == 255).all(axis=2).any() for image in images]) > 0.8
 
 
 def test_style_transfer_sets_have_the_classes_of_the_final_test(openmoji):

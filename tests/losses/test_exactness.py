@@ -175,7 +175,7 @@ def test_a_single_group_leaves_only_the_pairs(rng):
 def test_wrong_options_are_named(rng):
   image, text = (jnp.asarray(rows) for rows in problem(rng)[:2])
   with pytest.raises(UserError, match=r"loss_options.strategy='rings'"):
-    losses.sigmoid_loss(image, text, logit_scale=1.0, strategy="rings")
+    losses.sigmoid_loss(image, text, logit_scale=1.0, logit_bias=None, strategy="rings")
   with pytest.raises(UserError, match=r"loss_options.tile=0"):
     losses.softmax_loss(image, text, logit_scale=1.0, tile=0)
   with pytest.raises(UserError, match=r"label_smoothing=1.5"):

@@ -14,11 +14,11 @@ from contrastive_jax.preprocess.images import (
   patchify,
   premultiply,
   resize,
+  trim,
   unpatchify,
 )
 
-
-FINE = {"quality": 95, "subsampling": 0}
+FINE = {"quality": 95, "subsampling": 0}  # Of a JPEG.
 
 
 @pytest.fixture
@@ -159,3 +159,20 @@ def test_patches_are_tiles_in_row_major_order(rng, height, width, patch):
 def test_patches_must_tile():
   with pytest.raises(ValueError, match="5 pixels do not tile images of 8x8"):
     patchify(np.zeros((1, 8, 8, 3), np.uint8), 5)
+
+
+@pytest.mark.parametrize("box", [(2, 10, 3, 6), (0, 20, 8, 9), (5, 6, 0, 20)])
+def test_a_drawing_is_cut_to_its_own_square(box):
+  top, bottom, left, right = box
+  pixels = np.zeros((20, 20, 4), np.uint8)
+  pixels[top:bottom, left:right] = 255
+  cut = trim(pixels)
+  side = max(bottom - top, right - left)
+  assert cut.shape == (side, side, 4)
+  assert cut.astype(int).sum() == pixels.astype(int).sum()
+  rows, columns = np.nonzero(cut[..., 3])
+  assert abs(rows.min() - (side - 1 - rows.max())) <= 1 and abs(columns.min() - (side - 1 - columns.max())) <= 1
+
+
+def test_nothing_is_not_cut():
+  assert trim(np.zeros((5, 7, 4), np.uint8)).shape == (5, 7, 4)

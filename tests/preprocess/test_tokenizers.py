@@ -3,6 +3,7 @@
 import gzip
 import html
 import io
+import itertools
 import json
 import pickle
 import re
@@ -60,7 +61,7 @@ def merges_of(words, count):
   for _ in range(count):
     pairs = {}
     for word in split:
-      for pair in zip(word, word[1:], strict=False):
+      for pair in itertools.pairwise(word):
         pairs[pair] = pairs.get(pair, 0) + 1
     if not pairs:
       break
@@ -100,7 +101,7 @@ class PlainClip:
       data = word.encode()
       symbols = [*(self.table[b] for b in data[:-1]), self.table[data[-1]] + "</w>"]
       while True:
-        pairs = [p for p in zip(symbols, symbols[1:], strict=False) if p in self.ranks]
+        pairs = [p for p in itertools.pairwise(symbols) if p in self.ranks]
         if not pairs:
           break
         symbols = merge(symbols, min(pairs, key=self.ranks.get))
@@ -110,7 +111,10 @@ class PlainClip:
   def split(self, text):
     """Words, single digits, contractions and runs of the rest: a scanner instead of the regular expression."""
     words, i = [], 0
-    kind = lambda c: "L" if c.isalpha() else "N" if unicodedata.category(c)[0] == "N" else " " if c.isspace() else "S"
+
+    def kind(c):
+      return "L" if c.isalpha() else "N" if unicodedata.category(c)[0] == "N" else " " if c.isspace() else "S"
+
     while i < len(text):
       special = next((s for s in ("<|startoftext|>", "<|endoftext|>") if text.startswith(s, i)), None)
       short = next((s for s in ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d") if text.startswith(s, i)), None)

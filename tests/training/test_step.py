@@ -1,0 +1,203 @@
+"""The train step: the same curve on any mesh, frozen parameters, the moving average, and what is not finite."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from contrastive_jax import losses
+from contrastive_jax.errors import UserError
+from contrastive_jax.parallel.mesh import MeshSpec, put_batch
+from contrastive_jax.training import config as run_config
+from contrastive_jax.training import loop
+from contrastive_jax.training.checkpoint import Checkpoints
+from contrastive_jax.training.initialize import initial_state
+from contrastive_jax.training.step import find_objective, make_train_step
+from data import build
+from tests import tiny
+
+
+def small_config(**changes):
+  config = tiny.get_config()
+  config.total_steps = 20
+  config.update(changes)
+  return config
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+  config = small_config()
+  segments = build.make_segments(config, (), 0, False)
+  sources = build.make_sources(config.data, ("noto", "twemoji", "noto_tones", "twemoji_tones"))
+  tokenizer = build.make_tokenizer(config.tokenizer, config.model.text.vocab_size, sources.values())
+  return build.make_pipeline(config, segments, sources, tokenizer, (0, 1))
+
+
+def run(config, pipeline, devices, steps=20):
+  """States and metrics after each step."""
+  mesh = MeshSpec(**config.mesh).make(jax.devices()[:devices])
+  spec, step = run_config.build(config, mesh)
+  state = spec.create(config.seed)
+  history = []
+  for number in range(steps):
+    state, metrics = step(state, put_batch(mesh, pipeline.batch(number).on_device()))
+    history.append((jax.device_get(state), {name: float(value) for name, value in metrics.items()}))
+  return spec, state, history
+
+
+def curve(history):
+  return np.array([metrics["loss"] for _, metrics in history])
+
+
+@pytest.fixture(scope="module")
+def one_device(pipeline):
+  return run(small_config(), pipeline, devices=1)
+
+
+@pytest.mark.parametrize(("devices", "mesh"), [(8, {}), (8, {"fsdp": 4}), (8, {"data": 2, "fsdp": 2, "tensor": 2})])
+def test_any_mesh_gives_the_same_curve(devices, mesh, one_device, pipeline):
+  config = small_config()
+  config.mesh.update(mesh)
+  spec, state, history = run(config, pipeline, devices)
+  np.testing.assert_allclose(curve(history), curve(one_device[2]), rtol=1e-4)
+  kernel = state.params["image"]["transformer"]["blocks"]["mlp"]["up"]["kernel"]
+  share = spec.mesh.shape["fsdp"] * spec.mesh.shape["tensor"]
+  assert kernel.addressable_shards[0].data.size == kernel.size // share
+  slots = [leaf for leaf in jax.tree.leaves(state.slots) if leaf.shape == kernel.shape]
+  assert slots and all(slot.sharding == kernel.sharding for slot in slots)
+
+
+def test_the_loss_falls(one_device):
+  losses_seen = curve(one_device[2])
+  assert losses_seen[-5:].mean() < losses_seen[:5].mean() - 0.05
+
+
+def test_the_average_follows_its_recurrence(one_device):
+  _, _, history = one_device
+  name = ("text", "tokens")
+  average = None
+  for number, (state, _) in enumerate(history):
+    leaf, kept = state.params[name[0]][name[1]].astype(np.float64), state.average[name[0]][name[1]]
+    decay = min(0.9, (1 + number) / (10 + number))
+    average = kept.astype(np.float64) if average is None else decay * average + (1 - decay) * leaf
+    np.testing.assert_allclose(kept, average, rtol=1e-4, atol=1e-6)
+
+
+def test_frozen_parameters_keep_their_bits_and_have_no_slots(pipeline):
+  config = small_config(frozen=("image/",))
+  spec, state, history = run(config, pipeline, devices=8, steps=3)
+  before = jax.device_get(spec.create(config.seed).params)
+  jax.tree.map(np.testing.assert_array_equal, state.params["image"], before["image"])
+  moved = jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != b)), state.params["text"], before["text"])
+  assert all(jax.tree.leaves(moved))
+  trained = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(before)) - sum(
+    math.prod(leaf.shape) for leaf in jax.tree.leaves(before["image"])
+  )
+  slots = sum(leaf.size for leaf in jax.tree.leaves(state.slots) if leaf.ndim or leaf.dtype == jnp.float32)
+  assert slots <= 2 * trained + 8
+
+
+def test_the_logit_scale_stays_in_its_range(pipeline):
+  config = small_config(max_logit_scale=26.0)
+  config.optimizer.learning_rate = 0.5
+  config.schedule.warmup_steps = 0
+  _, _, history = run(config, pipeline, devices=1, steps=6)
+  scales = [metrics["logit_scale"] for _, metrics in history[1:]]
+  assert all(1 - 1e-6 <= scale <= 26 * (1 + 1e-6) for scale in scales)
+  assert max(scales) == pytest.approx(26) or min(scales) == pytest.approx(1)
+
+
+def poisoned(step_config, mesh, bad_group):
+  """A train step whose loss is not a number when the first pair has a certain group."""
+  spec, _ = run_config.build(step_config, mesh)
+
+  def objective(image, text, *, group, **rest):
+    loss, metrics = losses.softmax_loss(image, text, group=group, **rest)
+    bad = jax.lax.psum(jnp.any(group == bad_group).astype(jnp.float32), rest["axis_name"]) > 0
+    return jnp.where(bad, jnp.nan, 1.0) * loss, metrics
+
+  skip = step_config.on_nonfinite == "skip"
+  return spec, make_train_step(
+    spec, objective, run_config.make_schedule(step_config), seed=0, average_decay=0.9, skip_nonfinite=skip
+  )
+
+
+def with_group(batch, group):
+  text = dataclasses.replace(batch.text, group=np.full_like(batch.text.group, group) + np.arange(len(batch.text.group)))
+  return dataclasses.replace(batch, text=text)
+
+
+def test_a_skipped_update_leaves_everything_but_the_step(pipeline):
+  config = small_config(on_nonfinite="skip")
+  mesh = MeshSpec().make(jax.devices()[:1])
+  spec, step = poisoned(config, mesh, bad_group=777_000)
+  state = spec.create(0)
+  state, metrics = step(state, put_batch(mesh, pipeline.batch(0).on_device()))
+  assert metrics["skipped"] == 0
+  kept = jax.device_get(state)
+  state, metrics = step(state, put_batch(mesh, with_group(pipeline.batch(1), 777_000).on_device()))
+  assert metrics["skipped"] == 1 and int(state.step) == 2
+  for part in ("params", "slots", "average"):
+    jax.tree.map(np.testing.assert_array_equal, getattr(jax.device_get(state), part), getattr(kept, part))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(pipeline, tmp_path):
+  class Poisoned:
+    def iterate(self, start, stop):
+      for number in range(start, stop):
+        batch = pipeline.batch(number)
+        yield number, with_group(batch, 777_000) if number == 6 else batch
+
+    def ids(self, step):
+      return pipeline.ids(step)
+
+  config = small_config()
+  mesh = MeshSpec().make(jax.devices()[:1])
+  spec, step = poisoned(config, mesh, bad_group=777_000)
+  with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    options = loop.LoopOptions(total_steps=20, checkpoint_every=5)
+    with pytest.raises(loop.NonFiniteError) as caught:
+      loop.train(tmp_path, spec.create(0), step, Poisoned(), checkpoints, None, options, mesh=mesh, about={})
+    message = str(caught.value)
+    assert message.startswith("step 7:") and "last good checkpoint: 5" in message
+    assert str(pipeline.ids(6).tolist()) in message
+    assert checkpoints.steps == [5]
+
+
+def test_starting_from_another_run_takes_whole_towers(pipeline, tmp_path):
+  config = small_config()
+  mesh = MeshSpec().make(jax.devices()[:1])
+  spec, _ = run_config.build(config, mesh)
+  source = spec.create(seed=5)
+  with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    checkpoints.save(source, {})
+    checkpoints.wait()
+  fresh = jax.device_get(spec.create(seed=6).params)
+  for towers, taken in {"all": {"image", "text", "log_logit_scale"}, "text": {"text"}}.items():
+    state = initial_state(spec, seed=6, init_from=str(tmp_path), towers=towers)
+    for name, part in state.params.items():
+      expected = (source.average if name in taken else fresh)[name]
+      jax.tree.map(np.testing.assert_array_equal, part, expected)
+    jax.tree.map(np.testing.assert_array_equal, state.average, state.params)
+
+
+def test_weights_that_do_not_fit_are_named(pipeline, tmp_path):
+  config = small_config()
+  mesh = MeshSpec().make(jax.devices()[:1])
+  with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    checkpoints.save(run_config.build(config, mesh)[0].create(0), {})
+    checkpoints.wait()
+  config.model.embed_dim = 24
+  spec, _ = run_config.build(config, mesh)
+  with pytest.raises(UserError, match=r"image/projection/kernel is \[32, 16\] there and \[32, 24\] here"):
+    initial_state(spec, seed=0, init_from=str(tmp_path))
+
+
+def test_objectives_are_found_by_name():
+  with pytest.raises(UserError, match="did you mean 'sigmoid'"):
+    find_objective("sigmoidal", {})
+  with pytest.raises(UserError, match=r"loss_options.smoothing is not an option of 'softmax'"):
+    find_objective("softmax", {"smoothing": 0.1})
