@@ -14,7 +14,7 @@ from data import augment
 def get_config() -> ConfigDict:
   config = common.get_config()
   config.name = "emoji"
-  config.total_steps = 560
+  config.total_steps = 1000
   config.batch_size = 256
   config.loss = "softmax"
   config.loss_options = ConfigDict({"label_smoothing": 0.1})
@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     vision={
       "image_size": 64,
       "patch_size": 16,
-      "transformer": {**blocks, "depth": 4},
+      "transformer": {**blocks, "width": 128, "depth": 4, "heads": 2, "mlp_dim": 512},
       "class_token": False,
       "pool": "mean",
       "pre_norm": False,
@@ -48,16 +48,16 @@ def get_config() -> ConfigDict:
   config.optimizer.b2 = 0.98
   config.optimizer.weight_decay = 0.05
   config.schedule.name = "cosine"
-  config.schedule.warmup_steps = 28
+  config.schedule.warmup_steps = 50
   config.schedule.end_factor = 0.01
 
   # Skin tones are many drawings of few concepts: they get 15% of the draws.
   config.data.sources = ConfigDict({"noto": 0.425, "twemoji": 0.425, "noto_tones": 0.075, "twemoji_tones": 0.075})
-  config.data.captions.english = 0.85
+  config.data.captions.english = 0.95
   config.data.augment = common.as_config(augment.DRAWINGS)
   config.data.threads = 2
 
-  config.checkpoint_every = 200
+  config.checkpoint_every = 250
   config.evals = ("emoji_heldout",)
   config.final_evals = ("emoji_openmoji",)
   return config

@@ -85,7 +85,7 @@ def test_another_mesh_continues_with_the_same_samples(uninterrupted, tmp_path):
   process = runs.start("train.py", runs.TINY, f"--workdir={moved}")
   kill_when(process, lambda: (moved / "checkpoints" / "16").exists())
   runs.train(moved, "--config.mesh.fsdp=4", devices=8)
-  runs.assert_close(runs.final_state(moved), whole, 1e-4)
+  runs.assert_close(runs.final_state(moved), whole, 1e-5)
   assert (moved / "sample_ids.jsonl").read_text() == (uninterrupted / "sample_ids.jsonl").read_text()
 
 
@@ -93,7 +93,7 @@ def test_two_processes_continue_what_one_began(uninterrupted, tmp_path):
   process = runs.start("train.py", runs.TINY, f"--workdir={tmp_path}")
   kill_when(process, lambda: (tmp_path / "checkpoints" / "16").exists())
   runs.train_together(tmp_path, processes=2, devices=2)
-  runs.assert_close(runs.final_state(tmp_path), runs.final_state(uninterrupted), 1e-4)
+  runs.assert_close(runs.final_state(tmp_path), runs.final_state(uninterrupted), 1e-5)
   ours, theirs = (runs.rows(path / "sample_ids.jsonl") for path in (tmp_path, uninterrupted))
   assert ours == theirs
   assert [row["step"] for row in ours] == list(range(1, 41))
@@ -105,4 +105,4 @@ def test_changed_data_is_a_new_segment(tmp_path):
   metadata = json.loads((tmp_path / "checkpoints" / "16" / "_CHECKPOINT_METADATA").read_text())
   segments = metadata["custom_metadata"]["segments"]
   assert [segment["steps"] for segment in segments] == [8, 8]
-  assert segments[1]["sources"] == [["noto", 1.0], ["twemoji", 3.0]]
+  assert dict(segments[0]["sources"])["twemoji"] == 0.425 and dict(segments[1]["sources"])["twemoji"] == 3.0

@@ -18,6 +18,8 @@ def get_config() -> ConfigDict:
   config.model.embed_dim = 16
   config.optimizer.name = "adamw"
   config.optimizer.learning_rate = 1e-3
+  # The bias of the keys has no gradient but rounding, which Adam would turn into steps of full size.
+  config.optimizer.eps = 1e-3
   config.schedule.warmup_steps = 4
   config.average_decay = 0.9
   config.log_every = 1

@@ -44,7 +44,7 @@ def compile_for(name, devices, local, dim=64, **options):
 
 
 @pytest.mark.parametrize(("devices", "strategy"), [(1, "ring"), (4, "ring"), (4, "gather")])
-@pytest.mark.parametrize("tile", [3, 5, 64])
+@pytest.mark.parametrize("tile", [3, 64])
 def test_every_pair_is_counted_once(devices, strategy, tile, rng):
   rows, columns = rng.standard_normal((2, 28, 3)).astype(np.float32)
 
@@ -59,7 +59,9 @@ def test_every_pair_is_counted_once(devices, strategy, tile, rng):
   def local(rows, columns):
     def empty():
       shapes = (len(rows),), (len(rows),), (len(rows), 4)
-      return tuple(kind.empty(s, jnp.float32) for kind, s in zip((Sum, LogSumExp, TopK), shapes, strict=True))
+      return tuple(
+        kind.empty(s, jnp.dtype(jnp.float32)) for kind, s in zip((Sum, LogSumExp, TopK), shapes, strict=True)
+      )
 
     totals = pairwise.sweep(visit, rows, columns, (empty(), empty()), axes=(AXIS,), strategy=strategy, tile=tile)
     return tuple((s.total, lse.value(), top.values) for s, lse, top in totals)
@@ -74,7 +76,7 @@ def test_every_pair_is_counted_once(devices, strategy, tile, rng):
 
 
 @pytest.mark.parametrize("name", ["softmax", "sigmoid"])
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(
   pairs=st.integers(1, 40), dim=st.integers(1, 9), tile=st.integers(1, 17), scale=st.sampled_from([0.0, 1.0, 100.0])
 )
@@ -120,9 +122,9 @@ def test_float64_stays_float64(name, rng):
 
 def test_a_row_far_below_its_tile_keeps_its_digits():
   """Logits of 100, 0 and -100 in one tile: no shift common to the tile would serve all rows."""
-  image = np.array([[1, 0], [0, 1], [-1, 0], [0.6, 0.8]], np.float32)
-  text = np.array([[1, 0], [1, 0], [1, 0], [1, 0]], np.float32)
-  logits = 100 * image.astype(np.float64) @ text.T.astype(np.float64)
+  image = jnp.array([[1, 0], [0, 1], [-1, 0], [0.6, 0.8]], jnp.float32)
+  text = jnp.array([[1, 0], [1, 0], [1, 0], [1, 0]], jnp.float32)
+  logits = 100 * np.asarray(image, np.float64) @ np.asarray(text, np.float64).T
 
   def cross_entropy(axis):
     largest = logits.max(axis, keepdims=True)
@@ -186,7 +188,9 @@ class TestWeightedSoftmax:
         )
         for sign in (1, -1)
       )
-      assert np.sum(gradient * direction) == pytest.approx((ahead - behind) / (2 * step), rel=1e-7, abs=1e-9)
+      assert np.sum(np.asarray(gradient) * direction) == pytest.approx(
+        (ahead - behind) / (2 * step), rel=1e-7, abs=1e-9
+      )
 
   def test_decoupled_loss_of_the_identity_is_minus_the_scale(self):
     eye = jnp.eye(2)
@@ -231,18 +235,23 @@ def test_temporary_memory_is_one_tile_not_the_matrix(name):
 
 @pytest.mark.parametrize("name", ["softmax", "sigmoid"])
 def test_ring_memory_does_not_grow_with_devices(name):
-  two, eight = (compile_for(name, n, 256).memory_analysis().temp_size_in_bytes for n in (2, 8))
+  two, eight = (compile_for(name, n, 256, strategy="ring").memory_analysis().temp_size_in_bytes for n in (2, 8))
   assert eight <= 1.1 * two
 
 
-# Elements a device sends in one execution of each collective, with n local pairs, D the dimension and P devices. The loop
-# of the ring executes its permutes P times.
+# Arrays that a device sends by each collective, with N local pairs and embeddings of D numbers. In the ring, the
+# permutes in the loop run once a device; only one of the sigmoid loss and one of the softmax loss, which bring the
+# texts' gradients home, stands outside it. The vectors are groups and the texts' running log-sum-exps.
 N, D, DEVICES = 32, 8, 4
 TRAFFIC = {
   ("sigmoid", "ring"): {"collective-permute": {(N, D): 3, (N,): 1}},
   ("softmax", "ring"): {"collective-permute": {(N, D): 4, (N,): 8}},
   ("sigmoid", "gather"): {"all-gather": {(N * DEVICES, D): 1, (N * DEVICES,): 1}, "reduce-scatter": {(N, D): 1}},
-  ("softmax", "gather"): {"reduce-scatter": {(N, D): 1}},
+  ("softmax", "gather"): {
+    "all-gather": {(N * DEVICES, D): 1, (N * DEVICES,): 3},
+    "all-to-all": {(1, N): 2 * DEVICES},
+    "reduce-scatter": {(N, D): 1},
+  },
 }
 
 
@@ -256,13 +265,6 @@ def test_only_the_expected_arrays_cross_the_mesh(name, strategy):
       size = tuple(int(n) for n in shape.split(",") if n)
       found.setdefault(kind, {}).setdefault(size, 0)
       found[kind][size] += 1
-  print(name, strategy, found)
-  # Nothing of the size of the batch is summed over all devices: scalars only.
-  assert all(size == () for size in found.get("all-reduce", {}))
-  for kind, sizes in TRAFFIC[name, strategy].items():
-    for size, count in sizes.items():
-      assert found[kind].get(size, 0) <= count
-  allowed = (
-    set(TRAFFIC[name, strategy]) | {"all-reduce"} | ({"all-gather", "all-to-all"} if strategy == "gather" else set())
-  )
-  assert set(found) <= allowed
+  # Scalars are summed over all devices, nothing of the size of the batch is.
+  assert set(found.pop("all-reduce")) == {()}
+  assert found == TRAFFIC[name, strategy]
