@@ -54,7 +54,8 @@ def get_config() -> ConfigDict:
   config.total_steps = 10_000
   config.batch_size = 1024  # Pairs, over all devices and hosts.
   config.loss = "sigmoid"  # A name in contrastive_jax.losses.OBJECTIVES.
-  config.loss_options = ConfigDict({"strategy": "ring"})  # Keyword arguments of that loss.
+  # Keyword arguments of each loss, by its name.
+  config.loss_options = ConfigDict({"sigmoid": {"strategy": "ring"}, "softmax": {"strategy": "gather"}})
   config.model = model("siglip_b16")
   config.compute_dtype = "bfloat16"  # Of matrix products; parameters stay float32.
   config.max_logit_scale = 100.0

@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
   config.total_steps = 1000
   config.batch_size = 256
   config.loss = "softmax"
-  config.loss_options = ConfigDict({"label_smoothing": 0.1})
+  config.loss_options.softmax.label_smoothing = 0.1
   config.compute_dtype = "float32"
 
   blocks = {"activation": "gelu_tanh", "norm_eps": 1e-6, "remat": "dots"}
@@ -41,6 +41,7 @@ def get_config() -> ConfigDict:
       "pool": "mean",
     },
     init_logit_scale=math.log(25),
+    init_logit_bias=-8.0,  # For --config.loss=sigmoid; the softmax does not see it.
   )
   config.optimizer.name = "muon"
   config.optimizer.learning_rate = 3e-3

@@ -1,4 +1,4 @@
-"""Contrastive pretraining of image-text dual encoders with JAX: exact losses on any mesh, runs that resume bit for bit."""
+"""Contrastive pretraining of image-text dual encoders with JAX: exact losses on any mesh, bit-exact resume."""
 
 from contrastive_jax.inference import Model, load
 

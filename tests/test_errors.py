@@ -21,7 +21,7 @@ MISTAKES = {
   "init_from=nowhere": ["--config.init_from=nowhere"],
   "transformer.heads=5 must divide": ["--config.model.text.transformer.heads=5"],
   "no/such.json": ["--config.tokenizer.spec=file:no/such.json"],
-  "loss_options.strategy='rings'": ["--config.loss_options.strategy=rings"],
+  "loss_options.strategy='rings'": ["--config.loss_options.softmax.strategy=rings"],
 }
 
 

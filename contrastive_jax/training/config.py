@@ -60,7 +60,7 @@ def check(config: Any) -> None:
     raise UserError(f"profile_steps={steps} must be empty or (first, last), counted from 1")
   if not config.data.sources or any(weight <= 0 for weight in config.data.sources.values()):
     raise UserError(f"data.sources={dict(config.data.sources)} needs at least one source, each with a weight above 0")
-  find_objective(config.loss, config.loss_options)
+  find_objective(config.loss, config.loss_options.get(config.loss, {}))
   make_schedule(config)
   model_config(config)
 
@@ -114,7 +114,7 @@ def build(config: Any, mesh: jax.sharding.Mesh) -> tuple[StateSpec, TrainStep]:
   spec.shardings()  # Names what is wrong with `frozen` before anything is compiled.
   step = make_train_step(
     spec,
-    find_objective(config.loss, config.loss_options),
+    find_objective(config.loss, config.loss_options.get(config.loss, {})),
     schedule,
     seed=config.seed,
     average_decay=config.average_decay,

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ class NonFiniteError(RuntimeError):
   """The loss or its gradient is infinite or not a number; the message says where to look."""
 
 
+@runtime_checkable
 class BatchSource(Protocol):
   """What the loop asks of a data pipeline."""
 

@@ -89,7 +89,7 @@ def decayed(params: Params) -> Any:
 
 
 def _orthogonalised(params: Params) -> Any:
-  """Muon's (rows, columns) of each matrix product's kernel; None for what Adam trains: tables, norms, biases, scalars."""
+  """Muon's (rows, columns) of each matrix product's kernel; None for what Adam trains: tables, norms, biases."""
 
   def dimensions(path, leaf):
     if path[-1].key == "kernel" and _layer_ndim(path, leaf) == 2:
@@ -184,8 +184,8 @@ def combine(trained: Params, frozen: Params) -> dict:
 def slot_shardings(abstract: Any, params: Params, shardings: Params, replicated: Any) -> Any:
   """Shardings of the optimiser's slots: a slot shaped like its parameter lies where the parameter lies.
 
-  A slot is its parameter's when its path ends with the parameter's: `optax.tree.map_params` does not see through the masks
-  of optimisers that treat some parameters differently.
+  A slot is its parameter's when its path ends with the parameter's: `optax.tree.map_params` does not see through the
+  masks of optimisers that treat some parameters differently.
 
   Args:
     abstract: abstract state of the optimiser.

@@ -36,9 +36,14 @@ def find_objective(name: str, options: Mapping[str, Any]) -> Callable:
   for option in options:
     if option not in allowed:
       raise UserError(
-        f"loss_options.{option} is not an option of '{name}'{nearest(option, allowed)}: it takes {', '.join(allowed)}"
+        f"loss_options.{name}.{option} is not an option of '{name}'{nearest(option, allowed)}:"
+        f" it takes {', '.join(allowed)}"
       )
-  return functools.partial(objective, **options)
+  objective = functools.partial(objective, **options)
+  # Tracing it on two pairs finds values that it refuses now, not when the whole step is compiled.
+  pair = jax.ShapeDtypeStruct((2, 2), jnp.float32)
+  jax.eval_shape(lambda image, text: objective(image, text, logit_scale=1.0, logit_bias=0.0), pair, pair)
+  return objective
 
 
 def across_mesh(objective: Callable, mesh: Mesh) -> Callable:

@@ -88,7 +88,7 @@ def test_the_average_follows_its_recurrence(one_device):
 
 def test_frozen_parameters_keep_their_bits_and_have_no_slots(pipeline):
   config = small_config(frozen=("image/",))
-  spec, state, history = run(config, pipeline, devices=8, steps=3)
+  spec, state, _ = run(config, pipeline, devices=8, steps=3)
   before = jax.device_get(spec.create(config.seed).params)
   jax.tree.map(np.testing.assert_array_equal, state.params["image"], before["image"])
   moved = jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != b)), state.params["text"], before["text"])
@@ -199,5 +199,5 @@ def test_weights_that_do_not_fit_are_named(pipeline, tmp_path):
 def test_objectives_are_found_by_name():
   with pytest.raises(UserError, match="did you mean 'sigmoid'"):
     find_objective("sigmoidal", {})
-  with pytest.raises(UserError, match=r"loss_options.smoothing is not an option of 'softmax'"):
+  with pytest.raises(UserError, match=r"loss_options\.softmax\.smoothing is not an option of 'softmax'"):
     find_objective("softmax", {"smoothing": 0.1})
