@@ -60,12 +60,12 @@ def check(config: Any) -> None:
     raise UserError(f"profile_steps={steps} must be empty or (first, last), counted from 1")
   if not config.data.sources or any(weight <= 0 for weight in config.data.sources.values()):
     raise UserError(f"data.sources={dict(config.data.sources)} needs at least one source, each with a weight above 0")
-  find_objective(config.loss, config.loss_options.get(config.loss, {}))
+  find_objective(config.loss, dict(config.loss_options.get(config.loss, {})))
   make_schedule(config)
   model_config(config)
 
 
-def model_config(config: Mapping[str, Any]) -> DualEncoderConfig:
+def model_config(config: Any) -> DualEncoderConfig:
   """The dual encoder of a resolved config (a `ConfigDict`, or the dictionary read from `config.json`)."""
   model = config["model"].to_dict() if hasattr(config["model"], "to_dict") else config["model"]
   return dataclasses.replace(presets.resolve("siglip_b16", model), dtype=config["compute_dtype"])
@@ -114,7 +114,7 @@ def build(config: Any, mesh: jax.sharding.Mesh) -> tuple[StateSpec, TrainStep]:
   spec.shardings()  # Names what is wrong with `frozen` before anything is compiled.
   step = make_train_step(
     spec,
-    find_objective(config.loss, config.loss_options.get(config.loss, {})),
+    find_objective(config.loss, dict(config.loss_options.get(config.loss, {}))),
     schedule,
     seed=config.seed,
     average_decay=config.average_decay,

@@ -100,14 +100,11 @@ def test_frozen_parameters_keep_their_bits_and_have_no_slots(pipeline):
   assert slots <= 2 * trained + 8
 
 
-def test_the_logit_scale_stays_in_its_range(pipeline):
-  config = small_config(max_logit_scale=26.0)
-  config.optimizer.learning_rate = 0.5
-  config.schedule.warmup_steps = 0
-  _, _, history = run(config, pipeline, devices=1, steps=6)
-  scales = [metrics["logit_scale"] for _, metrics in history[1:]]
-  assert all(1 - 1e-6 <= scale <= 26 * (1 + 1e-6) for scale in scales)
-  assert max(scales) == pytest.approx(26) or min(scales) == pytest.approx(1)
+def test_the_logit_scale_is_kept_below_its_bound(pipeline):
+  # It starts at 25; the first update brings it to the bound, where it stays while the loss would raise it.
+  _, _, history = run(small_config(max_logit_scale=20.0), pipeline, devices=1, steps=3)
+  scales = [metrics["logit_scale"] for _, metrics in history]
+  assert scales[0] == pytest.approx(25) and scales[1] == pytest.approx(20) and scales[2] <= 20 * (1 + 1e-6)
 
 
 def poisoned(step_config, mesh, bad_group):
