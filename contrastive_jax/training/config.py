@@ -60,6 +60,8 @@ def check(config: Any) -> None:
     raise UserError(f"profile_steps={steps} must be empty or (first, last), counted from 1")
   if not config.data.sources or any(weight <= 0 for weight in config.data.sources.values()):
     raise UserError(f"data.sources={dict(config.data.sources)} needs at least one source, each with a weight above 0")
+  if config.init_from and not (Path(config.init_from) / "config.json").is_file():
+    raise UserError(f"init_from={config.init_from} is not a run: it has no config.json")
   find_objective(config.loss, dict(config.loss_options.get(config.loss, {})))
   make_schedule(config)
   model_config(config)
