@@ -92,11 +92,13 @@ def make_train_step(
   def loss_fn(trained, frozen, batch: Batch, key):
     model = dual_encoder.merge(graphdef, optimizers.combine(trained, frozen))
     image_key, text_key = jax.random.split(key)
-    image = model.encode_image(batch.image, key=image_key)
-    text = model.encode_text(batch.text.tokens, batch.text.mask, key=text_key)
+    with jax.named_scope("towers"):
+      image = model.encode_image(batch.image, key=image_key)
+      text = model.encode_text(batch.text.tokens, batch.text.mask, key=text_key)
     scale = jnp.exp(model.log_logit_scale[...])
     bias = None if model.logit_bias is None else model.logit_bias[...]
-    loss, metrics = loss_on_mesh(image, text, batch.text.group, scale, bias)
+    with jax.named_scope("loss"):
+      loss, metrics = loss_on_mesh(image, text, batch.text.group, scale, bias)
     metrics = {**metrics, "logit_scale": scale}
     if bias is not None:
       metrics["logit_bias"] = bias
@@ -106,9 +108,10 @@ def make_train_step(
     trained, frozen = optimizers.split_frozen(state.params, spec.frozen)
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     (loss, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(trained, frozen, batch, key)
-    norm = optax.tree.norm(gradients)
-    updates, slots = spec.optimizer.update(gradients, state.slots, trained)
-    updated = optax.apply_updates(trained, updates)
+    with jax.named_scope("optimizer"):
+      norm = optax.tree.norm(gradients)
+      updates, slots = spec.optimizer.update(gradients, state.slots, trained)
+      updated = optax.apply_updates(trained, updates)
     if "log_logit_scale" in updated:
       updated["log_logit_scale"] = jnp.clip(updated["log_logit_scale"], 0.0, math.log(max_logit_scale))
     average = state.average
