@@ -143,9 +143,11 @@ def count_parameters(spec: StateSpec) -> int:
 def introduce(config: Any, spec: StateSpec, mesh: jax.sharding.Mesh, sources: Mapping[str, Source], start: int) -> None:
   """Says what is about to run, and whose pictures it learns from."""
   devices = f"{mesh.size} {mesh.devices.flat[0].device_kind} device{'s' * (mesh.size > 1)}"
+  weights = run_config.term_weights(config)
+  terms = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items())
   samples = " + ".join(f"{name} {len(source):,}" for name, source in sources.items())
   begin = f"from step {start}" if start else "from the beginning"
-  say(f"{config.name}: {count_parameters(spec):,} parameters, {config.loss} loss, on {devices}.")
+  say(f"{config.name}: {count_parameters(spec):,} parameters, {terms} loss, on {devices}.")
   say(f"Training {begin} to step {config.total_steps} on {samples}.")
   credit = build.attribution(sources)
   if credit:

@@ -53,7 +53,12 @@ def get_config() -> ConfigDict:
   config.seed = 0
   config.total_steps = 10_000
   config.batch_size = 1024  # Pairs, over all devices and hosts.
+  config.accumulation = 1  # Micro-batches a step: their embeddings meet in one loss, their activations never coexist.
   config.loss = "sigmoid"  # A name in contrastive_jax.losses.OBJECTIVES.
+  # Name -> weight, in place of `loss`: {"sigmoid": 1.0, "alignment": 0.1}.
+  config.objective = ConfigDict()
+  # Of the embeddings that the loss exchanges and multiplies; its logits and sums are float32 either way.
+  config.loss_dtype = "float32"
   # Keyword arguments of each loss, by its name.
   config.loss_options = ConfigDict({"sigmoid": {"strategy": "ring"}, "softmax": {"strategy": "gather"}})
   config.model = model("siglip_b16")

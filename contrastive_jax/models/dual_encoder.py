@@ -26,36 +26,36 @@ class DualEncoder(nnx.Module):
     bias = config.init_logit_bias
     self.logit_bias = None if bias is None else make((), constant(bias), ())
 
-  def encode_image(self, image: ImageBatch, *, key: Key[Array, ""] | None = None) -> Float[Array, "pairs dim"]:
+  def encode_image(self, image: ImageBatch, *, keys: Key[Array, "rows"] | None = None) -> Float[Array, "pairs dim"]:
     """Embeds images.
 
     Args:
       image: patches; packed when it has segments and slots, else a row is an image.
-      key: of dropout and drop path; None is deterministic.
+      keys: of dropout and drop path, one a row; None is deterministic.
 
     Returns:
       L2-normalised float32 embeddings; zero where the tower's output is zero.
     """
-    return l2_normalize(self.image(image, key=key))
+    return l2_normalize(self.image(image, keys=keys))
 
   def encode_text(
     self,
     tokens: Int[Array, "pairs length"],
     mask: Bool[Array, "pairs length"],
     *,
-    key: Key[Array, ""] | None = None,
+    keys: Key[Array, "pairs"] | None = None,
   ) -> Float[Array, "pairs dim"]:
     """Embeds captions.
 
     Args:
       tokens: padded at the end.
       mask: True on real tokens.
-      key: of dropout and drop path; None is deterministic.
+      keys: of dropout and drop path, one a caption; None is deterministic.
 
     Returns:
       L2-normalised float32 embeddings; zero where the tower's output is zero.
     """
-    return l2_normalize(self.text(tokens, mask, key=key))
+    return l2_normalize(self.text(tokens, mask, keys=keys))
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from contrastive_jax.models.presets import TextConfig, TransformerConfig, VisionConfig
 
@@ -179,18 +179,25 @@ class Mlp(nnx.Module):
     return self.down(inner if self.norm is None else self.norm(inner))
 
 
-def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""]) -> Float[Array, "..."]:
+def fold_in(keys: Key[Array, "rows"], data: Int[Array, ""] | int) -> Key[Array, "rows"]:
+  """A new key for each row."""
+  return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
+
+
+def _kept(keys: Key[Array, "rows"], rate: Float[Array, ""] | float, shape: tuple[int, ...]) -> Bool[Array, "rows ..."]:
+  return jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape))(keys)
+
+
+def dropout(x: Float[Array, "rows ..."], rate: float, keys: Key[Array, "rows"]) -> Float[Array, "rows ..."]:
   """Zeroes a share `rate` of the entries and scales the others so that the expectation stays."""
-  kept = jax.random.bernoulli(key, 1 - rate, x.shape)
-  return jnp.where(kept, x / (1 - rate), 0)
+  return jnp.where(_kept(keys, rate, x.shape[1:]), x / (1 - rate), 0)
 
 
 def drop_path(
-  x: Float[Array, "rows length width"], rate: Float[Array, ""], key: Key[Array, ""]
+  x: Float[Array, "rows length width"], rate: Float[Array, ""], keys: Key[Array, "rows"]
 ) -> Float[Array, "rows length width"]:
   """Skips a residual branch for a share `rate` of the rows (stochastic depth, arXiv 1603.09382), same expectation."""
-  kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0], 1, 1))
-  return x * (kept / (1 - rate)).astype(x.dtype)
+  return x * (_kept(keys, rate, (1, 1)) / (1 - rate)).astype(x.dtype)
 
 
 def l2_normalize(x: Float[Array, "... dim"]) -> Float[Array, "... dim"]:

@@ -33,16 +33,16 @@ class TextTower(nnx.Module):
     tokens: Int[Array, "pairs length"],
     mask: Bool[Array, "pairs length"],
     *,
-    key: Key[Array, ""] | None = None,
+    keys: Key[Array, "pairs"] | None = None,
   ) -> Float[Array, "pairs dim"]:
     """Embeds captions, not normalised.
 
     Args:
       tokens: padded at the end.
       mask: True on real tokens.
-      key: of dropout and drop path; None is deterministic.
+      keys: of dropout and drop path, one a caption; None is deterministic.
     """
-    states = self.states(tokens, mask, key=key)
+    states = self.states(tokens, mask, keys=keys)
     pool = self.config.pool
     if pool in ("eos", "last", "cls"):
       # The norm treats tokens one by one: only the chosen one needs it.
@@ -63,7 +63,7 @@ class TextTower(nnx.Module):
     tokens: Int[Array, "pairs length"],
     mask: Bool[Array, "pairs length"],
     *,
-    key: Key[Array, ""] | None = None,
+    keys: Key[Array, "pairs"] | None = None,
   ) -> Float[Array, "pairs length width"]:
     """Token states after the last block, before the last norm."""
     length = tokens.shape[1]
@@ -74,4 +74,4 @@ class TextTower(nnx.Module):
       x = x + self.position[:length]
     # Padding comes last, so that a causal tower never sees it from a real token.
     ignore_padding = not (self.config.attend_padding or self.config.transformer.causal)
-    return self.transformer(x.astype(self.dtype), mask=mask[:, None, :] if ignore_padding else None, key=key)
+    return self.transformer(x.astype(self.dtype), mask=mask[:, None, :] if ignore_padding else None, keys=keys)

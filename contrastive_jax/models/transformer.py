@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
 from contrastive_jax.models.attention import SelfAttention
-from contrastive_jax.models.layers import LayerScale, Mlp, Norm, ParameterMaker, drop_path, dropout
+from contrastive_jax.models.layers import LayerScale, Mlp, Norm, ParameterMaker, drop_path, dropout, fold_in
 from contrastive_jax.models.presets import TransformerConfig
 
 _POLICIES = {
@@ -37,24 +37,23 @@ class Block(nnx.Module):
     *,
     mask: Bool[Array, "rows #length length"] | None = None,
     angles: Float[Array, "rows length half_head_dim"] | None = None,
-    key: Key[Array, ""] | None = None,
+    keys: Key[Array, "rows"] | None = None,
     drop_rate: Float[Array, ""] | None = None,
   ) -> Float[Array, "rows length width"]:
     """Args: see `Transformer`; `drop_rate` is this block's drop path."""
-    keys = (None, None) if key is None else jax.random.split(key)
+    first, second = (None, None) if keys is None else (fold_in(keys, 0), fold_in(keys, 1))
     attended = self.attention(self.norm1(x), mask=mask, angles=angles)
-    x = x + self._branch(attended, self.scale1, keys[0], drop_rate)
-    return x + self._branch(self.mlp(self.norm2(x)), self.scale2, keys[1], drop_rate)
+    x = x + self._branch(attended, self.scale1, first, drop_rate)
+    return x + self._branch(self.mlp(self.norm2(x)), self.scale2, second, drop_rate)
 
-  def _branch(self, x, scale, key, drop_rate):
+  def _branch(self, x, scale, keys, drop_rate):
     if scale is not None:
       x = scale(x)
-    if key is None:
+    if keys is None:
       return x
-    dropout_key, path_key = jax.random.split(key)
     if self.config.dropout:
-      x = dropout(x, self.config.dropout, dropout_key)
-    return drop_path(x, drop_rate, path_key) if self.config.drop_path else x
+      x = dropout(x, self.config.dropout, fold_in(keys, 0))
+    return drop_path(x, drop_rate, fold_in(keys, 1)) if self.config.drop_path else x
 
 
 class Transformer(nnx.Module):
@@ -71,7 +70,7 @@ class Transformer(nnx.Module):
     *,
     mask: Bool[Array, "rows #length length"] | None = None,
     angles: Float[Array, "rows length half_head_dim"] | None = None,
-    key: Key[Array, ""] | None = None,
+    keys: Key[Array, "rows"] | None = None,
   ) -> Float[Array, "rows length width"]:
     """Runs the blocks.
 
@@ -79,17 +78,18 @@ class Transformer(nnx.Module):
       x: tokens in the compute dtype.
       mask: True where the query (second axis) sees the key (third axis); None lets all see all.
       angles: rotary angles of each token, see `positions.rope_angles`.
-      key: of dropout and drop path; None is deterministic.
+      keys: of dropout and drop path, one a row: what a row draws does not depend on the batch around it. None is
+        deterministic.
     """
     config = self.config
     graphdef, stacked = nnx.split(self.blocks)
-    random = key is not None and (config.dropout > 0 or config.drop_path > 0)
+    random = keys is not None and (config.dropout > 0 or config.drop_path > 0)
 
     def body(x, layer):
       params, index, rate = layer
-      layer_key = jax.random.fold_in(key, index) if random else None
+      layer_keys = fold_in(keys, index) if random else None
       block = nnx.merge(graphdef, params)
-      return block(x, mask=mask, angles=angles, key=layer_key, drop_rate=rate), None
+      return block(x, mask=mask, angles=angles, keys=layer_keys, drop_rate=rate), None
 
     if config.remat != "none":
       # Inside a loop nothing can be merged with the forward pass, so the costly barriers against it are not needed.

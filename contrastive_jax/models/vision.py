@@ -46,12 +46,12 @@ class VisionTower(nnx.Module):
     transformer = self.config.transformer
     return Norm(transformer.width, kind=transformer.norm, eps=transformer.norm_eps, make=make)
 
-  def __call__(self, image: ImageBatch, *, key: Key[Array, ""] | None = None) -> Float[Array, "pairs dim"]:
+  def __call__(self, image: ImageBatch, *, keys: Key[Array, "rows"] | None = None) -> Float[Array, "pairs dim"]:
     """Embeds the images, not normalised.
 
     Args:
       image: patches; packed when it has segments and slots, else a row is an image.
-      key: of dropout and drop path; None is deterministic.
+      keys: of dropout and drop path, one a row; None is deterministic.
 
     Raises:
       UserError: if packed rows meet a class token, of which there is one a row.
@@ -59,7 +59,7 @@ class VisionTower(nnx.Module):
     packed = image.segments is not None
     if packed and self.config.class_token:
       raise UserError("vision.class_token=True has no place in packed rows: use vision.pool='map' or 'mean' without it")
-    states = self.states(image, key=key)
+    states = self.states(image, keys=keys)
     if self.config.pool == "cls":
       states = states[:, :1]
     if self.post_norm is not None:
@@ -75,7 +75,7 @@ class VisionTower(nnx.Module):
         pooled = pooling.mean(patches, None, owners)
     return pooled if self.projection is None else self.projection(pooled)
 
-  def states(self, image: ImageBatch, *, key: Key[Array, ""] | None = None) -> Float[Array, "rows length width"]:
+  def states(self, image: ImageBatch, *, keys: Key[Array, "rows"] | None = None) -> Float[Array, "rows length width"]:
     """Token states after the last block, before the last norm; the class token comes first."""
     config = self.config
     x = self.patch_embedding(self._pixels(image.patches))
@@ -94,7 +94,7 @@ class VisionTower(nnx.Module):
       if self.class_token is not None:
         angles = jnp.pad(angles, ((0, 0), (1, 0), (0, 0)))  # The class token does not rotate.
     mask = None if image.segments is None else segment_mask(image.segments)
-    return self.transformer(x, mask=mask, angles=angles, key=key)
+    return self.transformer(x, mask=mask, angles=angles, keys=keys)
 
   def _pixels(self, patches) -> Float[Array, "rows length patch_dim"]:
     if patches.shape[-1] != self.config.patch_dim:

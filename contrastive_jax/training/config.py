@@ -14,12 +14,14 @@ from contrastive_jax.models.presets import DualEncoderConfig
 from contrastive_jax.parallel.mesh import MeshSpec, batch_shards
 from contrastive_jax.training import optimizer as optimizers
 from contrastive_jax.training.loop import LoopOptions
+from contrastive_jax.training.objective import Objective, make_objective
 from contrastive_jax.training.state import StateSpec
-from contrastive_jax.training.step import TrainStep, find_objective, make_train_step
+from contrastive_jax.training.step import TrainStep, make_train_step
 
 # What may differ when a run is resumed: where and how it runs and what it reports, not what it computes.
 _FREE_ON_RESUME = (
   "mesh.",
+  "accumulation",
   "log_",
   "checkpoint_",
   "eval_every",
@@ -44,9 +46,12 @@ def _positive(config: Any, *names: str) -> None:
 
 def check(config: Any) -> None:
   """Raises a `UserError` for values that cannot work on any machine."""
-  _positive(config, "total_steps", "batch_size", "log_every", "checkpoint_every", "checkpoint_keep_last")
+  _positive(
+    config, "total_steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "checkpoint_keep_last"
+  )
   require_known("on_nonfinite", config.on_nonfinite, ("stop", "skip"))
-  require_known("compute_dtype", config.compute_dtype, ("float32", "bfloat16"))
+  for name in ("compute_dtype", "loss_dtype"):
+    require_known(name, config[name], ("float32", "bfloat16"))
   require_known("init_towers", config.init_towers, ("all", "image", "text"))
   require_known("optimizer.name", config.optimizer.name, optimizers.OPTIMIZERS)
   if not 0 <= config.average_decay < 1:
@@ -62,7 +67,7 @@ def check(config: Any) -> None:
     raise UserError(f"data.sources={dict(config.data.sources)} needs at least one source, each with a weight above 0")
   if config.init_from and not (Path(config.init_from) / "config.json").is_file():
     raise UserError(f"init_from={config.init_from} is not a run: it has no config.json")
-  find_objective(config.loss, dict(config.loss_options.get(config.loss, {})))
+  objective_of(config)
   make_schedule(config)
   model_config(config)
 
@@ -71,6 +76,16 @@ def model_config(config: Any) -> DualEncoderConfig:
   """The dual encoder of a resolved config (a `ConfigDict`, or the dictionary read from `config.json`)."""
   model = config["model"].to_dict() if hasattr(config["model"], "to_dict") else config["model"]
   return dataclasses.replace(presets.resolve("siglip_b16", model), dtype=config["compute_dtype"])
+
+
+def term_weights(config: Any) -> dict[str, float]:
+  """The terms of `objective`, or `loss` alone where there are none."""
+  return config.objective.to_dict() or {config.loss: 1.0}
+
+
+def objective_of(config: Any) -> Objective:
+  """What the run minimises."""
+  return make_objective(term_weights(config), config.loss_options.to_dict(), config.loss_dtype)
 
 
 def make_schedule(config: Any) -> optimizers.Schedule:
@@ -104,6 +119,11 @@ def build(config: Any, mesh: jax.sharding.Mesh) -> tuple[StateSpec, TrainStep]:
   shards = batch_shards(mesh)
   if config.batch_size % shards:
     raise UserError(f"batch_size={config.batch_size} does not divide over {shards} devices: use a multiple of {shards}")
+  if config.batch_size // shards % config.accumulation:
+    raise UserError(
+      f"accumulation={config.accumulation} does not divide the {config.batch_size // shards} pairs of each of {shards}"
+      f" devices: use a batch_size that is a multiple of {shards * config.accumulation}"
+    )
   schedule = make_schedule(config)
   spec = StateSpec(
     model=model_config(config),
@@ -116,9 +136,10 @@ def build(config: Any, mesh: jax.sharding.Mesh) -> tuple[StateSpec, TrainStep]:
   spec.shardings()  # Names what is wrong with `frozen` before anything is compiled.
   step = make_train_step(
     spec,
-    find_objective(config.loss, dict(config.loss_options.get(config.loss, {}))),
+    objective_of(config),
     schedule,
     seed=config.seed,
+    accumulate=config.accumulation,
     average_decay=config.average_decay,
     max_logit_scale=config.max_logit_scale,
     skip_nonfinite=config.on_nonfinite == "skip",

@@ -1,73 +1,105 @@
 """One update: towers, loss across the mesh, gradients, optimiser; compiled once with the state donated."""
 
+import dataclasses
 import functools
-import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, PartitionSpec
 
-from contrastive_jax import losses
 from contrastive_jax.batch import Batch
-from contrastive_jax.errors import UserError, nearest, require_known
 from contrastive_jax.models import dual_encoder
-from contrastive_jax.parallel.mesh import BATCH_AXES, replicated
+from contrastive_jax.parallel.mesh import replicated
+from contrastive_jax.training import accumulation
 from contrastive_jax.training import optimizer as optimizers
+from contrastive_jax.training.objective import Metrics, Objective
 from contrastive_jax.training.state import StateSpec, TrainState
 
-Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-_SUPPLIED = ("image", "text", "logit_scale", "logit_bias", "group", "axis_name")
 
 
-def find_objective(name: str, options: Mapping[str, Any]) -> Callable:
-  """The loss called `name`, with `options` bound to it.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+  """A batch with the key of each row's noise."""
 
-  Raises:
-    UserError: for an unknown loss or an option that it does not take.
+  batch: Batch
+  image_keys: Any
+  text_keys: Any
+
+
+def _row_keys(key: jax.Array, rows: Any) -> jax.Array:
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows.shape[0]))
+
+
+def make_value_and_grad(spec: StateSpec, objective: Objective, *, accumulate: int = 1) -> Callable:
+  """The objective and its gradients.
+
+  Args:
+    spec: model and placement.
+    objective: what is minimised.
+    accumulate: micro-batches that the batch is cut into, see `accumulation`; the gradients do not depend on it.
+
+  Returns:
+    A function of (trained parameters, frozen parameters, batch, key of the step's noise) to
+    `((loss, metrics), gradients by the trained parameters)`.
   """
-  require_known("loss", name, losses.OBJECTIVES)
-  objective = losses.OBJECTIVES[name]
-  allowed = [option for option in inspect.signature(objective).parameters if option not in _SUPPLIED]
-  for option in options:
-    if option not in allowed:
-      raise UserError(
-        f"loss_options.{name}.{option} is not an option of '{name}'{nearest(option, allowed)}:"
-        f" it takes {', '.join(allowed)}"
+  graphdef, _ = dual_encoder.abstract(spec.model)
+  gradient_shardings, _ = optimizers.split_frozen(spec.shardings().params, spec.frozen)
+
+  def value_and_grad(trained, frozen, batch: Batch, key):
+    counts = objective.counts(batch)
+
+    def embed(trained, rows: _Rows):
+      model = dual_encoder.merge(graphdef, optimizers.combine(trained, frozen))
+      image, text = rows.batch.image, rows.batch.text
+      with jax.named_scope("towers"):
+        return (
+          model.encode_image(image, keys=rows.image_keys),
+          model.encode_text(text.tokens, text.mask, keys=rows.text_keys),
+        )
+
+    def global_loss(trained, embeddings):
+      params = optimizers.combine(trained, frozen)
+      scale, bias = jnp.exp(params["log_logit_scale"]), params.get("logit_bias")
+      with jax.named_scope("loss"):
+        loss, metrics = objective.global_loss(embeddings, batch.text.group, scale, bias, spec.mesh)
+      metrics = {**metrics, "logit_scale": scale}
+      return loss, metrics if bias is None else {**metrics, "logit_bias": bias}
+
+    def local_loss(embeddings, rows: _Rows):
+      with jax.named_scope("loss"):
+        return objective.local_loss(embeddings, rows.batch, counts)
+
+    image_key, text_key = jax.random.split(key)
+    rows = _Rows(batch, _row_keys(image_key, batch.image.patches), _row_keys(text_key, batch.text.tokens))
+    if accumulate > 1:
+      cut = functools.partial(accumulation.split, count=accumulate, mesh=spec.mesh)
+      parts = _Rows(accumulation.split_batch(batch, accumulate, spec.mesh), cut(rows.image_keys), cut(rows.text_keys))
+      return accumulation.value_and_grad(
+        embed, global_loss, local_loss, trained, parts, mesh=spec.mesh, shardings=gradient_shardings
       )
-  objective = functools.partial(objective, **options)
-  # Tracing it on two pairs finds values that it refuses now, not when the whole step is compiled.
-  pair = jax.ShapeDtypeStruct((2, 2), jnp.float32)
-  jax.eval_shape(lambda image, text: objective(image, text, logit_scale=1.0, logit_bias=0.0), pair, pair)
-  return objective
 
+    def loss_fn(trained):
+      embeddings = embed(trained, rows)
+      (loss, metrics), (local, more) = global_loss(trained, embeddings), local_loss(embeddings, rows)
+      return loss + local, metrics | more
 
-def across_mesh(objective: Callable, mesh: Mesh) -> Callable:
-  """Makes a loss on local shards into a loss on global arrays, whose embeddings lie on the batch axes of `mesh`."""
+    return jax.value_and_grad(loss_fn, has_aux=True)(trained)
 
-  def sharded(image, text, group, logit_scale, logit_bias):
-    def local(image, text, group, logit_scale, logit_bias):
-      return objective(image, text, logit_scale=logit_scale, logit_bias=logit_bias, group=group, axis_name=BATCH_AXES)
-
-    pairs, everywhere = PartitionSpec(BATCH_AXES), PartitionSpec()
-    island = jax.shard_map(
-      local, mesh=mesh, in_specs=(pairs, pairs, pairs, everywhere, everywhere), out_specs=everywhere
-    )
-    return island(image, text, group, logit_scale, logit_bias)
-
-  return sharded
+  return value_and_grad
 
 
 def make_train_step(
   spec: StateSpec,
-  objective: Callable,
+  objective: Objective,
   schedule: optimizers.Schedule,
   *,
   seed: int,
+  accumulate: int = 1,
   average_decay: float = 0.0,
   max_logit_scale: float = 100.0,
   skip_nonfinite: bool = False,
@@ -76,9 +108,10 @@ def make_train_step(
 
   Args:
     spec: model, optimiser and placement.
-    objective: loss on local shards, see `losses`.
+    objective: what is minimised.
     schedule: learning rate of each step, reported in the metrics.
-    seed: dropout and drop path of step k draw from `(seed, k)`.
+    seed: dropout and drop path of row i in step k draw from `(seed, k, i)`.
+    accumulate: see `make_value_and_grad`.
     average_decay: of the moving average; its first steps use `(1 + step) / (10 + step)` where that is smaller.
     max_logit_scale: the logit scale is kept in [1, this] after every update.
     skip_nonfinite: leave everything but the step as it was when the loss or the gradient is not finite.
@@ -86,28 +119,12 @@ def make_train_step(
   Returns:
     A function of (state, batch) to (state, metrics); metrics are scalars on every device.
   """
-  graphdef, _ = dual_encoder.abstract(spec.model)
-  loss_on_mesh = across_mesh(objective, spec.mesh)
-
-  def loss_fn(trained, frozen, batch: Batch, key):
-    model = dual_encoder.merge(graphdef, optimizers.combine(trained, frozen))
-    image_key, text_key = jax.random.split(key)
-    with jax.named_scope("towers"):
-      image = model.encode_image(batch.image, key=image_key)
-      text = model.encode_text(batch.text.tokens, batch.text.mask, key=text_key)
-    scale = jnp.exp(model.log_logit_scale[...])
-    bias = None if model.logit_bias is None else model.logit_bias[...]
-    with jax.named_scope("loss"):
-      loss, metrics = loss_on_mesh(image, text, batch.text.group, scale, bias)
-    metrics = {**metrics, "logit_scale": scale}
-    if bias is not None:
-      metrics["logit_bias"] = bias
-    return loss, metrics
+  value_and_grad = make_value_and_grad(spec, objective, accumulate=accumulate)
 
   def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     trained, frozen = optimizers.split_frozen(state.params, spec.frozen)
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    (loss, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(trained, frozen, batch, key)
+    (loss, metrics), gradients = value_and_grad(trained, frozen, batch, key)
     with jax.named_scope("optimizer"):
       norm = optax.tree.norm(gradients)
       updates, slots = spec.optimizer.update(gradients, state.slots, trained)

@@ -78,15 +78,15 @@ def captions():
 
 @pytest.fixture(scope="session")
 def encoder():
-  """Compiled `(params, image, tokens, mask, key=None) -> (image embeddings, text embeddings)` of a configuration."""
+  """Compiled `(params, image, tokens, mask) -> (image embeddings, text embeddings)` of a configuration."""
 
   def make(config):
     graphdef, _ = dual_encoder.abstract(config)
 
     @jax.jit
-    def encode(params, image, tokens, mask, key=None):
+    def encode(params, image, tokens, mask):
       model = dual_encoder.merge(graphdef, params)
-      return model.encode_image(image, key=key), model.encode_text(tokens, mask, key=key)
+      return model.encode_image(image), model.encode_text(tokens, mask)
 
     return encode
 

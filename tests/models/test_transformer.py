@@ -70,16 +70,21 @@ def noisy(stack):
   _, params, x = stack
   config = dataclasses.replace(CONFIG, drop_path=0.5, dropout=0.2)
   graphdef, _ = nnx.split(nnx.eval_shape(lambda: _transformer(config)))
-  return jax.jit(lambda key: nnx.merge(graphdef, params)(x, key=key))
+  return jax.jit(lambda keys, rows=x: nnx.merge(graphdef, params)(rows, keys=keys))
 
 
 def test_dropout_and_drop_path_follow_the_key(noisy, run, stack):
-  first, second = jax.random.key(1), jax.random.key(2)
+  first, second = (jax.random.split(jax.random.key(seed), 5) for seed in (1, 2))
   np.testing.assert_array_equal(noisy(first), noisy(first))
   assert not np.allclose(noisy(first), noisy(second))
   clean = run(stack[2])
   assert not np.allclose(noisy(first), clean)
   np.testing.assert_allclose(noisy(None), clean, rtol=1e-6)
+
+
+def test_a_row_draws_the_same_alone_and_in_any_batch(noisy, stack):
+  keys = jax.random.split(jax.random.key(1), 5)
+  np.testing.assert_allclose(noisy(keys)[3:4], noisy(keys[3:4], stack[2][3:4]), rtol=1e-5, atol=1e-6)
 
 
 def test_layers_draw_different_noise():
@@ -90,7 +95,8 @@ def test_layers_draw_different_noise():
   down = params["blocks"]["mlp"]["down"]
   down["bias"] = jnp.ones_like(down["bias"])
   rows = 64
-  out = jax.jit(lambda key: nnx.merge(graphdef, params)(jnp.zeros((rows, 1, 8)), key=key))(jax.random.key(0))
+  keys = jax.random.split(jax.random.key(0), rows)
+  out = jax.jit(lambda keys: nnx.merge(graphdef, params)(jnp.zeros((rows, 1, 8)), keys=keys))(keys)
   kept = np.unique(np.round(np.asarray(out[:, 0, 0]), 4))
   assert len(kept) > 16  # One shared draw could give only as many sums as there are rates, nine.
 
@@ -98,8 +104,9 @@ def test_layers_draw_different_noise():
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_noise_keeps_the_expectation(rate):
   x = jnp.ones((20_000, 1, 2))
-  by_path = drop_path(x, jnp.float32(rate), jax.random.key(0))
-  by_feature = dropout(x, rate, jax.random.key(0))
+  keys = jax.random.split(jax.random.key(0), len(x))
+  by_path = drop_path(x, jnp.float32(rate), keys)
+  by_feature = dropout(x, rate, keys)
   for noisy in (by_path, by_feature):
     # Four standard errors of a mean of 20,000 scaled coin flips.
     assert abs(float(noisy.mean()) - 1) < 4 * np.sqrt(rate / (1 - rate) / 20_000)

@@ -15,7 +15,8 @@ from contrastive_jax.training import config as run_config
 from contrastive_jax.training import loop
 from contrastive_jax.training.checkpoint import Checkpoints
 from contrastive_jax.training.initialize import initial_state
-from contrastive_jax.training.step import find_objective, make_train_step
+from contrastive_jax.training.objective import Objective, make_objective
+from contrastive_jax.training.step import make_train_step
 from data import build
 from tests import tiny
 
@@ -116,10 +117,9 @@ def poisoned(step_config, mesh, bad_group):
     bad = jax.lax.psum(jnp.any(group == bad_group).astype(jnp.float32), rest["axis_name"]) > 0
     return jnp.where(bad, jnp.nan, 1.0) * loss, metrics
 
-  skip = step_config.on_nonfinite == "skip"
-  return spec, make_train_step(
-    spec, objective, run_config.make_schedule(step_config), seed=0, average_decay=0.9, skip_nonfinite=skip
-  )
+  skip, schedule = step_config.on_nonfinite == "skip", run_config.make_schedule(step_config)
+  terms = Objective({"poisoned": (1.0, objective)})
+  return spec, make_train_step(spec, terms, schedule, seed=0, average_decay=0.9, skip_nonfinite=skip)
 
 
 def with_group(batch, group):
@@ -195,6 +195,10 @@ def test_weights_that_do_not_fit_are_named(pipeline, tmp_path):
 
 def test_objectives_are_found_by_name():
   with pytest.raises(UserError, match="did you mean 'sigmoid'"):
-    find_objective("sigmoidal", {})
+    make_objective({"sigmoidal": 1.0}, {})
   with pytest.raises(UserError, match=r"loss_options\.softmax\.smoothing is not an option of 'softmax'"):
-    find_objective("softmax", {"smoothing": 0.1})
+    make_objective({"softmax": 1.0}, {"softmax": {"smoothing": 0.1}})
+  with pytest.raises(UserError, match=r"objective\.softmax=-1.0 must be above 0"):
+    make_objective({"softmax": -1.0}, {})
+  with pytest.raises(UserError, match="the objective alignment has no term that keeps embeddings apart"):
+    make_objective({"alignment": 1.0}, {})

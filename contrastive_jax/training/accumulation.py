@@ -1,0 +1,105 @@
+"""Gradients of a large batch with the memory of a small one.
+
+The towers embed one micro-batch after another and keep nothing else; one loss sees all embeddings; then the towers run
+again, this time with the gradient of their embeddings at hand. Gao et al., "Scaling Deep Contrastive Learning Batch
+Size under Memory Limited Setup" (arXiv 2101.06983).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from contrastive_jax.batch import Batch
+from contrastive_jax.parallel.mesh import BATCH_AXES, batch_sharding, batch_shards
+
+
+def split(tree: Any, count: int, mesh: Mesh) -> Any:
+  """Cuts arrays `[rows, ...]` into `[count, rows / count, ...]`; every device's rows are cut, and none leaves it."""
+  shards = batch_shards(mesh)
+  placed = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
+
+  def cut(leaf):
+    pieces = jnp.moveaxis(leaf.reshape(shards, count, -1, *leaf.shape[1:]), 1, 0)
+    return lax.with_sharding_constraint(pieces.reshape(count, -1, *leaf.shape[1:]), placed)
+
+  return jax.tree.map(cut, tree)
+
+
+def join(tree: Any, mesh: Mesh) -> Any:
+  """Undoes `split`."""
+  shards = batch_shards(mesh)
+
+  def uncut(leaf):
+    pieces = jnp.moveaxis(leaf.reshape(leaf.shape[0], shards, -1, *leaf.shape[2:]), 0, 1)
+    return lax.with_sharding_constraint(pieces.reshape(-1, *leaf.shape[2:]), batch_sharding(mesh))
+
+  return jax.tree.map(uncut, tree)
+
+
+def split_batch(batch: Batch, count: int, mesh: Mesh) -> Batch:
+  """Cuts a batch into micro-batches, stacked along a new leading axis; a pair's packed row must be cut with it."""
+  pieces = split(batch, count, mesh)
+  slots = pieces.image.slots
+  if slots is None:
+    return pieces
+  # Row numbers count the whole batch's rows; those of a micro-batch count its own.
+  rows = batch.image.patches.shape[0] // batch_shards(mesh)
+  share = rows // count
+  row = slots[..., 0]
+  own = row // rows * share + row % rows % share
+  return dataclasses.replace(
+    pieces, image=dataclasses.replace(pieces.image, slots=jnp.stack([own, slots[..., 1]], axis=-1))
+  )
+
+
+def value_and_grad(
+  embed: Callable[[Any, Any], Any],
+  global_loss: Callable[[Any, Any], tuple[jax.Array, Any]],
+  local_loss: Callable[[Any, Any], tuple[jax.Array, Any]],
+  params: Any,
+  parts: Any,
+  *,
+  mesh: Mesh,
+  shardings: Any,
+) -> tuple[tuple[jax.Array, Any], Any]:
+  """Value and gradients of `global_loss(params, embeddings of all parts) + sum over parts of local_loss`.
+
+  Args:
+    embed: maps parameters and one part to its embeddings, a pytree of `[pairs, ...]`.
+    global_loss: maps parameters and the whole batch's embeddings to a value and metrics.
+    local_loss: maps one part's embeddings and the part to its share of the value and of the metrics.
+    params: what to differentiate by.
+    parts: pytree with the micro-batches along the leading axis, see `split_batch`.
+    mesh: where the pairs lie.
+    shardings: where the gradients are kept while they are summed.
+
+  Returns:
+    `((value, metrics), gradients)`, equal to those of the batch in one piece: `embed` must draw its noise by pair.
+  """
+  embeddings = lax.map(lambda part: embed(params, part), parts)
+  with_loss = jax.value_and_grad(
+    lambda params, stacked: global_loss(params, join(stacked, mesh)), argnums=(0, 1), has_aux=True
+  )
+  (value, metrics), (gradients, cotangents) = with_loss(params, embeddings)
+
+  def add(gradients, part_and_cotangent):
+    part, cotangent = part_and_cotangent
+
+    def outputs(params):
+      embedded = embed(params, part)
+      return (embedded, *local_loss(embedded, part))
+
+    (_, share, shares), pull = jax.vjp(outputs, params)
+    unused = jax.tree.map(jnp.zeros_like, shares)
+    (more,) = pull((cotangent, jnp.ones_like(share), unused))
+    total = jax.tree.map(jnp.add, gradients, more)
+    return lax.with_sharding_constraint(total, shardings), (share, shares)
+
+  gradients, locals_ = lax.scan(add, lax.with_sharding_constraint(gradients, shardings), (parts, cotangents))
+  share, shares = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), locals_)
+  return (value + share, metrics | shares), gradients

@@ -1,0 +1,182 @@
+"""Accumulated gradients equal those of the batch in one piece, noise included, for the memory of one micro-batch."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from contrastive_jax.batch import Batch, ImageBatch, TextBatch
+from contrastive_jax.errors import UserError
+from contrastive_jax.models import dual_encoder, presets
+from contrastive_jax.parallel.mesh import MeshSpec, put_batch
+from contrastive_jax.training import config as run_config
+from contrastive_jax.training.objective import LocalTerm, Objective, make_objective
+from contrastive_jax.training.state import StateSpec
+from contrastive_jax.training.step import make_value_and_grad
+from tests import tiny
+
+PAIRS, LENGTH = 64, 5
+BLOCKS = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 24, "dropout": 0.1, "drop_path": 0.3}
+
+
+def make_spec(devices=1, fsdp=1, dtype="float32", **blocks):
+  model = presets.resolve(
+    "siglip_ti16",
+    {
+      "vision": {"image_size": 8, "patch_size": 4, "transformer": {**BLOCKS, **blocks}},
+      "text": {"vocab_size": 19, "length": LENGTH, "transformer": {**BLOCKS, **blocks}},
+      "embed_dim": 16,
+    },
+  )
+  rules = MeshSpec(fsdp=fsdp)
+  mesh = rules.make(jax.devices()[:devices])
+  model = dataclasses.replace(model, dtype=dtype)
+  return StateSpec(model, optax.sgd(1.0), frozen=(), average=False, mesh=mesh, rules=rules)
+
+
+def make_batch(rng, pairs=PAIRS, packed=False):
+  """Captions of 1 to `LENGTH` tokens; images of four patches, or two images of unequal length a row."""
+  rows, length = (pairs // 2, 8) if packed else (pairs, 4)
+  position = np.arange(length) % 4 if packed else np.arange(4)
+  coords = np.stack([np.zeros(length), position // 2, position % 2], axis=1).astype(np.int16)
+  segments = np.tile(np.array([1, 1, 1, 1, 2, 2, 2, 0], np.int16), (rows, 1)) if packed else None
+  slots = np.stack([np.arange(pairs) // 2, np.arange(pairs) % 2 + 1], axis=1).astype(np.int32) if packed else None
+  image = ImageBatch(rng.integers(0, 256, (rows, length, 48), np.uint8), np.tile(coords, (rows, 1, 1)), segments, slots)
+  mask = np.arange(LENGTH) < rng.integers(1, LENGTH + 1, (pairs, 1))
+  tokens = rng.integers(0, 19, (pairs, LENGTH), np.int32)
+  return Batch(image, TextBatch(tokens, mask, rng.integers(0, pairs // 2, pairs, np.int32)))
+
+
+@functools.cache
+def params_of(model):
+  """No parameter is zero: every one has a gradient that could go wrong."""
+  rng = np.random.default_rng(0)
+  params = jax.device_get(jax.jit(functools.partial(dual_encoder.init, model))(jax.random.key(0)))
+  return jax.tree.map(lambda leaf: leaf + np.float32(0.05) * rng.standard_normal(leaf.shape, np.float32), params)
+
+
+def differentiate(spec, objective, batch, accumulate):
+  run = jax.jit(make_value_and_grad(spec, objective, accumulate=accumulate))
+  params = jax.device_put(params_of(dataclasses.replace(spec.model, dtype="float32")), spec.shardings().params)
+  (loss, metrics), gradients = run(params, {}, put_batch(spec.mesh, batch), jax.random.key(7))
+  return gradients, {"loss": float(loss), **{name: float(value) for name, value in metrics.items()}}
+
+
+def assert_equal(got, expected, tolerance):
+  gradients, metrics = got
+  truth, numbers = expected
+  assert metrics == pytest.approx(numbers, rel=tolerance)
+  # The keys' bias moves no softmax: its gradient is rounding, measured against the largest gradient of all.
+  floor = 1e-3 * max(np.abs(leaf).max() for leaf in jax.tree.leaves(truth))
+  for (path, one), other in zip(jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(truth), strict=True):
+    bound = tolerance * max(np.abs(other).max(), floor)
+    np.testing.assert_allclose(one, other, rtol=0, atol=bound, err_msg=jax.tree_util.keystr(path))
+
+
+def word_alignment():
+  """A local term whose count differs between micro-batches: alignment weighted by the words of a caption."""
+
+  def total(embeddings, batch):
+    image, text = embeddings
+    return jnp.sum(jnp.sum((image - text) ** 2, axis=1) * jnp.sum(batch.text.mask, axis=1))
+
+  return LocalTerm(total, lambda batch: jnp.sum(batch.text.mask).astype(jnp.float32))
+
+
+@functools.cache
+def objective_of(name):
+  if name == "several":
+    both = make_objective({"softmax": 0.5, "sigmoid": 1.0, "alignment": 2.0}, {"softmax": {"label_smoothing": 0.1}})
+    return Objective(both.global_terms, {**both.local_terms, "words": (0.7, word_alignment())})
+  return make_objective({name: 1.0}, {})
+
+
+@pytest.fixture(scope="module")
+def in_one_piece():
+  @functools.cache
+  def run(name, packed=False):
+    batch = make_batch(np.random.default_rng(1), packed=packed)
+    return batch, differentiate(make_spec(), objective_of(name), batch, accumulate=1)
+
+  return run
+
+
+@pytest.mark.parametrize(
+  ("name", "devices", "fsdp", "accumulate"),
+  [
+    ("softmax", 1, 1, 4),
+    ("sigmoid", 1, 1, 8),
+    ("softmax", 8, 1, 8),
+    ("sigmoid", 8, 4, 2),
+    ("several", 8, 4, 4),
+  ],
+)
+def test_gradients_equal_those_of_the_batch_in_one_piece(name, devices, fsdp, accumulate, in_one_piece):
+  batch, expected = in_one_piece(name)
+  got = differentiate(make_spec(devices, fsdp), objective_of(name), batch, accumulate)
+  assert_equal(got, expected, tolerance=1e-5)
+  kernel = got[0]["image"]["transformer"]["blocks"]["mlp"]["up"]["kernel"]
+  assert kernel.addressable_shards[0].data.size == kernel.size // fsdp
+
+
+def test_the_noise_is_on(in_one_piece):
+  """Or the tests above would prove nothing about its replay."""
+  batch, (noisy, _) = in_one_piece("softmax")
+  quiet, _ = differentiate(make_spec(dropout=0.0, drop_path=0.0), objective_of("softmax"), batch, accumulate=1)
+  one, other = (tree["text"]["transformer"]["blocks"]["mlp"]["up"]["kernel"] for tree in (noisy, quiet))
+  assert np.abs(one - other).max() > 0.1 * np.abs(other).max()
+
+
+def test_packed_rows_are_cut_with_their_pairs(in_one_piece):
+  batch, expected = in_one_piece("softmax", packed=True)
+  assert_equal(differentiate(make_spec(devices=2), objective_of("softmax"), batch, 4), expected, tolerance=1e-5)
+
+
+def test_mixed_precision_accumulates_in_float32(in_one_piece):
+  batch, _ = in_one_piece("sigmoid")
+  spec = make_spec(dtype="bfloat16")
+  gradients, metrics = differentiate(spec, objective_of("sigmoid"), batch, 8)
+  assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
+  # A micro-batch's gradient of a kernel is one bfloat16 product: 8 bits each.
+  assert_equal((gradients, metrics), differentiate(spec, objective_of("sigmoid"), batch, 1), tolerance=2**-6)
+
+
+def test_alignment_is_the_mean_squared_distance(rng):
+  image, text = jnp.asarray(rng.standard_normal((2, 6, 3)), jnp.float32)
+  objective = objective_of("several")
+  batch = make_batch(rng, pairs=6)
+  _, metrics = objective.local_loss((image, text), batch, objective.counts(batch))
+  assert metrics["loss_alignment"] == pytest.approx(np.mean(np.sum(np.subtract(image, text) ** 2, axis=1)), rel=1e-6)
+
+
+def peak_temporaries(pairs, accumulate):
+  spec = make_spec(remat="none")
+  batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, make_batch(np.random.default_rng(0), pairs)))
+  run = jax.jit(make_value_and_grad(spec, objective_of("sigmoid"), accumulate=accumulate))
+  lowered = run.lower(spec.abstract().params, {}, batch, jax.random.key(0))
+  return lowered.compile().memory_analysis().temp_size_in_bytes
+
+
+def test_memory_is_that_of_one_micro_batch_and_the_embeddings():
+  small, whole, cut = (peak_temporaries(pairs, count) for pairs, count in ((64, 1), (1024, 1), (1024, 16)))
+  parameters = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(dual_encoder.abstract(make_spec().model)[1]))
+  # Of both towers, as made, as the loss reads them, and their gradients in both orders.
+  embeddings = 2 * 4 * 1024 * 16 * 4
+  logits = 3 * 1024**2 * 4  # One tile, which does not grow further: tests/losses measure that.
+  inputs = 1024 * (4 * 48 + 4 * 6 + LENGTH * 5 + 4)
+  assert whole > 6 * small
+  assert cut < small + embeddings + 2 * parameters + logits + inputs
+
+
+def test_pairs_that_do_not_divide_are_named():
+  config = tiny.get_config()
+  config.accumulation = 3
+  with pytest.raises(
+    UserError, match=r"accumulation=3 does not divide the 4 pairs of each of 8 devices.*multiple of 24"
+  ):
+    run_config.build(config, MeshSpec().make())
