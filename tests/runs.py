@@ -1,10 +1,12 @@
 """Runs the command-line tools as a user does, and reads what they leave behind."""
 
+import functools
 import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,25 +47,19 @@ def train(workdir: Path, *overrides: str, **options: Any) -> str:
   return run("train.py", TINY, f"--workdir={workdir}", *overrides, **options)
 
 
-def train_together(workdir: Path, *overrides: str, processes: int, devices: int) -> list[str]:
-  """Trains the tiny config in one job of several processes."""
+def start_together(start_one: Callable[..., subprocess.Popen], processes: int) -> list[subprocess.Popen]:
+  """Starts one job of several processes; `start_one` takes the environment of each."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
-  started = [
-    start(
-      "train.py",
-      TINY,
-      f"--workdir={workdir}",
-      *overrides,
-      devices=devices,
-      CJAX_COORDINATOR=f"localhost:{port}",
-      CJAX_PROCESSES=str(processes),
-      CJAX_PROCESS=str(index),
-    )
-    for index in range(processes)
-  ]
-  return [finish(process) for process in started]
+  job = {"CJAX_COORDINATOR": f"localhost:{port}", "CJAX_PROCESSES": str(processes)}
+  return [start_one(**job, CJAX_PROCESS=str(index)) for index in range(processes)]
+
+
+def train_together(workdir: Path, *overrides: str, processes: int, devices: int) -> list[str]:
+  """Trains the tiny config in one job of several processes."""
+  one = functools.partial(start, "train.py", TINY, f"--workdir={workdir}", *overrides, devices=devices)
+  return [finish(process) for process in start_together(one, processes)]
 
 
 def final_state(workdir: Path) -> dict[str, np.ndarray]:

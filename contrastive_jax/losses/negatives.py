@@ -1,8 +1,9 @@
 """Sums over all negative pairs of the mesh, differentiable in the towers, scale and bias.
 
 Two primitives on top of the sweep: the log-sum-exp of each row and column (softmax family) and a sum of any function of
-the logit (sigmoid family). Positives are left to the caller: they cost only pairs x dim, and keeping them out of the
-sums keeps small losses accurate (`softplus(negatives - positive)` instead of a difference of two large numbers).
+the logit (sigmoid family). Positives are left to the caller: they cost only pairs x dim. The softmax family reads all
+logits relative to that of the positive, in the value and in the gradient of the scale: small losses and nearly equal
+similarities keep their digits.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from contrastive_jax.losses import pairwise
-from contrastive_jax.losses.reductions import LogSumExp, Sum, finite, masked
+from contrastive_jax.losses.reductions import LogSumExp, Sum, finite
 
 # `weight(image_side, text_side, logits) -> (weights for rows, weights for columns)`: at least 0, constants to the
 # gradient.
@@ -30,22 +31,23 @@ class Sweep:
   axes: tuple[str, ...] = ()
   strategy: str = "ring"
   tile: int | None = None
+  ring_order: tuple[int, ...] | None = None
 
   def __call__(self, tile_fn: pairwise.TileFn, rows: Any, columns: Any, empty: tuple[Any, Any]) -> tuple[Any, Any]:
-    return pairwise.sweep(tile_fn, rows, columns, empty, axes=self.axes, strategy=self.strategy, tile=self.tile)
+    return pairwise.sweep(tile_fn, rows, columns, empty, **dataclasses.asdict(self))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class NegativeStatistics:
-  """Of each image's and each text's negatives.
+  """Of each image's and each text's negatives; a margin is a logit minus that of the positive.
 
   The log-sum-exp comes in two parts: at a logit scale of 100 their sum would lose two digits that differences need.
 
   Attributes:
-    largest: largest logit, minus infinity without negatives; a constant to the gradient.
-    excess: log-sum-exp of the weighted logits minus `largest`; its gradient is that of the whole log-sum-exp.
-    total: sum of the logits, or None unless asked for.
+    largest: largest margin, minus infinity without negatives; a constant to the gradient.
+    excess: log-sum-exp of the weighted margins minus `largest`; its gradient is that of the whole log-sum-exp.
+    total: sum of the margins, or None unless asked for.
     count: number of negatives, or None unless asked for; not differentiable.
   """
 
@@ -54,9 +56,10 @@ class NegativeStatistics:
   total: Float[Array, "pairs"] | None = None
   count: Float[Array, "pairs"] | None = None
 
-  def above(self, reference: Float[Array, "pairs"]) -> Float[Array, "pairs"]:
-    """Log-sum-exp minus `reference`."""
-    return (self.largest - reference) + self.excess
+  @property
+  def margin(self) -> Float[Array, "pairs"]:
+    """Log-sum-exp of the weighted margins."""
+    return self.largest + self.excess
 
 
 def accumulation_dtype(*arrays: Array) -> jnp.dtype:
@@ -64,18 +67,17 @@ def accumulation_dtype(*arrays: Array) -> jnp.dtype:
   return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
 
-def positive_logits(
-  image: Float[Array, "pairs dim"], text: Float[Array, "pairs dim"], scale: Float[Array, ""] | float
-) -> Float[Array, "pairs"]:
-  """Logits of the diagonal."""
+def positive_similarities(image: Float[Array, "pairs dim"], text: Float[Array, "pairs dim"]) -> Float[Array, "pairs"]:
+  """The diagonal of the similarity matrix."""
   dtype = accumulation_dtype(image, text)
-  return jnp.sum(image.astype(dtype) * text.astype(dtype), axis=1) * scale
+  return jnp.sum(image.astype(dtype) * text.astype(dtype), axis=1)
 
 
 def statistics_of_negatives(
   image: Float[Array, "pairs dim"],
   text: Float[Array, "pairs dim"],
   scale: Float[Array, ""],
+  positive: Float[Array, "pairs"],
   group: Int[Array, "pairs"],
   sweep: Sweep,
   *,
@@ -90,6 +92,7 @@ def statistics_of_negatives(
     image: this device's image embeddings.
     text: this device's text embeddings.
     scale: multiplier of the similarities.
+    positive: similarities of the pairs themselves.
     group: pairs of equal group are not each other's negatives; all different means all others are.
     sweep: mesh axes, strategy and tile.
     with_totals: also return sum and number of the negatives (label smoothing).
@@ -101,73 +104,92 @@ def statistics_of_negatives(
     Statistics of the images (rows) and of the texts (columns). Four matrix products of size pairs x pairs x dim for
     value and gradient, three where all logits are one tile and are kept.
   """
-  args = pairwise.vary((image, text, scale, group, (image_side, text_side)), image, text, axes=sweep.axes)
+  args = pairwise.vary((image, text, scale, positive, group, (image_side, text_side)), image, text, axes=sweep.axes)
   return _statistics(sweep, with_totals, weight, *args)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _statistics(sweep, with_totals, weight, image, text, scale, group, sides):
-  return _statistics_forward(sweep, with_totals, weight, image, text, scale, group, sides)[0]
+def _statistics(sweep, with_totals, weight, image, text, scale, positive, group, sides):
+  return _statistics_forward(sweep, with_totals, weight, image, text, scale, positive, group, sides)[0]
 
 
-def _statistics_forward(sweep, with_totals, weight, image, text, scale, group, sides):
+def _statistics_forward(sweep, with_totals, weight, image, text, scale, positive, group, sides):
   dtype = accumulation_dtype(image, text)
   kept = []
 
   def tile_fn(rows, columns, fresh):
-    logits = _matmul(rows[0], columns[0], "id,jd->ij") * scale
-    kept.append(logits)
+    similarities = _matmul(rows[0], columns[0], "id,jd->ij")
+    kept.append(similarities)
     mask = _are_negatives(rows[1], columns[1], fresh)
-    weights = weight(rows[2], columns[2], logits) if weight else (None, None)
+    weights = weight(rows[2], columns[2], similarities * scale) if weight else (None, None)
     parts = []
     for axis, weights_of in zip((1, 0), weights, strict=True):
       counted = mask if weights_of is None else mask & (weights_of > 0)
-      part = [LogSumExp.along(axis, masked(logits, counted), weights_of)]
+      part = [LogSumExp.along(axis, similarities, counted, scale, weights_of)]
       if with_totals:
-        part += [Sum(jnp.sum(jnp.where(mask, logits, 0), axis)), Sum(jnp.sum(mask, axis, dtype=dtype))]
+        part += [Sum(jnp.sum(jnp.where(mask, similarities, 0), axis)), Sum(jnp.sum(mask, axis, dtype=dtype))]
       parts.append(part)
     return tuple(parts)
 
   def empty(count):
-    return [LogSumExp.empty((count,), dtype)] + [Sum.empty((count,), dtype)] * (2 if with_totals else 0)
+    return [LogSumExp.empty((count,), dtype, scale)] + [Sum.empty((count,), dtype)] * (2 if with_totals else 0)
 
   rows, columns = (image, group, sides[0]), (text, group, sides[1])
   totals = sweep(tile_fn, rows, columns, (empty(len(image)), empty(len(text))))
-  statistics = tuple(NegativeStatistics(t[0].largest, jnp.log(t[0].total), *(s.total for s in t[1:])) for t in totals)
+
+  def relative(log_sum_exp, total=None, count=None):
+    largest = jnp.where(jnp.isneginf(log_sum_exp.largest), -jnp.inf, (log_sum_exp.largest - positive) * scale)
+    excess = jnp.log(log_sum_exp.total)
+    if total is None:
+      return NegativeStatistics(largest, excess)
+    return NegativeStatistics(largest, excess, (total.total - count.total * positive) * scale, count.total)
+
   keep = pairwise.is_one_tile(len(image), sweep.axes, sweep.strategy, sweep.tile)
-  sums = tuple(total[0] for total in totals)
-  return statistics, (image, text, scale, group, sides, sums, kept[0] if keep else None)
+  residuals = image, text, scale, positive, group, sides, totals, kept[0] if keep else None
+  return tuple(relative(*side) for side in totals), residuals
 
 
 def _statistics_backward(sweep, with_totals, weight, residuals, cotangents):
-  image, text, scale, group, sides, sums, kept = residuals
+  image, text, scale, positive, group, sides, totals, kept = residuals
   dtype = accumulation_dtype(image, text)
 
   def tile_fn(rows, columns, fresh):
-    logits = _matmul(rows[0], columns[0], "id,jd->ij") * scale if kept is None else kept
-    weights = weight(rows[2], columns[2], logits) if weight else (None, None)
-    slopes = 0.0
-    for (shift, coefficient, of_total), weights_of, axis in zip((rows[3], columns[3]), weights, (1, 0), strict=True):
-      exponent = logits - jnp.expand_dims(shift, axis)
+    similarities = _matmul(rows[0], columns[0], "id,jd->ij") if kept is None else kept
+    mask = _are_negatives(rows[1], columns[1], fresh)
+    weights = weight(rows[2], columns[2], similarities * scale) if weight else (None, None)
+    slopes = d_scale = 0.0
+    for (own, shift, coefficient, of_total), weights_of, axis in zip(
+      (rows[3], columns[3]), weights, (1, 0), strict=True
+    ):
+      own, shift, coefficient = (jnp.expand_dims(vector, axis) for vector in (own, shift, coefficient))
+      exponent = (similarities - shift) * scale
       if weights_of is not None:
         # A weight of 0 left its logit out of `largest`, which it may then exceed.
         exponent = jnp.where(weights_of > 0, exponent, -jnp.inf)
-      share = jnp.exp(exponent) * jnp.expand_dims(coefficient, axis)
-      slopes = slopes + (share if weights_of is None else share * weights_of)
+      share = jnp.exp(exponent) * coefficient
+      if weights_of is not None:
+        share = share * weights_of
       if with_totals:
-        slopes = slopes + jnp.expand_dims(of_total, axis)
-    slopes = jnp.where(_are_negatives(rows[1], columns[1], fresh), slopes, 0)
-    return _tile_gradients(rows[0], columns[0], slopes, scale)
+        share = share + jnp.expand_dims(of_total, axis)
+      share = jnp.where(mask, share, 0)
+      slopes = slopes + share
+      d_scale = d_scale + share * (similarities - own)
+    d_image, d_text = _tile_gradients(rows[0], columns[0], slopes, scale)
+    return (d_image, Sum(jnp.sum(d_scale, 1))), (d_text,)
 
   def side(embeddings, which):
-    statistics = cotangents[which]
-    coefficient = jnp.where(sums[which].total > 0, statistics.excess / sums[which].total, 0)
-    vectors = (finite(sums[which].largest), coefficient, statistics.total)
-    return embeddings, group, sides[which], vectors
+    statistics, sums = cotangents[which], totals[which][0]
+    coefficient = jnp.where(sums.total > 0, statistics.excess / sums.total, 0)
+    return embeddings, group, sides[which], (positive, finite(sums.largest), coefficient, statistics.total)
 
-  gradients = sweep(tile_fn, side(image, 0), side(text, 1), _empty_gradients(image, text, dtype))
-  (d_image, d_scale), (d_text,) = gradients
-  return _cast(d_image, image), _cast(d_text, text), _cast_scalar(d_scale, scale), None, None
+  empty = (Sum.empty(image.shape, dtype), Sum.empty((len(image),), dtype)), (Sum.empty(text.shape, dtype),)
+  (d_image, d_scale), (d_text,) = sweep(tile_fn, side(image, 0), side(text, 1), empty)
+  d_positive = jnp.zeros_like(positive)
+  for statistics, (sums, *counts) in zip(cotangents, totals, strict=True):
+    d_positive = d_positive - scale * jnp.where(sums.total > 0, statistics.excess, 0)
+    if with_totals:
+      d_positive = d_positive - scale * statistics.total * counts[1].total
+  return _cast(d_image, image), _cast(d_text, text), _cast_scalar(d_scale, scale), d_positive, None, None
 
 
 _statistics.defvjp(_statistics_forward, _statistics_backward)
@@ -218,17 +240,17 @@ def _sum_forward(value_and_slope, sweep, image, text, scale, bias, group):
   dtype = accumulation_dtype(image, text)
 
   def tile_fn(rows, columns, fresh):
-    value, slopes = value_and_slope(_matmul(rows[0], columns[0], "id,jd->ij") * scale + bias)
+    similarities = _matmul(rows[0], columns[0], "id,jd->ij")
+    value, slopes = value_and_slope(similarities * scale + bias)
     mask = _are_negatives(rows[1], columns[1], fresh)
     slopes = jnp.where(mask, slopes, 0)
-    row_part, column_part = _tile_gradients(rows[0], columns[0], slopes, scale)
-    sums = Sum(jnp.sum(jnp.where(mask, value, 0), 1)), Sum(jnp.sum(slopes, 1))
-    return (*row_part, *sums), column_part
+    d_image, d_text = _tile_gradients(rows[0], columns[0], slopes, scale)
+    sums = (jnp.where(mask, value, 0), slopes, slopes * similarities)
+    return (d_image, *(Sum(jnp.sum(part, 1)) for part in sums)), (d_text,)
 
-  empty_rows, empty_columns = _empty_gradients(image, text, dtype)
   line = Sum.empty((len(image),), dtype)
-  row_totals, (d_text,) = sweep(tile_fn, (image, group), (text, group), ((*empty_rows, line, line), empty_columns))
-  d_image, d_scale, values, d_bias = row_totals
+  empty = (Sum.empty(image.shape, dtype), line, line, line), (Sum.empty(text.shape, dtype),)
+  (d_image, values, d_bias, d_scale), (d_text,) = sweep(tile_fn, (image, group), (text, group), empty)
   scalars = _cast_scalar(d_scale, scale), _cast_scalar(d_bias, bias)
   return jnp.sum(values.total), (_cast(d_image, image), _cast(d_text, text), *scalars)
 
@@ -253,19 +275,13 @@ def _are_negatives(
 
 
 def _tile_gradients(image, text, slopes, scale):
-  """Gradients of one tile: (images, scale by row), (texts,). `slopes` is the derivative by the logits."""
+  """Gradients of one tile's images and texts. `slopes` is the derivative by the logits."""
   # The slopes feed two products: without the barrier XLA may compute their exponentials twice.
   slopes = lax.optimization_barrier(slopes)
   narrow = slopes.astype(jnp.result_type(image, text))
-  unscaled = _matmul(narrow, text, "ij,jd->id")
+  d_image = _matmul(narrow, text, "ij,jd->id")
   d_text = _matmul(narrow, image, "ij,id->jd")
-  d_scale = jnp.sum(unscaled * image, 1)
-  return (Sum(unscaled * scale), Sum(d_scale)), (Sum(d_text * scale),)
-
-
-def _empty_gradients(image, text, dtype):
-  rows = Sum.empty(image.shape, dtype), Sum.empty((len(image),), dtype)
-  return rows, (Sum.empty(text.shape, dtype),)
+  return Sum(d_image * scale), Sum(d_text * scale)
 
 
 def _cast(gradient: Sum, like: Array) -> Array:

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from contrastive_jax.errors import UserError, require_known
-from contrastive_jax.losses.reductions import Accumulator
+from contrastive_jax.losses.reductions import Accumulator, collective
 
 STRATEGIES = ("gather", "ring")
 
@@ -95,6 +95,7 @@ def sweep(
   axes: tuple[str, ...] = (),
   strategy: str = "ring",
   tile: int | None = None,
+  ring_order: tuple[int, ...] | None = None,
 ) -> tuple[Any, Any]:
   """Accumulates `tile_fn` over all tiles.
 
@@ -107,6 +108,8 @@ def sweep(
     axes: mesh axes that rows and columns are split over.
     strategy: "gather" holds all columns at once, "ring" two blocks of them.
     tile: largest number of rows and of columns of a tile; None chooses from the shapes.
+    ring_order: the devices, as indices along `axes`, in the order in which blocks go from the next to the one before;
+      None is 0, 1, 2 and so on. Where a hop crosses one link, compilers can hide it.
 
   Returns:
     The accumulators of this device's rows and columns, complete over the whole mesh.
@@ -119,13 +122,16 @@ def sweep(
   if devices == 1:
     return _block(tile_fn, rows, columns, empty_rows, empty_columns, tile)
   if strategy == "gather":
-    everywhere = jax.tree.map(lambda leaf: lax.all_gather(leaf, axes, tiled=True), columns)
+    everywhere = collective(lambda leaf, axis: lax.all_gather(leaf, axes, axis=axis, tiled=True), columns)
     repeated = jax.tree.map(lambda leaf: jnp.tile(leaf, (devices,) + (1,) * (leaf.ndim - 1)), empty_columns)
     row_totals, column_totals = _block(tile_fn, rows, everywhere, empty_rows, repeated, tile)
     return row_totals, _each(lambda total: total.scatter(axes), column_totals)
 
+  order = range(devices) if ring_order is None else ring_order
+  hops = [(order[i], order[i - 1]) for i in range(devices)]
+
   def send(tree):
-    return jax.tree.map(lambda leaf: lax.ppermute(leaf, axes, [(i, (i - 1) % devices) for i in range(devices)]), tree)
+    return collective(lambda leaf, _: lax.ppermute(leaf, axes, hops), tree)
 
   def step(_, carry):
     columns, row_totals, column_totals = carry

@@ -6,11 +6,34 @@ commutative, so the order of tiles and devices changes nothing but rounding.
 
 import abc
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
+
+
+def collective(function: Callable[[Array, int], Array], tree: Any) -> Any:
+  """Applies a collective to every leaf, once for all vectors of one dtype: a message costs more than its few bytes.
+
+  Args:
+    function: of an array and the number of its row (or column) axis.
+    tree: pytree of arrays whose leading axis is that axis.
+  """
+  leaves, structure = jax.tree.flatten(tree)
+  vectors: dict[Any, list[int]] = {}
+  for place, leaf in enumerate(leaves):
+    if leaf.ndim == 1:
+      vectors.setdefault(leaf.dtype, []).append(place)
+    else:
+      leaves[place] = function(leaf, 0)
+  for places in vectors.values():
+    together = function(jnp.stack([leaves[place] for place in places]), 1)
+    for row, place in enumerate(places):
+      leaves[place] = together[row]
+  return jax.tree.unflatten(structure, leaves)
 
 
 class Accumulator(abc.ABC):
@@ -24,15 +47,21 @@ class Accumulator(abc.ABC):
     """Merges the devices' accumulators of all columns; each device keeps those of its own columns."""
     devices = lax.axis_size(axes)
 
-    def exchange(leaf):
-      parts = leaf.reshape(devices, -1, *leaf.shape[1:])
-      return lax.all_to_all(parts, axes, split_axis=0, concat_axis=0, tiled=True)
+    def exchange(leaf, axis):
+      return lax.all_to_all(leaf, axes, split_axis=axis, concat_axis=axis, tiled=True)
 
-    received = jax.tree.map(exchange, self)
-    merged = jax.tree.map(lambda leaf: leaf[0], received)
-    for device in range(1, devices):
-      merged = merged.merge(jax.tree.map(lambda leaf, device=device: leaf[device], received))
-    return merged
+    received = collective(exchange, self)
+    stack = jax.tree.map(lambda leaf: leaf.reshape(devices, -1, *leaf.shape[1:]), received)
+    # Halves merge with halves: a chain over hundreds of devices would take a minute to compile.
+    while devices > 1:
+      half = devices // 2
+      first, second, rest = (
+        jax.tree.map(lambda leaf, piece=piece: leaf[piece], stack)
+        for piece in (slice(half), slice(half, 2 * half), slice(2 * half, None))
+      )
+      stack = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), first.merge(second), rest)
+      devices -= half
+    return jax.tree.map(lambda leaf: leaf[0], stack)
 
 
 @jax.tree_util.register_dataclass
@@ -56,33 +85,52 @@ class Sum(Accumulator):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LogSumExp(Accumulator):
-  """Running log-sum-exp: the largest logit and the sum of exponentials relative to it. Empty is minus infinity."""
+  """Running log-sum-exp of values times a scale.
+
+  Values are subtracted before they are scaled, which keeps the digits of their differences.
+
+  Attributes:
+    largest: largest value, minus infinity where there was none.
+    total: sum of the exponentials relative to it.
+    scale: of each line, at least 0.
+  """
 
   largest: Float[Array, "..."]
   total: Float[Array, "..."]
+  scale: Float[Array, "..."]
 
   @classmethod
-  def empty(cls, shape: tuple[int, ...], dtype: jnp.dtype) -> "LogSumExp":
-    return cls(jnp.full(shape, -jnp.inf, dtype), jnp.zeros(shape, dtype))
+  def empty(cls, shape: tuple[int, ...], dtype: jnp.dtype, scale: Float[Array, ""] | float = 1.0) -> "LogSumExp":
+    return cls(jnp.full(shape, -jnp.inf, dtype), jnp.zeros(shape, dtype), jnp.full(shape, scale, dtype))
 
   @classmethod
-  def along(cls, axis: int, logits: Float[Array, "a b"], weights: Float[Array, "a b"] | None = None) -> "LogSumExp":
-    """Of one tile, along `axis`. What is masked has logit minus infinity."""
-    largest = jnp.max(logits, axis, keepdims=True)
-    terms = jnp.exp(logits - finite(largest))
-    if weights is not None:
-      terms = terms * weights
-    return cls(jnp.squeeze(largest, axis), jnp.sum(terms, axis))
+  def along(
+    cls,
+    axis: int,
+    values: Float[Array, "a b"],
+    mask: Bool[Array, "a b"],
+    scale: Float[Array, ""] | float = 1.0,
+    weights: Float[Array, "a b"] | None = None,
+  ) -> "LogSumExp":
+    """Of what `mask` marks in one tile, along `axis`."""
+    largest = jnp.max(jnp.where(mask, values, -jnp.inf), axis, keepdims=True)
+    terms = jnp.exp((values - finite(largest)) * scale)
+    terms = jnp.where(mask, terms if weights is None else terms * weights, 0)
+    largest = jnp.squeeze(largest, axis)
+    return cls(largest, jnp.sum(terms, axis), jnp.full_like(largest, scale))
 
   def merge(self, other: "LogSumExp") -> "LogSumExp":
     largest = jnp.maximum(self.largest, other.largest)
-    shift = finite(largest)
-    total = self.total * jnp.exp(self.largest - shift) + other.total * jnp.exp(other.largest - shift)
-    return type(self)(largest, total)
+
+    def relative(part):
+      factor = jnp.exp((part.largest - finite(largest)) * part.scale)
+      return jnp.where(jnp.isneginf(part.largest), 0, part.total * factor)
+
+    return type(self)(largest, relative(self) + relative(other), self.scale)
 
   def value(self) -> Float[Array, "..."]:
     """The log-sum-exp, minus infinity where nothing was accumulated."""
-    return jnp.log(self.total) + finite(self.largest)
+    return jnp.log(self.total) + finite(self.largest) * self.scale
 
 
 @jax.tree_util.register_dataclass
@@ -112,8 +160,3 @@ class TopK(Accumulator):
 def finite(largest: Float[Array, "..."]) -> Float[Array, "..."]:
   """A shift that is safe to subtract: infinity minus infinity would be NaN."""
   return jnp.where(jnp.isneginf(largest), 0, largest)
-
-
-def masked(logits: Float[Array, "a b"], mask: Bool[Array, "a b"]) -> Float[Array, "a b"]:
-  """Logits with what is masked at minus infinity: an added constant would leak at a large logit scale."""
-  return jnp.where(mask, logits, -jnp.inf)

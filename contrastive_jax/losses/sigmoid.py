@@ -17,6 +17,7 @@ def sigmoid_loss(
   axis_name: str | tuple[str, ...] | None = None,
   strategy: str = "ring",
   tile: int | None = None,
+  ring_order: tuple[int, ...] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
   """`-sum_ij log sigmoid(y_ij (logit_scale s_ij + logit_bias)) / pairs` with `y` 1 on the diagonal and -1 elsewhere.
 
@@ -29,6 +30,7 @@ def sigmoid_loss(
     axis_name: mesh axes that the pairs are split over, None on one device.
     strategy: "ring" passes blocks of texts around, "gather" holds them all.
     tile: largest number of rows and columns of logits that exist at once; None lets the library choose.
+    ring_order: order of the devices around the ring, see `parallel.mesh.ring_order`; None is their order in the mesh.
 
   Returns:
     The loss of the global batch and `{"loss_positive", "loss_negative"}`, its two parts; equal on every device.
@@ -45,9 +47,9 @@ def sigmoid_loss(
   scale = jnp.asarray(logit_scale, dtype)
   bias = jnp.asarray(0.0 if logit_bias is None else logit_bias, dtype)
   group = pairwise.pair_index(len(image), axes) if group is None else group
-  sweep = negatives.Sweep(axes, strategy, tile)
+  sweep = negatives.Sweep(axes, strategy, tile, ring_order)
   negative = negatives.sum_over_negatives(_softplus_and_sigmoid, image, text, scale, bias, group, sweep)
-  positive = jnp.sum(jax.nn.softplus(-(negatives.positive_logits(image, text, scale) + bias)))
+  positive = jnp.sum(jax.nn.softplus(-(negatives.positive_similarities(image, text) * scale + bias)))
   pairs = len(image) * pairwise.device_count(axes)
   parts = {"loss_positive": positive, "loss_negative": negative}
   parts = {name: pairwise.global_sum(part, axes) / pairs for name, part in parts.items()}

@@ -9,7 +9,6 @@ from jaxtyping import Array, Float, Int
 
 from contrastive_jax.errors import UserError
 from contrastive_jax.losses import negatives, pairwise
-from contrastive_jax.losses.negatives import NegativeStatistics
 
 
 def softmax_loss(
@@ -23,6 +22,7 @@ def softmax_loss(
   axis_name: str | tuple[str, ...] | None = None,
   strategy: str = "gather",
   tile: int | None = None,
+  ring_order: tuple[int, ...] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
   """Mean of two cross-entropies: each image's text among all texts, and each text's image among all images.
 
@@ -37,6 +37,7 @@ def softmax_loss(
     axis_name: mesh axes that the pairs are split over, None on one device.
     strategy: "gather" holds the texts of all devices, "ring" passes them around in blocks.
     tile: largest number of rows and columns of logits that exist at once; None lets the library choose.
+    ring_order: order of the devices around the ring, see `parallel.mesh.ring_order`; None is their order in the mesh.
 
   Returns:
     The loss of the global batch and `{"loss_image_to_text", "loss_text_to_image", "accuracy_image_to_text",
@@ -59,6 +60,7 @@ def softmax_loss(
     axis_name=axis_name,
     strategy=strategy,
     tile=tile,
+    ring_order=ring_order,
   )
 
 
@@ -79,6 +81,7 @@ def weighted_softmax_loss(
   axis_name: str | tuple[str, ...] | None = None,
   strategy: str = "gather",
   tile: int | None = None,
+  ring_order: tuple[int, ...] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
   """Softmax loss with weights: `-w s_ii + log(a e^s_ii + sum_j g_ij e^s_ij + sum_h e^s'_ih)`, mean of both directions.
 
@@ -102,6 +105,7 @@ def weighted_softmax_loss(
     axis_name: see `softmax_loss`.
     strategy: see `softmax_loss`.
     tile: see `softmax_loss`.
+    ring_order: see `softmax_loss`.
 
   Returns:
     As `softmax_loss`. A pair whose denominator is empty (a = 0 and no negatives) counts 0.
@@ -117,18 +121,20 @@ def weighted_softmax_loss(
   axes = pairwise.mesh_axes(axis_name)
   scale = jnp.asarray(logit_scale, negatives.accumulation_dtype(image, text))
   group = pairwise.pair_index(len(image), axes) if group is None else group
+  positive = negatives.positive_similarities(image, text)
   of_images, of_texts = negatives.statistics_of_negatives(
     image,
     text,
     scale,
+    positive,
     group,
-    negatives.Sweep(axes, strategy, tile),
+    negatives.Sweep(axes, strategy, tile, ring_order),
     with_totals=label_smoothing > 0,
     weight=negative_weight,
     image_side=image_side,
     text_side=text_side,
   )
-  positive = negatives.positive_logits(image, text, scale)
+  positive = positive * scale
   pairs = len(image) * pairwise.device_count(axes)
 
   def mean(values):
@@ -137,16 +143,17 @@ def weighted_softmax_loss(
   metrics = {}
   directions = {"image_to_text": (of_images, image_extra), "text_to_image": (of_texts, text_extra)}
   for direction, (statistics, extra) in directions.items():
-    largest, margin = statistics.largest, statistics.above(positive)
+    largest, margin = statistics.largest, statistics.margin
     if extra is not None:
-      logits = extra.astype(scale.dtype) * scale
-      largest = jnp.maximum(largest, jnp.max(logits, axis=1))
-      margin = jnp.logaddexp(margin, jax.nn.logsumexp(logits - positive[:, None], axis=1))
+      margins = extra.astype(scale.dtype) * scale - positive[:, None]
+      largest = jnp.maximum(largest, jnp.max(margins, axis=1))
+      margin = jnp.logaddexp(margin, jax.nn.logsumexp(margins, axis=1))
     loss = _cross_entropy(margin, positive_coefficient) + (1 - positive_weight) * positive
     if label_smoothing:
-      loss = loss + label_smoothing * _above_mean(positive, statistics)
+      # How far the positive logit lies above the mean of all classes.
+      loss = loss - label_smoothing * statistics.total / (statistics.count + 1)
     metrics[f"loss_{direction}"] = mean(loss)
-    metrics[f"accuracy_{direction}"] = mean((positive > largest).astype(scale.dtype))
+    metrics[f"accuracy_{direction}"] = mean((largest < 0).astype(scale.dtype))
   return (metrics["loss_image_to_text"] + metrics["loss_text_to_image"]) / 2, metrics
 
 
@@ -156,8 +163,3 @@ def _cross_entropy(margin: Float[Array, "pairs"], coefficient: float) -> Float[A
     return jnp.logaddexp(jnp.asarray(math.log(coefficient), margin.dtype), margin)
   empty = jnp.isneginf(margin)
   return jnp.where(empty, 0, jnp.where(empty, 0, margin))
-
-
-def _above_mean(positive: Float[Array, "pairs"], statistics: NegativeStatistics) -> Float[Array, "pairs"]:
-  """How far the positive logit lies above the mean of all classes."""
-  return (statistics.count * positive - statistics.total) / (statistics.count + 1)

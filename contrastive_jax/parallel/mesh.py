@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from contrastive_jax.errors import UserError
@@ -50,7 +51,9 @@ class MeshSpec:
     """The mesh over `devices` (default: all), with axes that the partitioner is free to use."""
     devices = jax.devices() if devices is None else list(devices)
     sizes = self.sizes(len(devices))
-    return jax.make_mesh(sizes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+    # Where the sizes do not match a TPU's torus, an axis may take part of one of its sides.
+    placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(placed, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -61,6 +64,57 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Leading axis split over all devices that hold different pairs."""
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def ring_order(mesh: Mesh) -> tuple[int, ...] | None:
+  """The batch shards in an order in which each one's device is linked to the next one's, and the last to the first.
+
+  Returns:
+    Indices along `BATCH_AXES`, or None: devices other than TPUs do not say where they are, and with tensor parallelism
+    a shard lies on several.
+  """
+  devices = mesh.devices.flatten()
+  if mesh.shape["tensor"] > 1 or not all(hasattr(device, "coords") for device in devices):
+    return None
+  return linked_cycle([tuple(device.coords) for device in devices])
+
+
+def linked_cycle(places: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
+  """Indices of `places` in the order of a cycle of neighbours in their grid, without links around its ends.
+
+  None where they do not fill a grid, two of them are one, or all sides are odd, when there is no such cycle.
+  """
+  index = {place: i for i, place in enumerate(places)}
+  sides = [sorted(set(axis)) for axis in zip(*places, strict=True)]
+  if not math.prod(map(len, sides)) == len(index) == len(places):
+    return None
+  cycle = _grid_cycle([len(side) for side in sides])
+  return cycle and tuple(index[tuple(side[i] for side, i in zip(sides, cell, strict=True))] for cell in cycle)
+
+
+def _grid_cycle(sides: Sequence[int]) -> list[tuple[int, ...]] | None:
+  """All places of a grid in a cycle of neighbours, without links around its ends."""
+  rows, columns = _grid_path(sides[:1]), _grid_path(sides[1:])
+  turned = len(rows) % 2 == 1
+  if turned:
+    rows, columns = columns, rows
+  if len(rows) % 2 or len(columns) == 1:
+    return None
+  # Along the first row, then back and forth without the first column, which leads home.
+  cells = [(0, j) for j in range(len(columns))]
+  for i in range(1, len(rows)):
+    there = range(1, len(columns))
+    cells += [(i, j) for j in (reversed(there) if i % 2 else there)]
+  cells += [(i, 0) for i in range(len(rows) - 1, 0, -1)]
+  return [columns[j] + rows[i] if turned else rows[i] + columns[j] for i, j in cells]
+
+
+def _grid_path(sides: Sequence[int]) -> list[tuple[int, ...]]:
+  """All places of a grid, each a neighbour of the one before."""
+  if not sides:
+    return [()]
+  rest = _grid_path(sides[1:])
+  return [(i, *place) for i in range(sides[0]) for place in (reversed(rest) if i % 2 else rest)]
 
 
 def batch_shards(mesh: Mesh) -> int:

@@ -18,11 +18,11 @@ from jaxtyping import Array, Float, Int
 from contrastive_jax import losses
 from contrastive_jax.batch import Batch
 from contrastive_jax.errors import UserError, nearest, require_known
-from contrastive_jax.parallel.mesh import BATCH_AXES
+from contrastive_jax.parallel.mesh import BATCH_AXES, ring_order
 
 Metrics = dict[str, jax.Array]
 Embeddings = tuple[Float[Array, "pairs dim"], Float[Array, "pairs dim"]]
-_SUPPLIED = ("image", "text", "logit_scale", "logit_bias", "group", "axis_name")
+_SUPPLIED = ("image", "text", "logit_scale", "logit_bias", "group", "axis_name", "ring_order")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +70,19 @@ class Objective:
     mesh: Mesh,
   ) -> tuple[Float[Array, ""], Metrics]:
     """The global terms of embeddings that lie on the batch axes of `mesh`, and their metrics."""
+    order = ring_order(mesh)
 
     def local(image, text, group, logit_scale, logit_bias):
       total, metrics = jnp.float32(0), {}
       for name, (weight, loss) in self.global_terms.items():
         value, parts = loss(
-          image, text, logit_scale=logit_scale, logit_bias=logit_bias, group=group, axis_name=BATCH_AXES
+          image,
+          text,
+          logit_scale=logit_scale,
+          logit_bias=logit_bias,
+          group=group,
+          axis_name=BATCH_AXES,
+          ring_order=order,
         )
         total = total + weight * value
         metrics |= parts | ({f"loss_{name}": value} if self._several else {})

@@ -1,11 +1,14 @@
 """Values and all gradients of both losses against float64 NumPy, on any number of devices, strategy and tile."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
 from contrastive_jax import losses
@@ -13,18 +16,39 @@ from contrastive_jax.errors import UserError
 from contrastive_jax.parallel.mesh import BATCH_AXES, MeshSpec
 
 PAIRS, DIM = 24, 6
+KINDS = ("random", "cone", "matched", "antipodal", "equal", "one huge logit", "zero", "one group")
 
 
-def problem(rng, pairs=PAIRS, dim=DIM, groups=16):
-  def unit():
-    rows = rng.normal(size=(pairs, dim))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+def problem(rng, kind="random", pairs=PAIRS, dim=DIM, groups=0):
+  """Embeddings in float64 and groups, None where all differ."""
 
-  return unit(), unit(), rng.integers(0, groups, pairs).astype(np.int32)
+  def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+  image, text = (unit(rng.normal(size=(pairs, dim))) for _ in range(2))
+  group = rng.integers(0, groups, pairs).astype(np.int32) if groups else None
+  if kind == "cone":  # Cosines of about 0.9 whatever the pair, as at the start of training.
+    axis = 3 * unit(rng.normal(size=(1, dim)))
+    image, text = unit(image + axis), unit(text + axis)
+  elif kind == "matched":
+    text = image.copy()
+  elif kind == "antipodal":
+    text = -image
+  elif kind == "equal":
+    image[:] = text[:] = image[0]
+  elif kind == "one huge logit":  # From a tower that is not normalised.
+    image[3 % pairs] *= 30
+    text[5 % pairs] = image[3 % pairs] / 30
+  elif kind == "zero":
+    image[::2] = 0
+    text[::3] = 0
+  elif kind == "one group":
+    group = np.full(pairs, 3, np.int32)
+  return image, text, group
 
 
 def reference(loss, image, text, scale, bias, group=None, label_smoothing=0.0):
-  """Value and gradients (image, text, scale, bias), written out in float64."""
+  """Value, gradients (image, text, scale, bias) and the absolute sums of the gradients' terms, in float64."""
   image, text = np.asarray(image, np.float64), np.asarray(text, np.float64)
   pairs = len(image)
   own = np.eye(pairs, dtype=bool)
@@ -46,13 +70,26 @@ def reference(loss, image, text, scale, bias, group=None, label_smoothing=0.0):
       target = (1 - label_smoothing) * own + label_smoothing * smooth
       value += 0.5 * np.sum(target * (log_sum - logits)) / pairs
       slope += 0.5 * (np.exp(masked - log_sum) - target) / pairs
-  return value, (scale * slope @ text, scale * slope.T @ image, np.sum(slope * cosine), np.sum(slope))
+  size = np.abs(slope)
+  gradients = scale * slope @ text, scale * slope.T @ image, np.sum(slope * cosine), np.sum(slope)
+  terms = scale * size @ np.abs(text), scale * size.T @ np.abs(image), np.sum(size * np.abs(cosine)), np.sum(size)
+  return value, gradients, terms
 
 
-def computed(loss, image, text, scale, bias, group=None, *, devices=1, fsdp=1, **options):
-  """The same on a mesh; with `devices=0` outside of any."""
-  objective = functools.partial(losses.OBJECTIVES[loss], **options)
-  group = None if group is None else jnp.asarray(group)
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Where and how a loss is computed; no device at all is a call outside of any mesh."""
+
+  devices: int = 0
+  fsdp: int = 1
+  strategy: str = "gather"
+  tile: int | None = None
+  dtype: str = "float32"
+
+
+def computed(loss, image, text, scale, bias, group=None, layout=Layout(), **options):
+  """Value and gradients, as the library has them."""
+  objective = functools.partial(losses.OBJECTIVES[loss], strategy=layout.strategy, tile=layout.tile, **options)
 
   def alone(image, text, scale, bias, group):
     return objective(image, text, logit_scale=scale, logit_bias=bias, group=group)[0]
@@ -61,90 +98,95 @@ def computed(loss, image, text, scale, bias, group=None, *, devices=1, fsdp=1, *
     def local(image, text, scale, bias, group):
       return objective(image, text, logit_scale=scale, logit_bias=bias, group=group, axis_name=BATCH_AXES)[0]
 
-    mesh = MeshSpec(fsdp=fsdp).make(jax.devices()[:devices])
+    mesh = MeshSpec(fsdp=layout.fsdp).make(jax.devices()[: layout.devices])
     split, everywhere = PartitionSpec(BATCH_AXES), PartitionSpec()
     island = jax.shard_map(
       local, mesh=mesh, in_specs=(split, split, everywhere, everywhere, split), out_specs=everywhere
     )
     return island(image, text, scale, bias, group)
 
-  function = shared if devices else alone
-  value, gradients = jax.jit(jax.value_and_grad(function, argnums=(0, 1, 2, 3)))(
-    jnp.asarray(image), jnp.asarray(text), jnp.float32(scale), jnp.float32(bias), group
+  with jax.enable_x64(layout.dtype == "float64"):
+    scalar = jnp.float64 if layout.dtype == "float64" else jnp.float32
+    function = jax.jit(jax.value_and_grad(shared if layout.devices else alone, argnums=(0, 1, 2, 3)))
+    sides = (jnp.asarray(side, layout.dtype) for side in (image, text))
+    value, gradients = function(*sides, scalar(scale), scalar(bias), None if group is None else jnp.asarray(group))
+    assert value.dtype == scalar and {gradient.dtype for gradient in gradients[:2]} == {jnp.dtype(layout.dtype)}
+  return np.float64(value), [np.asarray(gradient, np.float64) for gradient in gradients]
+
+
+def check(loss, kind, image, text, scale, bias, group, layout, **options):
+  """Compares with the float64 answer for the inputs as `layout.dtype` rounds them.
+
+  Bounds: 1e-5 (float32) or 1e-12 (float64) of the largest entry. Three things lie outside of a loss' power. Gradients
+  of bfloat16 embeddings are themselves bfloat16, and so are the slopes that are multiplied: 2^-7. The rounding of a
+  similarity counts `scale` times in a probability: four of them, 2.4e-5 in float32 at a scale of 100. Terms that
+  cancel, as all do in a softmax over equal embeddings, leave their rounding: sixteen roundings of their absolute sum.
+  """
+  wide = layout.dtype == "float64"
+  rounded = [side if wide else np.asarray(jnp.asarray(side, layout.dtype)) for side in (image, text)]
+  scale, bias = (float((np.float64 if wide else np.float32)(scalar)) for scalar in (scale, bias))
+  value, gradients = computed(loss, *rounded, scale, bias, group, layout, **options)
+  truth, expected, terms = reference(loss, *rounded, scale, bias, group, **options)
+  rounding = 2.0**-53 if wide else 2.0**-24
+  tolerance = max(1e-12 if wide else 1e-5, 4 * scale * rounding)
+  assert abs(value - truth) <= tolerance * max(abs(truth), 1e-6)
+  for name, gradient, exact, sizes in zip(("image", "text", "scale", "bias"), gradients, expected, terms, strict=True):
+    relative = 2.0**-7 if layout.dtype == "bfloat16" and name in ("image", "text") else tolerance
+    bound = relative * max(np.abs(exact).max(), 1e-6 * scale / len(image))
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient - exact).max() <= max(bound, 16 * rounding * sizes.max()), (name, kind, layout)
+
+
+@st.composite
+def cases(draw):
+  devices = draw(st.sampled_from([0, 1, 2, 4, 8]))
+  layout = Layout(
+    devices=devices,
+    fsdp=draw(st.sampled_from([size for size in (1, 2, 4) if size <= max(devices, 1)])),
+    strategy=draw(st.sampled_from(["gather", "ring"])),
+    tile=draw(st.sampled_from([None, 1, 3, 4, 7, 64])),
+    dtype=draw(st.sampled_from(["float32", "float32", "float64", "bfloat16"])),
   )
-  return float(value), gradients
+  return {
+    "kind": draw(st.sampled_from(KINDS)),
+    "pairs": draw(st.integers(1, 7)) * max(devices, 1),
+    "dim": draw(st.integers(2, 40)),
+    "groups": draw(st.sampled_from([0, 9])),
+    "scale": draw(st.sampled_from([1.0, 7.0, 30.0, 100.0])),
+    "bias": draw(st.sampled_from([-10.0, 0.0])),
+    "smoothing": draw(st.sampled_from([0.0, 0.1])),
+    "seed": draw(st.integers(0, 1000)),
+    "layout": layout,
+  }
 
 
-def assert_agrees(got, expected, scale, tolerance=1e-5):
-  value, gradients = got
-  reference_value, reference_gradients = expected
-  assert value == pytest.approx(reference_value, rel=tolerance, abs=1e-6 * tolerance)
-  for name, gradient, truth in zip(("image", "text", "scale", "bias"), gradients, reference_gradients, strict=True):
-    # Where gradients cancel to nothing, rounding is measured against the terms that cancel: at most scale / pairs each.
-    bound = tolerance * max(np.abs(truth).max(), scale / PAIRS if name in ("image", "text") else 0.1)
-    np.testing.assert_allclose(np.asarray(gradient, np.float64), truth, rtol=0, atol=bound, err_msg=name)
-
-
-@pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
-@pytest.mark.parametrize(
-  ("devices", "fsdp", "strategy", "tile"),
-  [
-    (0, 1, "ring", None),
-    (0, 1, "gather", 5),
-    (1, 1, "ring", None),
-    (2, 1, "gather", None),
-    (4, 1, "ring", 4),
-    (8, 1, "gather", 2),
-    (8, 1, "ring", None),
-    (8, 4, "ring", 2),
-    (8, 2, "gather", None),
-  ],
-)
-def test_value_and_gradients_equal_float64(loss, devices, fsdp, strategy, tile, rng):
-  image, text, group = problem(rng)
-  got = computed(loss, image, text, 7.0, -1.5, group, devices=devices, fsdp=fsdp, strategy=strategy, tile=tile)
-  assert_agrees(got, reference(loss, image, text, 7.0, -1.5, group), scale=7.0)
-
-
-@pytest.mark.parametrize("strategy", ["gather", "ring"])
-def test_label_smoothing_spreads_over_what_counts(strategy, rng):
-  image, text, group = problem(rng)
-  got = computed("softmax", image, text, 5.0, 0.0, group, devices=4, strategy=strategy, label_smoothing=0.1)
-  assert_agrees(got, reference("softmax", image, text, 5.0, 0.0, group, label_smoothing=0.1), scale=5.0)
+def check_case(loss, case):
+  rng = np.random.default_rng(case["seed"])
+  image, text, group = problem(rng, case["kind"], case["pairs"], case["dim"], case["groups"])
+  options = {"label_smoothing": case["smoothing"]} if loss == "softmax" else {}
+  check(loss, case["kind"], image, text, case["scale"], case["bias"], group, case["layout"], **options)
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
-def test_bfloat16_embeddings_give_float32_logits(loss, rng):
-  image, text, group = problem(rng)
-  image, text = jnp.asarray(image, jnp.bfloat16), jnp.asarray(text, jnp.bfloat16)
-  value, gradients = computed(loss, image, text, 20.0, -5.0, group, devices=4)
-  truth, reference_gradients = reference(loss, image, text, 20.0, -5.0, group)
-  assert value == pytest.approx(truth, rel=1e-5)
-  for gradient, expected in zip(gradients, reference_gradients, strict=True):
-    # Gradients of bfloat16 inputs are bfloat16: 8 bits, and one more rounding where blocks are added.
-    np.testing.assert_allclose(
-      np.asarray(gradient, np.float64), expected, atol=max(2**-7 * np.abs(expected).max(), 1e-9)
-    )
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(case=cases())
+def test_value_and_gradients_equal_float64(loss, case):
+  check_case(loss, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(case=cases())
+def test_value_and_gradients_equal_float64_wherever_one_looks(loss, case):
+  check_case(loss, case)
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
-@pytest.mark.parametrize("kind", ["equal", "antipodal", "one huge logit", "one group"])
-def test_extreme_inputs_stay_finite_and_exact(loss, kind, rng):
-  image, text, group = problem(rng)
-  group = np.arange(PAIRS, dtype=np.int32)
-  if kind == "equal":
-    image[:] = text[:] = image[0]
-  elif kind == "antipodal":
-    text = -image
-  elif kind == "one huge logit":
-    # Scores of 1e3 from a tower that is not normalised, in one row and column only.
-    image[3] *= 30
-    text[5] = image[3] / 30
-  else:
-    group[:] = 3
-  got = computed(loss, image, text, 100.0, -10.0, group, devices=4)
-  assert np.isfinite(got[0]) and all(np.isfinite(np.asarray(gradient)).all() for gradient in got[1])
-  assert_agrees(got, reference(loss, image, text, 100.0, -10.0, group), scale=100.0)
+@pytest.mark.parametrize("kind", KINDS)
+def test_hard_inputs_at_the_largest_scale(loss, kind, rng):
+  image, text, group = problem(rng, kind)
+  check(loss, kind, image, text, 100.0, -10.0, group, Layout(devices=4, strategy="ring", tile=4))
 
 
 FIXTURE = np.eye(2, dtype=np.float32), np.array([[1, 0], [0.6, 0.8]], np.float32)
@@ -160,14 +202,14 @@ FIXTURE = np.eye(2, dtype=np.float32), np.array([[1, 0], [0.6, 0.8]], np.float32
   ],
 )
 def test_values_worked_out_by_hand(loss, scale, bias, options, expected):
-  assert computed(loss, *FIXTURE, scale, bias, devices=0, **options)[0] == pytest.approx(expected, abs=1e-6)
+  assert computed(loss, *FIXTURE, scale, bias, **options)[0] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(("pairs", "orthogonal", "paired"), [(8, 10.000363, 0.693465), (1024, 10.046488, 0.739590)])
 def test_the_sigmoid_loss_at_initialisation(pairs, orthogonal, paired):
   zeros, unit = np.zeros((pairs, pairs), np.float32), np.eye(pairs, dtype=np.float32)
-  assert computed("sigmoid", zeros, zeros, 10.0, -10.0, devices=0)[0] == pytest.approx(orthogonal, rel=1e-6)
-  assert computed("sigmoid", unit, unit, 10.0, -10.0, devices=0)[0] == pytest.approx(paired, rel=1e-6)
+  assert computed("sigmoid", zeros, zeros, 10.0, -10.0)[0] == pytest.approx(orthogonal, rel=1e-6)
+  assert computed("sigmoid", unit, unit, 10.0, -10.0)[0] == pytest.approx(paired, rel=1e-6)
 
 
 def test_the_sigmoid_loss_of_a_large_batch_at_initialisation():
@@ -178,11 +220,11 @@ def test_the_sigmoid_loss_of_a_large_batch_at_initialisation():
 def test_a_single_group_leaves_only_the_pairs(rng):
   image, text, _ = problem(rng)
   group = np.zeros(PAIRS, np.int32)
-  assert computed("softmax", image, text, 30.0, 0.0, group, devices=8)[0] == pytest.approx(0.0, abs=1e-6)
+  assert computed("softmax", image, text, 30.0, 0.0, group, Layout(devices=8))[0] == pytest.approx(0.0, abs=1e-6)
 
 
 def test_wrong_options_are_named(rng):
-  image, text = (jnp.asarray(rows) for rows in problem(rng)[:2])
+  image, text = (jnp.asarray(rows, jnp.float32) for rows in problem(rng)[:2])
   with pytest.raises(UserError, match=r"loss_options.strategy='rings'"):
     losses.sigmoid_loss(image, text, logit_scale=1.0, logit_bias=None, strategy="rings")
   with pytest.raises(UserError, match=r"loss_options.tile=0"):

@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 
 from contrastive_jax.errors import UserError
-from contrastive_jax.parallel.mesh import MeshSpec, batch_shards, host_share, parameter_shardings, put_batch
+from contrastive_jax.parallel.mesh import (
+  MeshSpec,
+  batch_shards,
+  host_share,
+  linked_cycle,
+  parameter_shardings,
+  put_batch,
+  ring_order,
+)
 
 
 @pytest.mark.parametrize(
@@ -48,3 +56,24 @@ def test_a_batch_keeps_its_order_and_is_split_over_data_and_fsdp():
   np.testing.assert_array_equal(placed, rows)
   assert batch_shards(mesh) == 4 and placed.sharding.shard_shape(placed.shape) == (2, 3)
   assert host_share(mesh) == (0, 1)
+
+
+@pytest.mark.parametrize(
+  ("sides", "exists"),
+  [((4, 4, 1), True), ((4, 8, 1), True), ((3, 4, 1), True), ((4, 4, 4), True), ((3, 4, 5), True), ((3, 3, 1), False)],
+)
+def test_blocks_go_round_over_direct_links(sides, exists, rng):
+  places = [tuple(place) for place in rng.permutation(list(np.ndindex(sides))).tolist()]
+  order = linked_cycle(places)
+  if not exists:
+    assert order is None
+    return
+  assert sorted(order) == list(range(len(places)))
+  visited = np.array([places[shard] for shard in order])
+  assert (np.abs(visited - np.roll(visited, 1, axis=0)).sum(axis=1) == 1).all()
+
+
+def test_places_that_fill_no_grid_have_no_cycle():
+  assert linked_cycle([(0, 0), (0, 1), (1, 0)]) is None
+  assert linked_cycle([(0, 0), (0, 0), (0, 1), (0, 1)]) is None
+  assert ring_order(MeshSpec().make()) is None
