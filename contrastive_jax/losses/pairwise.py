@@ -19,9 +19,11 @@ from contrastive_jax.losses.reductions import Accumulator, collective
 
 STRATEGIES = ("gather", "ring")
 
-# Up to this many logits on a device they are kept, as one tile; above it, tiles of at most TILE x TILE are made twice.
+# Up to this many logits on a device a softmax makes them once, as one tile, and keeps them for the backward pass.
 DIRECT = 2048 * 2048
-TILE = 512
+# Above it they are made twice, in tiles. Larger ones multiply faster; in a small block they would outweigh its
+# embeddings. Block size from which on -> largest rows and columns of a tile.
+TILES = {8192: (1024, 1024), 2048: (1024, 512), 0: (256, 512)}
 
 # `tile_fn(rows, columns, fresh) -> (row accumulators, column accumulators)` of one tile. `fresh` is None or marks the
 # pairs that no earlier tile has counted.
@@ -67,17 +69,10 @@ def check(strategy: str, tile: int | None) -> None:
 
 def tile_shape(rows: int, columns: int, tile: int | None) -> tuple[int, int]:
   """Rows and columns of the tiles that cover a block: at most `tile` of each, balanced so that little overlaps."""
-  limit = TILE if tile is None else tile
-  return tuple(math.ceil(size / math.ceil(size / limit)) for size in (rows, columns))
-
-
-def is_one_tile(rows: int, axes: tuple[str, ...], strategy: str, tile: int | None) -> bool:
-  """Whether all logits of a device are one tile, which may then be kept for the backward pass."""
-  devices = device_count(axes)
-  columns = rows * devices
-  if strategy == "ring" and devices > 1:
-    return False
-  return rows * columns <= DIRECT if tile is None else max(rows, columns) <= tile
+  limits = (tile, tile)
+  if tile is None:
+    limits = next(limits for size, limits in TILES.items() if min(rows, columns) >= size)
+  return tuple(math.ceil(size / math.ceil(size / limit)) for size, limit in zip((rows, columns), limits, strict=True))
 
 
 def pair_index(count: int, axes: tuple[str, ...]) -> Array:
@@ -116,9 +111,6 @@ def sweep(
   """
   empty_rows, empty_columns = vary(empty, rows, columns, axes=axes)
   devices = device_count(axes)
-  count = _length(rows)
-  if is_one_tile(count, axes, strategy, tile):
-    tile = count * devices
   if devices == 1:
     return _block(tile_fn, rows, columns, empty_rows, empty_columns, tile)
   if strategy == "gather":

@@ -112,7 +112,9 @@ class LogSumExp(Accumulator):
     scale: Float[Array, ""] | float = 1.0,
     weights: Float[Array, "a b"] | None = None,
   ) -> "LogSumExp":
-    """Of what `mask` marks in one tile, along `axis`."""
+    """Of what `mask` marks in one tile, along `axis`; a weight of 0 leaves out what it belongs to."""
+    if weights is not None:
+      mask = mask & (weights > 0)
     largest = jnp.max(jnp.where(mask, values, -jnp.inf), axis, keepdims=True)
     terms = jnp.exp((values - finite(largest)) * scale)
     terms = jnp.where(mask, terms if weights is None else terms * weights, 0)
