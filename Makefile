@@ -1,10 +1,11 @@
 # make train   train, evaluate and report a small model on emoji
 # make test    the test suite; make test-slow adds fault injection and several processes
+# make plan    an environment in which plan.py compiles for TPUs and GPUs (5 GB)
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: train test test-slow lint clean
+.PHONY: train test test-slow plan lint clean
 
 train: .venv/runtime
 	$(BIN)/python train.py --config=configs/emoji.py --workdir=runs/emoji
@@ -15,12 +16,15 @@ test: .venv/test
 test-slow: .venv/test
 	$(BIN)/python -m pytest -m slow
 
+plan: .venv-plan/ready
+	@echo "Now: .venv-plan/bin/python plan.py --config=configs/siglip_b16.py --topology=v5e:16x16"
+
 lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-plan
 
 .venv/runtime: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -29,4 +33,10 @@ clean:
 
 .venv/test: requirements-test.txt .venv/runtime
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	@touch $@
+
+# Apart from .venv: with libtpu importable, JAX looks for a TPU at every start.
+.venv-plan/ready: requirements.txt requirements-plan.txt
+	test -x .venv-plan/bin/python || $(PYTHON) -m venv .venv-plan
+	.venv-plan/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-plan.txt
 	@touch $@

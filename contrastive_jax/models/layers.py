@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from contrastive_jax.models.presets import TextConfig, TransformerConfig, VisionConfig
+from contrastive_jax.parallel.placement import gathered
 
 Initializer = Callable[[nnx.Rngs, tuple[int, ...]], Array]
 Axes = tuple[str | None, ...]
@@ -67,14 +68,27 @@ class Linear(nnx.Module):
     bias_axis = None if axes[1] == "embed" else axes[1]
     self.bias = make((features_out,), constant(0.0), (bias_axis,)) if use_bias else None
     self.dtype = dtype
+    self.axes = axes
 
   def __call__(self, x: Float[Array, "... features_in"]) -> Float[Array, "... features_out"]:
-    # One matrix product over all tokens: XLA's CPU backend is slow at the gradients of batched ones.
-    flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-    y = flat @ self.kernel[...].astype(self.dtype)
-    if self.bias is not None:
-      y = y + self.bias[...].astype(self.dtype)
-    return y.reshape(*x.shape[:-1], -1)
+    bias = None if self.bias is None else self.bias[...]
+    return linear(x, self.kernel[...], bias, self.axes, self.dtype)
+
+
+def linear(
+  x: Float[Array, "... features_in"],
+  kernel: Float[Array, "features_in features_out"],
+  bias: Float[Array, "features_out"] | None,
+  axes: Axes,
+  dtype: str,
+) -> Float[Array, "... features_out"]:
+  """`x @ kernel + bias` in `dtype`; `axes` are the kernel's logical axes."""
+  # One matrix product over all tokens: XLA's CPU backend is slow at the gradients of batched ones.
+  flat = x.reshape(-1, x.shape[-1]).astype(dtype)
+  y = flat @ gathered(kernel.astype(dtype), axes)
+  if bias is not None:
+    y = y + bias.astype(dtype)
+  return y.reshape(*x.shape[:-1], -1)
 
 
 def make_projection(

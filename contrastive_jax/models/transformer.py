@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Key
 from contrastive_jax.models.attention import SelfAttention
 from contrastive_jax.models.layers import LayerScale, Mlp, Norm, ParameterMaker, drop_path, dropout, fold_in
 from contrastive_jax.models.presets import TransformerConfig
+from contrastive_jax.parallel.placement import split_by_rows
 
 _POLICIES = {
   "full": jax.checkpoint_policies.nothing_saveable,
@@ -86,6 +87,7 @@ class Transformer(nnx.Module):
     random = keys is not None and (config.dropout > 0 or config.drop_path > 0)
 
     def body(x, layer):
+      x = split_by_rows(x)
       params, index, rate = layer
       layer_keys = fold_in(keys, index) if random else None
       block = nnx.merge(graphdef, params)
@@ -96,4 +98,4 @@ class Transformer(nnx.Module):
       body = jax.checkpoint(body, policy=_POLICIES[config.remat], prevent_cse=False)
     rates = jnp.linspace(0.0, config.drop_path, config.depth, dtype=jnp.float32)
     layers = (nnx.to_pure_dict(stacked), jnp.arange(config.depth), rates)
-    return jax.lax.scan(body, x, layers)[0]
+    return split_by_rows(jax.lax.scan(body, x, layers)[0])

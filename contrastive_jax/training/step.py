@@ -56,7 +56,7 @@ def make_value_and_grad(spec: StateSpec, objective: Objective, *, accumulate: in
     def embed(trained, rows: _Rows):
       model = dual_encoder.merge(graphdef, optimizers.combine(trained, frozen))
       image, text = rows.batch.image, rows.batch.text
-      with jax.named_scope("towers"):
+      with jax.named_scope("towers"), jax.sharding.use_abstract_mesh(spec.mesh.abstract_mesh):
         return (
           model.encode_image(image, keys=rows.image_keys),
           model.encode_text(text.tokens, text.mask, keys=rows.text_keys),

@@ -1,0 +1,244 @@
+"""Train steps of others on towers like ours, for `benchmarks/step.py`.
+
+Nothing of theirs is part of this project: the reader points at a checkout or installs a package.
+"""
+
+import dataclasses
+import importlib
+import os
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from contrastive_jax.errors import UserError
+from contrastive_jax.models.presets import DualEncoderConfig
+
+# Imported by big_vision for its input pipeline and checkpoints, never called by a train step.
+_NOT_CALLED = ("tensorflow", "tensorflow.io", "tensorflow.io.gfile")
+
+
+@dataclasses.dataclass
+class Contestant:
+  """Something that trains.
+
+  Attributes:
+    name: what the table calls it.
+    step: makes one update of its own state, when called; returns what to wait for.
+    parameters: number of trained parameters.
+    notes: what had to be done to run it.
+  """
+
+  name: str
+  step: Callable[[], Any]
+  parameters: int
+  notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """What all contestants train on.
+
+  Attributes:
+    model: the towers, with SigLIP's heads: attention pooling and the last token.
+    optimizer: `config.optimizer` of a run, AdamW.
+    images: uint8 `[pairs, height, width, channel]`.
+    tokens: int32 `[pairs, length]`.
+  """
+
+  model: DualEncoderConfig
+  optimizer: ConfigDict
+  images: np.ndarray
+  tokens: np.ndarray
+
+
+def count(params: Any) -> int:
+  """Number of scalars in a tree of arrays."""
+  return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _import_big_vision(checkout: str) -> tuple[Any, Any, tuple[str, ...]]:
+  if not (Path(checkout) / "big_vision/models/vit.py").is_file():
+    raise UserError(f"--big_vision={checkout} is not a checkout of github.com/google-research/big_vision")
+  # Flax and PyTorch look for TensorFlow themselves, so that the empty modules may stay only while big_vision is read.
+  importlib.import_module("flax.training.checkpoints")
+  notes, empty = [], []
+  for name in _NOT_CALLED:
+    try:
+      importlib.import_module(name)
+    except ImportError:
+      sys.modules[name] = types.ModuleType(name)
+      parent, _, child = name.rpartition(".")
+      if parent:
+        setattr(sys.modules[parent], child, sys.modules[name])
+      empty.append(name)
+      notes.append(f"empty module {name}")
+  # Functions that JAX has moved, under their old names.
+  for old, new in {"tree_map": jax.tree.map, "tree_leaves": jax.tree.leaves}.items():
+    if not hasattr(jax, old):
+      setattr(jax, old, new)
+      notes.append(f"jax.{old} = jax.tree.{old.removeprefix('tree_')}")
+  sys.path.insert(0, os.path.abspath(checkout))
+  towers = importlib.import_module("big_vision.models.proj.image_text.two_towers")
+  optimizers = importlib.import_module("big_vision.optax")
+  for name in empty:
+    del sys.modules[name]
+  return towers, optimizers, tuple(notes)
+
+
+def _require_siglip(problem: Problem, flag: str) -> None:
+  """The towers written here have SigLIP's heads and compute in float32."""
+  model = problem.model
+  if (model.vision.pool, model.text.pool, model.dtype) != ("map", "last", "float32") or model.vision.projection:
+    raise UserError(f"{flag} runs beside SigLIP's towers in float32: leave --preset at a siglip one and --dtype")
+
+
+def big_vision(checkout: str, problem: Problem) -> Contestant:
+  """The towers and the optimiser of a big_vision checkout in the step of its SigLIP trainer.
+
+  The trainer's step lies inside its `main`; it is expressed here: dense sigmoid loss, update, three norms, all jitted
+  with the state donated. Depth is unrolled and nothing is recomputed, its defaults.
+  """
+  _require_siglip(problem, "--big_vision")
+  two_towers, bv_optax, notes = _import_big_vision(checkout)
+  towers, options = problem.model, problem.optimizer
+  vision, text = towers.vision.transformer, towers.text.transformer
+
+  def shape(tower):
+    return {"width": tower.width, "depth": tower.depth, "mlp_dim": tower.mlp_dim, "num_heads": tower.heads}
+
+  patch = (towers.vision.patch_size,) * 2
+  model = two_towers.Model(
+    image={**shape(vision), "patch_size": patch, "pool_type": "map"},
+    text={**shape(text), "vocab_size": towers.text.vocab_size, "pool_type": "last"},
+    out_dim=(None, towers.embed_dim),
+    temperature_init=float(np.exp(towers.init_logit_scale)),
+    bias_init=towers.init_logit_bias,
+  )
+  config = ConfigDict(
+    {
+      "optax_name": "scale_by_adam",
+      "optax": {"b1": options.b1, "b2": options.b2, "eps": options.eps},
+      "lr": options.learning_rate,
+      "wd": options.weight_decay,
+      "grad_clip_norm": options.clip_norm,
+      "schedule": {"decay_type": "cosine", "warmup_steps": 100},
+    }
+  )
+  # Its input pipeline gives pixels in [-1, 1].
+  images, tokens = jax.device_put((problem.images / np.float32(127.5) - 1, problem.tokens))
+  params = jax.jit(model.init)(jax.random.key(0), images[:1], tokens[:1])["params"]
+  sizes = {"total_steps": 10_000, "batch_size": len(tokens), "data_size": 1_000_000}
+  optimizer, _ = bv_optax.make(config, params, sched_kw=sizes)
+
+  def loss_fn(params, images, tokens, key):
+    image, text, extras = model.apply({"params": params}, images, tokens, train=True, rngs={"dropout": key})
+    logits = image @ text.T * extras["t"] + extras["b"]
+    signs = 2 * jnp.eye(len(image)) - 1
+    return jnp.mean(-jnp.sum(jax.nn.log_sigmoid(signs * logits), axis=-1))
+
+  def update(state, key, images, tokens):
+    params, slots = state
+    key = jax.random.fold_in(key, bv_optax.get_count(slots, jittable=True))
+    loss, gradients = jax.value_and_grad(loss_fn)(params, images, tokens, jax.random.split(key)[1])
+    updates, slots = optimizer.update(gradients, slots, params)
+    params = optax.apply_updates(params, updates)
+    norms = {
+      name: optax.tree.norm(tree) for name, tree in (("grads", gradients), ("params", params), ("updates", updates))
+    }
+    return (params, slots), {"training_loss": loss, **norms}
+
+  update = jax.jit(update, donate_argnums=0)
+  parameters = count(params)
+  state = [(params, jax.jit(optimizer.init)(params))]
+  key = jax.random.key(1)
+
+  def step():
+    state[0], metrics = update(state[0], key, images, tokens)
+    return metrics
+
+  return Contestant("big_vision", step, parameters, notes)
+
+
+def torch_eager(problem: Problem) -> Contestant:
+  """The same towers and step in eager PyTorch, from its own layers."""
+  _require_siglip(problem, "--torch")
+  try:
+    import torch
+  except ImportError:
+    raise UserError("--torch needs PyTorch beside JAX: pip install torch") from None
+  nn, functional = torch.nn, torch.nn.functional
+  config, options = problem.model, problem.optimizer
+
+  def mlp(shape):
+    return nn.Sequential(
+      nn.Linear(shape.width, shape.mlp_dim), nn.GELU(approximate="tanh"), nn.Linear(shape.mlp_dim, shape.width)
+    )
+
+  class Block(nn.Module):
+    def __init__(self, shape):
+      super().__init__()
+      self.norm1, self.norm2 = nn.LayerNorm(shape.width), nn.LayerNorm(shape.width)
+      self.attention = nn.MultiheadAttention(shape.width, shape.heads, batch_first=True)
+      self.mlp = mlp(shape)
+
+    def forward(self, x):
+      y = self.norm1(x)
+      x = x + self.attention(y, y, y, need_weights=False)[0]
+      return x + self.mlp(self.norm2(x))
+
+  class Towers(nn.Module):
+    def __init__(self):
+      super().__init__()
+      vision, text = config.vision.transformer, config.text.transformer
+      self.patches = nn.Conv2d(3, vision.width, config.vision.patch_size, config.vision.patch_size)
+      self.places = nn.Parameter(torch.randn(config.vision.grid**2, vision.width) * vision.width**-0.5)
+      self.vision = nn.Sequential(*(Block(vision) for _ in range(vision.depth)), nn.LayerNorm(vision.width))
+      self.probe = nn.Parameter(torch.randn(1, 1, vision.width))
+      self.pool = nn.MultiheadAttention(vision.width, vision.heads, batch_first=True)
+      self.pool_norm, self.pool_mlp = nn.LayerNorm(vision.width), mlp(vision)
+      self.tokens = nn.Embedding(config.text.vocab_size, text.width)
+      self.positions = nn.Parameter(torch.randn(config.text.length, text.width) * text.width**-0.5)
+      self.text = nn.Sequential(*(Block(text) for _ in range(text.depth)), nn.LayerNorm(text.width))
+      self.projection = nn.Linear(text.width, config.embed_dim)
+      self.log_scale = nn.Parameter(torch.tensor(config.init_logit_scale))
+      self.bias = nn.Parameter(torch.tensor(config.init_logit_bias))
+
+    def forward(self, images, tokens):
+      x = self.vision(self.patches(images).flatten(2).mT + self.places)
+      x = self.pool(self.probe.expand(len(x), -1, -1), x, x, need_weights=False)[0][:, 0]
+      image = functional.normalize(x + self.pool_mlp(self.pool_norm(x)), dim=-1)
+      text = self.text(self.tokens(tokens) + self.positions)[:, -1]
+      text = functional.normalize(self.projection(text), dim=-1)
+      logits = image @ text.T * self.log_scale.exp() + self.bias
+      return -functional.logsigmoid((2 * torch.eye(len(image)) - 1) * logits).sum() / len(image)
+
+  images = torch.from_numpy(problem.images / np.float32(127.5) - 1).permute(0, 3, 1, 2).contiguous()
+  tokens = torch.from_numpy(problem.tokens).long()
+  model = Towers()
+  matrices = [value for value in model.parameters() if value.ndim >= 2]
+  vectors = [value for value in model.parameters() if value.ndim < 2]
+  optimizer = torch.optim.AdamW(
+    [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+    lr=options.learning_rate,
+    betas=(options.b1, options.b2),
+    eps=options.eps,
+  )
+
+  def step():
+    optimizer.zero_grad()
+    loss = model(images, tokens)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
+    optimizer.step()
+    return loss.item()
+
+  parameters = sum(value.numel() for value in model.parameters())
+  return Contestant("PyTorch eager", step, parameters, (f"torch {torch.__version__}",))

@@ -1,0 +1,44 @@
+"""Where activations and weights lie inside a step, said to the partitioner where it would choose badly.
+
+Both functions do nothing outside `jax.sharding.use_abstract_mesh`, so that models run on one device as they are.
+"""
+
+from collections.abc import Sequence
+
+import jax
+from jax import lax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from contrastive_jax.parallel.mesh import BATCH_AXES, MeshSpec
+
+
+def split_by_rows(x: Float[Array, "rows ..."]) -> Float[Array, "rows ..."]:
+  """Keeps activations split by rows.
+
+  Left alone, the partitioner follows the parameters: it splits features over the fsdp axis, gathers all rows on every
+  device and sums activations of the whole batch after every product.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+
+
+def gathered(kernel: Float[Array, "..."], axes: Sequence[str | None]) -> Float[Array, "..."]:
+  """A kernel whole, but for the tensor axis, right before it is used.
+
+  Left alone, a TPU multiplies by one device's slice after the other, each too thin for its matrix unit.
+
+  Args:
+    kernel: in the dtype in which it should travel.
+    axes: logical name of each of its axes.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return kernel
+  by_tensor = {axis for axis, target in MeshSpec.rules if target == "tensor"}
+  kept = (
+    "tensor" if axis in by_tensor and length % mesh.shape["tensor"] == 0 else None
+    for axis, length in zip(axes, kernel.shape, strict=True)
+  )
+  return lax.with_sharding_constraint(kernel, PartitionSpec(*kept))

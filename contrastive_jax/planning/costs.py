@@ -1,0 +1,338 @@
+"""What a compiled step computes, moves and sends on one device, by part of the step."""
+
+import collections
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from contrastive_jax.planning.hlo import Computation, Instruction, Module, Visit
+
+Link = Callable[[list[int]], float]
+
+# The named scopes of the train step; forward and backward passes count together.
+PARTS = ("towers", "loss", "optimizer", "other")
+_PART = re.compile(r"\b(towers|loss|optimizer)\b")
+_IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+_COLLECTIVES = (
+  "all-gather",
+  "all-reduce",
+  "reduce-scatter",
+  "collective-permute",
+  "all-to-all",
+  "collective-broadcast",
+)
+# These name arrays and move nothing, or their parts are visited one by one.
+_NO_TRAFFIC = {
+  "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "after-all",
+  "partition-id", "replica-id", "async-start", "async-update", "async-done", "opt-barrier", "iota",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """The collectives of one kind in one part of the step.
+
+  Attributes:
+    kind: such as "all-gather".
+    part: one of `PARTS`.
+    count: executions a step.
+    bytes: that a device sends in a step, in a ring of the devices that take part.
+    seconds: that sending takes if nothing else uses the links.
+    largest: bytes of the largest array, as a device holds it before.
+  """
+
+  kind: str
+  part: str
+  count: int = 0
+  bytes: float = 0.0
+  seconds: float = 0.0
+  largest: float = 0.0
+
+  def __add__(self, other: "Collective") -> "Collective":
+    return dataclasses.replace(
+      self,
+      count=self.count + other.count,
+      bytes=self.bytes + other.bytes,
+      seconds=self.seconds + other.seconds,
+      largest=max(self.largest, other.largest),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+  """One launch: a fusion or an instruction by itself.
+
+  Attributes:
+    runs: launches a step.
+    flops: of its matrix products, each launch.
+    bytes: read and written, each launch.
+    cycles: the compiler's estimate, each launch; 0 where it gives none.
+  """
+
+  runs: float
+  flops: float
+  bytes: float
+  cycles: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+  """Of one step on one device.
+
+  Attributes:
+    flops: of matrix products, by part.
+    flops_by_dtype: of matrix products, by (part, element type of the first operand).
+    collectives: by kind and part.
+    kernels: everything that runs.
+  """
+
+  flops: dict[str, float]
+  flops_by_dtype: dict[tuple[str, str], float]
+  collectives: list[Collective]
+  kernels: list[Kernel]
+
+  @property
+  def cycles(self) -> float:
+    """The compiler's estimate of the cycles of all kernels."""
+    return sum((kernel.runs * kernel.cycles for kernel in self.kernels), 0.0)
+
+
+def part_of(scope: str) -> str:
+  """The part of the step that a path of scopes belongs to."""
+  found = _PART.search(scope)
+  return found[1] if found else "other"
+
+
+def analyse(module: Module, link: Link = lambda group: math.inf) -> Costs:
+  """Adds up a module.
+
+  Args:
+    module: the compiled step.
+    link: bytes/s that a device sends to others of a group, given their numbers.
+  """
+  flops, by_dtype = collections.Counter(), collections.Counter()
+  collectives: dict[tuple[str, str], Collective] = {}
+  kernels: list[Kernel] = []
+  seen = set()
+  for visit in module.visits():
+    part = part_of(visit.scope)
+    products = flops_of(visit.computation, visit.instruction)
+    if products:
+      flops[part] += visit.runs * products
+      dtype = visit.computation.operand(visit.instruction, 0).shapes[0].dtype
+      by_dtype[part, dtype] += visit.runs * products
+    sent = _collective(module, visit, part, link)
+    if sent is not None and not _is_copy(visit, sent.kind, seen):
+      key = sent.kind, part
+      collectives[key] = collectives.get(key, Collective(*key)) + sent
+    if not visit.fused and visit.instruction.opcode not in _NO_TRAFFIC and sent is None:
+      kernels.append(_kernel(module, visit))
+  ordered = sorted(collectives.values(), key=lambda collective: -collective.bytes)
+  return Costs(dict(flops), dict(by_dtype), ordered, kernels)
+
+
+def flops_of(computation: Computation, instruction: Instruction) -> float:
+  """FLOPs (2 m n k) of a dot, a convolution or a call of a matrix library; 0 for anything else."""
+  if instruction.opcode == "dot":
+    return (
+      2.0
+      * instruction.shapes[0].size
+      * _contracted(computation, instruction, _dims("lhs_contracting_dims", instruction))
+    )
+  if instruction.opcode == "convolution":
+    return _convolution_flops(computation, instruction)
+  if instruction.opcode == "custom-call" and "dot_dimension_numbers" in instruction.attributes:
+    found = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes)
+    contracting = [int(value) for value in re.findall(r"\d+", found[1])]
+    return 2.0 * instruction.shapes[0].size * _contracted(computation, instruction, contracting)
+  return 0.0
+
+
+def _contracted(computation: Computation, instruction: Instruction, contracting: Iterable[int]) -> int:
+  left = computation.operand(instruction, 0).shapes[0].dims
+  return math.prod(left[dim] for dim in contracting)
+
+
+def _dims(name: str, instruction: Instruction) -> list[int]:
+  found = re.search(rf"{name}=\{{([^}}]*)\}}", instruction.attributes)
+  return [int(value) for value in found[1].split(",") if value] if found else []
+
+
+def _convolution_flops(computation: Computation, instruction: Instruction) -> float:
+  """TPUs write matrix products as convolutions, batch dimensions as dilated windows whose holes are not computed."""
+  labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+  left, kernel, out = (
+    dict(zip(names, shape.dims, strict=True))
+    for names, shape in zip(
+      labels.groups(),
+      (
+        computation.operand(instruction, 0).shapes[0],
+        computation.operand(instruction, 1).shapes[0],
+        instruction.shapes[0],
+      ),
+      strict=True,
+    )
+  )
+  window = re.search(r"window=\{([^}]*)\}", instruction.attributes)
+  fields = dict(field.split("=") for field in window[1].split()) if window else {}
+  positions = 1
+  for axis in sorted(name for name in left if name.isdigit()):
+    index = int(axis)
+
+    def of(field: str, default: str, index: int = index) -> list[int]:
+      values = fields[field].split("x") if field in fields else None
+      return [int(value) for value in (values[index] if values else default).split("_")]
+
+    positions *= _valid_positions(
+      left[axis], kernel[axis], out[axis], of("stride", "1")[0], of("pad", "0_0")[0],
+      of("lhs_dilate", "1")[0], of("rhs_dilate", "1")[0],
+    )  # fmt: skip
+  grouped = re.search(r"batch_group_count=(\d+)", instruction.attributes)
+  # The kernel's input features are already those of one feature group.
+  return 2.0 * out["b"] * out["f"] * kernel["i"] * positions / (int(grouped[1]) if grouped else 1)
+
+
+@functools.lru_cache(maxsize=4096)
+def _valid_positions(size: int, kernel: int, out: int, stride: int, low: int, dilate: int, kernel_dilate: int) -> int:
+  """Pairs of output and kernel positions along an axis that meet an element and neither padding nor a hole."""
+  count = 0
+  for tap in range(kernel):
+    for position in range(out):
+      at = position * stride - low + tap * kernel_dilate
+      count += at >= 0 and at % dilate == 0 and at // dilate < size
+  return count
+
+
+def _collective(module: Module, visit: Visit, part: str, link: Link) -> Collective | None:
+  instruction = visit.instruction
+  kind = instruction.opcode.removesuffix("-start")
+  if kind not in _COLLECTIVES:
+    return None
+  held = visit.computation.operand_bytes(instruction)
+  # A TPU's reduce-scatter is a fusion of an all-reduce and the choice of a slice.
+  if kind == "all-reduce" and "all-reduce-scatter" in visit.computation.name:
+    kind = "reduce-scatter"
+  group = _group(module, instruction)
+  factor = {
+    "all-gather": len(group) - 1,
+    "all-reduce": 2 * (len(group) - 1) / len(group),
+    "reduce-scatter": (len(group) - 1) / len(group),
+    "all-to-all": (len(group) - 1) / len(group),
+  }.get(kind, 1)
+  sent = visit.runs * held * factor
+  return Collective(kind, part, round(visit.runs), sent, sent / link(group), held)
+
+
+def _is_copy(visit: Visit, kind: str, seen: set) -> bool:
+  """Whether it is a further piece of a collective that the TPU compiler spreads over several fusions."""
+  if "async_collective_fusion_config" not in visit.instruction.attributes:
+    return False
+  channel = re.search(r"channel_id=(\d+)", visit.instruction.attributes)
+  key = (kind, channel and channel[1], visit.runs)
+  copied = key in seen
+  seen.add(key)
+  return copied
+
+
+def _group(module: Module, instruction: Instruction) -> list[int]:
+  """A group of devices that exchange data: listed, an iota `[groups,size]<=[...]T(...)`, axes of a mesh, or a pair."""
+  text = instruction.attributes
+  pairs = re.search(r"source_target_pairs=\{\{([\d,{}]+)\}\}", text)
+  if pairs:
+    # The widest hop sets the pace of a ring.
+    hops = [[int(end) for end in hop.split(",")] for hop in pairs[1].split("},{")]
+    return max(hops, key=lambda hop: abs(hop[0] - hop[1]))
+  listed = re.search(r"replica_groups=\{\{([\d,]+)\}", text)
+  if listed:
+    return [int(number) for number in listed[1].split(",")]
+  iota = re.search(rf"replica_groups=\[(\d+),(\d+)\]<={_IOTA}", text)
+  if iota:
+    return _iota(iota[3], iota[4]).reshape(int(iota[1]), int(iota[2]))[0].tolist()
+  mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]([^{]*)\{([^}]*)\}", text)
+  if mesh:
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
+    along = re.findall(r"'([^']+)'", mesh[3])
+    order = re.search(rf"device_ids=\({_IOTA}", mesh[2])
+    devices = _iota(order[1], order[2]) if order else np.arange(math.prod(sizes.values()))
+    devices = devices.reshape(tuple(sizes.values()))
+    return devices[tuple(slice(None) if name in along else 0 for name in sizes)].ravel().tolist()
+  return list(range(module.partitions))
+
+
+def _iota(dims: str, order: str | None) -> np.ndarray:
+  """Devices in order, laid out as `[dims]T(order)` says."""
+  shape = [int(length) for length in dims.split(",")]
+  devices = np.arange(math.prod(shape)).reshape(shape)
+  return devices if order is None else devices.transpose([int(axis) for axis in order.split(",")])
+
+
+def _kernel(module: Module, visit: Visit) -> Kernel:
+  instruction = visit.instruction
+  products = flops_of(visit.computation, instruction)
+  if instruction.opcode == "fusion":
+    inner = module.computations[instruction.called("calls")]
+    products = sum((flops_of(inner, part) for part in inner.instructions.values()), 0.0)
+    moved = _fusion_bytes(visit.computation, instruction, inner)
+  else:
+    moved = _plain_bytes(visit.computation, instruction)
+  cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
+  return Kernel(visit.runs, products, moved, float(cycles[1]) if cycles else 0.0)
+
+
+def _plain_bytes(computation: Computation, instruction: Instruction) -> float:
+  if instruction.opcode.endswith("-done"):
+    return 0.0
+  if instruction.opcode in ("dynamic-slice", "slice", "gather"):
+    return 2 * instruction.bytes
+  if instruction.opcode == "dynamic-update-slice":
+    return 2 * computation.operand(instruction, 1).bytes
+  return instruction.bytes + computation.operand_bytes(instruction)
+
+
+def _fusion_bytes(outer: Computation, fusion: Instruction, inner: Computation) -> float:
+  """Bytes a fusion reads and writes: of what it only slices the slice, of what it updates in place the update."""
+  users = collections.defaultdict(list)
+  for instruction in inner.instructions.values():
+    for position, name in enumerate(instruction.operands):
+      users[name].append((position, instruction))
+  read = 0.0
+  for instruction in inner.instructions.values():
+    if instruction.opcode == "parameter":
+      read += min(instruction.bytes, _read_bytes(instruction, users))
+  root = _through_bitcasts(inner, inner.root)
+  written = (
+    [_through_bitcasts(inner, inner.operand(root, i)) for i in range(len(root.operands))]
+    if root.opcode == "tuple"
+    else [root]
+  )
+  return read + sum(_written_bytes(inner, part) for part in written)
+
+
+def _read_bytes(instruction: Instruction, users: dict) -> float:
+  total = 0.0
+  for position, user in users[instruction.name]:
+    if user.opcode in ("bitcast", "reshape", "transpose", "copy") and user.bytes >= instruction.bytes:
+      total += _read_bytes(user, users)
+    elif user.opcode in ("dynamic-slice", "slice", "gather") and position == 0:
+      total += user.bytes
+    elif user.opcode == "dynamic-update-slice" and position == 0:
+      continue
+    else:
+      return math.inf
+  return total
+
+
+def _written_bytes(inner: Computation, instruction: Instruction) -> float:
+  if instruction.opcode == "dynamic-update-slice":
+    return inner.operand(instruction, 1).bytes
+  return instruction.bytes
+
+
+def _through_bitcasts(inner: Computation, instruction: Instruction) -> Instruction:
+  while instruction.opcode in ("bitcast", "copy", "reshape") and inner.operand(instruction, 0) is not None:
+    instruction = inner.operand(instruction, 0)
+  return instruction

@@ -1,0 +1,102 @@
+"""A plan as a table that people read."""
+
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+GIB = 2**30
+
+
+def render(plan: dict[str, Any]) -> Group:
+  """The table of a plan, and that of what it sends."""
+  table = Table(title=_title(plan), show_header=False, title_justify="left")
+  table.add_column(style="bold")
+  table.add_column(overflow="fold")
+  for name, value in rows(plan):
+    table.add_row(name, value)
+  if not plan.get("collectives"):
+    return Group(table)
+  sent = Table(title="What a device sends in a step", title_justify="left")
+  for column in ("where", "what", "times", "bytes", "largest array", "at best"):
+    sent.add_column(column, justify="left" if column in ("where", "what") else "right")
+  for row in plan["collectives"]:
+    sent.add_row(
+      row["part"], row["kind"], f"{row['count']:,}", size(row["bytes"]), size(row["largest_bytes"]),
+      f"{1e3 * row['seconds']:.2f} ms" if row["seconds"] else "",
+    )  # fmt: skip
+  return Group(table, sent)
+
+
+def _title(plan: dict[str, Any]) -> str:
+  return f"{plan['config']} on {plan['topology']}: {plan['devices']} x {plan['chip']}"
+
+
+def rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
+  """Name and value of what a plan says."""
+  memory = plan["memory"]
+  accumulated = f", in {plan['accumulation']} micro-batches" if plan["accumulation"] > 1 else ""
+  found = [
+    ("mesh", ", ".join(f"{axis} {length}" for axis, length in plan["mesh"].items())),
+    ("batch", f"{plan['batch_size']:,} pairs, {plan['batch_size'] / plan['devices']:g} a device{accumulated}"),
+    ("parameters", f"{plan['parameters']:,}"),
+    ("parameters a device", size(plan["parameter_bytes"])),
+    ("optimiser a device", size(plan["optimizer_bytes"])),
+    ("memory a device", _memory(memory)),
+    ("verdict", verdict(memory)),
+  ]
+  if "flops" in plan:
+    flops = plan["flops"]
+    found += [
+      ("model FLOPs", f"{flops['model']:.3e} a step"),
+      (
+        "compiled FLOPs",
+        f"{flops['compiled']:.3e} a step, {flops['compiled_over_model']:.2f} x the model's ({_shares(flops)})",
+      ),
+    ]
+    found.append(("precision", _precision(flops)))
+    found += _time(plan["time"])
+  return [*found, ("compiled in", f"{plan['compile_seconds']:.0f} s")]
+
+
+def _shares(flops: dict[str, Any]) -> str:
+  return ", ".join(f"{part} {amount / flops['compiled']:.1%}" for part, amount in flops["by_part"].items() if amount)
+
+
+def _precision(flops: dict[str, Any]) -> str:
+  return ", ".join(f"{name} {amount / flops['compiled']:.2%}" for name, amount in flops["by_dtype"].items())
+
+
+def _memory(memory: dict[str, Any]) -> str:
+  names = {"arguments": "state and batch", "temporaries": "temporaries", "code": "code"}
+  parts = [f"{label} {size(memory[f'{use}_bytes'])}" for use, label in names.items() if memory.get(f"{use}_bytes")]
+  return f"{size(memory['peak_bytes'])}: {', '.join(parts)}"
+
+
+def verdict(memory: dict[str, Any]) -> str:
+  """Whether it fits, and by how much."""
+  if memory["fits"] is None:
+    return "unknown: say how much a device has with --memory"
+  usable = f"{size(memory['chip_bytes'])} less {size(memory['reserve_bytes'])} for the runtime"
+  if memory["fits"]:
+    return f"fits {usable}, {size(memory['headroom_bytes'])} to spare"
+  return f"DOES NOT FIT {usable}: {size(-memory['headroom_bytes'])} too much"
+
+
+def _time(time: dict[str, Any]) -> list[tuple[str, str]]:
+  if time["estimate"] is None:
+    return []
+  return [
+    ("computing", f"{1e3 * time['computing_seconds']:.0f} ms ({time['estimate']})"),
+    ("sending", f"{1e3 * time['sending_seconds']:.0f} ms (bytes over links at full bandwidth)"),
+    ("step, at best", f"{1e3 * time['step_seconds']:.0f} ms, {time['pairs_per_second']:,.0f} pairs/s"),
+    ("bound on MFU", f"{time['mfu_bound']:.1%}"),
+  ]
+
+
+def size(amount: float) -> str:
+  """Bytes as people read them."""
+  for unit, factor in (("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
+    if abs(amount) >= factor:
+      return f"{amount / factor:.2f} {unit}"
+  return f"{amount:.0f} B"

@@ -1,0 +1,88 @@
+"""Compiles a config's train step for hardware that is not here, and says whether it fits and what it costs.
+
+python plan.py --config=configs/siglip_b16.py --topology=v5e:16x16 [--config.batch_size=65536 ...] [--output=FILE]
+"""
+
+import os
+
+# Before JAX starts: the compilers need no device, and looking for one takes minutes and complains.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-256")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # Several plans at a time.
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
+
+from contrastive_jax import cli
+from contrastive_jax.errors import UserError
+from contrastive_jax.parallel.mesh import MeshSpec
+from contrastive_jax.planning import report, topologies
+from contrastive_jax.planning.plan import make_plan
+from contrastive_jax.planning.search import find_max_batch
+from contrastive_jax.planning.topologies import Topology
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "What to plan, such as configs/siglip_b16.py.")
+TOPOLOGY = flags.DEFINE_string(
+  "topology", None, "v5e:16x16, v5p:4x4x8, v6e:16x16, h100:8, h100:4x8 (hosts x GPUs), cpu:8."
+)
+OUTPUT = flags.DEFINE_string("output", None, "Also writes the plan as JSON to this file.")
+MEMORY = flags.DEFINE_float("memory", None, "GiB of a device, if not what the chip usually has.", lower_bound=0.0)
+FIND_MAX_BATCH = flags.DEFINE_bool("find-max-batch", False, "Searches the largest batch_size that fits.")
+SAVE_HLO = flags.DEFINE_string("save-hlo", None, "Also writes the optimised HLO to this file.")
+
+
+def main() -> None:
+  config = cli.config_value(CONFIG)
+  if not TOPOLOGY.value:
+    raise UserError(f"--topology is missing: name one such as {', '.join(topologies.FORMS)}")
+  topology = topologies.find(TOPOLOGY.value)
+  console = Console()
+  plan = (search if FIND_MAX_BATCH.value else attempt)(config, topology, console)
+  console.print(report.render(plan))
+  if OUTPUT.value:
+    path = Path(OUTPUT.value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(plan, indent=2) + "\n")
+
+
+def attempt(config: Any, topology: Topology, console: Console) -> dict[str, Any]:
+  """The plan of a config, with a sign of life while it compiles."""
+  memory = None if MEMORY.value is None else MEMORY.value * topologies.GIB
+  waiting = f"Compiling {config.name}, batch {config.batch_size:,}, for {topology.name}: seconds to a few minutes"
+  if not console.is_terminal:
+    console.print(waiting)
+  with console.status(waiting):
+    plan, compiled = make_plan(config, topology, memory=memory)
+  if SAVE_HLO.value and compiled.text:
+    Path(SAVE_HLO.value).write_text(compiled.text)
+  return plan
+
+
+def search(config: Any, topology: Topology, console: Console) -> dict[str, Any]:
+  """The plan of the largest batch that fits, with all that was tried."""
+  if not (MEMORY.value or topology.chip.memory):
+    raise UserError(f"--find-max-batch needs to know the memory of {topology.name}: say it with --memory=GIB")
+  data, fsdp, _ = MeshSpec(**config.mesh).sizes(topology.device_count)
+
+  def with_batch(batch_size: int) -> dict[str, Any]:
+    changed = copy.deepcopy(config)
+    changed.batch_size = batch_size
+    plan = attempt(changed, topology, console)
+    console.print(f"batch {batch_size:,}: {report.verdict(plan['memory'])}")
+    return plan
+
+  plan, tried = find_max_batch(with_batch, data * fsdp * config.accumulation, config.batch_size)
+  return {**plan, "tried": tried}
+
+
+if __name__ == "__main__":
+  cli.run(main)
