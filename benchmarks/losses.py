@@ -1,8 +1,8 @@
 """Time and temporary memory of the losses next to the dense matrix.
 
-  python benchmarks/losses.py                              # one device
-  python benchmarks/losses.py --devices=8 --sizes=8192     # dense under the automatic partitioner
-  python benchmarks/losses.py --local=512 --devices=64     # fixed local batch: memory of `ring` must not grow
+  python -m benchmarks.losses                              # one device
+  python -m benchmarks.losses --devices=8 --sizes=8192     # dense under the automatic partitioner
+  python -m benchmarks.losses --local=512 --devices=64     # fixed local batch: memory of `ring` must not grow
 
 Times are medians of interleaved forward + backward runs; only ratios of one invocation mean anything. Temporaries are
 XLA's own figure for one device, without arguments and results.

@@ -31,6 +31,7 @@ class Chip:
     link: bytes/s that a device sends over all its links to its slice (ICI) or host (NVLink), one direction.
     clock: Hz of the TensorCore, by which the TPU compiler counts cycles; 0 where it counts none.
     network: bytes/s of the device's own card to other hosts, where hosts are not part of one slice.
+    links: that `link` is spread over; two devices share one. 1 where a switch joins them.
   """
 
   name: str
@@ -41,15 +42,16 @@ class Chip:
   link: float
   clock: float = 0.0
   network: float = 0.0
+  links: int = 1
 
 
 # TPU: cloud.google.com/tpu/docs (v5e, v5p, v6e); the clock follows from the peak and the size of the matrix units, and
 # the reserve is what libtpu's compiler keeps of each memory. H100: NVIDIA's data sheet of the SXM card,
 # with a 400 Gbit/s network card each.
 CHIPS = {
-  "v5e": Chip("TPU v5e", 16 * GIB, 0.25 * GIB, 197e12, 819e9, 200e9, 197e12 / (4 * 128 * 128 * 2)),
-  "v5p": Chip("TPU v5p", 95 * GIB, 0.26 * GIB, 459e12, 2765e9, 600e9, 459e12 / (8 * 128 * 128 * 2)),
-  "v6e": Chip("TPU v6e", 32 * GIB, 0.25 * GIB, 918e12, 1640e9, 448e9, 918e12 / (4 * 256 * 256 * 2)),
+  "v5e": Chip("TPU v5e", 16 * GIB, 0.25 * GIB, 197e12, 819e9, 200e9, 197e12 / (4 * 128 * 128 * 2), links=4),
+  "v5p": Chip("TPU v5p", 95 * GIB, 0.26 * GIB, 459e12, 2765e9, 600e9, 459e12 / (8 * 128 * 128 * 2), links=6),
+  "v6e": Chip("TPU v6e", 32 * GIB, 0.25 * GIB, 918e12, 1640e9, 448e9, 918e12 / (4 * 256 * 256 * 2), links=4),
   "h100": Chip("NVIDIA H100 SXM", 84978434048.0, 5 * GIB, 989e12, 3350e9, 450e9, network=50e9),
   "cpu": Chip("emulated CPU device", 0.0, 0.0, 0.0, 0.0, 0.0),
 }
@@ -107,7 +109,8 @@ class Topology:
     """Bytes/s at which the devices of a group (by number, hosts one after the other) pass data around."""
     hosts = {device // self.sizes[-1] for device in group} if self.chip.network else {0}
     if len(hosts) == 1:
-      return self.chip.link or math.inf
+      shared = self.chip.links if len(group) == 2 else 1
+      return self.chip.link / shared or math.inf
     # The group's devices on a host share the work of crossing: each has its card.
     return min(self.chip.link, self.chip.network * len(group) / len(hosts))
 
