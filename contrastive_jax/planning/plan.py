@@ -40,7 +40,7 @@ def make_plan(config: Any, topology: Topology, *, memory: float | None = None) -
     "mesh": dict(compiled.mesh.shape),
     "batch_size": config.batch_size,
     "accumulation": config.accumulation,
-    "loss": config.loss,
+    "objective": run_config.term_weights(config),
     "compute_dtype": config.compute_dtype,
     "remat": {name: config.model[name].transformer.remat for name in ("vision", "text")},
     "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(compiled.state.params)),

@@ -1,4 +1,4 @@
-"""Values and all gradients of both losses against NumPy in extended precision, on any number of devices, strategy and tile."""
+"""Values and all gradients of both losses against plain NumPy, on any number of devices, strategy, tile and dtype."""
 
 import dataclasses
 import functools

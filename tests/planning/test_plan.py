@@ -48,6 +48,17 @@ def _shards(leaf):
   return 4 if "fsdp" in leaf.sharding.spec else 1
 
 
+def test_under_fsdp_weights_travel_and_activations_do_not():
+  config = tiny.get_config()
+  config.mesh.fsdp = 8
+  config.batch_size = 1024
+  found, compiled = plan.make_plan(config, topologies.find("cpu:8"))
+  largest = max(4 * leaf.size for leaf in jax.tree.leaves(compiled.state.params))
+  # One feature of every token of the batch, and there are 32, would be as large as all of the embedding table.
+  assert 4 * config.batch_size * config.model.text.length * 32 > 8 * largest
+  assert max(row["largest_bytes"] for row in found["collectives"] if row["part"] == "towers") <= largest
+
+
 def test_the_batch_is_what_the_pipeline_makes(made):
   _, _, compiled = made
   config = tiny.get_config()
