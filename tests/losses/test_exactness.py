@@ -181,9 +181,9 @@ def test_value_and_gradients_equal_float64(loss, case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(case=cases())
-def test_value_and_gradients_equal_float64_wherever_one_looks(loss, case):
+def test_value_and_gradients_equal_float64_in_a_hundred_cases(loss, case):
   check_case(loss, case)
 
 
