@@ -1,6 +1,6 @@
 # make train   train, evaluate and report a small model on emoji
 # make test    the test suite; make test-slow adds fault injection and several processes
-# make plan    an environment in which plan.py compiles for TPUs and GPUs (5 GB)
+# make plan    an environment in which plan.py compiles for TPUs and GPUs (6 GB)
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
