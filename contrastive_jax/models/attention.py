@@ -5,14 +5,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
 
+from contrastive_jax.models.attention_kernels import by_platform
+from contrastive_jax.models.attention_xla import blockwise, dense
 from contrastive_jax.models.layers import Linear, Norm, ParameterMaker, kernel_init, linear
 from contrastive_jax.models.positions import rotate
 from contrastive_jax.models.presets import TransformerConfig
+from contrastive_jax.parallel.mesh import BATCH_AXES
 
-# Logit of what is not seen. Finite, so that a query without any visible key gives a mean and not a NaN.
-MASKED = -1e30
+# Tokens of the longest row whose logits are held at once.
+DENSE_LENGTH = 1024
 
 
 def attend(
@@ -22,8 +26,10 @@ def attend(
   *,
   causal: bool = False,
   mask: Bool[Array, "rows #length length"] | None = None,
+  segments: Int[Array, "rows length"] | None = None,
+  sigmoid_length: int = 0,
 ) -> Float[Array, "rows length heads head_dim"]:
-  """Scaled dot-product attention, with the softmax in float32.
+  """Scaled dot-product attention; logits and weights are float32. A token sees what every rule given lets it see.
 
   Args:
     queries: of each token.
@@ -31,23 +37,33 @@ def attend(
     values: of each token.
     causal: a token sees itself and earlier ones.
     mask: True where the query (second axis) sees the key (third axis).
+    segments: a token sees those of its own segment. Padding is a segment like any other, and nothing reads it.
+    sigmoid_length: n of the weights `sigmoid(logit - log n)`, which do not sum to one, instead of a softmax (arXiv
+      2409.04431); 0 is softmax.
+
+  Rows of up to `DENSE_LENGTH` tokens hold the logits of all pairs. Longer ones take memory linear in the length: by the
+  kernel of the platform, or block by block in XLA where there is none (CPU, `mask`, sigmoid). All agree.
   """
-  # Heads first, for both products and their gradients: on CPU twice as fast as leaving the order to einsum.
-  queries, keys, values = (jnp.swapaxes(part, 1, 2) for part in (queries, keys, values))
-  scale = queries.shape[-1] ** -0.5
-  logits = jnp.einsum("rhqd,rhkd->rhqk", queries * scale, keys, preferred_element_type=jnp.float32)
-  if causal:
-    length = queries.shape[2]
-    logits = jnp.where(jnp.tri(length, dtype=bool), logits, MASKED)
-  if mask is not None:
-    logits = jnp.where(mask[:, None], logits, MASKED)
-  weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
-  return jnp.swapaxes(jnp.einsum("rhqk,rhkd->rhqd", weights, values), 1, 2)
+  rules = {"causal": causal, "sigmoid_length": sigmoid_length}
+  if queries.shape[1] <= DENSE_LENGTH:
+    return dense(queries, keys, values, mask=mask, segments=segments, **rules)
 
+  def attend_rows(queries, keys, values, mask, segments):
+    if mask is not None or sigmoid_length:
+      return blockwise(queries, keys, values, mask=mask, segments=segments, **rules)
+    return by_platform(queries, keys, values, causal=causal, segments=segments)
 
-def segment_mask(segments: Any) -> Bool[Array, "rows length length"]:
-  """True between tokens of the same segment `[rows, length]`. Padding sees padding, which nothing reads."""
-  return segments[:, :, None] == segments[:, None, :]
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return attend_rows(queries, keys, values, mask, segments)
+  # The partitioner cannot take a kernel apart, and would gather the rows that a loop over blocks passes through.
+  rows = PartitionSpec(BATCH_AXES)
+  heads = "tensor" if queries.shape[2] % mesh.shape["tensor"] == 0 else None
+  tokens = PartitionSpec(BATCH_AXES, None, heads)
+  split = jax.shard_map(
+    attend_rows, mesh=mesh, in_specs=(tokens, tokens, tokens, rows, rows), out_specs=tokens, check_vma=False
+  )
+  return split(queries, keys, values, mask, segments)
 
 
 def fuse_heads(parts: list[Any], heads: int) -> Any:
@@ -98,9 +114,10 @@ class SelfAttention(nnx.Module):
     x: Float[Array, "rows length width"],
     *,
     mask: Bool[Array, "rows #length length"] | None = None,
+    segments: Int[Array, "rows length"] | None = None,
     angles: Float[Array, "rows length half_head_dim"] | None = None,
   ) -> Float[Array, "rows length width"]:
-    """See `attend` for `mask` and `positions.rope_angles` for `angles`."""
+    """See `attend` for `mask` and `segments`, `positions.rope_angles` for `angles`."""
     rows, length, width = x.shape
     # Three products: a TPU pays more for cutting one apart than for the products.
     kernels = split_heads(self.qkv.kernel[...], self.config.heads, 3)
@@ -118,5 +135,6 @@ class SelfAttention(nnx.Module):
         norm(part.reshape(rows, length, width)).reshape(part.shape)
         for norm, part in ((self.q_norm, q), (self.k_norm, k))
       )
-    mixed = attend(q, k, v, causal=self.config.causal, mask=mask)
+    sigmoid_length = self.config.attention_length if self.config.attention == "sigmoid" else 0
+    mixed = attend(q, k, v, causal=self.config.causal, mask=mask, segments=segments, sigmoid_length=sigmoid_length)
     return self.out(mixed.reshape(rows, length, width))

@@ -5,8 +5,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from contrastive_jax.models.attention import SelfAttention
 from contrastive_jax.models.layers import LayerScale, Mlp, Norm, ParameterMaker, drop_path, dropout, fold_in
@@ -27,6 +28,7 @@ class Block(nnx.Module):
     self.config = config
     self.norm1, self.norm2 = norm(), norm()
     self.attention = SelfAttention(config, dtype=dtype, make=make)
+    self.attention_norm = norm() if config.attention_norm else None
     self.mlp = Mlp(config, dtype=dtype, make=make)
     scaled, value = config.layer_scale is not None, config.layer_scale
     self.scale1 = LayerScale(config.width, value, make=make) if scaled else None
@@ -37,13 +39,16 @@ class Block(nnx.Module):
     x: Float[Array, "rows length width"],
     *,
     mask: Bool[Array, "rows #length length"] | None = None,
+    segments: Int[Array, "rows length"] | None = None,
     angles: Float[Array, "rows length half_head_dim"] | None = None,
     keys: Key[Array, "rows"] | None = None,
     drop_rate: Float[Array, ""] | None = None,
   ) -> Float[Array, "rows length width"]:
     """Args: see `Transformer`; `drop_rate` is this block's drop path."""
     first, second = (None, None) if keys is None else (fold_in(keys, 0), fold_in(keys, 1))
-    attended = self.attention(self.norm1(x), mask=mask, angles=angles)
+    attended = self.attention(self.norm1(x), mask=mask, segments=segments, angles=angles)
+    if self.attention_norm is not None:
+      attended = self.attention_norm(attended)
     x = x + self._branch(attended, self.scale1, first, drop_rate)
     return x + self._branch(self.mlp(self.norm2(x)), self.scale2, second, drop_rate)
 
@@ -70,6 +75,7 @@ class Transformer(nnx.Module):
     x: Float[Array, "rows length width"],
     *,
     mask: Bool[Array, "rows #length length"] | None = None,
+    segments: Int[Array | np.ndarray, "rows length"] | None = None,
     angles: Float[Array, "rows length half_head_dim"] | None = None,
     keys: Key[Array, "rows"] | None = None,
   ) -> Float[Array, "rows length width"]:
@@ -78,11 +84,13 @@ class Transformer(nnx.Module):
     Args:
       x: tokens in the compute dtype.
       mask: True where the query (second axis) sees the key (third axis); None lets all see all.
+      segments: a token sees those of its own segment; 0 is padding, which sees padding.
       angles: rotary angles of each token, see `positions.rope_angles`.
       keys: of dropout and drop path, one a row: what a row draws does not depend on the batch around it. None is
         deterministic.
     """
     config = self.config
+    segments = None if segments is None else jnp.asarray(segments)
     graphdef, stacked = nnx.split(self.blocks)
     random = keys is not None and (config.dropout > 0 or config.drop_path > 0)
 
@@ -91,7 +99,7 @@ class Transformer(nnx.Module):
       params, index, rate = layer
       layer_keys = fold_in(keys, index) if random else None
       block = nnx.merge(graphdef, params)
-      return block(x, mask=mask, angles=angles, keys=layer_keys, drop_rate=rate), None
+      return block(x, mask=mask, segments=segments, angles=angles, keys=layer_keys, drop_rate=rate), None
 
     if config.remat != "none":
       # Inside a loop nothing can be merged with the forward pass, so the costly barriers against it are not needed.

@@ -1,0 +1,116 @@
+"""Memory of attention over long packed rows, forward and backward, and the time of its blocks beside dense attention.
+
+  python -m benchmarks.attention                                       # timed on this machine's CPU
+  .venv-plan/bin/python -m benchmarks.attention --topology=v5e:2x2     # compiled, not run (after `make plan`)
+  .venv-plan/bin/python -m benchmarks.attention --topology=h100:4
+
+One layer's attention, 16 heads of 80 features (UniViTAR 0.6B): softmax by the kernel of the platform, sigmoid block by
+block. Temporaries are what the compiler reserves in a device's main memory beyond inputs and gradients; with one row a
+device, a TPU keeps much of a short row on the chip. On a CPU, dense attention and blocks take turns; only the ratio of
+one invocation means anything.
+"""
+
+import os
+
+# Before JAX starts: compiling for other devices needs none, and timing is of the CPU.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from contrastive_jax.models.attention import attend
+from contrastive_jax.models.attention_xla import blockwise, dense
+from contrastive_jax.parallel.mesh import MeshSpec, batch_sharding
+from contrastive_jax.planning import topologies
+
+_TOPOLOGY = flags.DEFINE_string("topology", "", "Devices to compile for; none times this machine's CPU.")
+_ROWS = flags.DEFINE_integer("rows", 4, "Packed rows a device, where it is compiled.")
+_LENGTHS = flags.DEFINE_multi_integer("length", [], "Tokens of a row. [4096, 8192, 16384; 2048 and 4096 to be timed]")
+_HEADS = flags.DEFINE_integer("heads", 16, "Attention heads.")
+_HEAD_DIM = flags.DEFINE_integer("head_dim", 80, "Features of a head.")
+_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Where it is compiled; timing is in float32.")
+_IMAGES = flags.DEFINE_integer("images", 8, "Images packed in a row that is timed.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed runs of each.")
+
+# Targets of the calls of Pallas's kernels: on a TPU, on a GPU.
+_KERNELS = ("tpu_custom_call", "__gpu$xla.gpu.triton")
+
+
+def gradients(attention):
+  """`(queries, keys, values, segments)` to the gradients of a sum of squares."""
+
+  def loss(queries, keys, values, segments):
+    return jnp.sum(jnp.square(attention(queries, keys, values, segments=segments).astype(jnp.float32)))
+
+  return jax.grad(loss, argnums=(0, 1, 2))
+
+
+def compiled(topology: topologies.Topology, length: int, sigmoid_length: int = 0) -> tuple[int, int]:
+  """Bytes of temporaries a device, and calls of kernels, of a compiled layer."""
+  mesh = MeshSpec().make(topology.devices())
+  rows, sharding = _ROWS.value * topology.device_count, batch_sharding(mesh)
+  tokens = jax.ShapeDtypeStruct((rows, length, _HEADS.value, _HEAD_DIM.value), _DTYPE.value, sharding=sharding)
+  segments = jax.ShapeDtypeStruct((rows, length), jnp.int16, sharding=sharding)
+  run = gradients(lambda *parts, segments: attend(*parts, segments=segments, sigmoid_length=sigmoid_length))
+
+  def layer(*inputs):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return run(*inputs)
+
+  lowered = jax.jit(layer).lower(tokens, tokens, tokens, segments)
+  program = lowered.compile(compiler_options=topology.compiler_options)
+  calls = sum(program.as_text().count(f'custom_call_target="{target}"') for target in _KERNELS)
+  return program.memory_analysis().temp_size_in_bytes, calls
+
+
+def report_memory(topology: topologies.Topology, lengths: list[int]) -> None:
+  for length in lengths:
+    kernel, calls = compiled(topology, length)
+    blocks, _ = compiled(topology, length, sigmoid_length=length)
+    logits = 4 * _ROWS.value * _HEADS.value * length**2
+    print(
+      f"{topology.name:8} {length:6} tokens: {calls} kernels {kernel / 2**20:8.1f} MiB,"
+      f" blocks {blocks / 2**20:8.1f} MiB; dense logits alone {logits / 2**20:8.0f} MiB",
+      flush=True,
+    )
+
+
+def report_time(lengths: list[int]) -> None:
+  for length in lengths:
+    shape = (1, length, _HEADS.value, _HEAD_DIM.value)
+    parts = [jax.random.normal(key, shape) for key in jax.random.split(jax.random.key(0), 3)]
+    segments = jnp.asarray(1 + np.arange(length) * _IMAGES.value // length)[None]
+    contestants = [jax.jit(gradients(each)).lower(*parts, segments).compile() for each in (dense, blockwise)]
+    seconds = np.zeros((2, _REPEATS.value + 1))
+    for repeat in range(_REPEATS.value + 1):
+      for index, run in enumerate(contestants):
+        began = time.perf_counter()
+        jax.block_until_ready(run(*parts, segments))
+        seconds[index, repeat] = time.perf_counter() - began
+    taken = np.median(seconds[:, 1:], axis=1)
+    held = [run.memory_analysis().temp_size_in_bytes / 2**20 for run in contestants]
+    print(
+      f"cpu {length:6} tokens: dense {taken[0]:.2f} s, {held[0]:.0f} MiB; blocks {taken[1]:.2f} s, {held[1]:.0f} MiB;"
+      f" time over dense's {taken[1] / taken[0]:.2f}x",
+      flush=True,
+    )
+
+
+def main(_) -> None:
+  if _TOPOLOGY.value:
+    report_memory(topologies.find(_TOPOLOGY.value), _LENGTHS.value or [4096, 8192, 16384])
+  else:
+    report_time(_LENGTHS.value or [2048, 4096])
+
+
+if __name__ == "__main__":
+  app.run(main)

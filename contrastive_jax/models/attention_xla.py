@@ -1,0 +1,114 @@
+"""Attention in plain XLA: all queries of a row at once, or one block of them after the other in linear memory."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+# Logit of what is not seen. Finite, so that a query without any visible key gives a mean and not a NaN.
+MASKED = -1e30
+
+# Logits of one block, a row and head: small enough to lie beside a model, large enough for a matrix product.
+_BLOCK_LOGITS = 2**19
+
+
+def dense(
+  queries: Float[Array, "rows length heads head_dim"],
+  keys: Float[Array, "rows length heads head_dim"],
+  values: Float[Array, "rows length heads head_dim"],
+  *,
+  causal: bool = False,
+  mask: Bool[Array, "rows #length length"] | None = None,
+  segments: Int[Array, "rows length"] | None = None,
+  sigmoid_length: int = 0,
+) -> Float[Array, "rows length heads head_dim"]:
+  """Attention that holds the logits of all pairs of tokens. Args: see `attention.attend`."""
+  # Heads first, for both products and their gradients: on CPU twice as fast as leaving the order to einsum.
+  queries, keys, values = (jnp.swapaxes(part, 1, 2) for part in (queries, keys, values))
+  index = jnp.arange(keys.shape[2])
+  seen = _seen(index, index, segments, segments, mask, causal=causal)
+  return jnp.swapaxes(_mix(queries, keys, values, seen, sigmoid_length), 1, 2)
+
+
+def blockwise(
+  queries: Float[Array, "rows length heads head_dim"],
+  keys: Float[Array, "rows length heads head_dim"],
+  values: Float[Array, "rows length heads head_dim"],
+  *,
+  causal: bool = False,
+  mask: Bool[Array, "rows #length length"] | None = None,
+  segments: Int[Array, "rows length"] | None = None,
+  sigmoid_length: int = 0,
+  block: int | None = None,
+) -> Float[Array, "rows length heads head_dim"]:
+  """Equals `dense`, one block of queries after the other; the backward pass computes their logits again.
+
+  Args:
+    queries: of each token.
+    keys: of each token.
+    values: of each token.
+    causal: see `attention.attend`.
+    mask: see `attention.attend`.
+    segments: see `attention.attend`.
+    sigmoid_length: see `attention.attend`.
+    block: queries whose logits `[rows, heads, block, length]` exist at once; None chooses.
+  """
+  rows, length, heads, head_dim = queries.shape
+  block = min(length, block or max(_BLOCK_LOGITS // length, 16))
+  count = math.ceil(length / block)
+
+  def cut(part: Any) -> Any:
+    """`[rows, length, ...]` to `[count, rows, block, ...]`; what fills up the last block is dropped in the end."""
+    part = jnp.pad(part, ((0, 0), (0, count * block - length), *((0, 0),) * (part.ndim - 2)))
+    return jnp.moveaxis(part.reshape(rows, count, block, *part.shape[2:]), 1, 0)
+
+  keys, values = jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2)
+  by_query = mask is not None and mask.shape[1] > 1
+
+  @jax.checkpoint
+  def mix_block(part):
+    queries, index, own, own_mask = part
+    seen = _seen(index, jnp.arange(length), own, segments, own_mask if by_query else mask, causal=causal)
+    return jnp.swapaxes(_mix(jnp.swapaxes(queries, 1, 2), keys, values, seen, sigmoid_length), 1, 2)
+
+  index = jnp.arange(count * block).reshape(count, block)
+  own = None if segments is None else cut(segments)
+  mixed = jax.lax.map(mix_block, (cut(queries), index, own, cut(mask) if by_query else None))
+  return jnp.moveaxis(mixed, 0, 1).reshape(rows, count * block, heads, head_dim)[:, :length]
+
+
+def _seen(
+  query_index: Int[Array, "queries"],
+  key_index: Int[Array, "keys"],
+  query_segments: Int[Array, "rows queries"] | None,
+  key_segments: Int[Array, "rows keys"] | None,
+  mask: Bool[Array, "rows #queries keys"] | None,
+  *,
+  causal: bool,
+) -> Bool[Array, "... #queries keys"] | None:
+  """Which keys each query sees; None is all of them."""
+  seen = None if mask is None else mask[:, None]
+  if query_segments is not None:
+    own = query_segments[:, None, :, None] == key_segments[:, None, None, :]
+    seen = own if seen is None else seen & own
+  if causal:
+    earlier = query_index[:, None] >= key_index
+    seen = earlier if seen is None else seen & earlier
+  return seen
+
+
+def _mix(
+  queries: Float[Array, "rows heads queries head_dim"],
+  keys: Float[Array, "rows heads keys head_dim"],
+  values: Float[Array, "rows heads keys head_dim"],
+  seen: Bool[Array, "... #queries keys"] | None,
+  sigmoid_length: int,
+) -> Float[Array, "rows heads queries head_dim"]:
+  scale = queries.shape[-1] ** -0.5
+  logits = jnp.einsum("rhqd,rhkd->rhqk", queries * scale, keys, preferred_element_type=jnp.float32)
+  if seen is not None:
+    logits = jnp.where(seen, logits, MASKED)
+  weights = jax.nn.sigmoid(logits - math.log(sigmoid_length)) if sigmoid_length else jax.nn.softmax(logits, axis=-1)
+  return jnp.einsum("rhqk,rhkd->rhqd", weights.astype(values.dtype), values)

@@ -1,0 +1,86 @@
+"""The kernels of TPUs and GPUs, run by Pallas's interpreter."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from contrastive_jax.models.attention_kernels import splash, triton
+from tests.models import attention_reference as reference
+from tests.models.test_attention import draw, with_gradients
+
+KERNELS = {"splash": splash, "triton": triton}
+# Five blocks of 128, with segments that end inside of one and at its end; and a length that must be filled up.
+BOUNDS = [0, 60, 128, 131, 450, 560, 640]
+CASES = {
+  "segments": (640, 80, {"causal": False}, BOUNDS),
+  "causal segments": (640, 64, {"causal": True}, BOUNDS),
+  "causal": (640, 16, {"causal": True}, None),
+  "odd length": (150, 16, {"causal": False}, None),
+  "odd length, causal segments": (150, 16, {"causal": True}, [0, 129, 150]),
+}
+
+
+def rules_of(case):
+  length, head_dim, rules, bounds = CASES[case]
+  segments = None if bounds is None else np.repeat(np.arange(1, len(bounds)) % (len(bounds) - 1), np.diff(bounds))[None]
+  return length, head_dim, rules, segments if segments is None else np.concatenate([segments, segments[:, ::-1]])
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_equals_the_formulas(kernel, case, rng):
+  length, head_dim, rules, segments = rules_of(case)
+  parts = draw(rng, 2, length, 1, head_dim)
+  expected, _, expected_gradients = reference.attention(
+    *parts, np.broadcast_to(reference.seen(length, segments=segments, **rules), (2, length, length))
+  )
+  given = None if segments is None else jnp.asarray(segments, jnp.int16)
+  run = lambda *parts: KERNELS[kernel](*parts, segments=given, interpret=True, **rules)  # noqa: E731
+  output, gradients = with_gradients(run, parts)
+  np.testing.assert_allclose(output, expected, atol=1e-5)
+  for ours, theirs in zip(gradients, expected_gradients, strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_another_segment_never_matters(kernel, rng):
+  length, _, _, segments = rules_of("segments")
+  parts = draw(rng, 2, length, 1, 16)
+  run = lambda *parts: KERNELS[kernel](*parts, segments=jnp.asarray(segments), interpret=True)  # noqa: E731
+  changed = jnp.asarray(segments == 2)[..., None, None]
+  others = [*(jnp.where(changed, 100 * part + 1, part) for part in parts[:3]), parts[3]]
+  before, after = with_gradients(run, parts), with_gradients(run, others)
+  unchanged = segments != 2
+  np.testing.assert_array_equal(before[0][unchanged], after[0][unchanged])
+  for ours, theirs in zip(before[1], after[1], strict=True):
+    np.testing.assert_array_equal(ours[unchanged], theirs[unchanged])
+
+
+def test_splash_skips_blocks_of_other_segments(rng):
+  """Weights of zero would not hide a NaN: blocks of 128 that a query block cannot see are never multiplied."""
+  queries, keys, values, _ = draw(rng, 1, 640, 1, 16)
+  segments = jnp.asarray(np.repeat([1, 2, 3], [256, 128, 256])[None])
+  run = lambda *parts: splash(*parts, segments=segments, interpret=True)  # noqa: E731
+  poisoned = jnp.where(segments[..., None, None] == 2, jnp.nan, 1)
+  others = np.asarray(segments != 2)
+  output, gradients = with_gradients(
+    run, [queries, keys, values * poisoned, queries * (segments != 2)[..., None, None]]
+  )
+  assert np.isfinite(output[others]).all() and np.isnan(output[~others]).all()
+  for gradient in gradients:
+    assert np.isfinite(gradient[others]).all()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_bfloat16(kernel, rng):
+  length, head_dim, rules, segments = rules_of("causal segments")
+  parts = draw(rng, 2, length, 1, head_dim, dtype=jnp.bfloat16)
+  expected, _, gradients = reference.attention(
+    *(part.astype(jnp.float32) for part in parts), reference.seen(length, segments=segments, **rules)
+  )
+  run = lambda *parts: KERNELS[kernel](*parts, segments=jnp.asarray(segments), interpret=True, **rules)  # noqa: E731
+  output, ours = with_gradients(run, parts)
+  assert output.dtype == jnp.bfloat16
+  np.testing.assert_allclose(output.astype(jnp.float32), expected, atol=0.03)
+  for mine, theirs in zip(ours, gradients, strict=True):
+    np.testing.assert_allclose(mine.astype(jnp.float32), theirs, atol=0.01 * np.abs(theirs).max())
