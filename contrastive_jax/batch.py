@@ -15,10 +15,12 @@ class ImageBatch:
   """Images or clips as sequences of raw patches.
 
   Attributes:
-    patches: uint8 pixels `[rows, length, patch_dim]`, each patch flattened as (y, x, channel), not normalised.
+    patches: uint8 pixels `[rows, length, patch_dim]`, each patch flattened as (frame, y, x, channel), not normalised. A
+      patch of an image has one frame, a patch of a clip has `vision.tubelet` frames.
     coords: int16 `[rows, length, 3]`, the `(t, y, x)` of each patch in its grid.
     segments: int16 `[rows, length]`, 0 is padding and k the k-th image of the row; None at fixed resolution.
-    slots: int32 `[pairs, 2]`, the (row, segment) of each pair's image; None when row i holds the image of pair i.
+    slots: int32 `[pairs, 2]`, the (row, segment) of each pair's image; None when row i holds the image of pair i, with
+      padding where there are segments.
   """
 
   patches: AnyArray
@@ -30,17 +32,49 @@ class ImageBatch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TextBatch:
-  """Padded captions.
+  """Captions, one a padded row or packed several a row.
 
   Attributes:
-    tokens: int32 `[pairs, text_length]`.
-    mask: bool `[pairs, text_length]`, True on real tokens.
+    tokens: int32 `[rows, length]`.
+    mask: bool `[pairs, length]`, True on real tokens; None when packed.
     group: int32 `[pairs]`; pairs of equal group share an image or a caption and are never each other's negatives.
+    segments: int16 `[rows, length]`, 0 is padding and k the k-th caption of the row; None when a row is a caption.
+    slots: int32 `[pairs, 2]`, the (row, segment) of each pair's caption; None when a row is a caption.
   """
 
   tokens: AnyArray
   mask: AnyArray
   group: AnyArray
+  segments: AnyArray | None = None
+  slots: AnyArray | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Targets:
+  """What a frozen teacher makes of the pairs.
+
+  Attributes:
+    image: L2-normalised float32 `[pairs, teacher_dim]`.
+    text: L2-normalised float32 `[pairs, teacher_dim]`, or None where no term needs it.
+  """
+
+  image: AnyArray
+  text: AnyArray | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TeacherInputs:
+  """The pairs as a frozen teacher reads them: at its resolution, by its tokenizer.
+
+  Attributes:
+    image: the same views as the student's.
+    text: the same captions as the student's, or None where no term needs them. Its groups are the student's.
+  """
+
+  image: ImageBatch
+  text: TextBatch | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -53,12 +87,21 @@ class Batch:
     text: the pairs' captions.
     ids: int64 `[pairs]` stable sample ids. They stay on the host: on the device an int64 silently becomes an int32.
     state_rows: int32 `[pairs]` rows of per-sample objective state, for the objectives that keep any.
+    teacher: inputs of a frozen teacher, when it runs beside the student.
+    targets: outputs of a frozen teacher, from its own step or from a cache.
   """
 
   image: ImageBatch
   text: TextBatch
   ids: AnyArray | None = None
   state_rows: AnyArray | None = None
+  teacher: TeacherInputs | None = None
+  targets: Targets | None = None
+
+  @property
+  def pairs(self) -> int:
+    """Number of pairs; rows may hold several."""
+    return self.text.group.shape[0]
 
   def on_device(self) -> "Batch":
     """The part of the batch that travels to the accelerator."""

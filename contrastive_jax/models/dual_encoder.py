@@ -40,22 +40,26 @@ class DualEncoder(nnx.Module):
 
   def encode_text(
     self,
-    tokens: Int[Array, "pairs length"],
-    mask: Bool[Array, "pairs length"],
+    tokens: Int[Array, "rows length"],
+    mask: Bool[Array, "rows length"] | None = None,
     *,
-    keys: Key[Array, "pairs"] | None = None,
+    segments: Any = None,
+    slots: Any = None,
+    keys: Key[Array, "rows"] | None = None,
   ) -> Float[Array, "pairs dim"]:
     """Embeds captions.
 
     Args:
-      tokens: padded at the end.
-      mask: True on real tokens.
-      keys: of dropout and drop path, one a caption; None is deterministic.
+      tokens: padded at the end, or packed.
+      mask: True on real tokens; None when packed.
+      segments: of packed rows, see `TextTower`.
+      slots: of packed rows, see `TextTower`.
+      keys: of dropout and drop path, one a row; None is deterministic.
 
     Returns:
       L2-normalised float32 embeddings; zero where the tower's output is zero.
     """
-    return l2_normalize(self.text(tokens, mask, keys=keys))
+    return l2_normalize(self.text(tokens, mask, segments=segments, slots=slots, keys=keys))
 
 
 @functools.cache

@@ -8,31 +8,62 @@ def _mlp_flops(config: TransformerConfig, tokens: int) -> int:
   return 2 * tokens * kernels * config.width * config.mlp_dim
 
 
-def _block_flops(config: TransformerConfig, tokens: int) -> int:
+def _block_flops(config: TransformerConfig, tokens: int, sequence: int) -> int:
   projections = 2 * tokens * 4 * config.width**2
-  attention = 2 * 2 * tokens**2 * config.width
+  attention = 2 * 2 * tokens * sequence * config.width
   return projections + attention + _mlp_flops(config, tokens)
 
 
-def _attention_pool_flops(config: TransformerConfig, tokens: int) -> int:
+def _attention_pool_flops(config: TransformerConfig, tokens: int, pairs: int) -> int:
   keys_values = 2 * tokens * 2 * config.width**2
   attention = 2 * 2 * tokens * config.width
-  return keys_values + attention + 2 * config.width**2 + _mlp_flops(config, 1)
+  return keys_values + attention + pairs * (2 * config.width**2 + _mlp_flops(config, 1))
 
 
 def forward_flops_per_pair(config: DualEncoderConfig) -> float:
   """FLOPs of the matrix products (2 m n k each) that embed one fixed-resolution image and one full-length caption.
 
   Causal attention counts in full. Training costs three times as much. The query of attention pooling, one a batch, is
-  left out.
+  left out. With tubelets it is still an image, whose patches have one frame.
   """
   vision, text = config.vision, config.text
   patches = vision.grid**2
-  total = 2 * patches * vision.patch_dim * vision.transformer.width
-  for tower, tokens in ((vision, patches + vision.class_token), (text, text.length)):
-    total += tower.transformer.depth * _block_flops(tower.transformer, tokens)
+  return forward_flops(
+    config, pairs=1, patches=patches, image_sequence=patches, tokens=text.length, text_sequence=text.length
+  )
+
+
+def forward_flops(
+  config: DualEncoderConfig,
+  *,
+  pairs: int,
+  patches: int,
+  image_sequence: int,
+  tokens: int,
+  text_sequence: int,
+  frames: int = 1,
+) -> float:
+  """FLOPs of the matrix products that embed some pairs, packed or not; see `forward_flops_per_pair`.
+
+  Args:
+    config: of the towers.
+    pairs: number of images, or clips, and captions.
+    patches: of all images, or tubelets of all clips.
+    image_sequence: patches that each attends to: those of its own image.
+    tokens: of all captions.
+    text_sequence: tokens that each attends to.
+    frames: of a patch.
+  """
+  vision, text = config.vision, config.text
+  total = 2 * patches * frames * vision.patch_dim * vision.transformer.width
+  first = pairs * vision.class_token
+  for tower, count, sequence in (
+    (vision, patches + first, image_sequence + vision.class_token),
+    (text, tokens, text_sequence),
+  ):
+    total += tower.transformer.depth * _block_flops(tower.transformer, count, sequence)
     if tower.pool == "map":
-      total += _attention_pool_flops(tower.transformer, tokens)
+      total += _attention_pool_flops(tower.transformer, count, pairs)
     if tower.projection:
-      total += 2 * tower.transformer.width * config.embed_dim
+      total += pairs * 2 * tower.transformer.width * config.embed_dim
   return float(total)

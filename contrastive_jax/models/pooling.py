@@ -1,20 +1,96 @@
 """From token states to one vector an image or caption, with sums in float32."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from contrastive_jax.models.attention import MASKED
+from contrastive_jax.models.attention_xla import MASKED
 from contrastive_jax.models.layers import Linear, Mlp, Norm, ParameterMaker, kernel_init, xavier_uniform
 from contrastive_jax.models.presets import TransformerConfig
+from contrastive_jax.parallel.mesh import BATCH_AXES
 
 
-def select(states: Float[Array, "rows length width"], index: Int[Array, "rows"]) -> Float[Array, "rows width"]:
-  """One token of each row."""
-  return jnp.take_along_axis(states, index[:, None, None], axis=1)[:, 0]
+class Tokens:
+  """Which tokens belong to each pair: what its sums, means and softmaxes run over.
+
+  Every row is a pair's, whole or as far as a mask says; or rows are packed, and a pair's tokens are a segment of a row.
+  Packed rows are pooled on the device they lie on: their pairs lie there too.
+  """
+
+  def __init__(self, mask: Any = None, *, segments: Any = None, slots: Any = None):
+    """Takes what says so.
+
+    Args:
+      mask: bool `[rows, length]`; None is all.
+      segments: of packed rows, `[rows, length]`, 0 is padding.
+      slots: of packed rows, `[pairs, 2]`, the (row, segment) of each pair.
+    """
+    self.mask, self.segments, self.slots = mask, segments, slots
+
+  @classmethod
+  def of(cls, segments: Any, slots: Any) -> "Tokens":
+    """From the fields of a batch: rows of one pair each may have segments that mark their padding."""
+    if slots is None:
+      return cls(None if segments is None else segments > 0)
+    return cls(segments=segments, slots=slots)
+
+  def with_first(self) -> "Tokens":
+    """The same after a token was put before each row, whose pair it belongs to."""
+    return Tokens(None if self.mask is None else jnp.pad(self.mask, ((0, 0), (1, 0)), constant_values=True))
+
+  def mean(self, states: Float[Array, "rows length width"]) -> Float[Array, "pairs width"]:
+    """Mean over the tokens of each pair."""
+    states = states.astype(jnp.float32)
+    if self.slots is not None:
+      ones = jnp.ones((*states.shape[:2], 1), jnp.float32)
+      total = self._on_each_device(_sums, jnp.concatenate([states, ones], axis=2))
+      return total[:, :-1] / jnp.maximum(total[:, -1:], 1)
+    if self.mask is None:
+      return jnp.mean(states, axis=1)
+    weights = self.mask.astype(jnp.float32)[..., None]
+    return jnp.sum(states * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1)
+
+  def attend(
+    self, logits: Float[Array, "rows length heads"], values: Float[Array, "rows length heads head_dim"]
+  ) -> Float[Array, "pairs heads head_dim"]:
+    """Mean of each pair's values, weighted by a softmax over its tokens, for each head."""
+    values = values.astype(jnp.float32)
+    if self.slots is not None:
+      return self._on_each_device(_attended, logits, values)
+    if self.mask is not None:
+      logits = jnp.where(self.mask[..., None], logits, MASKED)
+    return jnp.einsum("rlh,rlhd->rhd", jax.nn.softmax(logits, axis=1), values)
+
+  def select(self, states: Float[Array, "rows length width"], which: str) -> Float[Array, "pairs width"]:
+    """The "first" or the "last" token of each pair."""
+    if self.slots is not None:
+      return self._on_each_device(functools.partial(_selected, which=which), states)
+    if which == "first":
+      return states[:, 0]
+    if self.mask is None:
+      return states[:, -1]
+    return jnp.take_along_axis(states, last_true(self.mask)[:, None, None], axis=1)[:, 0]
+
+  def _on_each_device(self, function: Callable[..., Array], *values: Array) -> Array:
+    """Calls `function(segments, slots, *values)` with the rows and pairs of one device, whose slots count its rows."""
+    mesh = jax.sharding.get_abstract_mesh()
+    segments, slots = jnp.asarray(self.segments, jnp.int32), jnp.asarray(self.slots, jnp.int32)
+    if mesh.empty:
+      return function(segments, slots, *values)
+
+    def local(segments, slots, *values):
+      first = jax.lax.axis_index(BATCH_AXES) * segments.shape[0]
+      return function(segments, slots - jnp.array([1, 0]) * first, *values)
+
+    rows = PartitionSpec(BATCH_AXES)
+    split = jax.shard_map(local, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
+    return split(segments, slots, *values)
 
 
 def last_true(mask: Bool[Array, "rows length"]) -> Int[Array, "rows"]:
@@ -22,49 +98,36 @@ def last_true(mask: Bool[Array, "rows length"]) -> Int[Array, "rows"]:
   return jnp.max(jnp.where(mask, jnp.arange(mask.shape[1]), 0), axis=1)
 
 
-class Owners:
-  """Which pair each token of packed rows belongs to, for sums and softmaxes over the tokens of each pair.
-
-  Args:
-    segments: `[rows, length]`, 0 is padding.
-    slots: `[pairs, 2]`, the (row, segment) of each pair.
-  """
-
-  def __init__(self, segments: Any, slots: Any):
-    rows, length = segments.shape
-    self.pairs = slots.shape[0]
-    # A row holds at most `length` segments. Tokens without an owner go to one more, imaginary pair.
-    owner = jnp.full((rows, length + 1), self.pairs, jnp.int32)
-    owner = owner.at[slots[:, 0], slots[:, 1]].set(jnp.arange(self.pairs, dtype=jnp.int32))
-    owner = owner.at[:, 0].set(self.pairs)
-    self.owner = jnp.take_along_axis(owner, segments.astype(jnp.int32), axis=1).reshape(-1)
-
-  def sum(self, values: Float[Array, "rows length *features"]) -> Float[Array, "pairs *features"]:
-    """Sum over the tokens of each pair."""
-    flat = values.reshape(-1, *values.shape[2:])
-    return jax.ops.segment_sum(flat, self.owner, self.pairs + 1)[:-1]
-
-  def softmax(self, logits: Float[Array, "rows length heads"]) -> Float[Array, "rows length heads"]:
-    """Softmax over the tokens of each pair."""
-    flat = logits.reshape(-1, logits.shape[-1])
-    highest = jax.ops.segment_max(jax.lax.stop_gradient(flat), self.owner, self.pairs + 1)
-    unnormalised = jnp.exp(flat - highest[self.owner])
-    total = jax.ops.segment_sum(unnormalised, self.owner, self.pairs + 1)
-    return (unnormalised / total[self.owner]).reshape(logits.shape)
+def _owned(segments: Array, slots: Array) -> Bool[Array, "pairs rows length"]:
+  """Whose each token is."""
+  rows = jnp.arange(segments.shape[0])
+  return (slots[:, 0, None, None] == rows[:, None]) & (slots[:, 1, None, None] == segments)
 
 
-def mean(
-  states: Float[Array, "rows length width"], mask: Bool[Array, "rows length"] | None, owners: Owners | None = None
-) -> Float[Array, "pairs width"]:
-  """Mean over the tokens of each row, over those that `mask` marks, or over those of each packed pair."""
-  states = states.astype(jnp.float32)
-  if owners is not None:
-    ones = jnp.ones((*states.shape[:2], 1), jnp.float32)
-    return owners.sum(states) / jnp.maximum(owners.sum(ones), 1)
-  if mask is None:
-    return jnp.mean(states, axis=1)
-  weights = mask.astype(jnp.float32)[..., None]
-  return jnp.sum(states * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1)
+def _sums(segments: Array, slots: Array, values: Array) -> Array:
+  """Sums over the tokens of each pair, as one matrix product: a TPU is slow at scattering."""
+  owned = _owned(segments, slots).astype(values.dtype)
+  return jnp.einsum("prl,rl...->p...", owned, values, precision=jax.lax.Precision.HIGHEST)
+
+
+def _attended(segments: Array, slots: Array, logits: Array, values: Array) -> Array:
+  pairs = slots.shape[0]
+  # Tokens of no pair, the padding, go to one more.
+  owner = jnp.full((segments.shape[0], segments.shape[1] + 1), pairs, jnp.int32)
+  owner = owner.at[slots[:, 0], slots[:, 1]].set(jnp.arange(pairs, dtype=jnp.int32)).at[:, 0].set(pairs)
+  owner = jnp.take_along_axis(owner, segments, axis=1)
+  flat = jax.lax.stop_gradient(logits).reshape(-1, logits.shape[-1])
+  highest = jax.ops.segment_max(flat, owner.reshape(-1), pairs + 1)
+  weights = jnp.exp(jnp.where(owner[..., None] < pairs, logits - highest[owner], MASKED))
+  weighted = jnp.concatenate([weights[..., None] * values, weights[..., None]], axis=-1)
+  total = _sums(segments, slots, weighted)
+  return total[..., :-1] / total[..., -1:]
+
+
+def _selected(segments: Array, slots: Array, states: Array, *, which: str) -> Array:
+  mine = segments[slots[:, 0]] == slots[:, 1, None]
+  index = jnp.argmax(mine, axis=1) if which == "first" else last_true(mine)
+  return states[slots[:, 0], index]
 
 
 class AttentionPool(nnx.Module):
@@ -82,25 +145,14 @@ class AttentionPool(nnx.Module):
     self.norm = Norm(width, kind=config.norm, eps=config.norm_eps, make=make)
     self.mlp = Mlp(config, dtype=dtype, make=make)
 
-  def __call__(
-    self,
-    states: Float[Array, "rows length width"],
-    *,
-    mask: Bool[Array, "rows length"] | None = None,
-    owners: Owners | None = None,
-  ) -> Float[Array, "pairs width"]:
-    """Pools each row, the tokens of it that `mask` marks, or the tokens of each packed pair."""
+  def __call__(self, states: Float[Array, "rows length width"], tokens: Tokens) -> Float[Array, "pairs width"]:
+    """Pools the tokens of each pair."""
     rows, length, _ = states.shape
     heads, head_dim = self.config.heads, self.config.head_dim
     query = self.q(self.probe[...]).reshape(heads, head_dim)
     kv = self.kv(states).reshape(rows, length, heads, 2, head_dim)
-    keys, values = kv[..., 0, :], kv[..., 1, :].astype(jnp.float32)
+    keys, values = kv[..., 0, :], kv[..., 1, :]
     logits = jnp.einsum("rlhd,hd->rlh", keys, query * head_dim**-0.5, preferred_element_type=jnp.float32)
-    if owners is not None:
-      pooled = owners.sum(owners.softmax(logits)[..., None] * values)
-    else:
-      if mask is not None:
-        logits = jnp.where(mask[..., None], logits, MASKED)
-      pooled = jnp.einsum("rlh,rlhd->rhd", jax.nn.softmax(logits, axis=1), values)
+    pooled = tokens.attend(logits, values)
     x = self.out(pooled.reshape(pooled.shape[0], -1))
     return x + self.mlp(self.norm(x))

@@ -14,11 +14,16 @@ _TRANSFORMER_CHOICES = {
   "norm": ("layernorm", "rmsnorm"),
   "activation": ("gelu", "gelu_tanh", "quick_gelu", "swiglu"),
   "qk_norm": (None, "head", "full"),
-  "rope": (None, "2d"),
+  "rope": (None, "2d", "3d"),
+  "attention": ("softmax", "sigmoid"),
   "remat": ("full", "dots", "none"),
   "init": ("clip", "xavier"),
 }
-_VISION_CHOICES = {"pool": ("cls", "mean", "map"), "position": ("learned", "sincos2d", "none")}
+_VISION_CHOICES = {
+  "pool": ("cls", "mean", "map"),
+  "position": ("learned", "sincos2d", "none"),
+  "time_position": ("none", "learned"),
+}
 _TEXT_CHOICES = {"pool": ("eos", "last", "mean", "map", "cls"), "position": ("learned", "none")}
 
 
@@ -51,12 +56,15 @@ class TransformerConfig:
     qk_norm: RMSNorm of queries and keys: "head" over each head, before the rotary embedding; "full" over all heads
       together, after it (UniViTAR).
     qkv_bias: bias of the query, key and value projections.
+    attention: "softmax", or "sigmoid" weights that do not sum to one (arXiv 2409.04431); experimental.
+    attention_length: n of the sigmoid's bias -log n: the longest sequence, packed or not, that attends within itself.
+    attention_norm: norm of what attention adds to the residual stream (the "hybrid norm" of sigmoid attention).
     mlp_norm: norm of the MLP's inner features before its last projection (UniViTAR).
     layer_scale: initial value of the learned per-feature scale of each branch; None has none.
     drop_path: share of rows for which the last block's branches are skipped in training; earlier blocks linearly less.
     dropout: share of features dropped after each branch in training.
     causal: a token sees only itself and earlier ones.
-    rope: "2d" rotates queries and keys by the patch coordinates.
+    rope: "2d" rotates queries and keys by the patch coordinates (y, x), "3d" by (t, y, x).
     remat: what the backward pass recomputes: "full" all of a block, "dots" all but its matrix products, "none" nothing.
     init: "clip" (normal; residual branches scaled by depth) or "xavier" (big_vision, SigLIP).
   """
@@ -70,6 +78,9 @@ class TransformerConfig:
   activation: str = "gelu"
   qk_norm: str | None = None
   qkv_bias: bool = True
+  attention: str = "softmax"
+  attention_length: int = 0
+  attention_norm: bool = False
   mlp_norm: bool = False
   layer_scale: float | None = None
   drop_path: float = 0.0
@@ -86,8 +97,23 @@ class TransformerConfig:
       raise UserError(f"transformer.heads={self.heads} must divide transformer.width={self.width}")
     if self.rope and self.head_dim % 4:
       raise UserError(
-        f"transformer.rope='2d' needs features per head divisible by 4, got {self.width}/{self.heads}={self.head_dim}:"
+        f"transformer.rope='{self.rope}' needs features per head divisible by 4, got"
+        f" {self.width}/{self.heads}={self.head_dim}: change transformer.heads"
+      )
+    if self.rope == "3d" and self.head_dim < 16:
+      raise UserError(
+        f"transformer.rope='3d' needs at least 16 features per head, got {self.width}/{self.heads}={self.head_dim}:"
         " change transformer.heads"
+      )
+    if self.attention == "sigmoid" and self.attention_length < 1:
+      raise UserError(
+        f"transformer.attention='sigmoid' needs transformer.attention_length={self.attention_length} to be at least 1:"
+        " set it to the tokens of the longest image or caption"
+      )
+    if self.attention == "softmax" and self.attention_length:
+      raise UserError(
+        f"transformer.attention_length={self.attention_length} has no meaning for transformer.attention='softmax':"
+        " leave it at 0"
       )
     for name in ("drop_path", "dropout"):
       if not 0 <= getattr(self, name) < 1:
@@ -107,9 +133,13 @@ class VisionConfig:
     transformer: its blocks.
     image_size: side in pixels of a fixed-resolution image.
     patch_size: side in pixels of a patch; what is left over at the right and bottom is not seen.
+    tubelet: frames of a patch of a clip. A patch of an image counts as so many equal frames (UniViTAR).
     channels: of a pixel.
     pool: "cls", "mean" of the patches, or "map", attention with a learned query (SigLIP).
     position: "learned" table, resampled to other grids; "sincos2d"; or "none" (with `transformer.rope`).
+    time_position: "learned" table of the tubelets of a clip, added to their patches; or "none", which leaves time to
+      `transformer.rope="3d"` or, as UniViTAR does, to nothing.
+    max_time: tubelets of the longest clip, for the "learned" table.
     class_token: prepend a learned token; needed by pool "cls".
     pre_norm: norm before the blocks (CLIP).
     post_norm: norm after the blocks.
@@ -123,9 +153,12 @@ class VisionConfig:
   transformer: TransformerConfig
   image_size: int
   patch_size: int
+  tubelet: int = 1
   channels: int = 3
   pool: str = "map"
   position: str = "learned"
+  time_position: str = "none"
+  max_time: int = 16
   class_token: bool = False
   pre_norm: bool = False
   post_norm: bool = True
@@ -137,7 +170,7 @@ class VisionConfig:
 
   def __post_init__(self):
     _check_choices("vision", self, _VISION_CHOICES)
-    _check_positive("vision", self, "image_size", "patch_size", "channels")
+    _check_positive("vision", self, "image_size", "patch_size", "tubelet", "channels", "max_time")
     if self.image_size < self.patch_size:
       raise UserError(f"vision.image_size={self.image_size} must be at least vision.patch_size={self.patch_size}")
     if self.pool == "cls" and not self.class_token:
@@ -160,7 +193,7 @@ class VisionConfig:
 
   @property
   def patch_dim(self) -> int:
-    """Bytes of a patch."""
+    """Bytes of a patch of an image; one of a clip has `tubelet` times as many."""
     return self.patch_size**2 * self.channels
 
 
@@ -193,7 +226,7 @@ class TextConfig:
     _check_choices("text", self, _TEXT_CHOICES)
     _check_positive("text", self, "vocab_size", "length")
     if self.transformer.rope:
-      raise UserError("text.transformer.rope='2d' has no meaning for text: set it to None")
+      raise UserError(f"text.transformer.rope='{self.transformer.rope}' has no meaning for text: set it to None")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,6 +333,59 @@ def _siglip(size: str, patch_size: int, image_size: int = 224) -> DualEncoderCon
   )
 
 
+# UniViTAR (arXiv 2504.01792): 0.3B as in its released configuration, 0.6B as in Table 1 of LongCat-Flash-Omni's report.
+# Of the 1B only the number of parameters is published: this width, depth and inner size give it, the heads are a guess.
+_UNIVITAR = {
+  "0.3b": Size(1024, 24, 16, 2816),
+  "0.6b": Size(1280, 32, 16, 3456),
+  "1b": Size(1920, 32, 24, 5120),
+}
+
+
+def _univitar(size: str) -> DualEncoderConfig:
+  """UniViTAR's blocks. The paper tells neither its head nor its text tower: attention pooling and So400m's are ours.
+
+  The text tower does not attend to padding, so that captions can be packed.
+  """
+  width, depth, heads, inner = _UNIVITAR[size]
+  blocks = TransformerConfig(
+    width,
+    depth,
+    heads,
+    inner,
+    norm="rmsnorm",
+    activation="swiglu",
+    qk_norm="full",
+    qkv_bias=False,
+    mlp_norm=True,
+    layer_scale=0.1,
+    rope="2d",
+  )
+  return DualEncoderConfig(
+    vision=VisionConfig(
+      blocks,
+      image_size=224,
+      patch_size=14,
+      tubelet=2,
+      position="none",
+      projection=True,
+      projection_bias=True,
+      mean=(0.485, 0.456, 0.406),
+      std=(0.229, 0.224, 0.225),
+    ),
+    text=TextConfig(
+      TransformerConfig(*SIZES["So400m"], activation="gelu_tanh"),
+      vocab_size=32000,
+      length=64,
+      pool="map",
+      projection_bias=True,
+    ),
+    embed_dim=1152,
+    init_logit_scale=float(np.log(10.0)),
+    init_logit_bias=-10.0,
+  )
+
+
 PRESETS: dict[str, DualEncoderConfig] = {
   "clip_ti16": _clip("Ti", 16),
   "clip_s16": _clip("S", 16),
@@ -317,6 +403,7 @@ PRESETS: dict[str, DualEncoderConfig] = {
   "siglip_so400m14_384": _siglip("So400m", 14, 384),
   "siglip_h14": _siglip("H", 14),
   "siglip_g16": _siglip("g", 16),
+  **{f"univitar_{size}": _univitar(size) for size in _UNIVITAR},
 }
 
 

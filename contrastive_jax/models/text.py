@@ -1,5 +1,8 @@
-"""The text tower: padded captions into one vector each."""
+"""The text tower: padded or packed captions into one vector each."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -7,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from contrastive_jax.errors import UserError
 from contrastive_jax.models import pooling
 from contrastive_jax.models.layers import Norm, ParameterMaker, make_projection, normal
+from contrastive_jax.models.positions import read
 from contrastive_jax.models.presets import TextConfig
 from contrastive_jax.models.transformer import Transformer
 
@@ -30,48 +34,70 @@ class TextTower(nnx.Module):
 
   def __call__(
     self,
-    tokens: Int[Array, "pairs length"],
-    mask: Bool[Array, "pairs length"],
+    tokens: Int[Array, "rows length"],
+    mask: Bool[Array, "rows length"] | None = None,
     *,
-    keys: Key[Array, "pairs"] | None = None,
+    segments: Any = None,
+    slots: Any = None,
+    keys: Key[Array, "rows"] | None = None,
   ) -> Float[Array, "pairs dim"]:
     """Embeds captions, not normalised.
 
     Args:
-      tokens: padded at the end.
-      mask: True on real tokens.
-      keys: of dropout and drop path, one a caption; None is deterministic.
-    """
-    states = self.states(tokens, mask, keys=keys)
-    pool = self.config.pool
-    if pool in ("eos", "last", "cls"):
-      # The norm treats tokens one by one: only the chosen one needs it.
-      pooled = self.post_norm(pooling.select(states, self._chosen(mask)))
-    else:
-      states = self.post_norm(states)
-      seen = None if self.config.attend_padding else mask
-      pooled = pooling.mean(states, mask) if self.pool is None else self.pool(states, mask=seen)
-    return pooled if self.projection is None else self.projection(pooled)
+      tokens: padded at the end, or packed.
+      mask: True on real tokens; None when packed.
+      segments: of packed rows, `[rows, length]`, 0 is padding and k the k-th caption of the row.
+      slots: of packed rows, `[pairs, 2]`, the (row, segment) of each caption.
+      keys: of dropout and drop path, one a row; None is deterministic.
 
-  def _chosen(self, mask: Bool[Array, "pairs length"]) -> Int[Array, "pairs"]:
-    if self.config.pool == "eos":
-      return pooling.last_true(mask)
-    return jnp.full(mask.shape[0], 0 if self.config.pool == "cls" else mask.shape[1] - 1)
+    Raises:
+      UserError: if captions are packed for a tower that reads the padding.
+    """
+    pool = self.config.pool
+    if slots is not None and (pool == "last" or self.config.attend_padding):
+      raise UserError(
+        f"captions cannot be packed for text.pool='{pool}' and text.attend_padding={self.config.attend_padding}, which"
+        " read the padding: set data.text_rows=0"
+      )
+    states = self.states(tokens, mask, segments=segments, keys=keys)
+    if pool == "last":
+      return self._projected(self.post_norm(states[:, -1]))
+    owned = pooling.Tokens(mask) if slots is None else pooling.Tokens(segments=segments, slots=slots)
+    if pool in ("eos", "cls"):
+      # The norm treats tokens one by one: only the chosen one needs it.
+      return self._projected(self.post_norm(owned.select(states, "last" if pool == "eos" else "first")))
+    states = self.post_norm(states)
+    if self.pool is None:
+      return self._projected(owned.mean(states))
+    return self._projected(self.pool(states, pooling.Tokens() if self.config.attend_padding else owned))
+
+  def _projected(self, pooled: Float[Array, "pairs width"]) -> Float[Array, "pairs dim"]:
+    return pooled if self.projection is None else self.projection(pooled)
 
   def states(
     self,
-    tokens: Int[Array, "pairs length"],
-    mask: Bool[Array, "pairs length"],
+    tokens: Int[Array, "rows length"],
+    mask: Bool[Array, "rows length"] | None = None,
     *,
-    keys: Key[Array, "pairs"] | None = None,
-  ) -> Float[Array, "pairs length width"]:
+    segments: Any = None,
+    keys: Key[Array, "rows"] | None = None,
+  ) -> Float[Array, "rows length width"]:
     """Token states after the last block, before the last norm."""
     length = tokens.shape[1]
-    if self.position is not None and length > self.config.length:
-      raise UserError(f"captions of {length} tokens exceed text.length={self.config.length}: tokenize to that length")
     x = self.tokens[tokens]
     if self.position is not None:
-      x = x + self.position[:length]
+      if segments is None and length > self.config.length:
+        raise UserError(f"captions of {length} tokens exceed text.length={self.config.length}: tokenize to that length")
+      x = x + (self.position[:length] if segments is None else read(self.position[...], _restarting(segments)))
     # Padding comes last, so that a causal tower never sees it from a real token.
-    ignore_padding = not (self.config.attend_padding or self.config.transformer.causal)
-    return self.transformer(x.astype(self.dtype), mask=mask[:, None, :] if ignore_padding else None, keys=keys)
+    ignored = segments is None and not (self.config.attend_padding or self.config.transformer.causal)
+    mask = mask[:, None, :] if ignored else None
+    return self.transformer(x.astype(self.dtype), mask=mask, segments=segments, keys=keys)
+
+
+def _restarting(segments: Any) -> Int[Array, "rows length"]:
+  """Position of each token in its own caption."""
+  segments = jnp.asarray(segments)
+  place = jnp.arange(segments.shape[1])
+  begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+  return place - jax.lax.cummax(jnp.where(begins, place, 0), axis=1)

@@ -1,4 +1,4 @@
-"""The image tower: patches of any number of images a row into one vector an image."""
+"""The image tower: patches of any number of images or clips a row into one vector each."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -7,9 +7,8 @@ from jaxtyping import Array, Float, Key
 from contrastive_jax.batch import ImageBatch
 from contrastive_jax.errors import UserError
 from contrastive_jax.models import pooling
-from contrastive_jax.models.attention import segment_mask
-from contrastive_jax.models.layers import Linear, Norm, ParameterMaker, make_projection, normal
-from contrastive_jax.models.positions import resampled, rope_angles, sincos_2d
+from contrastive_jax.models.layers import Linear, Norm, ParameterMaker, linear, make_projection, normal
+from contrastive_jax.models.positions import read, resampled, rope_angles, sincos_2d
 from contrastive_jax.models.presets import VisionConfig
 from contrastive_jax.models.transformer import Transformer
 
@@ -23,9 +22,10 @@ class VisionTower(nnx.Module):
     self.config = config
     self.dtype = dtype
     self.patch_embedding = Linear(
-      config.patch_dim,
+      config.tubelet * config.patch_dim,
       width,
-      init=normal(config.patch_dim**-0.5),
+      # An image repeats its one frame, so that its kernel is the sum over the frames.
+      init=normal((config.tubelet * config.patch_dim) ** -0.5),
       axes=(None, "embed"),
       use_bias=config.patch_bias,
       dtype=dtype,
@@ -36,6 +36,8 @@ class VisionTower(nnx.Module):
     shape = (config.grid**2 + config.class_token, width)
     learned = config.position == "learned"
     self.position = make(shape, normal(width**-0.5), (None, "embed")) if learned else None
+    timed = config.time_position == "learned"
+    self.time_position = make((config.max_time, width), normal(width**-0.5), (None, "embed")) if timed else None
     self.pre_norm = self._norm(make) if config.pre_norm else None
     self.transformer = Transformer(transformer, dtype=dtype, make=make)
     self.post_norm = self._norm(make) if config.post_norm else None
@@ -50,13 +52,14 @@ class VisionTower(nnx.Module):
     """Embeds the images, not normalised.
 
     Args:
-      image: patches; packed when it has segments and slots, else a row is an image.
+      image: patches; packed when it has segments and slots, else a row is an image or clip, with padding at its end
+        where there are segments.
       keys: of dropout and drop path, one a row; None is deterministic.
 
     Raises:
       UserError: if packed rows meet a class token, of which there is one a row.
     """
-    packed = image.segments is not None
+    packed = image.slots is not None
     if packed and self.config.class_token:
       raise UserError("vision.class_token=True has no place in packed rows: use vision.pool='map' or 'mean' without it")
     states = self.states(image, keys=keys)
@@ -67,19 +70,20 @@ class VisionTower(nnx.Module):
     if self.config.pool == "cls":
       pooled = states[:, 0]
     else:
-      owners = pooling.Owners(image.segments, image.slots) if packed else None
-      if self.pool is not None:
-        pooled = self.pool(states, owners=owners)
-      else:
-        patches = states[:, 1:] if self.config.class_token else states
-        pooled = pooling.mean(patches, None, owners)
+      tokens = pooling.Tokens.of(image.segments, image.slots)
+      if self.config.class_token:
+        # The class token takes part in attention pooling, as any token, and not in the mean of the patches.
+        states, tokens = (states, tokens.with_first()) if self.pool is not None else (states[:, 1:], tokens)
+      pooled = tokens.mean(states) if self.pool is None else self.pool(states, tokens)
     return pooled if self.projection is None else self.projection(pooled)
 
   def states(self, image: ImageBatch, *, keys: Key[Array, "rows"] | None = None) -> Float[Array, "rows length width"]:
     """Token states after the last block, before the last norm; the class token comes first."""
     config = self.config
-    x = self.patch_embedding(self._pixels(image.patches))
+    x = self._embedded(image.patches)
     x = x + self._positions(image).astype(x.dtype)
+    if self.time_position is not None:
+      x = x + read(self.time_position[...], image.coords[..., 0]).astype(x.dtype)
     if self.class_token is not None:
       first = self.class_token[...]
       if self.position is not None:
@@ -88,21 +92,36 @@ class VisionTower(nnx.Module):
       x = jnp.concatenate([first, x], axis=1)
     if self.pre_norm is not None:
       x = self.pre_norm(x)
-    angles = None
+    angles, segments = None, image.segments
     if config.transformer.rope:
-      angles = rope_angles(image.coords, config.transformer.head_dim)
-      if self.class_token is not None:
+      angles = rope_angles(image.coords, config.transformer.head_dim, config.transformer.rope)
+    if self.class_token is not None:
+      if angles is not None:
         angles = jnp.pad(angles, ((0, 0), (1, 0), (0, 0)))  # The class token does not rotate.
-    mask = None if image.segments is None else segment_mask(image.segments)
-    return self.transformer(x, mask=mask, angles=angles, keys=keys)
+      if segments is not None:
+        segments = jnp.pad(segments, ((0, 0), (1, 0)), constant_values=1)
+    return self.transformer(x, segments=segments, angles=angles, keys=keys)
 
-  def _pixels(self, patches) -> Float[Array, "rows length patch_dim"]:
-    if patches.shape[-1] != self.config.patch_dim:
+  def _embedded(self, patches) -> Float[Array, "rows length width"]:
+    """Patches of images or of clips, which their size tells apart, as tokens without positions."""
+    config, frames = self.config, patches.shape[-1] // self.config.patch_dim
+    if patches.shape[-1] != frames * config.patch_dim or frames not in (1, config.tubelet):
       raise UserError(
-        f"patches of {patches.shape[-1]} bytes do not fit vision.patch_size={self.config.patch_size} and"
-        f" vision.channels={self.config.channels}, which need {self.config.patch_dim}"
+        f"patches of {patches.shape[-1]} bytes do not fit vision.patch_size={config.patch_size},"
+        f" vision.channels={config.channels} and vision.tubelet={config.tubelet}, which need {config.patch_dim} for an"
+        f" image and {config.tubelet * config.patch_dim} for a clip"
       )
-    repeats = self.config.patch_size**2
+    pixels = self._pixels(patches, frames)
+    if frames == config.tubelet:
+      return self.patch_embedding(pixels)
+    # An image is a clip of equal frames: the kernel is summed over them instead of the image repeated.
+    embedding = self.patch_embedding
+    kernel = jnp.sum(embedding.kernel[...].reshape(config.tubelet, config.patch_dim, -1), axis=0)
+    bias = None if embedding.bias is None else embedding.bias[...]
+    return linear(pixels, kernel, bias, embedding.axes, embedding.dtype)
+
+  def _pixels(self, patches, frames: int) -> Float[Array, "rows length patch_dim"]:
+    repeats = frames * self.config.patch_size**2
     mean = 255 * jnp.tile(jnp.array(self.config.mean, jnp.float32), repeats)
     std = 255 * jnp.tile(jnp.array(self.config.std, jnp.float32), repeats)
     return ((patches.astype(jnp.float32) - mean) / std).astype(self.dtype)
@@ -113,7 +132,8 @@ class VisionTower(nnx.Module):
     if self.config.position == "sincos2d":
       return sincos_2d(image.coords, self.config.transformer.width)
     table = self.position[self.config.class_token :]
-    # At the resolution of the table the patches come in its order.
-    if image.segments is None and image.patches.shape[1] == table.shape[0]:
+    # At the resolution of the table the patches of an image come in its order.
+    of_images = image.patches.shape[-1] == self.config.patch_dim
+    if of_images and image.segments is None and image.patches.shape[1] == table.shape[0]:
       return table[None]
     return resampled(table, image.coords, image.segments)

@@ -1,19 +1,29 @@
 """Starting a run from another run or from imported weights, whole or by tower."""
 
 import dataclasses
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 
 from contrastive_jax.errors import UserError
+from contrastive_jax.models import resizing
+from contrastive_jax.models.presets import VisionConfig
 from contrastive_jax.training.checkpoint import restore_params
-from contrastive_jax.training.state import StateSpec, TrainState
+from contrastive_jax.training.config import model_config
+from contrastive_jax.training.state import PROJECTIONS, StateSpec, TrainState
+
+Parameters = dict[tuple[str, ...], Any]
 
 
-def initial_state(spec: StateSpec, *, seed: int, init_from: str = "", towers: str = "all") -> TrainState:
+def initial_state(
+  spec: StateSpec, *, seed: int, init_from: str = "", towers: str = "all", say: Callable[[str], None] = print
+) -> TrainState:
   """A new state, with weights taken from elsewhere where asked.
 
   Args:
@@ -21,6 +31,8 @@ def initial_state(spec: StateSpec, *, seed: int, init_from: str = "", towers: st
     seed: of the parameters that are not taken.
     init_from: a run directory; empty takes nothing.
     towers: "all", or "image" or "text" for one tower without logit scale and bias.
+    say: told in a sentence of each parameter that had to be adapted: those of an image tower of another patch size,
+      tubelet or grid, see `models.resizing`.
 
   Raises:
     UserError: naming every parameter that is missing there, unexpected here, or of another shape.
@@ -28,7 +40,11 @@ def initial_state(spec: StateSpec, *, seed: int, init_from: str = "", towers: st
   state = spec.create(seed)
   if not init_from:
     return state
-  params = _taken(init_from, towers, state.params)
+  restored = traverse_util.flatten_dict(restore_params(Path(init_from), None).params)
+  theirs, sentences = _adapted(restored, Path(init_from), spec.model.vision) if towers != "text" else (restored, [])
+  params = _taken(theirs, init_from, towers, state.params)
+  for sentence in sentences:
+    say(sentence)
   average = state.average
   if average is not None:
     flat = traverse_util.flatten_dict(params)
@@ -38,10 +54,11 @@ def initial_state(spec: StateSpec, *, seed: int, init_from: str = "", towers: st
   return dataclasses.replace(state, params=params, average=average)
 
 
-def _taken(init_from: str, towers: str, params: dict[str, Any]) -> dict[str, Any]:
-  theirs = traverse_util.flatten_dict(restore_params(Path(init_from), None).params)
+def _taken(theirs: Parameters, init_from: str, towers: str, params: dict[str, Any]) -> dict[str, Any]:
+  """Our parameters with theirs in their place, where `towers` says so."""
   ours = traverse_util.flatten_dict(params)
-  wanted = {path for path in ours if towers in ("all", path[0])}
+  # Projections belong to a teacher: they begin anew.
+  wanted = {path for path in ours if towers in ("all", path[0]) and path[0] != PROJECTIONS}
   offered = {path for path in theirs if towers in ("all", path[0])}
   misfits = [f"{'/'.join(path)} is missing there" for path in sorted(wanted - offered)]
   misfits += [f"{'/'.join(path)} is unknown here" for path in sorted(offered - wanted)]
@@ -54,3 +71,26 @@ def _taken(init_from: str, towers: str, params: dict[str, Any]) -> dict[str, Any
     raise UserError(f"init_from={init_from} does not fit the model: {'; '.join(misfits)}")
   taken = {path: jax.device_put(theirs[path], ours[path].sharding) for path in wanted}
   return traverse_util.unflatten_dict({**ours, **taken})
+
+
+def _adapted(theirs: Parameters, init_from: Path, vision: VisionConfig) -> tuple[Parameters, list[str]]:
+  """Their parameters, those that depend on sizes of patches, clips and grids brought to ours; and what was done."""
+  old = model_config(json.loads((init_from / "config.json").read_text())).vision
+  if old.channels != vision.channels:
+    return theirs, []
+  adapted, sentences = dict(theirs), []
+  kernel, position = ("image", "patch_embedding", "kernel"), ("image", "position")
+  if (old.patch_size, old.tubelet) != (vision.patch_size, vision.tubelet):
+    adapted[kernel] = resizing.patch_kernel(np.asarray(theirs[kernel]), old, vision)
+    sentences.append(f"Adapted the patch embedding of {init_from} from {_patch(old)} to {_patch(vision)}.")
+  if position in theirs and old.grid != vision.grid and old.class_token == vision.class_token:
+    adapted[position] = resizing.position_table(np.asarray(theirs[position]), old, vision)
+    sentences.append(
+      f"Resized the position table of {init_from} from {old.grid}x{old.grid} to {vision.grid}x{vision.grid} patches."
+    )
+  return adapted, sentences
+
+
+def _patch(vision: VisionConfig) -> str:
+  frames = f", {vision.tubelet} frames" if vision.tubelet > 1 else ""
+  return f"{vision.patch_size} px{frames}"

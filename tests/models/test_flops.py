@@ -21,12 +21,13 @@ def _matrix_flops(jaxpr):
 
 
 @pytest.mark.parametrize(
-  ("preset", "transformer"), [("clip_b32", {}), ("siglip_b16", {"activation": "swiglu", "depth": 3})]
+  ("preset", "transformer"),
+  [("clip_b32", {}), ("siglip_b16", {"activation": "swiglu", "depth": 3}), ("univitar_0.3b", {})],
 )
 def test_flops_are_those_of_the_traced_program(preset, transformer, tiny, images, captions, encoder):
   config = tiny(preset, transformer=transformer)
   _, params = dual_encoder.abstract(config)
   pairs = 5
   traced = jax.make_jaxpr(encoder(config))(params, images([(3, 3)] * pairs), *captions([7] * pairs))
-  query = 2 * 16**2 * (config.vision.pool == "map")  # Once a batch.
-  assert _matrix_flops(traced.jaxpr) == pairs * forward_flops_per_pair(config) + query
+  queries = 2 * 16**2 * [config.vision.pool, config.text.pool].count("map")  # Once a batch.
+  assert _matrix_flops(traced.jaxpr) == pairs * forward_flops_per_pair(config) + queries

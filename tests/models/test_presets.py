@@ -21,6 +21,14 @@ def test_parameter_counts_are_those_of_the_released_models(preset, count):
   assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params)) == count
 
 
+@pytest.mark.parametrize(("size", "millions"), [("0.3b", 309.9), ("0.6b", 636.6), ("1b", 1418.8)])
+def test_univitar_has_the_published_number_of_parameters(size, millions):
+  """Of blocks and patch embedding: the released tower ends there."""
+  _, params = dual_encoder.abstract(presets.resolve(f"univitar_{size}"))
+  parts = params["image"]["transformer"], params["image"]["patch_embedding"]
+  assert round(sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(parts)) / 1e6, 1) == millions
+
+
 @pytest.mark.parametrize("flavour", ["clip", "siglip"])
 def test_every_size_has_a_preset_of_either_flavour(flavour):
   vision = {
@@ -51,6 +59,13 @@ def test_overrides_replace_only_what_they_name():
     ("clip_b32", {"vision": {"class_token": False}}, ["vision.pool='cls'", "class_token"]),
     ("clip_b32", {"vision": {"mean": [0.5]}}, ["vision.mean=(0.5,)", "3 values"]),
     ("clip_b32", {"text": {"transformer": {"rope": "2d"}}}, ["text.transformer.rope", "None"]),
+    ("clip_b32", {"vision": {"tubelet": 0}}, ["vision.tubelet=0", "at least 1"]),
+    ("clip_b32", {"vision": {"time_position": "rotary"}}, ["vision.time_position='rotary'", "learned"]),
+    (
+      "univitar_0.3b",
+      {"vision": {"transformer": {"rope": "3d", "heads": 128}}},
+      ["rope='3d'", "16 features per head", "1024/128=8"],
+    ),
     ("siglip_b16", {"embed_dim": 64}, ["vision.transformer.width=768", "embed_dim=64"]),
     ("siglip_b16", {"dtype": "float16"}, ["model.dtype='float16'", "bfloat16"]),
     ("siglip_b16", {"vision": {"transformer": {"drop_path": 1.0}}}, ["drop_path=1.0", "[0, 1)"]),

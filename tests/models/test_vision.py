@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +43,62 @@ def test_packed_images_embed_as_alone(case, tiny, random_params, images, rng):
   changed = np.abs(encode(_pack(alone, rng)) - packed).max(axis=1)
   assert changed[2] > 1e-3
   assert changed[[0, 1, 3]].max() < 1e-6
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_gradient_flows_between_packed_images(case, tiny, random_params, images, rng):
+  config = tiny(**CASES[case])
+  params = random_params(config)
+  graphdef, _ = dual_encoder.abstract(config)
+  packed = _pack(images(GRIDS), rng)
+
+  @jax.jit
+  def gradient(patches, direction):
+    image = dataclasses.replace(packed, patches=patches)
+    return jax.vjp(lambda image: dual_encoder.merge(graphdef, params).encode_image(image), image)[1](direction)[
+      0
+    ].patches
+
+  pixels = packed.patches.astype(np.float32)
+  for pair, (row, segment) in enumerate(packed.slots):
+    direction = np.zeros((4, config.embed_dim), np.float32)
+    direction[pair] = rng.standard_normal(config.embed_dim)
+    touched = np.abs(gradient(pixels, direction)).max(axis=2) > 0
+    own = (np.arange(2) == row)[:, None] & (packed.segments == segment)
+    np.testing.assert_array_equal(touched, own)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean", "map"])
+def test_a_class_token_does_not_see_the_padding(pool, tiny, random_params, images, rng):
+  """One image a row with padding at the end, as in NaFlex; the table is resampled to each grid."""
+  config = tiny("clip_b32", vision={"pool": pool, "class_token": True})
+  params = random_params(config)
+  graphdef, _ = dual_encoder.abstract(config)
+  encode = jax.jit(lambda image: dual_encoder.merge(graphdef, params).encode_image(image))
+  alone = images(GRIDS)
+
+  def padded(noise):
+    patches = noise.integers(0, 256, (4, 9, 48), dtype=np.uint8)
+    coords, segments = noise.integers(0, 9, (4, 9, 3), dtype=np.int16), np.zeros((4, 9), np.int16)
+    patches[:, :6], coords[:, :6], segments[:, :6] = alone.patches, alone.coords, 1
+    return encode(ImageBatch(patches, coords, segments))
+
+  np.testing.assert_allclose(padded(rng), encode(alone), atol=1e-5)
+  np.testing.assert_array_equal(padded(np.random.default_rng(1)), padded(np.random.default_rng(2)))
+
+
+def test_without_a_code_of_time_frames_are_a_set(tiny, random_params, rng):
+  """Permuting the tubelets of a clip permutes the states of their tokens, and nothing else (UniViTAR)."""
+  config = tiny("univitar_0.3b")
+  graphdef, _ = dual_encoder.abstract(config)
+  model = dual_encoder.merge(graphdef, random_params(config))
+  clip = rng.integers(0, 256, (1, 3, 4, 2 * 48), dtype=np.uint8)
+  coords = np.moveaxis(np.indices((3, 2, 2)), 0, -1).reshape(1, 12, 3).astype(np.int16)
+  states = jax.jit(lambda patches: model.image.states(ImageBatch(patches.reshape(1, 12, -1), coords)))
+  order = [2, 0, 1]
+  expected = states(clip).reshape(3, 4, -1)[jnp.array(order)]
+  np.testing.assert_allclose(states(clip[:, order]).reshape(3, 4, -1), expected, atol=1e-4)
+  assert np.abs(states(clip).reshape(3, 4, -1) - expected).max() > 0.1
 
 
 def test_a_class_token_and_packing_exclude_each_other(tiny, random_params, images, rng):

@@ -1,0 +1,52 @@
+"""Weights of an image tower, brought to another patch size, another grid or to clips, so that little changes."""
+
+import functools
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from contrastive_jax.models.presets import VisionConfig
+
+
+@functools.lru_cache(maxsize=8)
+def _resize_matrix(old: int, new: int) -> np.ndarray:
+  """The matrix `[new^2, old^2]` that enlarges or reduces a square picture by bilinear interpolation, antialiased."""
+  basis = np.eye(old * old, dtype=np.float64).reshape(old * old, old, old)
+  with jax.enable_x64(True):
+    resized = jax.image.resize(basis, (old * old, new, new), "bilinear")
+  return np.asarray(resized, np.float64).reshape(old * old, new * new).T
+
+
+def patch_kernel(
+  kernel: Float[np.ndarray, "pixels width"], old: VisionConfig, new: VisionConfig
+) -> Float[np.ndarray, "other_pixels width"]:
+  """A patch embedding for patches of another size, for clips instead of images, or the other way round.
+
+  Args:
+    kernel: rows ordered (frame, y, x, channel).
+    old: tower that it comes from.
+    new: tower that it is for.
+
+  Returns:
+    The kernel whose products with resized patches are nearest to those of `kernel` with the patches themselves, equal
+    where patches grow: FlexiViT's pseudo-inverse resize (arXiv 2212.08013, equation 3). Frames are spread evenly, so
+    that an image keeps its embedding.
+  """
+  frames, side, channels = old.tubelet, old.patch_size, old.channels
+  spatial = np.asarray(kernel, np.float64).reshape(frames, side * side, channels, -1)
+  if new.patch_size != side:
+    inverse = np.linalg.pinv(_resize_matrix(side, new.patch_size)).T
+    spatial = np.einsum("np,fpcw->fncw", inverse, spatial)
+  if new.tubelet != frames:
+    spatial = np.repeat(spatial.sum(axis=0, keepdims=True) / new.tubelet, new.tubelet, axis=0)
+  return spatial.reshape(-1, spatial.shape[-1]).astype(np.float32)
+
+
+def position_table(
+  table: Float[np.ndarray, "positions width"], old: VisionConfig, new: VisionConfig
+) -> Float[np.ndarray, "other_positions width"]:
+  """A learned table for another grid, by bilinear interpolation, antialiased; a class token keeps its position."""
+  first, grid = table[: old.class_token], table[old.class_token :]
+  resized = _resize_matrix(old.grid, new.grid) @ np.asarray(grid, np.float64)
+  return np.concatenate([first, resized.astype(np.float32)])

@@ -1,0 +1,86 @@
+"""Starting from a run whose image tower has other patches: what can be adapted is, and said; the rest is refused."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from contrastive_jax.errors import UserError
+from contrastive_jax.models import presets
+from contrastive_jax.parallel.mesh import MeshSpec
+from contrastive_jax.training.checkpoint import Checkpoints
+from contrastive_jax.training.initialize import initial_state
+from contrastive_jax.training.state import StateSpec
+
+SMALL = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 24}
+
+
+def make_spec(**vision):
+  model = presets.resolve(
+    "siglip_ti16",
+    {
+      "vision": {"image_size": 16, "patch_size": 4, "transformer": SMALL, **vision},
+      "text": {"transformer": SMALL, "vocab_size": 11, "length": 5},
+      "embed_dim": 16,
+    },
+  )
+  rules = MeshSpec()
+  return StateSpec(model, optax.sgd(1.0), frozen=(), average=False, mesh=rules.make(jax.devices()[:1]), rules=rules)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """A run of an image tower of 4x4 patches of 4 pixels, and its parameters."""
+  workdir, spec = tmp_path_factory.mktemp("run"), make_spec()
+  state = spec.create(seed=1)
+  with Checkpoints(workdir / "checkpoints") as checkpoints:
+    checkpoints.save(state, {})
+    checkpoints.wait()
+  fields = dataclasses.asdict(spec.model)
+  fields.pop("dtype")
+  (workdir / "config.json").write_text(json.dumps({"model": fields, "compute_dtype": "float32"}))
+  return workdir, jax.device_get(state.params)
+
+
+def started(spec, workdir, **options):
+  said = []
+  return jax.device_get(initial_state(spec, seed=2, init_from=str(workdir), say=said.append, **options).params), said
+
+
+def test_equal_towers_are_taken_without_a_word(run):
+  workdir, params = run
+  taken, said = started(make_spec(), workdir)
+  jax.tree.map(np.testing.assert_array_equal, taken, params)
+  assert not said
+
+
+def test_larger_patches_and_clips_keep_embeddings(run, rng):
+  workdir, params = run
+  taken, said = started(make_spec(patch_size=8, image_size=32, tubelet=2), workdir)
+  assert len(said) == 1 and "from 4 px to 8 px, 2 frames" in said[0]
+  patch = rng.standard_normal((4, 4, 3), np.float32)
+  enlarged = np.asarray(jax.image.resize(patch, (8, 8, 3), "bilinear")).reshape(-1)
+  wanted = patch.reshape(-1) @ params["image"]["patch_embedding"]["kernel"]
+  found = np.tile(enlarged, 2) @ taken["image"]["patch_embedding"]["kernel"]
+  np.testing.assert_allclose(found, wanted, atol=1e-5)
+  for tree in (params, taken):
+    del tree["image"]["patch_embedding"]["kernel"]
+  jax.tree.map(np.testing.assert_array_equal, taken, params)
+
+
+def test_a_finer_grid_resizes_the_position_table(run):
+  workdir, params = run
+  taken, said = started(make_spec(image_size=32), workdir, towers="image")
+  assert len(said) == 1 and "from 4x4 to 8x8 patches" in said[0]
+  table = params["image"]["position"].reshape(4, 4, -1)
+  expected = jax.image.resize(table, (8, 8, table.shape[-1]), "linear").reshape(64, -1)
+  np.testing.assert_allclose(taken["image"]["position"], expected, atol=1e-5)
+
+
+def test_what_cannot_be_adapted_is_named(run):
+  workdir, _ = run
+  with pytest.raises(UserError, match=r"image/time_position is missing there; .*mlp/up/kernel is \[1, 16, 24\] there"):
+    started(make_spec(tubelet=2, time_position="learned", transformer={**SMALL, "mlp_dim": 32}), workdir)
