@@ -37,7 +37,7 @@ def direct(sources: list[emoji.EmojiSource], augment: Augment, steps: range) -> 
     views = augment(
       [e.image for e in examples], [e.flip for e in examples], _RESOLUTION.value, rng.random((_BATCH.value, DRAWS))
     )
-    patchify(views, _PATCH)
+    patchify(np.stack(views), _PATCH)
     yield _BATCH.value
 
 

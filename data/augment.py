@@ -14,6 +14,9 @@ from contrastive_jax.errors import UserError
 # Rows of a batch are spread over threads; OpenCV's own would only get into their way.
 cv2.setNumThreads(0)
 
+# (height, width) in pixels.
+Size = tuple[int, int]
+
 # Uniform draws that a view uses, a multiple of 4.
 DRAWS = 28
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -79,51 +82,67 @@ class Augment:
     self,
     images: Sequence[np.ndarray],
     flips: Sequence[bool],
-    size: int,
+    size: int | Sequence[Size],
     draws: Float[np.ndarray, "images draws"],
-  ) -> UInt8[np.ndarray, "images {size} {size} 3"]:
-    """Renders one view of each image.
+  ) -> UInt8[np.ndarray, "images {size} {size} 3"] | list[np.ndarray]:
+    """Renders one view of each image or clip.
 
     Args:
-      images: uint8 `[height, width, 3]`, or `[height, width, 4]` with colour multiplied by alpha.
+      images: uint8 `[height, width, 3]`, or `[height, width, 4]` with colour multiplied by alpha; with one axis more in
+        front, the frames of a clip, which are all treated alike.
       flips: whether each may be mirrored.
-      size: side of the views in pixels.
+      size: (height, width) of each view in pixels; or the side of all, which are then squares.
       draws: uniform in [0, 1), `DRAWS` an image; a view depends on its own row only.
-    """
-    views = np.empty((len(images), size, size, 3), np.uint8)
-    warps = self._warps(images, flips, size, draws)
-    colours = self._colours(draws)
-    for k, image in enumerate(images):
-      view = _warp(image, warps[k], size)
-      view = self._restyle(view, draws[k])
-      matrix = colours[k]
-      if view.shape[2] == 3:
-        matrix = np.column_stack([matrix[:3, :3], 255 * matrix[:3, 3] + matrix[:3, 4]])
-      # Float32 takes OpenCV's vector path (9 us for 64x64x4), which 8-bit four-channel transforms lack (55 us).
-      toned = cv2.add(cv2.transform(view.astype(np.float32), matrix), 0.0, dtype=cv2.CV_8U)
-      if draws[k, 24] < self.blur:
-        toned = cv2.GaussianBlur(toned, (3, 3), 0)
-      views[k] = toned[..., :3]
-    return views
 
-  def _restyle(self, view: np.ndarray, u: np.ndarray) -> np.ndarray:
+    Returns:
+      uint8 views `[height, width, 3]`, of clips `[frames, height, width, 3]`; stacked where all are squares.
+    """
+    sizes = [(size, size)] * len(images) if isinstance(size, int) else list(size)
+    warps = self._warps(images, flips, np.array(sizes, np.float64).reshape(-1, 2), draws)
+    colours = self._colours(draws)
+    views = []
+    for image, warp, colour, shape, u in zip(images, warps, colours, sizes, draws, strict=True):
+      frames = [_warp(frame, warp, shape) for frame in (image if image.ndim == 4 else [image])]
+      frames = [self._toned(frame, colour, u) for frame in self._restyled(frames, u)]
+      views.append(np.stack(frames) if image.ndim == 4 else frames[0])
+    if not isinstance(size, int):
+      return views
+    return np.stack(views) if views else np.empty((0, size, size, 3), np.uint8)
+
+  def _restyled(self, frames: list[np.ndarray], u: np.ndarray) -> list[np.ndarray]:
     """The changes of drawing style, in an order in which outlines survive the loss of the fills they surround."""
     outlined = u[14] < self.outline
     if outlined:
-      edges = _edges(view, width=2 + int(3 * u[15]))
+      edges = [_edges(frame, width=2 + int(3 * u[15])) for frame in frames]
     if u[12] < self.flatten:
-      view = _flatten(view, levels=3 + int(3 * u[13]))
+      frames = [_flatten(frame, levels=3 + int(3 * u[13])) for frame in frames]
     if u[22] < self.unfill:
-      view = _unfill(view, u[25], u[26])
-    return _outline(view, edges, 30 + 80 * u[16], 0.6 + 0.4 * u[17]) if outlined else view
+      # The first frame decides, so that colours do not flicker.
+      colour = _colour_at(frames[0], u[25], u[26])
+      frames = frames if colour is None else [_unfill(frame, colour) for frame in frames]
+    if outlined:
+      threshold, strength = 30 + 80 * u[16], 0.6 + 0.4 * u[17]
+      frames = [_outline(frame, edge, threshold, strength) for frame, edge in zip(frames, edges, strict=True)]
+    return frames
 
-  def _warps(self, images: Sequence[np.ndarray], flips: Sequence[bool], size: int, u: np.ndarray) -> np.ndarray:
+  def _toned(self, view: np.ndarray, matrix: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """The changes of colour, on the background."""
+    if view.shape[2] == 3:
+      matrix = np.column_stack([matrix[:3, :3], 255 * matrix[:3, 3] + matrix[:3, 4]])
+    # Float32 takes OpenCV's vector path (9 us for 64x64x4), which 8-bit four-channel transforms lack (55 us).
+    toned = cv2.add(cv2.transform(view.astype(np.float32), matrix), 0.0, dtype=cv2.CV_8U)
+    if u[24] < self.blur:
+      toned = cv2.GaussianBlur(toned, (3, 3), 0)
+    return toned[..., :3]
+
+  def _warps(self, images: Sequence[np.ndarray], flips: Sequence[bool], sizes: np.ndarray, u: np.ndarray) -> np.ndarray:
     """The matrices [images, 2, 3] from pixel to view coordinates, both with the origin in a pixel's centre."""
-    shapes = np.array([image.shape for image in images], np.float64).reshape(-1, 3)
+    shapes = np.array([image.shape[-3:] for image in images], np.float64).reshape(-1, 3)
     height, width = shapes[:, 0], shapes[:, 1]
+    zoom = _between(self.zoom, u[:, 0])
+    down, across = zoom * sizes[:, 0] / height, zoom * sizes[:, 1] / width
     # Drawings are shown whole, photographs fill the frame.
-    side = np.where(shapes[:, 2] == 4, np.maximum(height, width), np.minimum(height, width))
-    zoom = _between(self.zoom, u[:, 0]) * size / side
+    zoom = np.where(shapes[:, 2] == 4, np.minimum(down, across), np.maximum(down, across))
     stretch = np.exp(self.stretch * (u[:, 1] - 0.5))
     angle = np.deg2rad(self.rotate) * (2 * u[:, 2] - 1)
     shear = self.shear * (2 * u[:, 3] - 1)
@@ -134,8 +153,9 @@ class Augment:
     warps[:, 0, 0], warps[:, 0, 1] = cos * across * mirror, cos * shear * zoom - sin * down
     warps[:, 1, 0], warps[:, 1, 1] = sin * across * mirror, sin * shear * zoom + cos * down
     for axis, extent in ((0, across * width), (1, down * height)):
-      reach = np.maximum(extent - size, 0) / 2 + self.shift * size
-      centre = (size - 1) / 2 + reach * (2 * u[:, 4 + axis] - 1)
+      frame = sizes[:, 1 - axis]
+      reach = np.maximum(extent - frame, 0) / 2 + self.shift * frame
+      centre = (frame - 1) / 2 + reach * (2 * u[:, 4 + axis] - 1)
       warps[:, axis, 2] = centre - warps[:, axis, 0] * (width - 1) / 2 - warps[:, axis, 1] * (height - 1) / 2
     return warps
 
@@ -167,7 +187,7 @@ def _between(bounds: tuple[float, float], u: np.ndarray) -> np.ndarray:
   return bounds[0] + (bounds[1] - bounds[0]) * u
 
 
-def _warp(image: np.ndarray, warp: np.ndarray, size: int) -> np.ndarray:
+def _warp(image: np.ndarray, warp: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   """Applies a warp; strong reductions average over pixels first."""
   scale = math.sqrt(abs(warp[0, 0] * warp[1, 1] - warp[0, 1] * warp[1, 0]))
   if scale < _SHRINK_BELOW:
@@ -177,7 +197,7 @@ def _warp(image: np.ndarray, warp: np.ndarray, size: int) -> np.ndarray:
     image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
     warp = np.column_stack([warp[:, :2] * ratio, warp[:, 2] + warp[:, :2] @ ((ratio - 1) / 2)])
   border = cv2.BORDER_REFLECT_101 if image.shape[2] == 3 else cv2.BORDER_CONSTANT
-  return cv2.warpAffine(image, warp, (size, size), flags=cv2.INTER_LINEAR, borderMode=border)
+  return cv2.warpAffine(image, warp, size[::-1], flags=cv2.INTER_LINEAR, borderMode=border)
 
 
 @functools.cache
@@ -209,12 +229,15 @@ def _flatten(view: np.ndarray, levels: int) -> np.ndarray:
   return cv2.merge([*(cv2.min(c, channels[3]) for c in flat), channels[3]] if len(channels) == 4 else flat)
 
 
-def _unfill(view: np.ndarray, down: float, across: float) -> np.ndarray:
-  """Makes the colour of one pixel of the middle white wherever it occurs."""
-  size = len(view)
-  colour = view[int(size * (0.2 + 0.6 * down)), int(size * (0.2 + 0.6 * across))].astype(int)
-  if len(colour) == 4 and colour[3] <= 200:
-    return view
+def _colour_at(view: np.ndarray, down: float, across: float) -> np.ndarray | None:
+  """The colour of one pixel of the middle, or None where the view is transparent there."""
+  height, width = view.shape[:2]
+  colour = view[int(height * (0.2 + 0.6 * down)), int(width * (0.2 + 0.6 * across))].astype(int)
+  return None if len(colour) == 4 and colour[3] <= 200 else colour
+
+
+def _unfill(view: np.ndarray, colour: np.ndarray) -> np.ndarray:
+  """Makes a colour white wherever it occurs."""
   same = cv2.inRange(view, np.maximum(colour - 32, 0), np.minimum(colour + 32, 255))
   return cv2.max(view, cv2.merge([same] * view.shape[2]))
 

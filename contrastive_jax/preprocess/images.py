@@ -7,7 +7,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int16, UInt8
 from PIL import Image, ImageOps
 
 from contrastive_jax.batch import ImageBatch
@@ -105,27 +105,61 @@ def patchify(images: UInt8[np.ndarray, "rows height width channels"], patch_size
   Raises:
     ValueError: if the patches do not tile the image.
   """
-  rows, height, width, channels = images.shape
-  if height % patch_size or width % patch_size:
-    raise ValueError(f"patches of {patch_size} pixels do not tile images of {height}x{width}")
-  y, x = height // patch_size, width // patch_size
-  patches = images.reshape(rows, y, patch_size, x, patch_size * channels).swapaxes(2, 3)
-  coords = np.repeat(_grid(y, x)[None], rows, axis=0)
-  return ImageBatch(np.ascontiguousarray(patches).reshape(rows, y * x, patch_size * patch_size * channels), coords)
+  patches, coords = cut(images[:, None], patch_size, 1)
+  return ImageBatch(patches, np.repeat(coords[None], len(images), axis=0))
 
 
 def unpatchify(image: ImageBatch, patch_size: int, channels: int = 3) -> UInt8[np.ndarray, "rows h w channels"]:
   """Puts the patches of a fixed-resolution batch back together: the inverse of `patchify`."""
-  patches, coords = np.asarray(image.patches), np.asarray(image.coords)
-  _, y, x = coords[0].max(axis=0) + 1 if len(coords) else (1, 1, 1)
-  tiles = patches.reshape(len(patches), y, x, patch_size, patch_size * channels).swapaxes(2, 3)
-  return np.ascontiguousarray(tiles).reshape(len(patches), y * patch_size, x * patch_size, channels)
+  return join(np.asarray(image.patches), np.asarray(image.coords)[0], patch_size, channels)[:, 0]
+
+
+def cut(
+  clips: UInt8[np.ndarray, "rows frames height width channels"], patch_size: int, tubelet: int
+) -> tuple[UInt8[np.ndarray, "rows length patch_dim"], Int16[np.ndarray, "length 3"]]:
+  """Cuts clips into tubelets in the order of (t, y, x), each laid out as (frame, y, x, channel).
+
+  Args:
+    clips: equally large clips; an image is a clip of one frame.
+    patch_size: side of a tubelet in pixels; divides both sides of the frames.
+    tubelet: frames of a tubelet; divides those of the clips.
+
+  Returns:
+    The tubelets, and the (t, y, x) that all clips share.
+
+  Raises:
+    ValueError: if the tubelets do not tile the clips.
+  """
+  rows, frames, height, width, channels = clips.shape
+  if height % patch_size or width % patch_size:
+    raise ValueError(f"patches of {patch_size} pixels do not tile images of {height}x{width}")
+  if frames % tubelet:
+    raise ValueError(f"tubelets of {tubelet} frames do not tile clips of {frames}")
+  t, y, x = frames // tubelet, height // patch_size, width // patch_size
+  tiles = clips.reshape(rows, t, tubelet, y, patch_size, x, patch_size * channels).transpose(0, 1, 3, 5, 2, 4, 6)
+  patches = np.ascontiguousarray(tiles).reshape(rows, t * y * x, tubelet * patch_size * patch_size * channels)
+  return patches, _grid(t, y, x)
+
+
+def join(
+  patches: UInt8[np.ndarray, "rows length patch_dim"],
+  coords: Int16[np.ndarray, "length 3"],
+  patch_size: int,
+  channels: int = 3,
+) -> UInt8[np.ndarray, "rows frames height width {channels}"]:
+  """Puts tubelets back together: the inverse of `cut`."""
+  rows, _, patch_dim = patches.shape
+  t, y, x = (coords.max(axis=0) + 1).tolist()
+  tubelet = patch_dim // (patch_size * patch_size * channels)
+  tiles = patches.reshape(rows, t, y, x, tubelet, patch_size, patch_size * channels).transpose(0, 1, 4, 2, 5, 3, 6)
+  return np.ascontiguousarray(tiles).reshape(rows, t * tubelet, y * patch_size, x * patch_size, channels)
 
 
 @functools.cache
-def _grid(y: int, x: int) -> np.ndarray:
-  coords = np.indices((1, y, x), dtype=np.int16).reshape(3, y * x).T
-  return np.ascontiguousarray(coords)
+def _grid(t: int, y: int, x: int) -> np.ndarray:
+  coords = np.ascontiguousarray(np.indices((t, y, x), dtype=np.int16).reshape(3, t * y * x).T)
+  coords.setflags(write=False)
+  return coords
 
 
 def _read(path: str | os.PathLike) -> bytes:

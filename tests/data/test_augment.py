@@ -135,3 +135,58 @@ def test_a_view_depends_on_its_own_draws_only(rng, augment, drawing, photograph)
 def test_impossible_settings_are_refused(fields):
   with pytest.raises(UserError, match=next(iter(fields))):
     Augment(**fields)
+
+
+def test_each_view_has_its_own_size(drawing, photograph):
+  sizes = [(20, 40), (10, 25)]
+  wide, cut = Augment()([drawing, photograph], [False] * 2, sizes, draws_of(2))
+  assert wide.shape == (20, 40, 3) and cut.shape == (10, 25, 3)
+  # The drawing is whole, in the middle, on white; the photograph fills its frame.
+  np.testing.assert_array_equal(wide[:, 10:30], np.where(drawing[..., 3:] > 0, drawing[..., :3], 255))
+  assert (wide[:, :10] == 255).all() and (wide[:, 30:] == 255).all()
+  scaled = Augment()([photograph], [False], [(30, 20)], draws_of(1))[0]
+  np.testing.assert_array_equal(scaled, photograph)
+  strip = Augment()([photograph], [False], [(6, 20)], draws_of(1))[0]
+  np.testing.assert_array_equal(strip, photograph[12:18])
+
+
+@pytest.mark.parametrize("augment", [Augment(), DRAWINGS, PHOTOGRAPHS])
+def test_square_sizes_are_the_squares(rng, augment, drawing, photograph):
+  images, draws = [drawing, photograph] * 8, rng.random((16, DRAWS))
+  squares = augment(images, [True] * 16, 24, draws)
+  for view, square in zip(augment(images, [True] * 16, [(24, 24)] * 16, draws), squares, strict=True):
+    np.testing.assert_array_equal(view, square)
+
+
+def test_turning_everything_around_turns_the_views(rng, drawing, photograph):
+  # A quarter turn of image and frame exchanges the axes of all that is symmetric in them.
+  augment = Augment(zoom=(0.7, 1.3), shift=0.2, unfill=1.0)
+  draws = rng.random((16, DRAWS))
+  turned = draws.copy()
+  turned[:, [4, 5, 25, 26]] = draws[:, [5, 4, 26, 25]]
+  images = [drawing, photograph] * 8
+  views = augment(images, [False] * 16, [(24, 17)] * 16, draws)
+  others = augment([image.swapaxes(0, 1).copy() for image in images], [False] * 16, [(17, 24)] * 16, turned)
+  for view, other in zip(views, others, strict=True):
+    assert np.abs(view.astype(int) - other.swapaxes(0, 1)).mean() < 2
+
+
+@pytest.mark.parametrize("augment", [DRAWINGS, PHOTOGRAPHS])
+def test_a_clip_is_treated_alike_in_all_frames(rng, augment, drawing, photograph):
+  draws = rng.random((32, DRAWS))
+  clips = [np.stack([image] * 3) for image in [drawing, photograph] * 16]
+  sizes = [(int(h), int(w)) for h, w in rng.integers(8, 40, (32, 2))]
+  stills = augment([clip[0] for clip in clips], [True] * 32, sizes, draws)
+  for clip, still, size in zip(augment(clips, [True] * 32, sizes, draws), stills, sizes, strict=True):
+    assert clip.shape == (3, *size, 3)
+    np.testing.assert_array_equal(clip, np.broadcast_to(still, clip.shape))
+
+
+def test_the_first_frame_says_which_colour_is_unfilled():
+  frames = np.zeros((2, 20, 20, 4), np.uint8)
+  frames[0, 4:16, 4:16] = 250, 200, 0, 255
+  frames[1, 4:16, 4:16] = 0, 0, 200, 255
+  frames[1, 5:7, 5:7] = 250, 200, 0, 255
+  first, second = Augment(unfill=1.0)([frames], [False], [(20, 20)], draws_of(1, _22=0.0))[0]
+  assert (first == 255).all() and (second[5:7, 5:7] == 255).all()
+  np.testing.assert_array_equal(second[10, 10], (0, 0, 200))

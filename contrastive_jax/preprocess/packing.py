@@ -1,0 +1,263 @@
+"""Packing: the images or captions of a pack of pairs, laid side by side in rows of one length.
+
+First the plan, from sizes alone, so that what is too much for the rows is rendered smaller in the first place; then the
+pixels or tokens, put where the plan says. The order of pairs is kept by `slots`. All is a pure function of the sizes.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int, Int16, UInt8
+
+from contrastive_jax.batch import ImageBatch, TextBatch
+from contrastive_jax.errors import UserError
+from contrastive_jax.preprocess.rows import State, shrink_to_fit
+
+# Patches and their coordinates. Anonymous sizes: those of the images in one list differ.
+Patches = tuple[UInt8[np.ndarray, "_ _"], Int16[np.ndarray, "_ 3"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+  """Where each item of a pack lies.
+
+  Attributes:
+    rows: number of rows.
+    length: of a row in tokens.
+    sizes: of the items in tokens, as they are placed.
+    slots: (row, segment) of each item; the segments of a row are numbered from 1 in the order of the items.
+    starts: first token of each item in its row. A row is filled from its beginning without gaps.
+  """
+
+  rows: int
+  length: int
+  sizes: Int[np.ndarray, "items"]
+  slots: Int[np.ndarray, "items 2"]
+  starts: Int[np.ndarray, "items"]
+
+  @property
+  def fill(self) -> float:
+    """Share of the rows' tokens that are real."""
+    return float(self.sizes.sum()) / (self.rows * self.length)
+
+  def cells(self) -> Int[np.ndarray, "tokens"]:
+    """Index of every token of every item, in order, into the rows laid end to end."""
+    first = self.slots[:, 0].astype(np.int64) * self.length + self.starts
+    within = np.arange(self.sizes.sum()) - np.repeat(np.cumsum(self.sizes) - self.sizes, self.sizes)
+    return np.repeat(first, self.sizes) + within
+
+  def segments(self) -> Int16[np.ndarray, "rows length"]:
+    """The segment of every token of the rows, 0 where there is none."""
+    segments = np.zeros(self.rows * self.length, np.int16)
+    segments[self.cells()] = np.repeat(self.slots[:, 1], self.sizes)
+    return segments.reshape(self.rows, self.length)
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedGrids(Placement):
+  """A plan for images or clips.
+
+  Attributes:
+    wanted: patches along (t, y, x) that each image asked for.
+    grids: patches along (t, y, x) that it got.
+  """
+
+  wanted: Int[np.ndarray, "items 3"]
+  grids: Int[np.ndarray, "items 3"]
+
+  @property
+  def factors(self) -> Float[np.ndarray, "items"]:
+    """Sides of each image relative to what was asked for: the geometric mean of both, 1 where it was not shrunk."""
+    return np.sqrt(self.grids[:, 1:].prod(axis=1) / self.wanted[:, 1:].prod(axis=1))
+
+  @property
+  def shrunk(self) -> int:
+    """Number of images that were made smaller."""
+    return int((self.grids != self.wanted).any(axis=1).sum())
+
+  @property
+  def dropped(self) -> int:
+    """Patches asked for and not given."""
+    return int(self.wanted.prod(axis=1).sum() - self.sizes.sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedTexts(Placement):
+  """A plan for captions.
+
+  Attributes:
+    wanted: tokens of each caption before any was cut.
+  """
+
+  wanted: Int[np.ndarray, "items"]
+
+  @property
+  def truncated(self) -> int:
+    """Number of captions that were cut."""
+    return int((self.sizes < self.wanted).sum())
+
+  @property
+  def dropped(self) -> int:
+    """Tokens that were cut."""
+    return int((self.wanted - self.sizes).sum())
+
+
+def pack_grids(grids: Int[np.ndarray, "items 3"], *, rows: int, length: int, min_tokens: int = 1) -> PackedGrids:
+  """Plans the rows of the images or clips of one pack.
+
+  Where they do not fit, the largest of them loses a row or a column of patches, whichever keeps its shape better, again
+  and again until they do: no image gets smaller than it must while a larger one could give way instead.
+
+  Args:
+    grids: patches along (t, y, x) that each asks for.
+    rows: of the pack.
+    length: of a row in tokens.
+    min_tokens: no image is shrunk below it.
+
+  Raises:
+    UserError: if they do not fit however they are shrunk.
+  """
+  wanted = np.asarray(grids, np.int64)
+  asked = [tuple(grid) for grid in wanted.tolist()]
+
+  def smaller(item: int, grid: State) -> State | None:
+    (t, y, x), (_, full_y, full_x) = grid, asked[item]
+    # Of the two sides the one that has lost the smaller share, and of equals the longer one.
+    row = x == 1 or (y > 1 and (y * full_x, y) >= (x * full_y, x))
+    y, x = (y - 1, x) if row else (y, x - 1)
+    return (t, y, x) if t * y * x >= max(1, min_tokens) else None
+
+  final, row_of = shrink_to_fit(asked, rows, length, smaller, "images")
+  got = np.array(final, np.int64).reshape(-1, 3)
+  sizes = got.prod(axis=1)
+  return PackedGrids(rows, length, sizes, *_laid(sizes, row_of), wanted, got)
+
+
+def place_images(patches: Sequence[Patches], packed: PackedGrids) -> ImageBatch:
+  """Puts images or clips where the plan says.
+
+  Args:
+    patches: the patches of each, as many as its planned grid has, and their coordinates.
+    packed: the plan.
+
+  Raises:
+    ValueError: if an image was not rendered at its planned size.
+  """
+  batch = ImageBatch(
+    np.zeros((packed.rows, packed.length, patches[0][0].shape[1]), np.uint8),
+    np.zeros((packed.rows, packed.length, 3), np.int16),
+    packed.segments(),
+    packed.slots,
+  )
+  for (pixels, coords), size, row, start in zip(patches, packed.sizes, packed.slots[:, 0], packed.starts, strict=True):
+    if len(pixels) != size:
+      raise ValueError(f"an image has {len(pixels)} patches, its plan says {size}")
+    batch.patches[row, start : start + size] = pixels
+    batch.coords[row, start : start + size] = coords
+  return batch
+
+
+def pack_texts(lengths: Int[np.ndarray, "items"], *, rows: int, length: int) -> PackedTexts:
+  """Plans the rows of the captions of one pack.
+
+  Where they do not fit, the longest of them loses a token, again and again until they do.
+
+  Args:
+    lengths: tokens of each caption. An empty one takes the room of one token of padding, which is what it shows.
+    rows: of the pack.
+    length: of a row in tokens.
+
+  Raises:
+    UserError: if the rows have fewer tokens than there are captions.
+  """
+  wanted = np.maximum(np.asarray(lengths, np.int64), 1)
+
+  def smaller(_: int, state: State) -> State | None:
+    return (state[0] - 1,) if state[0] > 1 else None
+
+  final, row_of = shrink_to_fit([(n,) for n in wanted.tolist()], rows, length, smaller, "captions")
+  sizes = np.array(final, np.int64).reshape(-1)
+  return PackedTexts(rows, length, sizes, *_laid(sizes, row_of), wanted)
+
+
+def place_texts(tokens: Int[np.ndarray, "items padded"], packed: PackedTexts) -> TextBatch:
+  """Puts captions where the plan says; one that is cut keeps its last token, which ends the text.
+
+  Args:
+    tokens: each caption from the first column on, padded.
+    packed: the plan.
+
+  Returns:
+    The rows, without groups, which are known only to the whole batch.
+  """
+  every = np.arange(len(tokens))
+  kept = tokens.copy()
+  kept[every, packed.sizes - 1] = tokens[every, packed.wanted - 1]
+  placed = np.zeros(packed.rows * packed.length, np.int32)
+  placed[packed.cells()] = kept[np.arange(tokens.shape[1]) < packed.sizes[:, None]]
+  return TextBatch(placed.reshape(packed.rows, packed.length), None, None, packed.segments(), packed.slots)
+
+
+def capacity(mean: float, std: float, *, pairs: int, fill: float = 0.95) -> int:
+  """How many tokens the rows of a pack should have: the most that are expected to be filled to a share of `fill`.
+
+  Fewer waste less, and shrink more. The sum of a pack's sizes is taken as normal, and what exceeds the rows as shrunk.
+
+  Args:
+    mean: tokens of an image or a caption.
+    std: their standard deviation.
+    pairs: of a pack.
+    fill: the share of real tokens to expect, below 1.
+  """
+  total, spread = pairs * mean, math.sqrt(pairs) * std
+
+  def expected(tokens: int) -> float:
+    if not spread:
+      return min(1.0, total / tokens)
+    z = (tokens - total) / spread
+    over = math.exp(-z * z / 2) / math.sqrt(2 * math.pi) - z * math.erfc(z / math.sqrt(2)) / 2
+    return (total - spread * over) / tokens
+
+  few, many = 1, 1 + math.ceil(2 * (total + spread) / fill)
+  while many - few > 1:
+    middle = (few + many) // 2
+    few, many = (middle, many) if expected(middle) >= fill else (few, middle)
+  return few
+
+
+def row_shape(tokens: int, *, least: int, multiple: int = 128) -> tuple[int, int]:
+  """The shortest rows that have a number of tokens, or up to 0.5% less, together; else those that come closest.
+
+  Args:
+    tokens: of all rows, see `capacity`.
+    least: shortest length of a row. Rows of four times the longest item waste next to nothing, of twice the longest
+      about 2%; the longer they are, the more attention computes across items, where it does not skip blocks.
+    multiple: the length is a multiple of it; kernels of TPUs and GPUs want one of 128.
+
+  Returns:
+    Number of rows and their length, which is at most a quarter longer than it must be.
+
+  Raises:
+    UserError: if there are not tokens enough for a row.
+  """
+  shortest = -(-least // multiple) * multiple
+  lengths = [n for n in range(shortest, shortest * 5 // 4 + 1, multiple) if n <= tokens]
+  if not lengths:
+    raise UserError(f"{tokens} tokens are too few for a row of {shortest}: pack more pairs, or shorten the rows")
+  enough = [n for n in lengths if tokens // n * n >= 0.995 * tokens]
+  length = enough[0] if enough else max(lengths, key=lambda n: tokens // n * n)
+  return tokens // length, length
+
+
+def _laid(sizes: np.ndarray, row_of: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+  """Slots and starts of items in the order in which they come."""
+  row = np.asarray(row_of, np.int64)
+  order = np.argsort(row, kind="stable")
+  first = np.searchsorted(row[order], row[order])
+  before = np.cumsum(sizes[order]) - sizes[order]
+  slots, starts = np.empty((len(row), 2), np.int32), np.empty(len(row), np.int64)
+  slots[order] = np.stack([row[order], np.arange(len(row)) - first + 1], axis=1)
+  starts[order] = before - before[first]
+  return slots, starts

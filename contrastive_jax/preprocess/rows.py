@@ -1,0 +1,138 @@
+"""Which items share a row: rows filled to the last token where that can be done, and the least shrinking where not."""
+
+import heapq
+import math
+from collections.abc import Callable, Sequence
+
+from contrastive_jax.errors import UserError
+
+# The extent of an item, whose product is its size in tokens: (t, y, x) of an image, (n,) of a caption.
+State = tuple[int, ...]
+
+
+def fill_rows(sizes: Sequence[int], rows: int, length: int) -> list[int] | None:
+  """Gives each item a row.
+
+  Row by row, the set of remaining items that fills it best, by the subset sums of their sizes; of equally good sets the
+  one with the largest items, so that what is left for the last rows is small and fills them as well.
+
+  Args:
+    sizes: of the items, at least 1 each.
+    rows: number of rows.
+    length: of a row.
+
+  Returns:
+    The row of each item; None where they do not fit this way.
+  """
+  spare = rows * length - sum(sizes)
+  row_of = [-1] * len(sizes)
+  remaining: dict[int, list[int]] = {}  # Items by size, ascending; the last of each list goes first.
+  for item in sorted(range(len(sizes)), key=lambda item: (sizes[item], -item)):
+    remaining.setdefault(sizes[item], []).append(item)
+  # Bit n of a number says whether some of the items have the size n together.
+  within = (1 << (length + 1)) - 1
+  for row in range(rows):
+    if spare < 0 or not remaining:
+      break
+    sums, steps = 1, []
+    for size, items in remaining.items():
+      for _ in range(min(len(items), length // size)):
+        steps.append((size, sums))
+        sums = (sums | sums << size) & within
+    rest = sums.bit_length() - 1
+    spare -= length - rest
+    for size, without in reversed(steps):
+      if size <= rest and without >> (rest - size) & 1:
+        row_of[remaining[size].pop()] = row
+        rest -= size
+    remaining = {size: items for size, items in remaining.items() if items}
+  return None if remaining else row_of
+
+
+def shrink_to_fit(
+  wanted: Sequence[State], rows: int, length: int, smaller: Callable[[int, State], State | None], what: str
+) -> tuple[list[State], list[int]]:
+  """Makes items fit into rows: in each turn the largest, of equals the first, gets one step smaller.
+
+  Args:
+    wanted: the extent that each item asks for.
+    rows: number of rows.
+    length: of a row.
+    smaller: the next smaller extent of an item, or None where there is none.
+    what: the items, for the error.
+
+  Returns:
+    The extents after the fewest turns found, and the row of each item. One turn fewer would not fit.
+
+  Raises:
+    UserError: if they do not fit however small.
+  """
+  sizes = [math.prod(state) for state in wanted]
+  turns: list[tuple[int, State]] = []
+  taker = _Turns(wanted, sizes, smaller)
+
+  def attempt(count: int) -> list[int] | None:
+    tried = list(sizes)
+    for item, state in turns[:count]:
+      tried[item] = math.prod(state)
+    return fill_rows(tried, rows, length)
+
+  more = True
+  while more and (taker.total > rows * length or taker.largest > length):
+    more = taker.take(turns)
+  failed, step = len(turns), 1
+  row_of = attempt(failed)
+  while row_of is None and more:
+    failed = len(turns)
+    for _ in range(step):
+      more = more and taker.take(turns)
+    step *= 2
+    row_of = attempt(len(turns))
+  if row_of is None:
+    raise UserError(
+      f"{rows} rows of {length} tokens are too few for the {len(wanted)} {what} of a pack, even at their smallest:"
+      " give it more or longer rows"
+    )
+  fits = len(turns)
+  while fits - failed > 1:
+    middle = (failed + fits) // 2
+    fewer = attempt(middle)
+    if fewer is None:
+      failed = middle
+    else:
+      fits, row_of = middle, fewer
+  final = list(wanted)
+  for item, state in turns[:fits]:
+    final[item] = state
+  return final, row_of
+
+
+class _Turns:
+  """Takes turns, and knows what they have come to."""
+
+  def __init__(self, wanted: Sequence[State], sizes: Sequence[int], smaller: Callable[[int, State], State | None]):
+    self._states, self._smaller = list(wanted), smaller
+    self._heap = [(-size, item) for item, size in enumerate(sizes)]
+    heapq.heapify(self._heap)
+    self.total = sum(sizes)
+    self._stuck = 0
+
+  @property
+  def largest(self) -> int:
+    """Size of the largest item."""
+    return max(self._stuck, -self._heap[0][0] if self._heap else 0)
+
+  def take(self, turns: list[tuple[int, State]]) -> bool:
+    """Adds a turn; False where no item can get smaller."""
+    while self._heap:
+      size, item = heapq.heappop(self._heap)
+      state = self._smaller(item, self._states[item])
+      if state is None:
+        self._stuck = max(self._stuck, -size)
+        continue
+      self._states[item] = state
+      self.total += size + math.prod(state)
+      heapq.heappush(self._heap, (-math.prod(state), item))
+      turns.append((item, state))
+      return True
+    return False
