@@ -17,7 +17,6 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from contrastive_jax.batch import ImageBatch
 from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation.tasks import Images
 from contrastive_jax.evaluation.zero_shot import classifier
@@ -32,16 +31,22 @@ from contrastive_jax.parallel.mesh import (
   put_batch,
   replicated,
 )
-from contrastive_jax.preprocess import images as preprocess
 from contrastive_jax.preprocess import tokenizers
+from contrastive_jax.preprocess.resolution import Resolution
+from contrastive_jax.preprocess.video import Clip
+from contrastive_jax.preprocess.views import Patches, Views, gather
 
 # Batches dispatched and not yet read back: one is computed while the next is decoded.
 IN_FLIGHT = 2
+# Batches read together where images differ in length, to put those of similar length into one batch.
+SORTED_TOGETHER = 2
 DECODING_THREADS = min(16, os.cpu_count() or 1)
 
-# Decoded pixels, a file, or an open picture.
-AnyImage = UInt8[np.ndarray, "_ _ _"] | Image.Image | str | os.PathLike
+# Decoded pixels, a file, or an open picture; a clip, or its frames.
+AnyImage = UInt8[np.ndarray, "_ _ _"] | Image.Image | str | os.PathLike | Clip | UInt8[np.ndarray, "_ _ _ _"]
 AnyImages = Sequence[AnyImage] | Images
+# The rows of the answer that a batch holds, and this host's share of the batch.
+Batches = Iterator[tuple[np.ndarray, Any]]
 
 
 class Model:
@@ -56,6 +61,9 @@ class Model:
     params: Mapping[str, Any],
     tokenizer: Callable[[Sequence[str], int], tuple[np.ndarray, np.ndarray]],
     *,
+    resolution: Resolution | None = None,
+    clips: Resolution | None = None,
+    frames: int = 8,
     mesh: Mesh | None = None,
     batch_size: int = 256,
     progress: bool = False,
@@ -63,13 +71,18 @@ class Model:
   ):
     """Puts the parameters on the mesh; nothing is compiled before the first batch of either tower.
 
+    At fixed resolution each tower is compiled once, else the image tower once for each of `lengths` that occurs.
+
     Args:
       config: of the two towers.
       params: nested dict of arrays, on the host or already on the mesh, where they stay as they are.
       tokenizer: texts and a length -> token ids and mask `[texts, length]`.
+      resolution: of images; None is fixed at the image size of the vision tower.
+      clips: resolution of clips; None is that of images.
+      frames: of a clip, from all over its length.
       mesh: images and texts are split over its "data" and "fsdp" axes; None is all devices.
       batch_size: images or texts encoded at once over the whole mesh, rounded up to a multiple of its data shards.
-        Fewer are padded to it, so that each tower is compiled once: choose it near what a call usually brings.
+        Fewer are padded to it: choose it near what a call usually brings.
       progress: show a bar with rate and remaining time on the terminal.
       step: of the checkpoint that the parameters come from, where they come from one.
     """
@@ -83,6 +96,7 @@ class Model:
     self.progress = progress
     self.step = step
     self.params = _on_mesh(self.mesh, config, params)
+    self.views = _views(config, resolution, clips, frames)
     graphdef, _ = dual_encoder.abstract(config)
     # Every process reads the whole answer, so the embeddings end up everywhere; they are small.
     shardings = {"in_shardings": (None, batch_sharding(self.mesh)), "out_shardings": replicated(self.mesh)}
@@ -104,6 +118,17 @@ class Model:
     other.step = None
     return other
 
+  def with_resolution(self, resolution: Resolution, clips: Resolution | None = None, frames: int = 8) -> "Model":
+    """The same model at another resolution, such as that of a run's next stage; see the constructor."""
+    other = copy.copy(self)
+    other.views = _views(self.config, resolution, clips, frames)
+    return other
+
+  @property
+  def lengths(self) -> tuple[int, ...]:
+    """Row lengths in which images and clips are embedded, in patches."""
+    return self.views.lengths()
+
   @property
   def logit_scale(self) -> float:
     """Multiplies cosine similarities to give logits."""
@@ -119,34 +144,49 @@ class Model:
     """L2-normalised float32 embeddings.
 
     Args:
-      images: PIL images, uint8 arrays `[height, width, 3 or 4]` or paths, in anything with a length and an index; they
-        are read a batch at a time; the shorter side is resized to the tower's and the middle square cut out.
+      images: PIL images, uint8 arrays `[height, width, 3 or 4]` or paths, and clips or arrays
+        `[frames, height, width, 3 or 4]`, in anything with a length and an index; they are read a batch at a time, and
+        brought to the resolution of the model (see `preprocess.views.Views`).
     """
-    if isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", 4) == 3:
+    if isinstance(images, str | os.PathLike | Image.Image | Clip) or getattr(images, "ndim", 4) == 3:
       raise UserError(f"encode_image takes a list of images, got one {type(images).__name__}: write [image]")
-    vision = self.config.vision
-    # A patch embedding leaves out the pixels that do not fill a patch, such as 6 of the 384 at patch size 14.
-    seen = vision.grid * vision.patch_size
-
-    def prepare(index: int) -> np.ndarray:
-      return preprocess.center_crop(preprocess.decode(images[index]), vision.image_size)[:seen, :seen]
-
     with ThreadPoolExecutor(DECODING_THREADS) as threads:
 
-      def read(rows: list[int]) -> ImageBatch:
-        return preprocess.patchify(np.stack(list(threads.map(prepare, rows))), vision.patch_size)
+      def read(rows: list[int]) -> list[Patches]:
+        return list(threads.map(lambda row: self.views(images[row]), rows))
 
-      return self._encode(self._image_tower, read, len(images), "images")
+      return self._encode(self._image_tower, self._image_batches(read, len(images)), len(images))
+
+  def _image_batches(self, read: Callable[[list[int]], list[Patches]], count: int) -> Batches:
+    """Batches of images of similar length."""
+    lengths = np.asarray(self.lengths)
+    together = 1 if self.views.uniform else SORTED_TOGETHER
+    for rows in self._shown(self._rows(count, together), count, "images"):
+      mine = _read_once(read, rows[self._host])
+      # Every host sorts its share; all know the sizes of all, and so agree on the shape of each batch.
+      sizes = self._from_all_hosts(np.array([(patches.shape[1], len(patches)) for patches, _ in mine]))
+      order = np.lexsort((sizes[..., 1], sizes[..., 0]), axis=-1)
+      for some in np.split(order, order.shape[1] // self._share, axis=1):
+        chosen = np.take_along_axis(sizes, some[..., None], axis=1)
+        longest, widest = chosen[..., 1].max(), chosen[..., 0].max()
+        length = int(lengths[np.searchsorted(lengths, longest)])
+        padded = not self.views.uniform or bool(chosen[..., 1].min() < length)
+        batch = gather([mine[row] for row in some[self._host]], length, width=int(widest), padded=padded)
+        yield np.take_along_axis(rows, some, axis=1).ravel(), batch
 
   def encode_text(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
     """L2-normalised float32 embeddings of texts; those longer than the tower reads are truncated."""
     if isinstance(texts, str):
       raise UserError(f"encode_text takes a list of texts, got one: write [{texts!r}]")
 
-    def read(rows: list[int]) -> tuple[np.ndarray, np.ndarray]:
-      return self.tokenizer([texts[row] for row in rows], self.config.text.length)
+    def read(rows: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+      return list(zip(*self.tokenizer([texts[row] for row in rows], self.config.text.length), strict=True))
 
-    return self._encode(self._text_tower, read, len(texts), "texts")
+    batches = (
+      (rows.ravel(), tuple(np.stack(part) for part in zip(*_read_once(read, rows[self._host]), strict=True)))
+      for rows in self._shown(self._rows(len(texts)), len(texts), "texts")
+    )
+    return self._encode(self._text_tower, batches, len(texts))
 
   def zero_shot(
     self, images: AnyImages, classes: Sequence[str], templates: Sequence[str] = ("{}",)
@@ -163,32 +203,52 @@ class Model:
     unnormalised = np.exp(logits - logits.max(axis=1, keepdims=True))
     return unnormalised / unnormalised.sum(axis=1, keepdims=True)
 
-  def _encode(self, tower, read: Callable[[list[int]], Any], count: int, what: str) -> np.ndarray:
+  def _encode(self, tower: Callable[[Any, Any], jax.Array], batches: Batches, count: int) -> np.ndarray:
     embeddings = np.empty((count, self.config.embed_dim), np.float32)
-    pending: deque[tuple[int, jax.Array]] = deque()
+    pending: deque[tuple[np.ndarray, jax.Array]] = deque()
 
     def collect() -> None:
-      start, batch = pending.popleft()
-      rows = embeddings[start : start + self.batch_size]
-      rows[:] = np.asarray(batch)[: len(rows)]
+      rows, batch = pending.popleft()
+      embeddings[rows] = np.asarray(batch)
 
-    host, hosts = host_share(self.mesh)
-    share = self.batch_size // hosts
-    for start in self._shown(range(0, count, self.batch_size), count, what):
-      # The last item stands in where the last batch is not full: it is read once and its copies are dropped.
-      rows = np.minimum(np.arange(start + host * share, start + (host + 1) * share), count - 1)
-      distinct, position = np.unique(rows, return_inverse=True)
-      batch = jax.tree.map(lambda array, at=position: array[at], read(distinct.tolist()))
-      pending.append((start, tower(self.params, put_batch(self.mesh, batch))))
+    for rows, batch in batches:
+      pending.append((rows, tower(self.params, put_batch(self.mesh, batch))))
       if len(pending) == IN_FLIGHT:
         collect()
     while pending:
       collect()
     return embeddings
 
-  def _shown(self, starts: range, count: int, what: str) -> Iterator[int]:
+  @property
+  def _host(self) -> int:
+    return host_share(self.mesh)[0]
+
+  @property
+  def _share(self) -> int:
+    return self.batch_size // host_share(self.mesh)[1]
+
+  def _rows(self, count: int, together: int = 1) -> Iterator[np.ndarray]:
+    """Rows `[hosts, rows of a host]` of one batch after the other, or of several together.
+
+    The last item stands in where the last batch is not full.
+    """
+    hosts = host_share(self.mesh)[1]
+    step = together * self.batch_size
+    for start in range(0, count, step):
+      stop = start + min(step, -(-(count - start) // self.batch_size) * self.batch_size)
+      yield np.minimum(np.arange(start, stop), count - 1).reshape(hosts, -1)
+
+  def _from_all_hosts(self, values: np.ndarray) -> np.ndarray:
+    """What every host has, `[hosts, ...]`, on all of them."""
+    hosts = host_share(self.mesh)[1]
+    if hosts == 1:
+      return values[None]
+    everywhere = jax.jit(lambda array: array, out_shardings=replicated(self.mesh))
+    return np.asarray(everywhere(put_batch(self.mesh, values))).reshape(hosts, *values.shape)
+
+  def _shown(self, batches: Iterator[np.ndarray], count: int, what: str) -> Iterator[np.ndarray]:
     if not self.progress:
-      yield from starts
+      yield from batches
       return
     columns = (
       TextColumn(f"[bold]encoding {what}"),
@@ -198,9 +258,9 @@ class Model:
     )
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
       task = bar.add_task(what, total=count, rate="")
-      for start in starts:
-        yield start
-        bar.update(task, completed=min(start + self.batch_size, count))
+      for rows in batches:
+        yield rows
+        bar.update(task, completed=int(rows.max()) + 1)
         speed = bar.tasks[0].speed
         bar.update(task, rate=f"{speed:,.0f} {what}/s" if speed else "")
 
@@ -216,7 +276,7 @@ def load(
   """Opens a trained model.
 
   Args:
-    path: a run directory, or weights imported by convert.py.
+    path: a run directory, or weights imported by convert.py. Images are seen as in the last stage of the run.
     step: which checkpoint; None is the newest.
     mesh: see `Model`.
     batch_size: see `Model`.
@@ -232,7 +292,8 @@ def load(
   path = Path(path)
   if not (path / "config.json").is_file():
     raise UserError(f"{path} is not a run directory: it has no config.json")
-  config = model_config(json.loads((path / "config.json").read_text()))
+  run = json.loads((path / "config.json").read_text())
+  config = model_config(run)
   tokenizer = tokenizers.load(str(path / "tokenizer"))
   mesh = MeshSpec().make() if mesh is None else mesh
   restored = restore_params(path, step, lambda part: _placed(mesh, config, part))
@@ -242,11 +303,39 @@ def load(
     config,
     restored.params,
     tokenizer,
+    **_last_stage(run, config),
     mesh=mesh,
     batch_size=batch_size,
     progress=progress,
     step=restored.step,
   )
+
+
+def _last_stage(run: Mapping[str, Any], config: DualEncoderConfig) -> dict[str, Any]:
+  """The resolutions and frames that a run ends with, as arguments of `Model`."""
+  if not run.get("curriculum"):
+    return {}
+  stage = run["curriculum"][-1]
+  size = stage["size"] or config.vision.image_size
+  tokens = stage["video_max_tokens"]
+  return {
+    "resolution": Resolution(stage["mode"], size, stage["min_tokens"], stage["max_tokens"], tuple(stage["lengths"])),
+    "clips": Resolution("native", max_tokens=tokens) if tokens else Resolution.fixed(stage["video_size"] or size),
+    "frames": stage["frames"],
+  }
+
+
+def _views(config: DualEncoderConfig, resolution: Resolution | None, clips: Resolution | None, frames: int) -> Views:
+  vision = config.vision
+  resolution = resolution or Resolution.fixed(vision.image_size)
+  return Views(vision.patch_size, vision.tubelet, resolution, clips or resolution, frames)
+
+
+def _read_once(read: Callable[[list[int]], Sequence], rows: np.ndarray) -> list:
+  """Items of the rows, where the last may repeat."""
+  distinct, position = np.unique(rows, return_inverse=True)
+  items = read(distinct.tolist())
+  return [items[k] for k in position]
 
 
 def _on_mesh(mesh: Mesh, config: DualEncoderConfig, params: Mapping[str, Any]) -> Any:

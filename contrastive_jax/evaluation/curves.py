@@ -7,6 +7,8 @@ from typing import Any
 
 WIDTH, HEIGHT = 480, 230
 LEFT, RIGHT, TOP, BOTTOM = 50, 14, 12, 28
+# Width of a letter of the labels.
+LETTER = 6.0
 # More points than this cannot be told apart at the width of a page.
 MOST_POINTS = 300
 
@@ -33,6 +35,21 @@ class Line:
 
 
 @dataclasses.dataclass(frozen=True)
+class Boundary:
+  """The beginning of a stage.
+
+  Attributes:
+    x: where it is.
+    name: of the stage.
+    fits: whether there is room for the name.
+  """
+
+  x: float
+  name: str
+  fits: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Chart:
   """Lines on common axes; ticks are (position, text).
 
@@ -41,12 +58,14 @@ class Chart:
     lines: at least one.
     x_ticks: steps.
     y_ticks: values.
+    stages: where each stage of the run begins.
   """
 
   title: str
   lines: tuple[Line, ...]
   x_ticks: tuple[tuple[float, str], ...]
   y_ticks: tuple[tuple[float, str], ...]
+  stages: tuple[Boundary, ...] = ()
 
 
 def series(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
@@ -75,6 +94,7 @@ def chart(
   smooth: bool = False,
   from_zero: bool = False,
   percent: bool = False,
+  stages: Sequence[tuple[str, float]] = (),
 ) -> Chart | None:
   """Places curves on common axes.
 
@@ -85,6 +105,7 @@ def chart(
     smooth: draw the raw values faint, and their moving mean over them.
     from_zero: the y axis starts at zero.
     percent: values are fractions, written as percentages.
+    stages: (name, first step) of each stage of the run, in order.
 
   Returns:
     None where no curve is left.
@@ -114,6 +135,11 @@ def chart(
       marks=tuple(places) if len(places) <= 16 and kind == "main" else (),
     )
 
+  places = [*(x(first) for _, first in stages), float(WIDTH - RIGHT)]
+  boundaries = tuple(
+    Boundary(place, name, fits=after - place >= LETTER * (len(name) + 1))
+    for (name, _), place, after in zip(stages, places, places[1:], strict=False)
+  )
   lines = []
   for name, points in named.items():
     if smooth and len(points) > 16:
@@ -125,6 +151,7 @@ def chart(
     lines=tuple(lines),
     x_ticks=tuple((x(tick), _text(tick)) for tick in x_ticks if tick <= last_step),
     y_ticks=tuple((y(tick), _text(tick, percent)) for tick in y_ticks),
+    stages=boundaries,
   )
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from contrastive_jax.evaluation import curves
 from contrastive_jax.evaluation.results import Result, headline, percent, write_atomically
+from contrastive_jax.evaluation.stages import StageScores
 
 _FIXED_NAMES = {
   "acc1": "Top-1 accuracy",
@@ -31,6 +32,8 @@ def write_report(
   evaluations: Sequence[Result],
   attribution: str,
   facts: Mapping[str, str] | None = None,
+  stages: Sequence[tuple[str, int]] = (),
+  by_stage: Sequence[StageScores] = (),
 ) -> Path:
   """Writes the report, atomically.
 
@@ -43,6 +46,8 @@ def write_report(
     evaluations: the first gives the headline.
     attribution: whose pictures these are and under which licence.
     facts: what else to tell of the run, by label: {"Parameters": "4.2 M", "Training time": "5 min"}.
+    stages: (name, first step) of each stage of a run that has several; the curves show where they begin.
+    by_stage: scores at the end of each stage, see `stages.stage_scores`; a table of them where there are several.
   """
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -56,7 +61,10 @@ def write_report(
     title=title,
     evaluations=evaluations,
     headlines=[headline(result) for result in evaluations],
-    charts=charts(metrics),
+    charts=charts(metrics, stages),
+    stages=stages,
+    by_stage=by_stage if len(by_stage) > 1 else (),
+    staged_sets=list(dict.fromkeys(name for stage in by_stage for name in stage.scores)),
     plot=curves,
     config=flat(config),
     facts=run_facts(config, metrics) | dict(facts or {}),
@@ -65,8 +73,8 @@ def write_report(
   return write_atomically(path, page)
 
 
-def charts(rows: Sequence[Mapping[str, Any]]) -> list[curves.Chart]:
-  """The curves that the rows have enough points for."""
+def charts(rows: Sequence[Mapping[str, Any]], stages: Sequence[tuple[str, int]] = ()) -> list[curves.Chart]:
+  """The curves that the rows have enough points for, with the beginnings of the stages."""
   speed = curves.series(rows, "images_per_second")
   # The first window holds the compilation, which would set the scale for all others.
   speed = speed[1:] if len(speed) > 3 else speed
@@ -77,7 +85,8 @@ def charts(rows: Sequence[Mapping[str, Any]]) -> list[curves.Chart]:
     ("Learning rate", {"learning rate": curves.series(rows, "learning_rate")}, {"from_zero": True}),
     ("Images per second", {"images/s": speed}, {"from_zero": True, "smooth": True}),
   ]
-  made = [curves.chart(title, named, last_step=last, **options) for title, named, options in drawn]
+  marked = [(name, float(first)) for name, first in stages if first < last] if len(stages) > 1 else []
+  made = [curves.chart(title, named, last_step=last, stages=marked, **options) for title, named, options in drawn]
   return [chart for chart in made if chart is not None]
 
 
@@ -119,6 +128,8 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
   """Nested config to (dotted name, value) rows."""
   rows = []
   for name, value in tree.items():
+    if isinstance(value, list | tuple) and value and all(isinstance(each, Mapping) for each in value):
+      value = {str(number): each for number, each in enumerate(value)}
     if isinstance(value, Mapping) and value:
       rows += flat(value, f"{prefix}{name}.")
     else:

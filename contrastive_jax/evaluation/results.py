@@ -10,8 +10,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from contrastive_jax.preprocess.images import composite, decode
+from contrastive_jax.preprocess.video import Clip, choose_frames
+
 # Examples are kept in memory and written into the report: large enough to recognise, small enough to be many.
 THUMBNAIL_SIZE = 112
+# Between the frames of a clip: pixels, and their grey.
+GAP, GAP_LEVEL = 2, 224
 
 # Anonymous sizes: the pictures of one example need not be equally large.
 Picture = UInt8[np.ndarray, "_ _ 3"]
@@ -77,7 +82,7 @@ class Result:
     task: "zeroshot_classification" or "zeroshot_retrieval", CLIP_benchmark's names.
     metrics: fractions by CLIP_benchmark's names.
     language: of the prompts or captions.
-    sizes: what the set holds: {"images": 10000, "classes": 10} or {"images": 5000, "captions": 25000}.
+    sizes: what the set holds: {"images": 10000, "classes": 10} or {"clips": 5000, "captions": 25000}.
     guesses: some images and their predictions.
     confusions: the worst confusions, most frequent first.
     searches: some queries and what they found.
@@ -93,12 +98,28 @@ class Result:
   searches: tuple[Search, ...] = ()
 
 
-def thumbnail(image: Picture) -> Picture:
-  """The image with its longer side at most `THUMBNAIL_SIZE` pixels; smaller images stay as they are."""
+def thumbnail(item: UInt8[np.ndarray, "_ _ _"] | Clip) -> Picture:
+  """An image on white with its longer side at most `THUMBNAIL_SIZE` pixels; smaller images stay as they are.
+
+  Of a clip it shows four frames, in two rows.
+  """
+  if not isinstance(item, Clip):
+    return _at_most(decode(item), THUMBNAIL_SIZE)
+  frames = item.read(choose_frames(item.count, item.fps, 4, "uniform"))
+  tiles = [_at_most(composite(f) if f.shape[2] == 4 else f, (THUMBNAIL_SIZE - GAP) // 2) for f in frames]
+  height, width = tiles[0].shape[:2]
+  sheet = np.full((2 * height + GAP, 2 * width + GAP, 3), GAP_LEVEL, np.uint8)
+  for number, tile in enumerate(tiles):
+    top, left = (number // 2) * (height + GAP), (number % 2) * (width + GAP)
+    sheet[top : top + height, left : left + width] = tile
+  return sheet
+
+
+def _at_most(image: Picture, side: int) -> Picture:
   height, width = image.shape[:2]
-  if max(height, width) <= THUMBNAIL_SIZE:
+  if max(height, width) <= side:
     return np.array(image)
-  scale = THUMBNAIL_SIZE / max(height, width)
+  scale = side / max(height, width)
   size = (max(1, round(width * scale)), max(1, round(height * scale)))
   return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
 
@@ -155,17 +176,26 @@ def write_atomically(path: str | os.PathLike, text: str) -> Path:
 def headline(result: Result) -> Mapping[str, str]:
   """The result in words: its first "metric", that as a "figure" such as "9.4%", and a "sentence" that follows it."""
   sizes, metrics = result.sizes, result.metrics
-  if "acc1" in metrics:
+  name = main_metric(metrics)
+  shown = next(what for what in ("images", "clips") if what in sizes)
+  if name == "acc1":
     chance = 1 / sizes["classes"]
     times = f"{metrics['acc1'] / chance:,.0f} times chance" if metrics["acc1"] >= 2 * chance else "near chance"
-    sentence = f"of {sizes['images']:,} images are given their right name out of {sizes['classes']:,}: {times}"
+    sentence = f"of {sizes[shown]:,} {shown} are given their right name out of {sizes['classes']:,}: {times}"
     sentence += f" ({percent(chance)})"
-    return {"metric": "acc1", "figure": percent(metrics["acc1"]), "sentence": sentence}
-  name = max((name for name in metrics if name.startswith("image_retrieval_recall@")), key=_cutoff)
-  sentence = (
-    f"of {sizes['captions']:,} captions find their image among the first {_cutoff(name)} of {sizes['images']:,}"
-  )
+  else:
+    what = shown.removesuffix("s")
+    sentence = (
+      f"of {sizes['captions']:,} captions find their {what} among the first {_cutoff(name)} of {sizes[shown]:,}"
+    )
   return {"metric": name, "figure": percent(metrics[name]), "sentence": sentence}
+
+
+def main_metric(metrics: Mapping[str, float]) -> str:
+  """The metric people ask for first: top-1 accuracy, or recall of images at the largest cut-off."""
+  if "acc1" in metrics:
+    return "acc1"
+  return max((name for name in metrics if name.startswith("image_retrieval_recall@")), key=_cutoff)
 
 
 def _cutoff(metric: str) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from contrastive_jax.evaluation.results import Result, Search, thumbnail
-from contrastive_jax.evaluation.tasks import Encoder, PairSet
+from contrastive_jax.evaluation.tasks import Encoder, PairSet, kind_of
 
 SHOWN_RESULTS = 5
 
@@ -179,7 +179,7 @@ def evaluate_retrieval(
     task="zeroshot_retrieval",
     metrics=metrics,
     language=pairs.language,
-    sizes={"images": len(image), "captions": len(text)},
+    sizes={kind_of(pairs.images): len(image), "captions": len(text)},
     searches=tuple(searches),
   )
 

@@ -6,18 +6,25 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from contrastive_jax.preprocess.video import Clip
+
 
 @runtime_checkable
 class Images(Protocol):
-  """Random access to decoded pictures: a list, or anything that reads picture `i` when asked for it."""
+  """Random access to decoded pictures or clips: a list, or anything that reads item `i` when asked for it."""
 
   def __len__(self) -> int:
-    """Number of pictures."""
+    """Number of items."""
     ...
 
-  def __getitem__(self, index: int, /) -> np.ndarray:
-    """Picture `index` as uint8 `[height, width, 3]`; sizes may differ."""
+  def __getitem__(self, index: int, /) -> np.ndarray | Clip:
+    """Item `index`: uint8 `[height, width, 3]`, or `[height, width, 4]` with alpha; or a clip. Sizes may differ."""
     ...
+
+
+def kind_of(images: Images) -> str:
+  """What a set shows: "images" or "clips"."""
+  return "clips" if len(images) and isinstance(images[0], Clip) else "images"
 
 
 @runtime_checkable
@@ -44,7 +51,7 @@ class LabelledSet:
 
   Attributes:
     name: what the task is called, such as "emoji_openmoji" or "tfds/cifar10".
-    images: uint8 `[height, width, 3]` each, read when needed.
+    images: pictures or clips, read when needed.
     labels: integers `[images]`, indices into `classes`.
     classes: class names, put into the templates; a class may have no image.
     templates: prompts with one `{}` each, such as "a photo of a {}."; their embeddings are averaged.
@@ -83,7 +90,7 @@ class PairSet:
 
   Attributes:
     name: what the task is called.
-    images: uint8 `[height, width, 3]` each, read when needed.
+    images: pictures or clips, read when needed.
     captions: any number of captions an image.
     image_group: integers `[images]`; an image and a caption belong together when their groups are equal.
     caption_group: integers `[captions]`.

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from contrastive_jax.evaluation.results import Confusion, Guess, Result, thumbnail
-from contrastive_jax.evaluation.tasks import Encoder, LabelledSet
+from contrastive_jax.evaluation.tasks import Encoder, LabelledSet, kind_of
 
 # Prompts embedded at once: 22,000 classes with 80 templates would not fit in memory together.
 PROMPTS_AT_ONCE = 1 << 16
@@ -171,7 +171,7 @@ def evaluate_zero_shot(
     task="zeroshot_classification",
     metrics=metrics,
     language=labelled.language,
-    sizes={"images": len(labelled.images), "classes": len(labelled.classes)},
+    sizes={kind_of(labelled.images): len(labelled.images), "classes": len(labelled.classes)},
     guesses=_some_guesses(labelled, best, probability, count=examples, seed=seed),
     confusions=_worst_confusions(labelled, best[:, 0], probability[:, 0], count=confusions),
   )

@@ -2,10 +2,16 @@
 
 import dataclasses
 import hashlib
+import re
 from bisect import bisect_right
+from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+
+from contrastive_jax.preprocess.video import Clip
+
+_SIDED = re.compile(r"\b(left|right|leftwards|rightwards|clockwise|counterclockwise)\b", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,13 +41,13 @@ class Example:
   """One sample.
 
   Attributes:
-    image: uint8 `[height, width, 3]`, or `[height, width, 4]` with colour already multiplied by alpha.
+    image: uint8 `[height, width, 3]`, or `[height, width, 4]` with colour already multiplied by alpha; or a clip.
     text: its captions.
     id: identifies the sample within its source, below 2**40.
     flip: whether the mirrored image still fits every caption.
   """
 
-  image: np.ndarray
+  image: np.ndarray | Clip
   text: Text
   id: int
   flip: bool = False
@@ -68,6 +74,11 @@ class Source(Protocol):
   def text(self, index: int) -> Text:
     """Reads what `self[index].text` would be, without decoding the image."""
     ...
+
+
+def names_a_side(captions: Iterable[str]) -> bool:
+  """Whether one of the captions would not fit the mirrored image."""
+  return any(_SIDED.search(caption) for caption in captions)
 
 
 def stable_hash(*what: object) -> int:

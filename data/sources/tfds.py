@@ -12,13 +12,12 @@ import numpy as np
 from contrastive_jax.errors import UserError, nearest
 from contrastive_jax.evaluation.tasks import LabelledSet, PairSet
 from contrastive_jax.preprocess.images import DecodeError, decode
-from data.sources import Example, Text, stable_hash
+from data.sources import Example, Text, names_a_side, stable_hash
 
 PHOTO_TEMPLATES = ("a photo of a {}.",)
 # Sets that this project prepares itself.
 _OWN = {"sklearn_digits": "python -m data.digits --data_dir={data_dir}"}
 _PREPARE = "pip install tensorflow-cpu && tfds build {name} --data_dir={data_dir} --file_format=array_record"
-_SIDED = re.compile(r"\b(left|right|leftwards|rightwards|clockwise|counterclockwise)\b", re.IGNORECASE)
 
 
 class TfdsSource:
@@ -67,7 +66,7 @@ class TfdsSource:
   def __getitem__(self, index: int, /) -> Example:
     record = self._records[index]
     text = self._text(index, record)
-    flip = self._flip and not any(_SIDED.search(caption) for caption in text.captions)
+    flip = self._flip and not names_a_side(text.captions)
     return Example(decode(record[self._image_key], background=None), text, index, flip)
 
   def text(self, index: int) -> Text:

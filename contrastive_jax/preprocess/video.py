@@ -1,0 +1,268 @@
+"""Clips: frames by number, out of video files, animated pictures or arrays; and the choice of frames."""
+
+import contextlib
+import dataclasses
+import io
+import os
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import Any, Protocol, runtime_checkable
+
+import av
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from contrastive_jax.errors import UserError, require_known
+from contrastive_jax.preprocess.images import WHITE, DecodeError, decode
+
+Frames = UInt8[np.ndarray, "frames height width channels"]
+RULES = ("uniform", "random", "fps")
+
+# How browsers play animated pictures that do not say how long a frame lasts.
+_UNTIMED = 0.1
+_PIL_ERRORS = (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+@runtime_checkable
+class Clip(Protocol):
+  """Random access to the frames of a moving picture.
+
+  Attributes:
+    count: number of frames, at least one.
+    fps: frames a second.
+    height: of a frame in pixels.
+    width: of a frame in pixels.
+  """
+
+  count: int
+  fps: float
+  height: int
+  width: int
+
+  def read(self, indices: Sequence[int] | Int[np.ndarray, " n"], /) -> Frames:
+    """Frames `indices`, which may repeat: RGB, or RGB multiplied by alpha and alpha, the same for all frames.
+
+    Raises:
+      DecodeError: if the file is bad.
+      OSError: if it cannot be read.
+    """
+    ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArrayClip:
+  """A clip that is in memory: uint8 `[frames, height, width, 3]`, or `[..., 4]` with colour multiplied by alpha."""
+
+  frames: Frames
+  fps: float = 1.0
+
+  @property
+  def count(self) -> int:
+    return self.frames.shape[0]
+
+  @property
+  def height(self) -> int:
+    return self.frames.shape[1]
+
+  @property
+  def width(self) -> int:
+    return self.frames.shape[2]
+
+  def read(self, indices: Sequence[int] | Int[np.ndarray, " n"], /) -> Frames:
+    return self.frames[np.asarray(indices, int)]
+
+
+def open_clip(source: str | os.PathLike | bytes) -> Clip:
+  """Opens a video (mp4, webm, whatever FFmpeg reads) or an animated picture (GIF, WebP, PNG).
+
+  Nothing stays open: every read opens the file again, so that a clip can be pickled and read by several threads.
+
+  Args:
+    source: a path, or the bytes of a file.
+
+  Raises:
+    DecodeError: if this is no moving picture that can be read.
+    OSError: if the path cannot be read.
+  """
+  if isinstance(source, bytes):
+    head = source[:16]
+  else:
+    source = os.fspath(source)
+    with open(source, "rb") as file:
+      head = file.read(16)
+  animated = head[:4] == b"GIF8" or head[:8] == b"\x89PNG\r\n\x1a\n" or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+  return _open_animation(source) if animated else _open_video(source)
+
+
+def choose_frames(
+  count: int, fps: float, frames: int, rule: str, draw: float = 0.0, *, rate: float = 0.0
+) -> Int[np.ndarray, "{frames}"]:
+  """Says which frames of a clip to look at: always as many, in order; a short clip repeats some.
+
+  Args:
+    count: frames of the clip.
+    fps: frames a second of the clip.
+    frames: how many to choose.
+    rule: "uniform" takes the centres of equal parts of the clip; "random" a frame from anywhere in each of these parts;
+      "fps" takes `rate` frames a second from a random beginning, and repeats the last one where the clip is over.
+    draw: uniform in [0, 1), decides what is random; 0 begins with the clip for "fps".
+    rate: for "fps", in frames a second.
+
+  Raises:
+    UserError: for an unknown rule, or "fps" without a rate.
+  """
+  require_known("frame_rule", rule, RULES)
+  part = np.arange(frames)
+  if rule == "fps":
+    if not rate > 0:
+      raise UserError(f"frame_rate={rate} must be above 0 frames a second for frame_rule='fps'")
+    spare = max(0.0, count - frames * fps / rate)
+    position = draw * spare + (part + 0.5) * fps / rate
+  elif rule == "random":
+    # One draw a clip, whatever the number of frames, is the seed of one a part.
+    inside = np.random.Generator(np.random.Philox(key=int(draw * 2**53))).random(frames)
+    position = (part + inside) * count / frames
+  else:
+    position = (part + 0.5) * count / frames
+  # The tolerance keeps what is a whole number, such as 3 * (1 / 3), from falling below it.
+  return np.minimum(np.floor(position + 1e-9).astype(np.int64), count - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Animation:
+  """A file that Pillow reads; its frames build on each other, so that a read starts at the first."""
+
+  source: str | bytes
+  count: int
+  fps: float
+  height: int
+  width: int
+  transparent: bool
+
+  def read(self, indices: Sequence[int] | Int[np.ndarray, " n"], /) -> Frames:
+    wanted, position = np.unique(np.asarray(indices, int), return_inverse=True)
+    with _pillow(self.source) as image:
+      frames = []
+      for index in wanted:
+        image.seek(int(index))
+        frames.append(_frame(image, self.transparent))
+    return np.stack(frames)[position]
+
+
+def _open_animation(source: str | bytes) -> _Animation:
+  with _pillow(source) as image:
+    count = getattr(image, "n_frames", 1)
+    first = decode(image.convert("RGBA"), background=None)
+    seconds = 0.0
+    for index in range(count):
+      image.seek(index)
+      image.load()  # WebP tells durations of decoded frames only.
+      seconds += image.info.get("duration", 0) / 1000 or _UNTIMED
+  height, width = first.shape[:2]
+  return _Animation(source, count, count / seconds, height, width, bool((first[..., 3] < 255).any()))
+
+
+def _frame(image: Image.Image, transparent: bool) -> np.ndarray:
+  """A frame as the first one promised: GIF changes its mode from frame to frame."""
+  return decode(image.convert("RGBA"), background=None if transparent else WHITE)
+
+
+@contextlib.contextmanager
+def _pillow(source: str | bytes) -> Iterator[Image.Image]:
+  file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: SIM115
+  with file:
+    try:
+      with Image.open(file) as image:
+        yield image
+    except _PIL_ERRORS as error:
+      raise DecodeError(f"not an animated picture that can be decoded ({error})") from error
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Video:
+  """A file that FFmpeg reads.
+
+  Attributes:
+    times: presentation time of each frame in the stream's units, ascending.
+    entries: where decoding can begin: (presentation time, decoding time) of each keyframe, ascending.
+    fps: mean frame rate.
+    height: of an upright frame.
+    width: of an upright frame.
+    turns: quarter turns counterclockwise that put the frames upright.
+  """
+
+  source: str | bytes
+  times: np.ndarray
+  entries: np.ndarray
+  fps: float
+  height: int
+  width: int
+  turns: int
+
+  @property
+  def count(self) -> int:
+    return len(self.times)
+
+  def read(self, indices: Sequence[int] | Int[np.ndarray, " n"], /) -> Frames:
+    wanted, position = np.unique(self.times[np.asarray(indices, int)], return_inverse=True)
+    entry = np.maximum(np.searchsorted(self.entries[:, 0], wanted, side="right") - 1, 0)
+    with _ffmpeg(self.source) as (container, stream):
+      frames = []
+      for each in np.unique(entry):
+        # Containers index keyframes by either time; the earlier is never behind the frames wanted.
+        container.seek(int(self.entries[each].min()), stream=stream, backward=True)
+        frames += self._decoded(container.decode(stream), wanted[entry == each].tolist())
+    return np.stack(frames)[position]
+
+  def _decoded(self, decoding: Iterator[av.VideoFrame], times: list[int]) -> list[np.ndarray]:
+    """The frames on screen at ascending times, upright."""
+    found: list[np.ndarray] = []
+    shown = None
+    for frame in decoding:
+      # VP8 has packets that show nothing: what was there before stays.
+      while len(found) < len(times) and shown is not None and times[len(found)] < frame.pts:
+        found.append(self._upright(shown))
+      shown = frame
+      if len(found) < len(times) and times[len(found)] == frame.pts:
+        found.append(self._upright(shown))
+      if len(found) == len(times):
+        return found
+    raise DecodeError(f"the video ends before its frame {int(np.searchsorted(self.times, times[len(found)]))}")
+
+  def _upright(self, frame: av.VideoFrame) -> np.ndarray:
+    if frame.is_corrupt:
+      raise DecodeError(f"the video is damaged at frame {int(np.searchsorted(self.times, frame.pts))}")
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), self.turns))
+
+
+def _open_video(source: str | bytes) -> _Video:
+  with _ffmpeg(source) as (container, stream):
+    packets = [p for p in container.demux(stream) if p.pts is not None and p.size and not p.is_discard]
+    times = np.unique([p.pts for p in packets])
+    entries = sorted((p.pts, p.pts if p.dts is None else p.dts) for p in packets if p.is_keyframe)
+    if not entries:
+      raise DecodeError("the video has no frames")
+    container.seek(min(entries[0]), stream=stream, backward=True)
+    first = next(iter(container.decode(stream)), None)
+    if first is None:
+      raise DecodeError("the video has no frame that can be decoded")
+    turns = round(first.rotation / 90) % 4
+    seconds = float((times[-1] - times[0]) * (stream.time_base or Fraction(1)))
+    fps = (len(times) - 1) / seconds if seconds else float(stream.average_rate or 1)
+    upright = (first.width, first.height) if turns % 2 else (first.height, first.width)
+    return _Video(source, times, np.array(entries), fps, *upright, turns)
+
+
+@contextlib.contextmanager
+def _ffmpeg(source: str | bytes) -> Iterator[tuple[Any, Any]]:
+  try:
+    with av.open(io.BytesIO(source) if isinstance(source, bytes) else source) as container:
+      stream = container.streams.best("video")
+      if stream is None:
+        raise DecodeError("the file has no video")
+      # Clips are read by many threads at once: more inside each would get into their way.
+      stream.codec_context.thread_count = 1
+      yield container, stream
+  except av.FFmpegError as error:
+    raise DecodeError(f"not a video that can be decoded ({error})") from error

@@ -1,0 +1,138 @@
+"""Images and clips as a trained model sees them: nothing random, at the sizes that it was trained for, as patches."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from contrastive_jax.batch import ImageBatch
+from contrastive_jax.errors import UserError
+from contrastive_jax.preprocess import images, native
+from contrastive_jax.preprocess.resolution import Resolution
+from contrastive_jax.preprocess.video import Clip, choose_frames
+
+# Patches and their coordinates. Anonymous sizes: those of images and clips in one list differ.
+Patches = tuple[UInt8[np.ndarray, "_ _"], Int[np.ndarray, "_ 3"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+  """How images and clips become patches.
+
+  Attributes:
+    patch_size: side of a patch in pixels.
+    tubelet: frames of a patch of a clip.
+    resolution: of images. "fixed" resizes the shorter side and cuts out the middle square; of what has transparency, a
+      drawing, it shows the whole, on white. "naflex" fills the longest of its lengths.
+    clips: resolution of clips; `max_tokens` bounds a whole clip. At "fixed" it makes the squares smaller where needed.
+    frames: of a clip, from all over its length.
+
+  Raises:
+    UserError: if the tubelets do not divide the frames.
+  """
+
+  patch_size: int
+  tubelet: int
+  resolution: Resolution
+  clips: Resolution
+  frames: int = 8
+
+  def __post_init__(self):
+    if self.frames < 1 or self.frames % self.tubelet:
+      raise UserError(f"frames={self.frames} must be a multiple of vision.tubelet={self.tubelet}")
+
+  def __call__(self, item: Any) -> Patches:
+    """The patches and (t, y, x) coordinates of an item: what `images.decode` reads, a clip, or frames in one array."""
+    if isinstance(item, Clip) or getattr(item, "ndim", 0) == 4:
+      return native.patchify_clip(self._clip(item), self.patch_size, self.tubelet)
+    pixels = images.decode(item, background=None)
+    return native.patchify_clip(self._sized(pixels, self.resolution, times=1)[None], self.patch_size, 1)
+
+  def lengths(self) -> tuple[int, ...]:
+    """The row lengths that batches come in, ascending: few, since each is compiled."""
+    times = self.frames // self.tubelet
+    return tuple(sorted({*_ladder(self.resolution, self.patch_size, 1), *_ladder(self.clips, self.patch_size, times)}))
+
+  @property
+  def uniform(self) -> bool:
+    """Whether all images have as many patches."""
+    return self.resolution.mode == "fixed"
+
+  def _clip(self, item: Any) -> UInt8[np.ndarray, "frames height width 3"]:
+    if isinstance(item, Clip):
+      frames = item.read(choose_frames(item.count, item.fps, self.frames, "uniform"))
+    else:
+      chosen = choose_frames(len(item), 1.0, self.frames, "uniform")
+      frames = np.stack([images.decode(item[index], background=None) for index in chosen.tolist()])
+    return np.stack([self._sized(frame, self.clips, self.frames // self.tubelet) for frame in frames])
+
+  def _sized(self, pixels: np.ndarray, resolution: Resolution, times: int) -> UInt8[np.ndarray, "height width 3"]:
+    drawing = pixels.shape[2] == 4 and bool((pixels[..., 3] < 255).any())
+    pixels = images.composite(pixels) if pixels.shape[2] == 4 else pixels
+    patch = self.patch_size
+    if resolution.mode == "fixed":
+      size = _square(resolution, patch, times)
+      # A patch embedding leaves out the pixels that do not fill a patch, such as 6 of the 384 at patch size 14.
+      seen = size // patch * patch
+      return images.center_crop(_squared(pixels) if drawing else pixels, size)[:seen, :seen]
+    height, width = pixels.shape[:2]
+    if resolution.mode == "native":
+      lowest, highest = max(1, resolution.min_tokens // times), resolution.max_tokens // times
+      if not highest:
+        raise UserError(f"max_tokens={resolution.max_tokens} is too few for clips of {self.frames} frames: raise it")
+      return images.resize(pixels, *native.fit(height, width, patch=patch, min_tokens=lowest, max_tokens=highest))
+    length = max(resolution.lengths) // times
+    return images.resize(pixels, *native.fit_to_length(height, width, patch=patch, length=length))
+
+
+def gather(items: list[Patches], length: int, *, width: int, padded: bool) -> ImageBatch:
+  """Rows of one image or clip each.
+
+  Args:
+    items: images, clips, or both: an image equals a clip of it repeated.
+    length: of the rows, at least that of the longest item.
+    width: bytes of a patch, those of a clip's where there is one.
+    padded: whether padding is marked, by segments; without it all items are `length` long.
+  """
+  rows = len(items)
+  batch = ImageBatch(
+    np.zeros((rows, length, width), np.uint8),
+    np.zeros((rows, length, 3), np.int16),
+    np.zeros((rows, length), np.int16) if padded else None,
+  )
+  for row, (patches, coords) in enumerate(items):
+    batch.patches[row, : len(patches)] = np.tile(patches, (1, width // patches.shape[1]))
+    batch.coords[row, : len(patches)] = coords
+    if padded:
+      batch.segments[row, : len(patches)] = 1
+  return batch
+
+
+def _square(resolution: Resolution, patch: int, times: int) -> int:
+  """Side in pixels at "fixed": as given, or what the tokens of a whole clip allow."""
+  size = resolution.size
+  if times == 1 or not resolution.max_tokens or (size // patch) ** 2 * times <= resolution.max_tokens:
+    return size
+  return max(1, int((resolution.max_tokens // times) ** 0.5)) * patch
+
+
+def _squared(pixels: np.ndarray) -> np.ndarray:
+  """The picture in the middle of a white square."""
+  height, width = pixels.shape[:2]
+  side = max(height, width)
+  square = np.full((side, side, 3), 255, np.uint8)
+  top, left = (side - height) // 2, (side - width) // 2
+  square[top : top + height, left : left + width] = pixels
+  return square
+
+
+def _ladder(resolution: Resolution, patch: int, times: int) -> tuple[int, ...]:
+  """Row lengths for a resolution: at most half as long again as the shortest that would do."""
+  if resolution.mode == "fixed":
+    return ((_square(resolution, patch, times) // patch) ** 2 * times,)
+  if resolution.mode == "naflex":
+    return (max(resolution.lengths),)
+  steps = {unit << power for unit in (2, 3) for power in range(resolution.max_tokens.bit_length())}
+  between = {step for step in steps if resolution.min_tokens <= step < resolution.max_tokens}
+  return (*sorted(between), resolution.max_tokens)
