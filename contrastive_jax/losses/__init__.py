@@ -1,13 +1,32 @@
 """Contrastive losses: embeddings in, a global loss and exact gradients out, on any mesh.
 
 Each is a function `(image, text, *, logit_scale, ...) -> (loss, metrics)` on L2-normalised embeddings. It runs on one
-device (`axis_name=None`) or on local shards inside `jax.shard_map`, where gradients are taken outside.
+device (`axis_name=None`) or on local shards inside `jax.shard_map`, where gradients are taken outside. Those that
+distil also take a frozen teacher's embeddings of the same pairs.
 """
 
 from contrastive_jax.losses.alignment import squared_distances
+from contrastive_jax.losses.distillation import (
+  DISTANCES,
+  feature_distances,
+  relational_distillation,
+  similarity_distillation,
+)
 from contrastive_jax.losses.sigmoid import sigmoid_loss
 from contrastive_jax.losses.softmax import softmax_loss, weighted_softmax_loss
 
 OBJECTIVES = {"sigmoid": sigmoid_loss, "softmax": softmax_loss}
+DISTILLATIONS = {"distill_similarity": similarity_distillation, "distill_relational": relational_distillation}
 
-__all__ = ["OBJECTIVES", "sigmoid_loss", "softmax_loss", "squared_distances", "weighted_softmax_loss"]
+__all__ = [
+  "DISTANCES",
+  "DISTILLATIONS",
+  "OBJECTIVES",
+  "feature_distances",
+  "relational_distillation",
+  "sigmoid_loss",
+  "similarity_distillation",
+  "softmax_loss",
+  "squared_distances",
+  "weighted_softmax_loss",
+]

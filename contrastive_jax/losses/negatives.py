@@ -132,7 +132,7 @@ def _statistics_forward(sweep, with_totals, weight, image, text, scale, positive
   kept = []
 
   def tile_fn(rows, columns, fresh):
-    similarities = _matmul(rows[0], columns[0], "id,jd->ij")
+    similarities = matmul(rows[0], columns[0], "id,jd->ij")
     kept.append(similarities)
     negatives = Negatives(rows[1], columns[1], fresh)
     weights = weight(rows[2], columns[2], similarities * scale) if weight else None
@@ -167,11 +167,11 @@ def _statistics_backward(sweep, with_totals, weight, residuals, cotangents):
   sweep = sweep.in_one_tile_if_small(len(image))
 
   def tile_fn(rows, columns, fresh):
-    similarities = _matmul(rows[0], columns[0], "id,jd->ij") if kept is None else kept
+    similarities = matmul(rows[0], columns[0], "id,jd->ij") if kept is None else kept
     weights = weight(rows[2], columns[2], similarities * scale) if weight else None
     negatives = Negatives(rows[1], columns[1], fresh)
     slopes, d_scale = exponentials.slopes(similarities, negatives, scale, rows[3], columns[3], weights)
-    d_image, d_text = _tile_gradients(rows[0], columns[0], slopes, scale)
+    d_image, d_text = tile_gradients(rows[0], columns[0], slopes, scale)
     return (d_image, Sum(d_scale)), (d_text,)
 
   def side(embeddings, which):
@@ -186,7 +186,7 @@ def _statistics_backward(sweep, with_totals, weight, residuals, cotangents):
     d_positive = d_positive - scale * jnp.where(sums.total > 0, statistics.excess, 0)
     if with_totals:
       d_positive = d_positive - scale * statistics.total * counts[1].total
-  return _cast(d_image, image), _cast(d_text, text), _cast_scalar(d_scale, scale), d_positive, None, None
+  return cast(d_image, image), cast(d_text, text), cast_scalar(d_scale, scale), d_positive, None, None
 
 
 _statistics.defvjp(_statistics_forward, _statistics_backward)
@@ -225,7 +225,7 @@ def sum_over_negatives(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _sum(value_and_slope, sweep, image, text, scale, bias, group):
   def tile_fn(rows, columns, fresh):
-    value, _ = value_and_slope(_matmul(rows[0], columns[0], "id,jd->ij") * scale + bias)
+    value, _ = value_and_slope(matmul(rows[0], columns[0], "id,jd->ij") * scale + bias)
     return (Sum(jnp.sum(jnp.where(Negatives(rows[1], columns[1], fresh).mask(), value, 0), 1)),), ()
 
   empty = (Sum.empty((len(image),), accumulation_dtype(image, text)),)
@@ -237,19 +237,19 @@ def _sum_forward(value_and_slope, sweep, image, text, scale, bias, group):
   dtype = accumulation_dtype(image, text)
 
   def tile_fn(rows, columns, fresh):
-    similarities = _matmul(rows[0], columns[0], "id,jd->ij")
+    similarities = matmul(rows[0], columns[0], "id,jd->ij")
     value, slopes = value_and_slope(similarities * scale + bias)
     mask = Negatives(rows[1], columns[1], fresh).mask()
     slopes = jnp.where(mask, slopes, 0)
-    d_image, d_text = _tile_gradients(rows[0], columns[0], slopes, scale)
+    d_image, d_text = tile_gradients(rows[0], columns[0], slopes, scale)
     sums = (jnp.where(mask, value, 0), slopes, slopes * similarities)
     return (d_image, *(Sum(jnp.sum(part, 1)) for part in sums)), (d_text,)
 
   line = Sum.empty((len(image),), dtype)
   empty = (Sum.empty(image.shape, dtype), line, line, line), (Sum.empty(text.shape, dtype),)
   (d_image, values, d_bias, d_scale), (d_text,) = sweep(tile_fn, (image, group), (text, group), empty)
-  scalars = _cast_scalar(d_scale, scale), _cast_scalar(d_bias, bias)
-  return jnp.sum(values.total), (_cast(d_image, image), _cast(d_text, text), *scalars)
+  scalars = cast_scalar(d_scale, scale), cast_scalar(d_bias, bias)
+  return jnp.sum(values.total), (cast(d_image, image), cast(d_text, text), *scalars)
 
 
 def _sum_backward(value_and_slope, sweep, gradients, cotangent):
@@ -259,33 +259,37 @@ def _sum_backward(value_and_slope, sweep, gradients, cotangent):
 _sum.defvjp(_sum_forward, _sum_backward)
 
 
-def _matmul(a: Float[Array, "..."], b: Float[Array, "..."], subscripts: str) -> Float[Array, "..."]:
+def matmul(a: Float[Array, "..."], b: Float[Array, "..."], subscripts: str) -> Float[Array, "..."]:
   """Products summed in float32 or better. Accelerators multiply float32 in bfloat16 or TF32 unless told otherwise."""
   return jnp.einsum(subscripts, a, b, precision=lax.Precision.HIGHEST, preferred_element_type=accumulation_dtype(a, b))
 
 
-def _tile_gradients(image, text, slopes, scale):
+def tile_gradients(
+  image: Float[Array, "a dim"], text: Float[Array, "b dim"], slopes: Float[Array, "a b"], scale: Float[Array, ""]
+) -> tuple[Sum, Sum]:
   """Gradients of one tile's images and texts. `slopes` is the derivative by the logits."""
   # The slopes feed two products: without the barrier XLA may compute their exponentials twice.
   slopes = lax.optimization_barrier(slopes)
   narrow = slopes.astype(jnp.result_type(image, text))
-  d_image = _matmul(narrow, text, "ij,jd->id")
+  d_image = matmul(narrow, text, "ij,jd->id")
   d_text = lax.platform_dependent(narrow, image, cpu=_transpose_then_multiply, default=_contract_rows)
   return Sum(d_image * scale), Sum(d_text * scale)
 
 
 def _contract_rows(slopes, image):
-  return _matmul(slopes, image, "ij,id->jd")
+  return matmul(slopes, image, "ij,id->jd")
 
 
 def _transpose_then_multiply(slopes, image):
   """The same on CPUs, a fifth faster: their matrix product is slow where the rows of both sides are contracted."""
-  return _matmul(lax.optimization_barrier(slopes.T), image, "ji,id->jd")
+  return matmul(lax.optimization_barrier(slopes.T), image, "ji,id->jd")
 
 
-def _cast(gradient: Sum, like: Array) -> Array:
+def cast(gradient: Sum, like: Array) -> Array:
+  """A finished gradient in the dtype of what it belongs to."""
   return gradient.total.astype(like.dtype)
 
 
-def _cast_scalar(gradient: Sum, like: Array) -> Array:
+def cast_scalar(gradient: Sum, like: Array) -> Array:
+  """The same for a scalar, from its parts of the rows."""
   return jnp.sum(gradient.total).astype(like.dtype)

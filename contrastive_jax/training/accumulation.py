@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from contrastive_jax.batch import Batch
+from contrastive_jax.batch import ImageBatch, TextBatch
 from contrastive_jax.parallel.mesh import BATCH_AXES, batch_sharding, batch_shards
 
 
@@ -41,26 +41,34 @@ def join(tree: Any, mesh: Mesh) -> Any:
   return jax.tree.map(uncut, tree)
 
 
-def split_batch(batch: Batch, count: int, mesh: Mesh) -> Batch:
-  """Cuts a batch into micro-batches, stacked along a new leading axis; a pair's packed row must be cut with it."""
-  pieces = split(batch, count, mesh)
-  slots = pieces.image.slots
-  if slots is None:
-    return pieces
-  # Row numbers count the whole batch's rows; those of a micro-batch count its own.
-  rows = batch.image.patches.shape[0] // batch_shards(mesh)
-  share = rows // count
-  row = slots[..., 0]
-  own = row // rows * share + row % rows % share
-  return dataclasses.replace(
-    pieces, image=dataclasses.replace(pieces.image, slots=jnp.stack([own, slots[..., 1]], axis=-1))
+def split_batch(batch: Any, count: int, mesh: Mesh) -> Any:
+  """Cuts a batch into micro-batches, stacked along a new leading axis; a pair's packed row must be cut with it.
+
+  Args:
+    batch: a pytree with images and texts in it, such as a `Batch` or the inputs of a teacher.
+    count: number of micro-batches.
+    mesh: where the pairs lie.
+  """
+
+  def renumbered(pieces, whole):
+    if not isinstance(whole, ImageBatch | TextBatch) or whole.slots is None:
+      return pieces
+    # Row numbers count the whole batch's rows; those of a micro-batch count its own.
+    rows = jax.tree.leaves(whole)[0].shape[0] // batch_shards(mesh)
+    share = rows // count
+    row, segment = pieces.slots[..., 0], pieces.slots[..., 1]
+    own = row // rows * share + row % rows % share
+    return dataclasses.replace(pieces, slots=jnp.stack([own, segment], axis=-1))
+
+  return jax.tree.map(
+    renumbered, split(batch, count, mesh), batch, is_leaf=lambda node: isinstance(node, ImageBatch | TextBatch)
   )
 
 
 def value_and_grad(
   embed: Callable[[Any, Any], Any],
   global_loss: Callable[[Any, Any], tuple[jax.Array, Any]],
-  local_loss: Callable[[Any, Any], tuple[jax.Array, Any]],
+  local_loss: Callable[[Any, Any, Any], tuple[jax.Array, Any]],
   params: Any,
   parts: Any,
   *,
@@ -72,7 +80,7 @@ def value_and_grad(
   Args:
     embed: maps parameters and one part to its embeddings, a pytree of `[pairs, ...]`.
     global_loss: maps parameters and the whole batch's embeddings to a value and metrics.
-    local_loss: maps one part's embeddings and the part to its share of the value and of the metrics.
+    local_loss: maps parameters, one part's embeddings and the part to its share of the value and of the metrics.
     params: what to differentiate by.
     parts: pytree with the micro-batches along the leading axis, see `split_batch`.
     mesh: where the pairs lie.
@@ -92,7 +100,7 @@ def value_and_grad(
 
     def outputs(params):
       embedded = embed(params, part)
-      return (embedded, *local_loss(embedded, part))
+      return (embedded, *local_loss(params, embedded, part))
 
     (_, share, shares), pull = jax.vjp(outputs, params)
     unused = jax.tree.map(jnp.zeros_like, shares)

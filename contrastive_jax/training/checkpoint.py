@@ -15,7 +15,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from contrastive_jax.errors import UserError
 from contrastive_jax.parallel import distributed
-from contrastive_jax.training.state import TrainState
+from contrastive_jax.training.state import TrainState, towers
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class Restored(NamedTuple):
 
 
 def restore_params(workdir: Path, step: int | None, place: Callable[[Any], Any] | None = None) -> Restored:
-  """The parameters that evaluation uses (the moving average where one was kept), without the optimiser's slots.
+  """The dual encoder as evaluation uses it: the moving average where one was kept, no slots, no projections.
 
   Args:
     workdir: a run.
@@ -181,12 +181,12 @@ def restore_params(workdir: Path, step: int | None, place: Callable[[Any], Any] 
     described = metadata.metadata["state"]
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), described)
-    skipped = {name: jax.tree.map(lambda _: ocp.PLACEHOLDER, shapes[name]) for name in ("step", "slots")}
-    wanted = {name: shapes[name] for name in ("params", "average") if name in shapes}
+    skipped = jax.tree.map(lambda _: ocp.PLACEHOLDER, shapes)
+    wanted = {name: towers(shapes[name]) for name in ("params", "average") if name in shapes}
     if place is not None:
       wanted = {name: place(part) for name, part in wanted.items()}
-    loaded = manager.load_checkpointables(step, {"state": {**skipped, **wanted}})["state"]
-  params = _overlay(loaded["params"], loaded.get("average", {}))
+    loaded = manager.load_checkpointables(step, {"state": _overlay(skipped, wanted)})["state"]
+  params = _overlay(towers(loaded["params"]), towers(loaded.get("average", {})))
   return Restored(params, step, dict(metadata.custom_metadata))
 
 

@@ -16,7 +16,7 @@ from contrastive_jax.parallel.mesh import replicated
 from contrastive_jax.training import accumulation
 from contrastive_jax.training import optimizer as optimizers
 from contrastive_jax.training.objective import Metrics, Objective
-from contrastive_jax.training.state import StateSpec, TrainState
+from contrastive_jax.training.state import PROJECTIONS, StateSpec, TrainState, towers
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -44,35 +44,38 @@ def make_value_and_grad(spec: StateSpec, objective: Objective, *, accumulate: in
     accumulate: micro-batches that the batch is cut into, see `accumulation`; the gradients do not depend on it.
 
   Returns:
-    A function of (trained parameters, frozen parameters, batch, key of the step's noise) to
-    `((loss, metrics), gradients by the trained parameters)`.
+    A function of (trained parameters, frozen parameters, batch, key of the step's noise) and, where it is not 1, the
+    factor of the terms that distil, to `((loss, metrics), gradients by the trained parameters)`.
   """
   graphdef, _ = dual_encoder.abstract(spec.model)
   gradient_shardings, _ = optimizers.split_frozen(spec.shardings().params, spec.frozen)
 
-  def value_and_grad(trained, frozen, batch: Batch, key):
+  def value_and_grad(trained, frozen, batch: Batch, key, factor=1.0):
     counts = objective.counts(batch)
 
     def embed(trained, rows: _Rows):
-      model = dual_encoder.merge(graphdef, optimizers.combine(trained, frozen))
+      model = dual_encoder.merge(graphdef, towers(optimizers.combine(trained, frozen)))
       image, text = rows.batch.image, rows.batch.text
       with jax.named_scope("towers"), jax.sharding.use_abstract_mesh(spec.mesh.abstract_mesh):
         return (
           model.encode_image(image, keys=rows.image_keys),
-          model.encode_text(text.tokens, text.mask, keys=rows.text_keys),
+          model.encode_text(text.tokens, text.mask, segments=text.segments, slots=text.slots, keys=rows.text_keys),
         )
 
     def global_loss(trained, embeddings):
       params = optimizers.combine(trained, frozen)
       scale, bias = jnp.exp(params["log_logit_scale"]), params.get("logit_bias")
       with jax.named_scope("loss"):
-        loss, metrics = objective.global_loss(embeddings, batch.text.group, scale, bias, spec.mesh)
+        loss, metrics = objective.global_loss(
+          embeddings, batch.text.group, scale, bias, spec.mesh, targets=batch.targets, factor=factor
+        )
       metrics = {**metrics, "logit_scale": scale}
       return loss, metrics if bias is None else {**metrics, "logit_bias": bias}
 
-    def local_loss(embeddings, rows: _Rows):
-      with jax.named_scope("loss"):
-        return objective.local_loss(embeddings, rows.batch, counts)
+    def local_loss(trained, embeddings, rows: _Rows):
+      projections = optimizers.combine(trained, frozen).get(PROJECTIONS)
+      with jax.named_scope("loss"), jax.sharding.use_abstract_mesh(spec.mesh.abstract_mesh):
+        return objective.local_loss(embeddings, rows.batch, counts, projections=projections, factor=factor)
 
     image_key, text_key = jax.random.split(key)
     rows = _Rows(batch, _row_keys(image_key, batch.image.patches), _row_keys(text_key, batch.text.tokens))
@@ -85,7 +88,7 @@ def make_value_and_grad(spec: StateSpec, objective: Objective, *, accumulate: in
 
     def loss_fn(trained):
       embeddings = embed(trained, rows)
-      (loss, metrics), (local, more) = global_loss(trained, embeddings), local_loss(embeddings, rows)
+      (loss, metrics), (local, more) = global_loss(trained, embeddings), local_loss(trained, embeddings, rows)
       return loss + local, metrics | more
 
     return jax.value_and_grad(loss_fn, has_aux=True)(trained)
@@ -103,6 +106,7 @@ def make_train_step(
   average_decay: float = 0.0,
   max_logit_scale: float = 100.0,
   skip_nonfinite: bool = False,
+  distillation_weight: optimizers.Schedule | None = None,
 ) -> TrainStep:
   """Compiles lazily; calling it consumes the state.
 
@@ -115,6 +119,8 @@ def make_train_step(
     average_decay: of the moving average; its first steps use `(1 + step) / (10 + step)` where that is smaller.
     max_logit_scale: the logit scale is kept in [1, this] after every update.
     skip_nonfinite: leave everything but the step as it was when the loss or the gradient is not finite.
+    distillation_weight: factor of each step that multiplies the weights of the terms that distil; None is 1. Where it
+      is 0, batches may come without targets: the teacher need not run.
 
   Returns:
     A function of (state, batch) to (state, metrics); metrics are scalars on every device.
@@ -124,7 +130,8 @@ def make_train_step(
   def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     trained, frozen = optimizers.split_frozen(state.params, spec.frozen)
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    (loss, metrics), gradients = value_and_grad(trained, frozen, batch, key)
+    factor = 1.0 if distillation_weight is None else distillation_weight(state.step)
+    (loss, metrics), gradients = value_and_grad(trained, frozen, batch, key, factor)
     with jax.named_scope("optimizer"):
       norm = optax.tree.norm(gradients)
       updates, slots = spec.optimizer.update(gradients, state.slots, trained)
@@ -136,6 +143,8 @@ def make_train_step(
       decay = jnp.minimum(average_decay, (1 + state.step) / (10 + state.step))
       average = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, updated)
     metrics = {"loss": loss, "grad_norm": norm, "learning_rate": schedule(state.step), **metrics}
+    if objective.distils and batch.targets is not None:
+      metrics["distillation_weight"] = jnp.asarray(factor, jnp.float32)
     new = TrainState(state.step + 1, optimizers.combine(updated, frozen), slots, average)
     if skip_nonfinite:
       finite = jnp.isfinite(loss) & jnp.isfinite(norm)

@@ -81,7 +81,7 @@ def assert_equal(got, expected, tolerance):
 def word_alignment():
   """A local term whose count differs between micro-batches: alignment weighted by the words of a caption."""
 
-  def total(embeddings, batch):
+  def total(embeddings, batch, _):
     image, text = embeddings
     return jnp.sum(jnp.sum((image - text) ** 2, axis=1) * jnp.sum(batch.text.mask, axis=1))
 

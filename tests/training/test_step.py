@@ -1,6 +1,7 @@
 """The train step: the same curve on any mesh, frozen parameters, the moving average, and what is not finite."""
 
 import dataclasses
+import json
 import math
 
 import jax
@@ -172,6 +173,7 @@ def test_starting_from_another_run_takes_whole_towers(pipeline, tmp_path):
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
     checkpoints.save(source, {})
     checkpoints.wait()
+  (tmp_path / "config.json").write_text(json.dumps(run_config.as_json(config)))
   fresh = jax.device_get(spec.create(seed=6).params)
   for towers, taken in {"all": {"image", "text", "log_logit_scale"}, "text": {"text"}}.items():
     state = initial_state(spec, seed=6, init_from=str(tmp_path), towers=towers)
@@ -187,6 +189,7 @@ def test_weights_that_do_not_fit_are_named(pipeline, tmp_path):
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
     checkpoints.save(run_config.build(config, mesh)[0].create(0), {})
     checkpoints.wait()
+  (tmp_path / "config.json").write_text(json.dumps(run_config.as_json(config)))
   config.model.embed_dim = 24
   spec, _ = run_config.build(config, mesh)
   with pytest.raises(UserError, match=r"image/projection/kernel is \[32, 16\] there and \[32, 24\] here"):

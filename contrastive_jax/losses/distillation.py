@@ -1,0 +1,288 @@
+"""Distillation: how far a student's embeddings are from what a frozen teacher made of the same pairs.
+
+Features compare each pair by itself. Similarities and relations compare whole batches: they need no common space, so
+that student and teacher may differ in width, and they are exact on any mesh.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from contrastive_jax.errors import UserError, require_known
+from contrastive_jax.losses import negatives, pairwise
+from contrastive_jax.losses.reductions import Accumulator, Sum, finite
+
+DISTANCES = ("cosine", "mse")
+
+
+def feature_distances(
+  student: Float[Array, "pairs dim"], teacher: Float[Array, "pairs dim"], distance: str = "cosine"
+) -> Float[Array, "pairs"]:
+  """How far each student embedding lies from its teacher embedding.
+
+  Args:
+    student: of any length, such as the output of a learned projection.
+    teacher: L2-normalised; a constant to the gradient.
+    distance: "cosine", `1 - cos`, or "mse", the squared distance.
+
+  Raises:
+    UserError: for an unknown distance.
+  """
+  require_known("loss_options.distill_features.distance", distance, DISTANCES)
+  dtype = negatives.accumulation_dtype(student, teacher)
+  student, teacher = student.astype(dtype), lax.stop_gradient(teacher.astype(dtype))
+  if distance == "mse":
+    return jnp.sum(jnp.square(student - teacher), axis=1)
+  squared = jnp.sum(jnp.square(student), axis=1, keepdims=True)
+  # Half the squared distance of unit vectors is 1 - cos without its cancellation. A zero vector has a finite gradient.
+  return jnp.sum(jnp.square(student * lax.rsqrt(jnp.maximum(squared, 1e-12)) - teacher), axis=1) / 2
+
+
+def similarity_distillation(
+  image: Float[Array, "pairs dim"],
+  text: Float[Array, "pairs dim"],
+  teacher_image: Float[Array, "pairs teacher_dim"],
+  teacher_text: Float[Array, "pairs teacher_dim"],
+  *,
+  logit_scale: Float[Array, ""] | float,
+  temperature: float | None = None,
+  teacher_temperature: float = 0.05,
+  axis_name: str | tuple[str, ...] | None = None,
+  strategy: str = "ring",
+  tile: int | None = None,
+  ring_order: tuple[int, ...] | None = None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+  """KL divergence from the teacher's to the student's softmax over the batch, mean of both directions.
+
+  Each image has a distribution over all texts, and each text one over all images.
+
+  Args:
+    image: L2-normalised image embeddings; the local shard inside `jax.shard_map`.
+    text: L2-normalised text embeddings of the same pairs.
+    teacher_image: the teacher's image embeddings; a constant to the gradient.
+    teacher_text: the teacher's text embeddings; a constant to the gradient.
+    logit_scale: multiplier of the student's similarities where `temperature` is None.
+    temperature: the student's similarities are divided by it; None takes `1 / logit_scale`, which is then trained too.
+    teacher_temperature: the teacher's similarities are divided by it.
+    axis_name: mesh axes that the pairs are split over, None on one device.
+    strategy: "ring" passes blocks of texts around, "gather" holds them all.
+    tile: largest number of rows and columns of logits that exist at once; None lets the library choose.
+    ring_order: order of the devices around the ring, see `parallel.mesh.ring_order`; None is their order in the mesh.
+
+  Returns:
+    The divergence of the global batch and `{"divergence_image_to_text", "divergence_text_to_image"}`, equal on every
+    device. Gradients taken outside `jax.shard_map` are exact on any mesh.
+
+  Raises:
+    UserError: for an unknown strategy, a tile below 1 or a temperature that is not above 0.
+
+  The contrastive relational distillation of Yang et al., "CLIP-KD" (arXiv 2307.12732), with temperatures of its own.
+  """
+  pairwise.check(strategy, tile)
+  for name, value in (("temperature", temperature), ("teacher_temperature", teacher_temperature)):
+    if value is not None and not value > 0:
+      raise UserError(f"loss_options.distill_similarity.{name}={value} must be above 0")
+  axes = pairwise.mesh_axes(axis_name)
+  dtype = negatives.accumulation_dtype(image, text)
+  scale = jnp.asarray(logit_scale if temperature is None else 1 / temperature, dtype)
+  sweep = negatives.Sweep(axes, strategy, tile, ring_order).in_one_tile_if_small(len(image))
+  args = (image, text, scale, *lax.stop_gradient((teacher_image, teacher_text)))
+  directions = _divergences(sweep, 1 / teacher_temperature, *pairwise.vary(args, image, text, axes=axes))
+  pairs = len(image) * pairwise.device_count(axes)
+  parts = [pairwise.global_sum(jnp.sum(line), axes) / pairs for line in directions]
+  names = ("divergence_image_to_text", "divergence_text_to_image")
+  return (parts[0] + parts[1]) / 2, dict(zip(names, parts, strict=True))
+
+
+def relational_distillation(
+  image: Float[Array, "pairs dim"],
+  text: Float[Array, "pairs dim"],
+  teacher_image: Float[Array, "pairs teacher_dim"],
+  teacher_text: Float[Array, "pairs teacher_dim"] | None = None,
+  *,
+  logit_scale: Float[Array, ""] | float | None = None,
+  axis_name: str | tuple[str, ...] | None = None,
+  strategy: str = "ring",
+  tile: int | None = None,
+  ring_order: tuple[int, ...] | None = None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+  """Mean squared difference of the student's and the teacher's image-image similarities, over all pairs of two images.
+
+  Args:
+    image: see `similarity_distillation`, as for all that is not listed here.
+    text: accepted so that the terms are interchangeable, without effect, like `teacher_text` and `logit_scale`.
+    teacher_image: see `similarity_distillation`.
+    teacher_text: see `text`.
+    logit_scale: see `text`.
+    axis_name: see `similarity_distillation`.
+    strategy: see `similarity_distillation`.
+    tile: see `similarity_distillation`.
+    ring_order: see `similarity_distillation`.
+
+  Returns:
+    The value of the global batch, 0 for a single pair, and no metrics.
+
+  Raises:
+    UserError: for an unknown strategy or a tile below 1.
+
+  Tung and Mori, "Similarity-Preserving Knowledge Distillation" (arXiv 1907.09682), of cosines instead of rescaled rows.
+  """
+  del text, teacher_text, logit_scale
+  pairwise.check(strategy, tile)
+  axes = pairwise.mesh_axes(axis_name)
+  dtype = negatives.accumulation_dtype(image)
+  teacher = lax.stop_gradient(teacher_image.astype(image.dtype))
+  # The difference of two inner products is one inner product of longer vectors: the engine needs no second matrix.
+  rows, columns = jnp.concatenate([image, teacher], axis=1), jnp.concatenate([image, -teacher], axis=1)
+  total = negatives.sum_over_negatives(
+    _square_and_slope,
+    rows,
+    columns,
+    jnp.ones((), dtype),
+    jnp.zeros((), dtype),
+    pairwise.pair_index(len(image), axes),
+    negatives.Sweep(axes, strategy, tile, ring_order),
+  )
+  pairs = len(image) * pairwise.device_count(axes)
+  # A float: the square of a large batch is no int32.
+  return pairwise.global_sum(total, axes) / float(max(pairs * (pairs - 1), 1)), {}
+
+
+def _square_and_slope(values: Float[Array, "a b"]) -> tuple[Float[Array, "a b"], Float[Array, "a b"]]:
+  return jnp.square(values), 2 * values
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Divergence(Accumulator):
+  """Two softmaxes of each line, u the teacher's logits and v the student's, and how they differ.
+
+  Logits are counted from the largest of their kind, and so are the sums over them.
+
+  Attributes:
+    largest_u: largest teacher logit, minus infinity where there was none.
+    largest_v: largest student logit.
+    total_u: sum of e^u.
+    total_v: sum of e^v.
+    difference: sum of e^u (u - v).
+    expected: sum of e^u v.
+    own: sum of e^v v.
+  """
+
+  largest_u: Float[Array, "..."]
+  largest_v: Float[Array, "..."]
+  total_u: Float[Array, "..."]
+  total_v: Float[Array, "..."]
+  difference: Float[Array, "..."]
+  expected: Float[Array, "..."]
+  own: Float[Array, "..."]
+
+  @classmethod
+  def empty(cls, lines: int, dtype: jnp.dtype) -> "_Divergence":
+    nothing, zero = jnp.full((lines,), -jnp.inf, dtype), jnp.zeros((lines,), dtype)
+    return cls(nothing, nothing, *(zero,) * 5)
+
+  @classmethod
+  def along(
+    cls, axis: int, u: Float[Array, "a b"], v: Float[Array, "a b"], mask: Bool[Array, "a b"] | None
+  ) -> "_Divergence":
+    """Of what `mask` marks in one tile, or all of it, along `axis`."""
+    largest = [jnp.max(x if mask is None else jnp.where(mask, x, -jnp.inf), axis) for x in (u, v)]
+    u, v = (x - jnp.expand_dims(finite(line), axis) for x, line in zip((u, v), largest, strict=True))
+    exp_u, exp_v = (jnp.exp(x) if mask is None else jnp.where(mask, jnp.exp(x), 0) for x in (u, v))
+    terms = exp_u, exp_v, exp_u * (u - v), exp_u * v, exp_v * v
+    return cls(*largest, *(jnp.sum(term, axis) for term in terms))
+
+  def merge(self, other: "_Divergence") -> "_Divergence":
+    largest_u = jnp.maximum(self.largest_u, other.largest_u)
+    largest_v = jnp.maximum(self.largest_v, other.largest_v)
+
+    def moved(part):
+      """The sums of `part` counted from the new largest logits."""
+      step_u, step_v = (
+        jnp.where(jnp.isneginf(old), 0, old - finite(new))
+        for old, new in ((part.largest_u, largest_u), (part.largest_v, largest_v))
+      )
+      by_u, by_v = jnp.exp(step_u), jnp.exp(step_v)
+      return (
+        part.total_u * by_u,
+        part.total_v * by_v,
+        (part.difference + part.total_u * (step_u - step_v)) * by_u,
+        (part.expected + part.total_u * step_v) * by_u,
+        (part.own + part.total_v * step_v) * by_v,
+      )
+
+    return type(self)(largest_u, largest_v, *map(jnp.add, moved(self), moved(other)))
+
+  def value(self) -> Float[Array, "..."]:
+    """The divergence from the teacher's to the student's distribution."""
+    return self.difference / self.total_u + jnp.log(self.total_v) - jnp.log(self.total_u)
+
+  def slope_by_scale(self, scale: Float[Array, ""]) -> Float[Array, "..."]:
+    """Derivative of the divergence by the student's scale: what the mean similarity differs by."""
+    return (self.own / self.total_v - self.expected / self.total_u) / scale
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _divergences(sweep, teacher_scale, image, text, scale, teacher_image, teacher_text):
+  """Divergence of each image's and of each text's distribution."""
+  return _divergences_forward(sweep, teacher_scale, image, text, scale, teacher_image, teacher_text)[0]
+
+
+def _logits(teacher_scale, scale, rows, columns):
+  """A tile's teacher and student logits."""
+  student, teacher = (negatives.matmul(rows[k], columns[k], "id,jd->ij") for k in (0, 1))
+  return teacher.astype(student.dtype) * teacher_scale, student * scale
+
+
+def _divergences_forward(sweep, teacher_scale, image, text, scale, teacher_image, teacher_text):
+  def tile_fn(rows, columns, fresh):
+    u, v = _logits(teacher_scale, scale, rows, columns)
+    # The barrier keeps the products from being computed once for each sum.
+    u, v = lax.optimization_barrier((u, v))
+    return tuple((_Divergence.along(axis, u, v, fresh),) for axis in (1, 0))
+
+  empty = (_Divergence.empty(len(image), negatives.accumulation_dtype(image, text)),)
+  totals = sweep(tile_fn, (image, teacher_image), (text, teacher_text), (empty, empty))
+  lines = tuple(total for (total,) in totals)
+  return tuple(line.value() for line in lines), (image, text, scale, teacher_image, teacher_text, lines)
+
+
+def _divergences_backward(sweep, teacher_scale, residuals, cotangents):
+  image, text, scale, teacher_image, teacher_text, lines = residuals
+  dtype = negatives.accumulation_dtype(image, text)
+
+  def tile_fn(rows, columns, fresh):
+    u, v = lax.optimization_barrier(_logits(teacher_scale, scale, rows, columns))
+
+    def share(teacher, student, cotangent, axis):
+      """What a logit contributes to the divergence of its row or of its column: student minus teacher probability."""
+      p, q = (
+        jnp.exp(x - jnp.expand_dims(largest, axis)) / jnp.expand_dims(total, axis)
+        for x, (largest, total) in ((u, teacher), (v, student))
+      )
+      return (q - p) * jnp.expand_dims(cotangent, axis)
+
+    slopes = share(*rows[2:], 1) + share(*columns[2:], 0)
+    if fresh is not None:
+      slopes = jnp.where(fresh, slopes, 0)
+    d_image, d_text = negatives.tile_gradients(rows[0], columns[0], slopes, scale)
+    return (d_image,), (d_text,)
+
+  def side(embeddings, teacher, which):
+    line = lines[which]
+    return embeddings, teacher, (line.largest_u, line.total_u), (line.largest_v, line.total_v), cotangents[which]
+
+  empty = (Sum.empty(image.shape, dtype),), (Sum.empty(text.shape, dtype),)
+  (d_image,), (d_text,) = sweep(tile_fn, side(image, teacher_image, 0), side(text, teacher_text, 1), empty)
+  d_scale = sum(
+    jnp.sum(line.slope_by_scale(scale) * cotangent) for line, cotangent in zip(lines, cotangents, strict=True)
+  )
+  return negatives.cast(d_image, image), negatives.cast(d_text, text), d_scale.astype(scale.dtype), None, None
+
+
+_divergences.defvjp(_divergences_forward, _divergences_backward)

@@ -1,0 +1,106 @@
+"""A frozen teacher beside the student: its embeddings of a batch, made before the train step and apart from it.
+
+The step sees targets only. So the teacher has no gradients and no optimiser slots, no checkpoint of the student holds
+anything of it, and the step is the same whether the teacher ran or its targets were read from a cache.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+
+from contrastive_jax import inference
+from contrastive_jax.batch import Batch, Targets, TeacherInputs
+from contrastive_jax.models import dual_encoder
+from contrastive_jax.models.presets import DualEncoderConfig
+from contrastive_jax.parallel.mesh import batch_sharding
+from contrastive_jax.training import accumulation
+
+
+class Teacher:
+  """A frozen dual encoder that shares the student's mesh.
+
+  Attributes:
+    config: of its towers: the resolution, the patches and the text length that it reads.
+    tokenizer: of its captions, or None for one that is shown none.
+  """
+
+  def __init__(
+    self,
+    config: DualEncoderConfig,
+    params: Mapping[str, Any],
+    mesh: Mesh,
+    *,
+    tokenizer: Callable[[Sequence[str], int], tuple[np.ndarray, np.ndarray]] | None = None,
+    accumulate: int = 1,
+  ):
+    """Compiles nothing before the first batch.
+
+    Args:
+      config: of the towers; they compute in its dtype.
+      params: on the mesh, where they stay as they are.
+      mesh: of the student.
+      tokenizer: texts and a length -> token ids and mask.
+      accumulate: micro-batches embedded one after the other, as in the student's step.
+    """
+    self.config, self.tokenizer = config, tokenizer
+    self._params, self._mesh = params, mesh
+    graphdef, _ = dual_encoder.abstract(config)
+
+    def embed(params, inputs: TeacherInputs) -> Targets:
+      model, text = dual_encoder.merge(graphdef, params), inputs.text
+      with jax.named_scope("teacher"), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        image = model.encode_image(inputs.image)
+        if text is None:
+          return Targets(image)
+        return Targets(image, model.encode_text(text.tokens, text.mask, segments=text.segments, slots=text.slots))
+
+    def embed_all(params, inputs: TeacherInputs) -> Targets:
+      if accumulate == 1:
+        return embed(params, inputs)
+      parts = accumulation.split_batch(inputs, accumulate, mesh)
+      return accumulation.join(lax.map(lambda part: embed(params, part), parts), mesh)
+
+    self._embed = jax.jit(embed_all, out_shardings=batch_sharding(mesh))
+
+  @property
+  def dim(self) -> int:
+    """Size of its embeddings."""
+    return self.config.embed_dim
+
+  def targets(self, batch: Batch) -> Batch:
+    """The batch with the targets of its teacher's inputs in their place; a batch without such inputs as it is."""
+    if batch.teacher is None:
+      return batch
+    return dataclasses.replace(batch, teacher=None, targets=self._embed(self._params, batch.teacher))
+
+  def abstract_targets(self, batch: Batch) -> Batch:
+    """What `targets` makes of an abstract batch, in shapes with shardings: for compiling the step ahead of time."""
+    if batch.teacher is None:
+      return batch
+    sharding = batch_sharding(self._mesh)
+    targets = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+      jax.eval_shape(self._embed, self._params, batch.teacher),
+    )
+    return dataclasses.replace(batch, teacher=None, targets=targets)
+
+
+def load_teacher(path: str | os.PathLike, mesh: Mesh, *, accumulate: int = 1) -> Teacher:
+  """The model of a run directory or of imported weights as a teacher.
+
+  Args:
+    path: see `inference.load`.
+    mesh: of the student; the parameters are placed by the default rules.
+    accumulate: see `Teacher`.
+
+  Raises:
+    UserError: see `inference.load`.
+  """
+  model = inference.load(path, mesh=mesh)
+  return Teacher(model.config, model.params, mesh, tokenizer=model.tokenizer, accumulate=accumulate)

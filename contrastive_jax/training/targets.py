@@ -1,0 +1,145 @@
+"""A cache of a teacher's image embeddings: a folder for each source, read by sample id.
+
+    <cache>/teacher.json          whose embeddings they are
+    <cache>/<source>/ids.npy      sample ids within the source, ascending
+    <cache>/<source>/image.npy    an embedding of each, float16 or float32
+
+Captions are not in it: which of them a step shows is drawn anew each time.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from contrastive_jax.batch import Targets
+from contrastive_jax.errors import UserError
+
+# Embeddings that are put in order at once.
+_BLOCK = 1 << 16
+
+
+class TargetCache:
+  """What was written by `write_source`, for the sources of one run. Embeddings stay on disk until they are asked for.
+
+  Attributes:
+    dim: size of the embeddings.
+  """
+
+  def __init__(self, path: str | os.PathLike, id_base: Mapping[str, int]):
+    """Opens the cache.
+
+    Args:
+      path: of the folder.
+      id_base: source -> what the run adds to the source's own ids; the ids of two sources do not interleave.
+
+    Raises:
+      UserError: if this is no cache, or it lacks a source.
+    """
+    self._path, self._id_base = Path(path), dict(id_base)
+    if not (self._path / "teacher.json").is_file():
+      raise UserError(f"distillation.targets={path} is no cache of targets: write one with distill.py")
+    missing = [name for name in self._id_base if not has_source(self._path, name)]
+    if missing:
+      raise UserError(
+        f"distillation.targets={path} has no targets of source '{missing[0]}': add them with distill.py, which keeps"
+        " what is there"
+      )
+    self._names = sorted(self._id_base, key=self._id_base.__getitem__)
+    self._bases = np.array([self._id_base[name] for name in self._names], np.int64)
+    self._ids = [np.load(self._path / name / "ids.npy", mmap_mode="r") for name in self._names]
+    self._images = [np.load(self._path / name / "image.npy", mmap_mode="r") for name in self._names]
+    self.dim = int(self._images[0].shape[1])
+
+  def lookup(self, ids: Int[np.ndarray, "pairs"]) -> Targets:
+    """The targets of samples, by the ids that the run gives them.
+
+    Raises:
+      UserError: naming the first sample that is missing.
+    """
+    image = np.empty((len(ids), self.dim), np.float32)
+    source = np.searchsorted(self._bases, ids, side="right") - 1
+    for number in np.unique(source):
+      mine = source == number
+      own = ids[mine] - self._bases[number]
+      known = self._ids[number]
+      row = np.minimum(np.searchsorted(known, own), len(known) - 1)
+      wrong = own[known[row] != own]
+      if len(wrong):
+        raise UserError(
+          f"distillation.targets={self._path} has no target of sample {wrong[0]} of source '{self._names[number]}':"
+          " its data has changed since, remove the source's folder there and run distill.py again"
+        )
+      image[mine] = self._images[number][row]
+    # Half precision took a little of their length.
+    return Targets(image / np.maximum(np.linalg.norm(image, axis=1, keepdims=True), 1e-12))
+
+  def __reduce__(self):
+    # A pickled memory map would carry the whole file to a worker process.
+    return TargetCache, (self._path, self._id_base)
+
+
+def has_source(path: Path, name: str) -> bool:
+  """Whether the targets of a source are all there."""
+  return (path / name / "ids.npy").is_file()
+
+
+def describe(path: Path, teacher: Mapping[str, Any]) -> None:
+  """Begins a cache, or goes on with one of the same teacher.
+
+  Args:
+    path: of the folder.
+    teacher: JSON that tells one teacher from another.
+
+  Raises:
+    UserError: if the folder holds another teacher's targets.
+  """
+  file = path / "teacher.json"
+  if file.is_file():
+    theirs = json.loads(file.read_text())
+    if theirs != dict(teacher):
+      raise UserError(f"--output={path} holds targets of another teacher ({theirs}): choose another folder")
+  path.mkdir(parents=True, exist_ok=True)
+  file.write_text(json.dumps(dict(teacher), indent=2) + "\n")
+
+
+def write_source(
+  path: Path,
+  name: str,
+  chunks: Iterable[tuple[Int[np.ndarray, "_"], Float[np.ndarray, "_ _"]]],
+  dtype: str = "float16",
+) -> int:
+  """Writes the targets of one source; until it returns, `has_source` is false.
+
+  Args:
+    path: of the cache.
+    name: of the source.
+    chunks: ids within the source and embeddings, in any order; of an id that comes twice the first counts.
+    dtype: "float16" or "float32".
+
+  Returns:
+    Number of samples written.
+  """
+  folder = path / name
+  folder.mkdir(parents=True, exist_ok=True)
+  unsorted, ids, dim = folder / "unsorted", [np.empty(0, np.int64)], 0
+  with unsorted.open("wb") as file:
+    for numbers, embeddings in chunks:
+      ids.append(numbers)
+      dim = embeddings.shape[1]
+      file.write(np.ascontiguousarray(embeddings, dtype).tobytes())
+  known, order = np.unique(np.concatenate(ids), return_index=True)
+  if len(known):
+    rows = np.memmap(unsorted, dtype, "r").reshape(-1, dim)
+    image = np.lib.format.open_memmap(folder / "image.npy", "w+", np.dtype(dtype), (len(known), dim))
+    for start in range(0, len(known), _BLOCK):
+      image[start : start + _BLOCK] = rows[order[start : start + _BLOCK]]
+    image.flush()
+    np.save(folder / "writing.npy", known)
+    (folder / "writing.npy").rename(folder / "ids.npy")
+  unsorted.unlink()
+  return len(known)

@@ -1,0 +1,112 @@
+"""Embeds the images of a run's sources with a frozen teacher, once, for `distillation.targets`.
+
+python distill.py --teacher=runs/teacher --config=configs/student.py --output=runs/targets
+
+An interrupted command goes on with the source that it was at. It runs in one process, on all its devices.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from contrastive_jax import cli
+from contrastive_jax.errors import UserError
+from contrastive_jax.inference import Model, load
+from contrastive_jax.preprocess.images import DecodeError
+from contrastive_jax.training import targets
+from contrastive_jax.training.stages import segments_of, stages_of
+from data import build
+from data.sources import Source
+
+CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "The run that is to learn; the sources of its stages that distil."
+)
+TEACHER = flags.DEFINE_string("teacher", None, "A run, or weights imported by convert.py.")
+STEP = flags.DEFINE_integer("step", None, "Which checkpoint of the teacher; the newest if not given.", lower_bound=0)
+OUTPUT = flags.DEFINE_string("output", None, "The folder to write; what is there of the same teacher is kept.")
+DTYPE = flags.DEFINE_enum("dtype", "float16", ("float16", "float32"), "Of the embeddings on disk.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images embedded at once.", lower_bound=1)
+
+# Batches between two updates of the progress bar and two writes.
+CHUNK = 8
+
+
+class Pictures(Sequence):
+  """Consecutive samples of a source, un-augmented, and their ids once they have been read."""
+
+  def __init__(self, source: Source, start: int, stop: int):
+    self._source, self._start = source, start
+    self.ids = np.full(stop - start, -1, np.int64)
+
+  def __len__(self) -> int:
+    return len(self.ids)
+
+  def __getitem__(self, index: int) -> object:
+    try:
+      example = self._source[self._start + index]
+    except DecodeError:
+      # It keeps the id of no sample, and what is made of this picture is dropped.
+      return np.zeros((1, 1, 3), np.uint8)
+    self.ids[index] = example.id
+    transparent = isinstance(example.image, np.ndarray) and example.image.shape[2:] == (4,)
+    return undo_premultiply(example.image) if transparent else example.image
+
+
+def undo_premultiply(pixels: np.ndarray) -> np.ndarray:
+  """What `images.premultiply` makes these pixels of: models take colour that is not multiplied by alpha."""
+  colour, alpha = pixels[..., :3].astype(np.uint16), pixels[..., 3:].astype(np.uint16)
+  straight = (colour * 255 + alpha // 2) // np.maximum(alpha, 1)
+  return np.dstack([np.minimum(straight, 255).astype(np.uint8), pixels[..., 3]])
+
+
+def main() -> None:
+  config = cli.config_value(CONFIG)
+  for flag, example in ((TEACHER, "runs/teacher"), (OUTPUT, "runs/targets")):
+    if not flag.value:
+      raise UserError(f"--{flag.name} is missing: name a folder such as --{flag.name}={example}")
+  sources = build.make_sources(config.data, taught_sources(config))
+  model = load(TEACHER.value, STEP.value, batch_size=BATCH_SIZE.value)
+  output = Path(OUTPUT.value)
+  targets.describe(output, {"teacher": TEACHER.value, "step": model.step, "dim": model.config.embed_dim})
+  for name, source in sources.items():
+    if targets.has_source(output, name):
+      print(f"{name}: already there")
+      continue
+    written = targets.write_source(output, name, embedded(model, name, source), DTYPE.value)
+    unread = len(source) - written
+    print(f"{name}: {written:,} samples" + (f", {unread:,} could not be read or repeat another's id" if unread else ""))
+
+
+def taught_sources(config: Any) -> list[str]:
+  """The sources of the stages that distil."""
+  stages = zip(stages_of(config), segments_of(config), strict=True)
+  names = [name for stage, segment in stages if max(stage.distillation) > 0 for name in segment.all_sources()]
+  if not names:
+    raise UserError("every stage of the curriculum has distillation=(0, 0): none asks for targets")
+  return list(dict.fromkeys(names))
+
+
+def embedded(model: Model, name: str, source: Source) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Ids and embeddings of the samples that can be read, a chunk at a time."""
+  columns = TextColumn(f"[bold]{name}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")
+  with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+    task = bar.add_task(name, total=len(source), rate="")
+    size = CHUNK * model.batch_size
+    for start in range(0, len(source), size):
+      pictures = Pictures(source, start, min(start + size, len(source)))
+      images = model.encode_image(pictures)
+      readable = pictures.ids >= 0
+      yield pictures.ids[readable], images[readable]
+      bar.update(task, advance=len(pictures))
+      speed = bar.tasks[0].speed
+      bar.update(task, rate=f"{speed:,.0f} images/s" if speed else "")
+
+
+if __name__ == "__main__":
+  cli.run(main)
