@@ -18,6 +18,7 @@ from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation.evaluate import evaluate, scalars
 from contrastive_jax.evaluation.report import write_report
 from contrastive_jax.evaluation.results import Result, headline, result_path, write_atomically
+from contrastive_jax.evaluation.stages import stage_scores
 from contrastive_jax.inference import Model
 from contrastive_jax.models import dual_encoder
 from contrastive_jax.parallel import distributed
@@ -25,12 +26,16 @@ from contrastive_jax.parallel.mesh import MeshSpec, host_share
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.training import config as run_config
-from contrastive_jax.training import loop
+from contrastive_jax.training import curriculum, loop
 from contrastive_jax.training.checkpoint import Checkpoints
+from contrastive_jax.training.curriculum import Segment
+from contrastive_jax.training.distillation import Teacher, load_teacher
 from contrastive_jax.training.initialize import initial_state
 from contrastive_jax.training.metrics import Writer, read_json_lines
+from contrastive_jax.training.stages import first_steps, stages_of
 from contrastive_jax.training.state import StateSpec, TrainState
 from data import build, tasks
+from data.pipeline import Pipeline, TeacherView
 from data.sources import Source
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "What to run, such as configs/emoji.py.")
@@ -56,19 +61,25 @@ def main() -> None:
     restored, about = checkpoints.restore(spec.abstract()) or (None, {})
     start = int(restored.step) if restored else 0
     segments = build.make_segments(config, about.get("segments", ()), start, data_changed)
-    sources = build.make_sources(config.data, {name for segment in segments for name, _ in segment.sources})
+    sources = build.make_sources(config.data, {name for segment in segments for name in segment.all_sources()})
     tokenizer = find_tokenizer(config, workdir, about.get("tokenizer"), sources)
-    pipeline = build.make_pipeline(config, segments, sources, tokenizer, host_share(mesh))
+    teacher = view = None
+    if config.distillation.teacher:
+      teacher = load_teacher(config.distillation.teacher, mesh, accumulate=config.accumulation)
+      view = view_of(teacher, run_config.objective_of(config).needs_teacher_text)
+    pipeline = build.make_pipeline(config, segments, sources, tokenizer, host_share(mesh), teacher=view)
     sets = {name: tasks.load(name, config.data.data_dir) for name in (*config.final_evals, *config.evals)}
     if start >= config.total_steps and is_reported(workdir, sets, start):
       say(f"{workdir} is complete at step {start}; its report is {workdir / 'report.html'}")
       return
 
-    state = restored or initial_state(spec, seed=config.seed, init_from=config.init_from, towers=config.init_towers)
+    state = restored or initial_state(
+      spec, seed=config.seed, init_from=config.init_from, towers=config.init_towers, say=say
+    )
     model = Model(spec.model, state.evaluated(), tokenizer, mesh=mesh)
 
     def score(state: TrainState, names: Iterable[str]) -> list[Result]:
-      scored = model.with_params(state.evaluated())
+      scored = model.with_params(state.evaluated()).with_resolution(**resolutions_at(segments, int(state.step)))
       chosen = [sets[name] for name in names]
       return evaluate(scored, chosen, workdir=workdir, step=int(state.step), architecture=config.name)
 
@@ -94,7 +105,10 @@ def main() -> None:
       mesh=mesh,
       about={"segments": [segment.to_dict() for segment in segments], "tokenizer": tokenizer.fingerprint},
       evaluate=lambda state: scalars(score(state, config.evals)),
+      teach=teacher and teacher.targets,
+      ahead=run_config.abstract_batches(config, curriculum.ahead(segments, start), mesh),
     )
+    say_what_was_changed(pipeline)
     if not complete:
       say(f"Stopped at step {int(state.step)} of {config.total_steps}; run the same command again to go on.")
       return
@@ -103,6 +117,33 @@ def main() -> None:
       writer.write({"step": int(state.step), **scalars(results)})
       writer.close()
       conclude(config, workdir, results, build.attribution(sources), count_parameters(spec))
+
+
+def say_what_was_changed(pipeline: Pipeline) -> None:
+  """Names the samples of this process that were not shown as they are."""
+  changed = {
+    "bad records replaced by others": pipeline.substituted,
+    "images made smaller to fit into the rows of their pack": pipeline.shrunk,
+    "captions cut to fit into theirs": pipeline.truncated,
+  }
+  for what, count in changed.items():
+    if count:
+      say(f"{count:,} {what}.")
+
+
+def view_of(teacher: Teacher, with_text: bool) -> TeacherView:
+  """How a frozen teacher reads the pairs; captions only where a term asks for them."""
+  vision, text = teacher.config.vision, teacher.config.text
+  tokenizer = teacher.tokenizer if with_text else None
+  return TeacherView(vision.grid * vision.patch_size, vision.patch_size, tokenizer, text.length)
+
+
+def resolutions_at(segments: Sequence[Segment], step: int) -> dict[str, Any]:
+  """What the stage that made update number `step` is evaluated at: the resolutions of images and clips."""
+  segment = segments[curriculum.segment_at(segments, max(step, 1) - 1)[0]]
+  if segment.clips is None:
+    return {"resolution": segment.resolution}
+  return {"resolution": segment.resolution, "clips": segment.clips.resolution, "frames": segment.clips.frames}
 
 
 def find_tokenizer(config: Any, workdir: Path, expected: str | None, sources: Mapping[str, Source]) -> Tokenizer:
@@ -156,6 +197,7 @@ def introduce(config: Any, spec: StateSpec, mesh: jax.sharding.Mesh, sources: Ma
 
 def conclude(config: Any, workdir: Path, results: Sequence[Result], attribution: str, parameters: int) -> None:
   """Writes the report and prints the figures people ask for first."""
+  stages = first_steps(stages_of(config)) if config.curriculum else []
   report = write_report(
     workdir / "report.html",
     title=config.name,
@@ -164,6 +206,8 @@ def conclude(config: Any, workdir: Path, results: Sequence[Result], attribution:
     evaluations=results,
     attribution=attribution,
     facts={"Parameters": f"{parameters:,}"},
+    stages=stages,
+    by_stage=stage_scores(workdir, stages, config.total_steps) if stages else (),
   )
   for result in results:
     words = headline(result)

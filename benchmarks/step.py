@@ -46,6 +46,7 @@ _MATMUL = flags.DEFINE_integer("matmul", 2048, "Side of the square matrices whos
 def run(remat: str) -> ConfigDict:
   """The config of our run."""
   config = common.get_config()
+  config.data.sources = ConfigDict({"random": 1.0})  # What is drawn here; nothing reads it.
   config.model = common.model(_PRESET.value)
   config.model.vision.image_size = _IMAGE_SIZE.value
   config.model.text.length = _TEXT_LENGTH.value

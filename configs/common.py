@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from contrastive_jax.models import presets
+from contrastive_jax.training.stages import Stage
 from data.augment import Augment
 from data.emoji import CaptionMix
 
@@ -22,6 +23,11 @@ def model(preset: str, **overrides: Any) -> ConfigDict:
   return as_config(presets.resolve(preset, overrides))
 
 
+def stage(name: str, steps: int, **overrides: Any) -> ConfigDict:
+  """A stage of `config.curriculum`; see `contrastive_jax.training.stages.Stage` for its fields."""
+  return as_config(Stage(name, steps, **overrides))
+
+
 def as_config(node: Any) -> ConfigDict:
   """A dataclass as a config with the same fields."""
   hints = typing.get_type_hints(type(node))
@@ -32,6 +38,8 @@ def as_config(node: Any) -> ConfigDict:
     value = getattr(node, field.name)
     if dataclasses.is_dataclass(value):
       value = as_config(value)
+    elif isinstance(value, dict):
+      value = ConfigDict(value)
     elif value is None:
       # A field that is None still has a type, so that the command line can give it a value.
       value = config_dict.placeholder(_type_beside_none(hints[field.name]))
@@ -105,6 +113,17 @@ def get_config() -> ConfigDict:
   config.data.threads = 8
   config.data.workers = 0  # Processes; 0 decodes in threads.
   config.data.prefetch_bytes = 256 * 2**20
+
+  config.data.pack_pairs = 0  # Consecutive pairs whose images, clips or captions share rows; 0 packs nothing.
+  config.data.text_rows = 0  # That the captions of a pack share; 0 gives each a padded row of `model.text.length`.
+  config.data.text_row_length = 0  # Of these rows in tokens.
+
+  config.curriculum = ()  # Stages, see `stage`; empty is one, at the resolution of the vision tower.
+
+  config.distillation = ConfigDict()
+  config.distillation.teacher = ""  # A run, whose model is run beside this one.
+  config.distillation.targets = ""  # Or what distill.py wrote of it.
+  config.distillation.dim = 0  # Features of its embeddings, for plan.py on a machine without it; 0 is read from it.
 
   config.mesh = ConfigDict()
   config.mesh.data = -1  # -1 is the rest of the devices.

@@ -1,6 +1,5 @@
 """From a run's config to its sources, captions, tokenizer, segments and pipeline."""
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,17 +8,27 @@ from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.training import curriculum
 from contrastive_jax.training.curriculum import Segment
-from data import emoji
+from contrastive_jax.training.stages import segments_of
+from contrastive_jax.training.targets import TargetCache
+from data import emoji, motion, strips
 from data.augment import Augment
-from data.pipeline import Pipeline
+from data.pipeline import Pipeline, TeacherView, id_bases
 from data.sources import Source
+from data.sources.clips import ClipSource
 from data.sources.tfds import TfdsSource
 
-EMOJI_SOURCES = ("noto", "twemoji", "noto_tones", "twemoji_tones")
+# Name -> what makes it and others of its kind.
+EMOJI_SOURCES = {
+  **dict.fromkeys(("noto", "twemoji", "noto_tones", "twemoji_tones"), emoji.training_sources),
+  **dict.fromkeys(("strips_noto", "strips_twemoji"), strips.strip_sources),
+  **dict.fromkeys(("motion_noto", "motion_twemoji"), motion.motion_sources),
+}
 
 
 def make_sources(options: Any, names: Iterable[str]) -> dict[str, Source]:
-  """Opens sources by name: one of `EMOJI_SOURCES`, or "tfds/<set>" with an optional "@<split>".
+  """Opens sources by name.
+
+  A name is one of `EMOJI_SOURCES`, "tfds/<set>" with an optional "@<split>", or "clips/<folder>" with videos in it.
 
   Args:
     options: `config.data`.
@@ -28,23 +37,20 @@ def make_sources(options: Any, names: Iterable[str]) -> dict[str, Source]:
   Raises:
     UserError: for an unknown name, or data that is not on this machine.
   """
-  names = list(names)
-  for name in names:
-    if not name.startswith("tfds/"):
-      require_known("data.sources", name, (*EMOJI_SOURCES, "tfds/<set>"))
-  drawn = any(name in EMOJI_SOURCES for name in names)
-  sources: dict[str, Source] = dict(emoji.training_sources(emoji.CaptionMix(**options.captions))) if drawn else {}
-  for name in names:
-    if name.startswith("tfds/"):
-      dataset, _, split = name.removeprefix("tfds/").partition("@")
-      sources[name] = TfdsSource(
-        dataset,
-        options.data_dir or None,
-        split or "train",
-        image_key=options.image_key,
-        caption_key=options.caption_key,
-      )
-  return {name: sources[name] for name in names}
+  mix = emoji.CaptionMix(**options.captions)
+  return {name: _make_source(options, name, mix) for name in names}
+
+
+def _make_source(options: Any, name: str, mix: emoji.CaptionMix) -> Source:
+  if name.startswith("tfds/"):
+    dataset, _, split = name.removeprefix("tfds/").partition("@")
+    keys = {"image_key": options.image_key, "caption_key": options.caption_key}
+    return TfdsSource(dataset, options.data_dir or None, split or "train", **keys)
+  if name.startswith("clips/"):
+    return ClipSource(name.removeprefix("clips/"))
+  require_known("data.sources", name, (*EMOJI_SOURCES, "tfds/<set>", "clips/<folder>"))
+  make = EMOJI_SOURCES[name]
+  return (make() if make is strips.strip_sources else make(mix))[name]
 
 
 def attribution(names: Iterable[str]) -> str:
@@ -92,24 +98,30 @@ def make_segments(config: Any, done: Sequence[Mapping[str, Any]], step: int, dat
     step: of the checkpoint.
     data_changed: whether the rest of the run is a new segment.
   """
-  planned = Segment(
-    steps=config.total_steps,
-    batch_size=config.batch_size,
-    sources=tuple(sorted(config.data.sources.items())),
-    resolution=config.model.vision.image_size,
-  )
   before = [Segment.from_dict(fields) for fields in done]
-  if before and (data_changed or before[-1].sources != planned.sources):
-    before = curriculum.truncate(before, step)
-  else:
-    before = before[:-1]
-  return (*before, dataclasses.replace(planned, steps=config.total_steps - curriculum.total_steps(before)))
+  return curriculum.resume(before, segments_of(config), step, changed=data_changed)
 
 
 def make_pipeline(
-  config: Any, segments: Sequence[Segment], sources: Mapping[str, Source], tokenizer: Tokenizer, share: tuple[int, int]
+  config: Any,
+  segments: Sequence[Segment],
+  sources: Mapping[str, Source],
+  tokenizer: Tokenizer,
+  share: tuple[int, int],
+  *,
+  teacher: TeacherView | None = None,
 ) -> Pipeline:
-  """The pipeline of a run; `share` is (index, count) of this host's part of every batch."""
+  """The pipeline of a run.
+
+  Args:
+    config: of the run.
+    segments: of the run.
+    sources: by the names that the segments use.
+    tokenizer: of the captions.
+    share: (index, count) of this host's part of every batch.
+    teacher: how a frozen teacher that runs beside the model reads the pairs.
+  """
+  cache = config.distillation.targets
   return Pipeline(
     segments,
     sources,
@@ -117,6 +129,9 @@ def make_pipeline(
     text_length=config.model.text.length,
     patch_size=config.model.vision.patch_size,
     seed=config.seed,
+    tubelet=config.model.vision.tubelet,
+    teacher=teacher,
+    targets=TargetCache(cache, _taught_bases(segments)).lookup if cache else None,
     augment=Augment(**config.data.augment),
     host_index=share[0],
     host_count=share[1],
@@ -124,3 +139,9 @@ def make_pipeline(
     workers=config.data.workers,
     prefetch_bytes=config.data.prefetch_bytes,
   )
+
+
+def _taught_bases(segments: Sequence[Segment]) -> dict[str, int]:
+  """Of the sources whose samples a frozen teacher has seen."""
+  taught = {name for segment in segments if segment.taught for name in segment.all_sources()}
+  return {name: base for name, base in id_bases(segments).items() if name in taught}

@@ -70,7 +70,7 @@ class Drawn:
 
   Attributes:
     position: of the first in the run.
-    names: the sources of the segment.
+    names: the sources of the step's modality.
     source: for each position, an index into `names`.
     index: for each position, the sample's index in its source.
   """
@@ -93,15 +93,18 @@ def drawn(segments: Sequence[Segment], lengths: Mapping[str, int], seed: int, st
   """
   at, offset = segment_at(segments, step)
   segment = segments[at]
-  first = offset * segment.batch_size + rows.start
-  source, number = assign(segment, np.arange(first, first + rows.stop - rows.start))
+  modality, earlier = segment.turn(offset)
+  sources = segment.feed(modality).sources
+  slot = earlier * segment.batch_size + rows.start
+  source, number = assign(sources, np.arange(slot, slot + rows.stop - rows.start))
   begun = cursors(segments, at)
-  names = tuple(name for name, _ in segment.sources)
+  names = tuple(name for name, _ in sources)
   index = np.empty_like(number)
   for k in np.unique(source):
     mine, name = source == k, names[k]
     index[mine] = shuffled(number[mine] + begun[name], lengths[name], seed, name)
-  return Drawn(slots_before(segments, at) + first, names, source, index)
+  position = slots_before(segments, at) + offset * segment.batch_size + rows.start
+  return Drawn(position, names, source, index)
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ processes a chunk of rows at a time and put together inside the step. There is n
 step gives what `batch` gives for each.
 """
 
+import dataclasses
 import functools
 import logging
 import time
@@ -12,18 +13,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 from absl import flags
 from jaxtyping import Int
 
-from contrastive_jax.batch import Batch, ImageBatch, TextBatch
+from contrastive_jax.batch import Batch, Targets, TeacherInputs, TextBatch
 from contrastive_jax.errors import UserError, nearest
-from contrastive_jax.preprocess.images import DecodeError, patchify
+from contrastive_jax.preprocess import packing
+from contrastive_jax.preprocess.images import DecodeError
 from contrastive_jax.preprocess.tokenizers import Tokenizer
-from contrastive_jax.training.curriculum import Segment, segment_at, total_steps
+from contrastive_jax.training.curriculum import Feed, Segment, segment_at, total_steps
 from data.augment import DRAWS, Augment
 from data.groups import group_labels, key_of
 from data.mixture import drawn, uniforms
+from data.rendering import Renderer, with_frames
 from data.sources import Example, Source, Text, stable_hash
 
 # Seconds before each further attempt to read a record after an I/O error; then the run stops.
@@ -36,11 +40,30 @@ _CACHED_CAPTIONS = 1 << 18
 _SOURCE_IDS = 1 << 40
 
 
+@dataclasses.dataclass(frozen=True)
+class TeacherView:
+  """How a frozen teacher that runs beside the student wants to see the pairs.
+
+  Attributes:
+    size: side of its images in pixels.
+    patch_size: side of its patches in pixels.
+    tokenizer: of its text tower, or None where nobody asks what it makes of captions.
+    text_length: tokens of its captions.
+  """
+
+  size: int
+  patch_size: int
+  tokenizer: Tokenizer | None = None
+  text_length: int = 0
+
+
 class Pipeline:
   """The data of a run, random access by step.
 
   Attributes:
     substituted: bad records met so far in delivered batches, each replaced by another of its source.
+    shrunk: images and clips that had to be made smaller to fit into the rows of their pack, so far.
+    truncated: captions that had to be cut to fit into theirs, so far.
   """
 
   def __init__(
@@ -52,7 +75,10 @@ class Pipeline:
     text_length: int,
     patch_size: int,
     seed: int,
+    tubelet: int = 1,
     augment: Augment | None = None,
+    teacher: TeacherView | None = None,
+    targets: Callable[[Int[np.ndarray, "pairs"]], Targets] | None = None,
     host_index: int = 0,
     host_count: int = 1,
     threads: int = 2,
@@ -68,7 +94,10 @@ class Pipeline:
       text_length: tokens a caption, padded or truncated.
       patch_size: side of a patch in pixels.
       seed: of shuffling, captions and augmentation.
+      tubelet: frames of a patch of a clip.
       augment: None only resizes, onto white.
+      teacher: adds the inputs of a frozen teacher to every batch.
+      targets: looks up outputs of a frozen teacher by sample ids, for every batch.
       host_index: this host; it serves the rows from `host_index * batch_size / host_count` on.
       host_count: hosts that share each batch.
       threads: that read in each process; 0 reads when asked.
@@ -85,14 +114,15 @@ class Pipeline:
     self._patch_size = patch_size
     self._seed = seed
     self._augment = augment or Augment()
+    self._render = Renderer(self._augment, patch_size, tubelet)
+    self._teacher, self._targets = teacher, targets
     self._host_index, self._host_count = host_index, host_count
     self._threads, self._workers, self._prefetch_bytes = threads, workers, prefetch_bytes
-    self._tokens: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    self.substituted = 0
+    self._tokens: dict[tuple[str, int, str], tuple[np.ndarray, np.ndarray]] = {}
+    self.substituted = self.shrunk = self.truncated = 0
     self._check()
     self._lengths = {name: len(source) for name, source in self._sources.items()}
-    order = dict.fromkeys(name for segment in self._segments for name, _ in segment.sources)
-    self._id_base = {name: number * _SOURCE_IDS for number, name in enumerate(order)}
+    self._id_base = id_bases(self._segments)
 
   @property
   def segments(self) -> tuple[Segment, ...]:
@@ -111,7 +141,8 @@ class Pipeline:
       OSError: if a record cannot be read after several attempts.
     """
     share = self._share(step)
-    return self._assemble(step, [self._load_rows(step, 0, share)])
+    chunk = self._segments[segment_at(self._segments, step)[0]].pack_pairs or share
+    return self._assemble(step, [self._load_rows(step, row, chunk) for row in range(0, share, chunk)])
 
   def ids(self, step: int) -> Int[np.ndarray, "pairs"]:
     """Sample ids of a step's whole global batch as planned, without reading anything; any host gives the same.
@@ -133,11 +164,11 @@ class Pipeline:
 
   def _iterate_segment(self, start: int, stop: int) -> Iterator[tuple[int, Batch]]:
     share = self._share(start)
-    chunk = _chunk_rows(share)
+    segment = self._segments[segment_at(self._segments, start)[0]]
+    chunk = segment.pack_pairs or _chunk_rows(share)
     samples = grain.MapDataset.range(start * share, stop * share)
     chunks = samples.batch(chunk).map(functools.partial(self._load_samples, share))
-    resolution = self._segments[segment_at(self._segments, start)[0]].resolution
-    chunk_bytes = chunk * (3 * resolution * resolution + 5 * self._text_length)
+    chunk_bytes = max(self._chunk_bytes(segment, modality, chunk) for modality in segment.modalities)
     buffered = max(1, self._prefetch_bytes // (chunk_bytes * max(1, self._workers)))
     if self._workers:
       if not flags.FLAGS.is_parsed():
@@ -166,43 +197,79 @@ class Pipeline:
     first = self._host_index * self._share(step) + row
     plan = drawn(self._segments, self._lengths, self._seed, step, slice(first, first + count))
     chosen = uniforms(self._seed, "caption", plan.position, count, 4)[:, 0]
+    at, offset = segment_at(self._segments, step)
+    segment = self._segments[at]
+    feed = segment.feed(segment.turn(offset)[0])
+    frames = uniforms(self._seed, "frames", plan.position, count, 4)[:, 0]
     examples, captions, planned, bad = [], [], [], []
     for k in range(count):
       source = self._sources[plan.names[plan.source[k]]]
-      example, replaced = _read_or_substitute(source, int(plan.index[k]))
+      prepare = functools.partial(with_frames, feed=feed, draw=float(frames[k]))
+      example, replaced = _read_or_substitute(source, int(plan.index[k]), prepare)
       bad.append(replaced)
       examples.append(example)
       captions.append(example.text.choose(chosen[k]))
       planned.append(_planned_key(source, int(plan.index[k]), chosen[k]) if replaced else None)
     actual = np.array([key_of(e.text.group, c) for e, c in zip(examples, captions, strict=True)], np.int64)
-    resolution = self._segments[segment_at(self._segments, step)[0]].resolution
     draws = uniforms(self._seed, "augment", plan.position, count, DRAWS)
-    pixels = self._augment([e.image for e in examples], [e.flip for e in examples], resolution, draws)
-    patches = patchify(pixels, self._patch_size)
-    tokens, mask = self._tokenize(captions)
+    image, shrunk = self._render(examples, feed, draws, self._row_length(feed, step))
+    text, truncated = self._text(captions, segment)
     bases = [self._id_base[plan.names[s]] for s in plan.source]
     return {
-      "patches": patches.patches,
-      "coords": patches.coords,
-      "tokens": tokens,
-      "mask": mask,
+      "image": image,
+      "text": text,
+      "teacher": self._teacher_inputs(examples, captions, draws) if self._teacher and segment.taught else None,
       "ids": np.array([base + e.id for base, e in zip(bases, examples, strict=True)], np.int64),
       "actual": actual,
       "planned": np.array([a if p is None else p for a, p in zip(actual, planned, strict=True)], np.int64),
       "bad": np.array(bad),
+      "shrunk": np.array([shrunk]),
+      "truncated": np.array([truncated]),
     }
 
-  def _assemble(self, step: int, chunks: list[dict[str, np.ndarray]]) -> Batch:
-    fields = chunks[0] if len(chunks) == 1 else {k: np.concatenate([c[k] for c in chunks]) for k in chunks[0]}
+  def _row_length(self, feed: Feed, step: int) -> int:
+    """The sequence length of a NaFlex batch; 0 for others."""
+    lengths = feed.resolution.lengths
+    if feed.resolution.mode != "naflex":
+      return 0
+    return lengths[int(uniforms(self._seed, "row length", step, 1, 4)[0, 0] * len(lengths))]
+
+  def _text(self, captions: list[str], segment: Segment) -> tuple[TextBatch, int]:
+    """Captions in rows of their own or packed, and how many were cut; groups are known only to the whole batch."""
+    tokens, mask = self._tokenize(self._tokenizer, captions, self._text_length)
+    if segment.text_rows is None:
+      return TextBatch(tokens, mask, None), 0
+    rows = segment.text_rows
+    packed = packing.pack_texts(mask.sum(axis=1), rows=rows.count, length=rows.length)
+    return packing.place_texts(tokens, packed), packed.truncated
+
+  def _teacher_inputs(self, examples: list[Example], captions: list[str], draws: np.ndarray) -> TeacherInputs:
+    teacher = self._teacher
+    view = dataclasses.replace(self._render, patch_size=teacher.patch_size)
+    text = None
+    if teacher.tokenizer is not None:
+      text = TextBatch(*self._tokenize(teacher.tokenizer, captions, teacher.text_length), None)
+    return TeacherInputs(view.squares(examples, draws, teacher.size), text)
+
+  def _assemble(self, step: int, chunks: list[dict[str, Any]]) -> Batch:
+    fields = _joined(chunks)
     share = len(fields["ids"])
+    taught = self._segments[segment_at(self._segments, step)[0]].taught
     mine = slice(self._host_index * share, (self._host_index + 1) * share)
     planned = fields["planned"] if self._host_count == 1 else self._plan_keys(step, mine, fields["planned"])
     group = group_labels(planned, mine, fields["actual"], fields["bad"])
     self.substituted += int(fields["bad"].sum())
+    self.shrunk += int(fields["shrunk"].sum())
+    self.truncated += int(fields["truncated"].sum())
+    image, text, teacher = fields["image"], fields["text"], fields["teacher"]
+    if teacher is not None and teacher.text is not None:
+      teacher = dataclasses.replace(teacher, text=dataclasses.replace(teacher.text, group=group))
     return Batch(
-      image=ImageBatch(fields["patches"], fields["coords"]),
-      text=TextBatch(fields["tokens"], fields["mask"], group),
+      image=_on_host(image, image.patches, self._host_index),
+      text=_on_host(dataclasses.replace(text, group=group), text.tokens, self._host_index),
       ids=fields["ids"],
+      teacher=teacher,
+      targets=self._targets(fields["ids"]) if self._targets and taught else None,
     )
 
   def _plan_keys(self, step: int, mine: slice, known: np.ndarray) -> np.ndarray:
@@ -217,16 +284,30 @@ class Pipeline:
       keys[k] = _planned_key(source, int(plan.index[k]), chosen[k])
     return keys
 
-  def _tokenize(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    rows = {caption: self._tokens.get(caption) for caption in captions}
+  def _tokenize(self, tokenizer: Tokenizer, captions: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+    whose = tokenizer.fingerprint, length
+    rows = {caption: self._tokens.get((*whose, caption)) for caption in captions}
     new = [caption for caption, row in rows.items() if row is None]
     if new:
-      tokens, mask = self._tokenizer(new, self._text_length)
+      tokens, mask = tokenizer(new, length)
       rows.update({caption: (tokens[k], mask[k]) for k, caption in enumerate(new)})
       if len(self._tokens) + len(new) > _CACHED_CAPTIONS:
         self._tokens.clear()
-      self._tokens.update({caption: rows[caption] for caption in new})
+      self._tokens.update({(*whose, caption): rows[caption] for caption in new})
     return np.stack([rows[c][0] for c in captions]), np.stack([rows[c][1] for c in captions])
+
+  def _chunk_bytes(self, segment: Segment, modality: str, pairs: int) -> int:
+    """Bytes of a chunk at the most."""
+    feed, patch = segment.feed(modality), self._patch_size
+    times = max(1, feed.frames // self._render.tubelet)
+    if feed.rows is not None:
+      tokens = feed.rows.count * feed.rows.length
+    elif feed.resolution.mode == "fixed":
+      tokens = pairs * times * (feed.resolution.size // patch) ** 2
+    else:
+      tokens = pairs * max((*feed.resolution.lengths, feed.resolution.max_tokens))
+    bytes_of_token = 3 * patch * patch * (1 if feed.frames == 1 else self._render.tubelet) + 8
+    return tokens * bytes_of_token + 5 * pairs * self._text_length
 
   def _share(self, step: int) -> int:
     return self._segments[segment_at(self._segments, step)[0]].batch_size // self._host_count
@@ -249,7 +330,7 @@ class Pipeline:
       if value < least:
         raise UserError(f"{field} is {value}, it must be at least {least}")
     for segment in self._segments:
-      for name, _ in segment.sources:
+      for name in segment.all_sources():
         if name not in self._sources:
           known = ", ".join(sorted(self._sources))
           raise UserError(f"unknown data source {name!r}{nearest(name, self._sources)}, known are {known}")
@@ -257,8 +338,44 @@ class Pipeline:
           raise UserError(f"data source {name!r} is empty")
       if segment.batch_size % self._host_count:
         raise UserError(f"batch_size {segment.batch_size} does not divide among {self._host_count} hosts")
-      if segment.resolution % self._patch_size:
-        raise UserError(f"resolution {segment.resolution} is not a multiple of the patch size {self._patch_size}")
+      if segment.batch_size // self._host_count % (segment.pack_pairs or 1):
+        raise UserError(
+          f"the {segment.batch_size // self._host_count} pairs of each of {self._host_count} hosts are not whole packs"
+          f" of data.pack_pairs={segment.pack_pairs}"
+        )
+      for modality in segment.modalities:
+        resolution = segment.feed(modality).resolution
+        if resolution.mode == "fixed" and resolution.size % self._patch_size:
+          raise UserError(f"resolution {resolution.size} is not a multiple of the patch size {self._patch_size}")
+
+
+def id_bases(segments: Sequence[Segment]) -> dict[str, int]:
+  """What a run adds to the ids of each source's samples: sources are numbered as they first appear."""
+  order = dict.fromkeys(name for segment in segments for name in segment.all_sources())
+  return {name: number * _SOURCE_IDS for number, name in enumerate(order)}
+
+
+def _joined(chunks: list[Any]) -> Any:
+  """Concatenates chunks, and numbers the rows that their slots name through."""
+  if len(chunks) == 1:
+    return chunks[0]
+  joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *chunks)
+  for name, rows in (("image", "patches"), ("text", "tokens")):
+    batch = joined[name]
+    if batch.slots is not None:
+      per_chunk, pairs = len(getattr(chunks[0][name], rows)), len(chunks[0][name].slots)
+      joined[name] = _moved(batch, np.arange(len(batch.slots)) // pairs * per_chunk)
+  return joined
+
+
+def _on_host(batch: Any, rows: np.ndarray, host: int) -> Any:
+  """A host's rows, with slots that name rows of the global batch."""
+  return batch if batch.slots is None else _moved(batch, np.full(len(batch.slots), host * len(rows)))
+
+
+def _moved(batch: Any, rows: np.ndarray) -> Any:
+  moved = batch.slots + np.stack([rows, np.zeros_like(rows)], axis=1)
+  return dataclasses.replace(batch, slots=moved.astype(np.int32))
 
 
 def _chunk_rows(share: int) -> int:
@@ -267,11 +384,11 @@ def _chunk_rows(share: int) -> int:
   return best if best >= min(share, CHUNK_ROWS // 4) else share
 
 
-def _read_or_substitute(source: Source, index: int) -> tuple[Example, bool]:
-  """Reads a sample, or the first readable one after it when its record is bad for good, and says if it did."""
+def _read_or_substitute(source: Source, index: int, prepare: Callable[[Example], Example]) -> tuple[Example, bool]:
+  """Reads and prepares a sample, or the first after it that can be when it is bad for good, and says if it did."""
   for attempt in range(SUBSTITUTES + 1):
     try:
-      return _retry(source.__getitem__, (index + attempt) % len(source)), attempt > 0
+      return _retry(lambda at: prepare(source[at]), (index + attempt) % len(source)), attempt > 0
     except DecodeError as error:
       logging.getLogger(__name__).warning("%s: record %d is bad (%s)", source.name, index + attempt, error)
       last = error

@@ -2,19 +2,24 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from contrastive_jax.batch import Batch
 from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.models import flops, presets
 from contrastive_jax.models.presets import DualEncoderConfig
 from contrastive_jax.parallel.mesh import MeshSpec, batch_shards
 from contrastive_jax.training import optimizer as optimizers
+from contrastive_jax.training import shapes
+from contrastive_jax.training.curriculum import Segment
 from contrastive_jax.training.loop import LoopOptions
-from contrastive_jax.training.objective import Objective, make_objective
+from contrastive_jax.training.objective import Objective, check_teacher, make_objective
+from contrastive_jax.training.shapes import TeacherDims
+from contrastive_jax.training.stages import distillation_weight, learning_rate, segments_of, stages_of
 from contrastive_jax.training.state import StateSpec
 from contrastive_jax.training.step import TrainStep, make_train_step
 
@@ -68,8 +73,40 @@ def check(config: Any) -> None:
   if config.init_from and not (Path(config.init_from) / "config.json").is_file():
     raise UserError(f"init_from={config.init_from} is not a run: it has no config.json")
   objective_of(config)
+  model = model_config(config)
+  for segment in segments_of(config):
+    check_model_fits(segment, model)
   make_schedule(config)
-  model_config(config)
+  teacher_dims(config)
+
+
+def check_model_fits(segment: Segment, model: DualEncoderConfig) -> None:
+  """Raises a `UserError` where a stage asks for what the towers cannot read."""
+  stage = f"stage '{segment.name}'" if segment.name else "the run"
+  feeds = [segment.feed(modality) for modality in segment.modalities]
+  if model.vision.class_token and any(feed.rows for feed in feeds):
+    raise UserError(
+      f"{stage} packs images, and model.vision.class_token=True has no place in packed rows: turn one off"
+    )
+  if segment.text_rows is not None and (model.text.attend_padding or model.text.pool == "last"):
+    raise UserError(
+      f"{stage} packs captions (data.text_rows={segment.text_rows.count}), which needs model.text.attend_padding=False"
+      " and a model.text.pool other than 'last'"
+    )
+  for feed in feeds:
+    times = feed.frames // model.vision.tubelet
+    if model.vision.time_position == "learned" and times > model.vision.max_time:
+      raise UserError(
+        f"{stage} has clips of {times} tubelets, more than model.vision.max_time={model.vision.max_time}: raise that"
+      )
+    side = model.vision.patch_size
+    if feed.resolution.mode == "fixed" and feed.resolution.size < side:
+      raise UserError(f"{stage} has size={feed.resolution.size}, less than model.vision.patch_size={side}")
+    if feed.rows and feed.resolution.mode == "native" and feed.resolution.max_tokens > feed.rows.length:
+      raise UserError(
+        f"{stage} allows max_tokens={feed.resolution.max_tokens}, more than its row_length={feed.rows.length}: an image"
+        " must fit into a row"
+      )
 
 
 def model_config(config: Any) -> DualEncoderConfig:
@@ -88,11 +125,37 @@ def objective_of(config: Any) -> Objective:
   return make_objective(term_weights(config), config.loss_options.to_dict(), config.loss_dtype)
 
 
+def teacher_dims(config: Any) -> TeacherDims:
+  """Features of the teacher's images, and of its captions where a term asks for them; None where no term distils.
+
+  Raises:
+    UserError: if the teacher is not named or not there.
+  """
+  objective, distillation = objective_of(config), config.distillation
+  check_teacher(objective, teacher=distillation.teacher, targets=distillation.targets)
+  if not objective.distils:
+    return None
+  dim = distillation.dim or _features_of_teacher(distillation)
+  return dim, dim if objective.needs_teacher_text else None
+
+
+def _features_of_teacher(distillation: Any) -> int:
+  field, name = ("teacher", "config.json") if distillation.teacher else ("targets", "teacher.json")
+  path = Path(distillation[field]) / name
+  if not path.is_file():
+    raise UserError(
+      f"distillation.{field}={distillation[field]} has no {name}: name a run, or a folder that distill.py wrote"
+    )
+  described = json.loads(path.read_text())
+  return model_config(described).embed_dim if distillation.teacher else described["dim"]
+
+
 def make_schedule(config: Any) -> optimizers.Schedule:
   """The learning rate of each step."""
-  return optimizers.make_schedule(
+  schedule = optimizers.make_schedule(
     peak=config.optimizer.learning_rate, total_steps=config.total_steps, **config.schedule.to_dict()
   )
+  return learning_rate(schedule, stages_of(config))
 
 
 def loop_options(config: Any) -> LoopOptions:
@@ -106,7 +169,9 @@ def loop_options(config: Any) -> LoopOptions:
     profile_steps=tuple(config.profile_steps),
     stop_on_nonfinite=config.on_nonfinite == "stop",
     # A backward pass costs two forward passes.
-    flops_per_pair=3 * flops.forward_flops_per_pair(model_config(config)),
+    # The stages of a curriculum have no one number of tokens a pair.
+    flops_per_pair=0.0 if config.curriculum else 3 * flops.forward_flops_per_pair(model_config(config)),
+    stages=tuple((stage.name, stage.steps) for stage in stages_of(config)) if config.curriculum else (),
   )
 
 
@@ -117,14 +182,19 @@ def build(config: Any, mesh: jax.sharding.Mesh) -> tuple[StateSpec, TrainStep]:
     UserError: if the batch does not divide over the mesh or `frozen` is wrong.
   """
   shards = batch_shards(mesh)
-  if config.batch_size % shards:
-    raise UserError(f"batch_size={config.batch_size} does not divide over {shards} devices: use a multiple of {shards}")
-  if config.batch_size // shards % config.accumulation:
-    raise UserError(
-      f"accumulation={config.accumulation} does not divide the {config.batch_size // shards} pairs of each of {shards}"
-      f" devices: use a batch_size that is a multiple of {shards * config.accumulation}"
-    )
-  schedule = make_schedule(config)
+  for segment in segments_of(config):
+    size, pack = segment.batch_size, segment.pack_pairs or 1
+    if size % (shards * pack):
+      packs = f" in packs of data.pack_pairs={pack}" if pack > 1 else ""
+      raise UserError(
+        f"batch_size={size} does not divide over {shards} devices{packs}: use a multiple of {shards * pack}"
+      )
+    if size // shards % (config.accumulation * pack):
+      raise UserError(
+        f"accumulation={config.accumulation} does not divide the {size // shards} pairs of each of {shards} devices:"
+        f" use a batch_size that is a multiple of {shards * config.accumulation * pack}"
+      )
+  schedule, objective, dims = make_schedule(config), objective_of(config), teacher_dims(config)
   spec = StateSpec(
     model=model_config(config),
     optimizer=optimizers.make_optimizer(config.optimizer, schedule),
@@ -132,19 +202,28 @@ def build(config: Any, mesh: jax.sharding.Mesh) -> tuple[StateSpec, TrainStep]:
     average=config.average_decay > 0,
     mesh=mesh,
     rules=MeshSpec(**config.mesh),
+    projections=() if dims is None else objective.projections(model_config(config).embed_dim, dims[0]),
   )
   spec.shardings()  # Names what is wrong with `frozen` before anything is compiled.
   step = make_train_step(
     spec,
-    objective_of(config),
+    objective,
     schedule,
     seed=config.seed,
     accumulate=config.accumulation,
     average_decay=config.average_decay,
     max_logit_scale=config.max_logit_scale,
     skip_nonfinite=config.on_nonfinite == "skip",
+    distillation_weight=distillation_weight(stages_of(config)) if objective.distils else None,
   )
   return spec, step
+
+
+def abstract_batches(config: Any, segments: Sequence[Segment], mesh: jax.sharding.Mesh) -> Iterator[Batch]:
+  """All kinds of batches that these segments will bring, in shapes with shardings."""
+  model, dims = model_config(config), teacher_dims(config)
+  for segment in segments:
+    yield from shapes.abstract_batches(segment, model, mesh, teacher_dims=dims)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,9 +1,10 @@
 """The training loop: batches in, steps out, and what happens every so many steps."""
 
 import dataclasses
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,9 +13,10 @@ import numpy as np
 
 from contrastive_jax.batch import Batch
 from contrastive_jax.parallel import distributed
-from contrastive_jax.parallel.mesh import put_batch
+from contrastive_jax.parallel.mesh import host_share, put_batch
 from contrastive_jax.training.checkpoint import Checkpoints
 from contrastive_jax.training.metrics import Bar, JsonLines, Writer, peak_flops
+from contrastive_jax.training.programs import Programs
 from contrastive_jax.training.state import TrainState
 from contrastive_jax.training.step import TrainStep
 
@@ -44,7 +46,8 @@ class LoopOptions:
     log_sample_ids: writes the ids of every batch to `sample_ids.jsonl`.
     profile_steps: (first, last) update of a `jax.profiler` trace, or empty.
     stop_on_nonfinite: raise when a loss or gradient is not finite.
-    flops_per_pair: of one training step, for the utilisation.
+    flops_per_pair: of one training step, for the utilisation; 0 reports none.
+    stages: (name, steps) of the stages of a curriculum. At the end of each there is a checkpoint and an evaluation.
   """
 
   total_steps: int
@@ -55,6 +58,16 @@ class LoopOptions:
   profile_steps: tuple[int, ...] = ()
   stop_on_nonfinite: bool = True
   flops_per_pair: float = 0.0
+  stages: tuple[tuple[str, int], ...] = ()
+
+  def stage(self, step: int) -> str:
+    """Name of the stage that update number `step` belongs to; empty where there are none."""
+    ends = itertools.accumulate(steps for _, steps in self.stages)
+    return next((name for (name, _), end in zip(self.stages, ends, strict=True) if step <= end), "")
+
+  def ends_stage(self, step: int) -> bool:
+    """Whether a stage other than the last ends with update number `step`."""
+    return step in list(itertools.accumulate(steps for _, steps in self.stages))[:-1]
 
 
 def train(
@@ -69,6 +82,8 @@ def train(
   mesh: jax.sharding.Mesh,
   about: dict[str, Any],
   evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+  teach: Callable[[Batch], Batch] | None = None,
+  ahead: Iterable[Batch] = (),
 ) -> tuple[TrainState, bool]:
   """Trains until `total_steps` or until somebody asks to stop.
 
@@ -83,6 +98,8 @@ def train(
     mesh: where batches go.
     about: what a checkpoint holds beside the state.
     evaluate: returns numbers that are logged with their step.
+    teach: adds to a batch on the devices what a frozen teacher makes of it.
+    ahead: abstract batches of the stages to come, in order, which are compiled in the background.
 
   Returns:
     The state, and whether the run is complete.
@@ -92,17 +109,20 @@ def train(
   """
   start = int(state.step)
   steps = _Steps(workdir, pipeline, checkpoints, writer, options, mesh, start)
-  with distributed.StopRequest(mesh) as stop, steps.bar:
+  with distributed.StopRequest(mesh) as stop, steps.bar, Programs(train_step, state, say=steps.bar.say) as programs:
+    programs.prepare(ahead)
     for index, batch in steps.batches():
-      state, metrics = train_step(state, put_batch(mesh, batch.on_device()))
+      batch = put_batch(mesh, batch.on_device())
+      state, metrics = programs(state, batch if teach is None else teach(batch))
       done = index + 1
       steps.finish(done, metrics)
       stopping = stop.agree()
       last = done == options.total_steps or stopping
-      if evaluate and options.eval_every and done % options.eval_every == 0:
+      due = options.eval_every and done % options.eval_every == 0
+      if evaluate and (due or options.ends_stage(done)):
         steps.settle()
         steps.record({"step": done, **evaluate(state)})
-      if last or done % options.checkpoint_every == 0:
+      if last or done % options.checkpoint_every == 0 or options.ends_stage(done):
         # A checkpoint is only ever made of a state whose loss is known to be finite.
         steps.settle()
         checkpoints.save(state, about)
@@ -125,8 +145,9 @@ class _Steps:
     if options.log_sample_ids and writer is not None:
       self._ids = JsonLines(workdir / "sample_ids.jsonl", restored_step=start)
     self._peak = peak_flops(list(mesh.devices.flat)) if options.flops_per_pair else math.inf
-    self._in_flight: tuple[int, dict[str, jax.Array]] | None = None
-    self._pairs = 0
+    self._in_flight: tuple[int, dict[str, jax.Array], Batch] | None = None
+    self._batch: Batch | None = None
+    self._hosts = host_share(mesh)[1]
     self._profiling = False
     self._reset_clocks()
 
@@ -142,12 +163,10 @@ class _Steps:
       self._waited += time.perf_counter() - before
       if item is None:
         return
-      index, _ = item
-      if self._ids is not None or index == self._start:
-        ids = self._pipeline.ids(index)
-        self._pairs = len(ids)
-        if self._ids is not None:
-          self._ids.write({"step": index + 1, "ids": ids.tolist()})
+      index, batch = item
+      self._batch = batch
+      if self._ids is not None:
+        self._ids.write({"step": index + 1, "ids": self._pipeline.ids(index).tolist()})
       self._profile(index + 1)
       yield item
 
@@ -165,7 +184,7 @@ class _Steps:
 
   def finish(self, step: int, metrics: dict[str, jax.Array]) -> None:
     """Takes the metrics of a step that has been dispatched and looks at those of the step before it."""
-    previous, self._in_flight = self._in_flight, (step, metrics)
+    previous, self._in_flight = self._in_flight, (step, metrics, self._batch)
     if previous is not None:
       self._look(*previous)
 
@@ -175,7 +194,7 @@ class _Steps:
     if previous is not None:
       self._look(*previous)
 
-  def _look(self, step: int, metrics: dict[str, jax.Array]) -> None:
+  def _look(self, step: int, metrics: dict[str, jax.Array], batch: Batch) -> None:
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     if self._options.stop_on_nonfinite and not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
       self._checkpoints.wait()
@@ -185,7 +204,7 @@ class _Steps:
         f" {self._pipeline.ids(step - 1).tolist()}; last good checkpoint: {good[-1] if good else 'none'}"
       )
     self._steps += 1
-    self._seen += self._pairs
+    self._seen += batch.pairs * self._hosts
     self.bar.advance(step)
     first = step == self._start + 1
     if first or step % self._options.log_every == 0 or step == self._options.total_steps:
@@ -197,7 +216,10 @@ class _Steps:
         "images_per_second": rate,
         "step_seconds": seconds / self._steps,
         "data_wait_fraction": self._waited / seconds,
+        **_fill(batch),
       }
+      if self._options.stages:
+        row["stage"] = self._options.stage(step)
       if self._options.flops_per_pair and not first:
         row["model_flops_utilisation"] = rate * self._options.flops_per_pair / self._peak
       self.record(row)
@@ -216,3 +238,9 @@ class _Steps:
       jax.profiler.stop_trace()
     if self._ids is not None:
       self._ids.close()
+
+
+def _fill(batch: Batch) -> dict[str, float]:
+  """Share of the tokens of this host that are no padding, where rows have any."""
+  parts = {"image_token_fill": batch.image.segments, "text_token_fill": batch.text.segments}
+  return {name: float(np.mean(segments > 0)) for name, segments in parts.items() if segments is not None}

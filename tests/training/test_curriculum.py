@@ -8,11 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contrastive_jax.errors import UserError
+from contrastive_jax.preprocess.resolution import Resolution
 from contrastive_jax.training.curriculum import (
+  Clips,
+  Rows,
   Segment,
+  ahead,
   assign,
   cursors,
   draws,
+  resume,
   segment_at,
   slots_before,
   total_steps,
@@ -29,7 +34,7 @@ def segment(steps=10, batch_size=8, sources=(("a", 1),), resolution=32):
 )
 def test_every_prefix_holds_each_source_within_one_sample_of_its_share(weights):
   run = segment(steps=300, batch_size=7, sources=tuple((f"s{i}", w) for i, w in enumerate(weights)))
-  source, draw = assign(run, np.arange(run.slots))
+  source, draw = assign(run.sources, np.arange(run.slots))
   share = np.asarray(weights) / np.sum(weights)
   counts = np.cumsum(source[:, None] == np.arange(len(weights)), axis=0)
   expected = np.arange(1, run.slots + 1)[:, None] * share
@@ -42,14 +47,14 @@ def test_every_prefix_holds_each_source_within_one_sample_of_its_share(weights):
 @given(weights=st.lists(st.integers(1, 20), min_size=1, max_size=6), slots=st.integers(0, 400))
 def test_the_number_drawn_is_the_number_assigned(weights, slots):
   run = segment(steps=400, batch_size=1, sources=tuple((f"s{i}", w) for i, w in enumerate(weights)))
-  source, _ = assign(run, np.arange(slots))
-  assert list(draws(run, slots).values()) == np.bincount(source, minlength=len(weights)).tolist()
+  source, _ = assign(run.sources, np.arange(slots))
+  assert list(draws(run.sources, slots).values()) == np.bincount(source, minlength=len(weights)).tolist()
 
 
 def test_irrational_weights_are_rounded_to_a_bounded_period():
   run = segment(steps=1000, batch_size=100, sources=(("a", 2**0.5), ("b", 3**0.5)))
   share = 2**0.5 / (2**0.5 + 3**0.5)
-  assert draws(run, run.slots)["a"] == pytest.approx(run.slots * share, rel=1e-4)
+  assert draws(run.sources, run.slots)["a"] == pytest.approx(run.slots * share, rel=1e-4)
 
 
 def test_cursors_are_prefix_sums_and_a_new_source_starts_at_zero():
@@ -92,7 +97,8 @@ def test_segments_survive_json():
     ({"sources": ()}, "sources is empty"),
     ({"sources": (("a", 0),)}, "weight of source 'a' is 0"),
     ({"sources": (("a", 1), ("a", 2))}, "names a source twice"),
-    ({"modality": "imagé"}, "did you mean 'image'"),
+    ({"rows": Rows(4, 64)}, "pack_pairs=0 must be at least 1"),
+    ({"pack_pairs": 3}, "batch_size=1 is not a multiple of data.pack_pairs=3"),
   ],
 )
 def test_impossible_segments_are_refused(fields, message):
@@ -105,3 +111,63 @@ def test_unknown_and_missing_fields_are_named():
     Segment.from_dict({"batch_sise": 3})
   with pytest.raises(UserError, match="lacks the field 'batch_size'"):
     Segment.from_dict({"steps": 1, "sources": [["a", 1]], "resolution": 32})
+
+
+def with_clips(share, steps=40, seed=0):
+  clips = Clips((("v", 1), ("w", 2)), share, Resolution.fixed(16), frames=4, seed=seed)
+  return Segment(steps, 6, (("a", 1),), Resolution("native", max_tokens=64), "turns", clips=clips)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.25, 0.3, 1.0, 0.01])
+def test_every_round_of_turns_has_its_share_of_clips(share):
+  run = with_clips(share, steps=400)
+  turns = [run.turn(step) for step in range(400)]
+  shown = np.array([modality == "clip" for modality, _ in turns])
+  length = run.clips.turns.denominator
+  np.testing.assert_array_equal(shown.reshape(-1, length).sum(axis=1), round(share * length))
+  for modality in ("image", "clip"):
+    earlier = [count for m, count in turns if m == modality]
+    assert earlier == list(range(len(earlier)))
+
+
+def test_the_order_of_turns_depends_on_round_and_seed():
+  turns = [[with_clips(0.5, seed=seed).turn(step)[0] for step in range(40)] for seed in (0, 0, 1)]
+  assert turns[0] == turns[1] != turns[2]
+  assert len({tuple(turns[0][i : i + 2]) for i in range(0, 40, 2)}) == 2
+
+
+def test_cursors_count_what_each_modality_drew():
+  run = (with_clips(0.25, steps=10), with_clips(0.5, steps=4))
+  clips = sum(run[0].turn(step)[0] == "clip" for step in range(10))
+  assert cursors(run, 1) == {"a": (10 - clips) * 6, "v": clips * 2, "w": clips * 4}
+
+
+def test_segments_with_clips_survive_json():
+  run = with_clips(0.25)
+  assert Segment.from_dict(json.loads(json.dumps(run.to_dict()))) == run
+
+
+def test_segments_of_before_there_were_stages_are_understood():
+  old = {"steps": 3, "batch_size": 4, "sources": [["a", 1]], "resolution": 32, "modality": "image"}
+  assert Segment.from_dict(old) == segment(3, 4)
+
+
+def test_what_is_left_of_a_run():
+  run = (segment(3), segment(5))
+  assert [total_steps(ahead(run, step)) for step in range(9)] == list(range(8, -1, -1))
+  assert ahead(run, 4) == (segment(4),)
+
+
+def test_a_run_goes_on_with_its_own_segments_unless_the_plan_for_the_rest_changed():
+  plan = (segment(3), segment(5, 6))
+  assert resume((), plan, 0) == plan
+  assert resume(plan, plan, 4) == plan
+  longer = (segment(3), segment(9, 6))
+  assert resume(plan, longer, 4) == longer
+  other = (segment(3), segment(5, 6, (("b", 1),)))
+  changed = resume(plan, other, 4)
+  assert changed == (segment(3), segment(1, 6), segment(4, 6, (("b", 1),)))
+  # Going on with the changed run, once and again.
+  assert resume(changed, other, 6) == changed
+  assert resume(changed, other, 8) == changed
+  assert resume(plan, plan, 4, changed=True) == (segment(3), segment(1, 6), segment(4, 6))

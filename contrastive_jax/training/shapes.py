@@ -1,0 +1,84 @@
+"""The shapes of a segment's batches, known before any data is read: what is compiled ahead of time."""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from contrastive_jax.batch import Batch, ImageBatch, Targets, TextBatch
+from contrastive_jax.models.presets import DualEncoderConfig
+from contrastive_jax.parallel.mesh import batch_sharding
+from contrastive_jax.training.curriculum import Feed, Rows, Segment
+
+TeacherDims = tuple[int, int | None] | None
+
+
+def abstract_batches(
+  segment: Segment, model: DualEncoderConfig, mesh: Mesh, *, teacher_dims: TeacherDims = None
+) -> Iterator[Batch]:
+  """All kinds of batches of a segment; see `abstract_batch`."""
+  for modality in segment.modalities:
+    for length in row_lengths(segment.feed(modality), model):
+      yield abstract_batch(segment, modality, length, model, mesh, teacher_dims=teacher_dims)
+
+
+def abstract_batch(
+  segment: Segment,
+  modality: str,
+  length: int,
+  model: DualEncoderConfig,
+  mesh: Mesh,
+  *,
+  teacher_dims: TeacherDims = None,
+) -> Batch:
+  """Shapes, dtypes and shardings of one kind of batch, as `data.pipeline` makes it.
+
+  Args:
+    segment: of the run.
+    modality: of the step.
+    length: of rows that are not packed, one of `row_lengths`.
+    model: gives sizes of patches and captions.
+    mesh: where batches go.
+    teacher_dims: features of the frozen teacher's images and captions (None: not asked for); None without a teacher.
+  """
+  pairs, sharding = segment.batch_size, batch_sharding(mesh)
+
+  def array(dtype, *shape):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+  def packed(rows: Rows):
+    count = pairs // segment.pack_pairs * rows.count
+    return count, rows.length, array(jnp.int16, count, rows.length), array(jnp.int32, pairs, 2)
+
+  feed = segment.feed(modality)
+  patch_dim = model.vision.patch_size**2 * model.vision.channels * (model.vision.tubelet if feed.frames > 1 else 1)
+  rows, segments, slots = pairs, None, None
+  if feed.rows is not None:
+    rows, length, segments, slots = packed(feed.rows)
+  elif feed.resolution.mode != "fixed":
+    segments = array(jnp.int16, pairs, length)
+  image = ImageBatch(array(jnp.uint8, rows, length, patch_dim), array(jnp.int16, rows, length, 3), segments, slots)
+
+  group = array(jnp.int32, pairs)
+  if segment.text_rows is not None:
+    rows, length, segments, slots = packed(segment.text_rows)
+    text = TextBatch(array(jnp.int32, rows, length), None, group, segments, slots)
+  else:
+    length = model.text.length
+    text = TextBatch(array(jnp.int32, pairs, length), array(jnp.bool_, pairs, length), group)
+  targets = None
+  if teacher_dims is not None and segment.taught:
+    targets = Targets(*(dim and array(jnp.float32, pairs, dim) for dim in teacher_dims))
+  return Batch(image, text, targets=targets)
+
+
+def row_lengths(feed: Feed, model: DualEncoderConfig) -> tuple[int, ...]:
+  """Tokens of the rows that are not packed: one length, or those that NaFlex draws from."""
+  resolution = feed.resolution
+  if resolution.mode == "naflex":
+    return resolution.lengths
+  if resolution.mode == "native":
+    return (resolution.max_tokens,)
+  times = feed.frames // model.vision.tubelet if feed.frames > 1 else 1
+  return (times * (resolution.size // model.vision.patch_size) ** 2,)

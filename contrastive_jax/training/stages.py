@@ -1,0 +1,184 @@
+"""The stages of a curriculum: what a config says of them, as segments, learning rates and distillation weights."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from contrastive_jax.errors import UserError
+from contrastive_jax.preprocess.resolution import Resolution
+from contrastive_jax.training import optimizer as optimizers
+from contrastive_jax.training.curriculum import Clips, Rows, Segment
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """A stretch of training, as `config.curriculum` lists them.
+
+  Attributes:
+    name: shown in the report.
+    steps: number of steps; the last stage may say 0 for the rest of `total_steps`.
+    batch_size: pairs a step; 0 is the run's.
+    sources: of images, name -> weight; empty are those of `data.sources`.
+    mode: "fixed", "native" or "naflex", see `preprocess.resolution.Resolution`, as for the next four.
+    size: 0 is that of the vision tower.
+    min_tokens: of an image.
+    max_tokens: of an image.
+    lengths: in tokens.
+    rows: that the images of a pack share (`data.pack_pairs` images); 0 gives each a row of its own.
+    row_length: of these rows in tokens.
+    learning_rate: factor of the schedule.
+    warmup_steps: over which that factor grows from 0.
+    distillation: factor of the distillation terms at the beginning and at the end of the stage, linear between.
+    video_share: of the steps show clips instead of images.
+    video_sources: of clips, name -> weight.
+    frames: of a clip.
+    frame_rule: "uniform", "random" or "fps".
+    frame_rate: frames a second, for "fps".
+    video_size: side of the frames in pixels; 0 is `size`. Ignored with `video_max_tokens`.
+    video_max_tokens: of a clip at native resolution; 0 shows clips at fixed resolution.
+    video_rows: that the clips of a pack share; 0 gives each a row of its own.
+    video_row_length: of these rows in tokens.
+  """
+
+  name: str = ""
+  steps: int = 0
+  batch_size: int = 0
+  sources: dict[str, float] = dataclasses.field(default_factory=dict)
+  mode: str = "fixed"
+  size: int = 0
+  min_tokens: int = 1
+  max_tokens: int = 0
+  lengths: tuple[int, ...] = ()
+  rows: int = 0
+  row_length: int = 0
+  learning_rate: float = 1.0
+  warmup_steps: int = 0
+  distillation: tuple[float, float] = (1.0, 1.0)
+  video_share: float = 0.0
+  video_sources: dict[str, float] = dataclasses.field(default_factory=dict)
+  frames: int = 8
+  frame_rule: str = "random"
+  frame_rate: float = 0.0
+  video_size: int = 0
+  video_max_tokens: int = 0
+  video_rows: int = 0
+  video_row_length: int = 0
+
+
+def stages_of(config: Any) -> tuple[Stage, ...]:
+  """The stages of a config, one of the whole run where `curriculum` is empty.
+
+  Raises:
+    UserError: if their steps do not add up to `total_steps`.
+  """
+  stages = [Stage(**stage.to_dict()) for stage in config.curriculum] or [Stage()]
+  rest = config.total_steps - sum(stage.steps for stage in stages[:-1])
+  last = stages[-1]
+  if rest < 1 or last.steps not in (0, rest):
+    parts = " + ".join(str(stage.steps) for stage in stages)
+    raise UserError(
+      f"total_steps={config.total_steps} is not the sum of the curriculum's steps ({parts}):"
+      " change it, or give the last stage steps=0, which means the rest"
+    )
+  return (*stages[:-1], dataclasses.replace(last, steps=rest))
+
+
+def segments_of(config: Any) -> tuple[Segment, ...]:
+  """What each stage of a config draws and shows."""
+  return tuple(_segment(config, stage) for stage in stages_of(config))
+
+
+def _segment(config: Any, stage: Stage) -> Segment:
+  def weighted(sources):
+    return tuple(sorted(sources.items()))
+
+  size = stage.size or config.model.vision.image_size
+  text = _rows("data.text", config.data.text_rows, config.data.text_row_length)
+  clips = None
+  if stage.video_share:
+    if not stage.video_sources:
+      raise UserError(f"stage '{stage.name}' has video_share={stage.video_share} and no video_sources: name some")
+    if config.model.vision.tubelet < 2:
+      raise UserError(
+        f"stage '{stage.name}' shows clips, and model.vision.tubelet={config.model.vision.tubelet} reads single images:"
+        " make it at least 2"
+      )
+    if stage.frames % config.model.vision.tubelet:
+      raise UserError(
+        f"stage '{stage.name}' has frames={stage.frames}, which model.vision.tubelet={config.model.vision.tubelet}"
+        " does not divide"
+      )
+    native = Resolution("native", min_tokens=1, max_tokens=stage.video_max_tokens) if stage.video_max_tokens else None
+    clips = Clips(
+      weighted(stage.video_sources),
+      stage.video_share,
+      native or Resolution.fixed(stage.video_size or size),
+      stage.frames,
+      stage.frame_rule,
+      stage.frame_rate,
+      _rows("video", stage.video_rows, stage.video_row_length),
+      config.seed,
+    )
+  return Segment(
+    steps=stage.steps,
+    batch_size=stage.batch_size or config.batch_size,
+    sources=weighted(stage.sources or config.data.sources.to_dict()),
+    resolution=Resolution(stage.mode, size, stage.min_tokens, stage.max_tokens, stage.lengths),
+    name=stage.name,
+    rows=_rows("", stage.rows, stage.row_length),
+    pack_pairs=config.data.pack_pairs,
+    text_rows=text,
+    clips=clips,
+    taught=bool(config.distillation.teacher or config.distillation.targets) and max(stage.distillation) > 0,
+  )
+
+
+def _rows(name: str, count: int, length: int) -> Rows | None:
+  if bool(count) != bool(length):
+    prefix = f"{name}_" if name else ""
+    raise UserError(f"{prefix}rows={count} and {prefix}row_length={length} go together: give both, or leave both at 0")
+  return Rows(count, length) if count else None
+
+
+def learning_rate(schedule: optimizers.Schedule, stages: Sequence[Stage]) -> optimizers.Schedule:
+  """The schedule with each stage's factor and warm-up."""
+  if all(stage.learning_rate == 1 and not stage.warmup_steps for stage in stages):
+    return schedule
+  first = jnp.array([before for _, before in first_steps(stages)], jnp.int32)
+  factors = jnp.array([stage.learning_rate for stage in stages], jnp.float32)
+  warmups = jnp.array([stage.warmup_steps for stage in stages], jnp.float32)
+
+  def scaled(step: Int[Array, ""] | int) -> Float[Array, ""]:
+    at = _stage_at(first, step)
+    warm = jnp.minimum(1.0, (step - first[at] + 1) / jnp.maximum(warmups[at], 1))
+    return schedule(step) * factors[at] * warm
+
+  return scaled
+
+
+def distillation_weight(stages: Sequence[Stage]) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
+  """The factor of the distillation terms at each step."""
+  first = jnp.array([before for _, before in first_steps(stages)], jnp.int32)
+  steps = jnp.array([stage.steps for stage in stages], jnp.float32)
+  ends = jnp.array([stage.distillation for stage in stages], jnp.float32)
+
+  def weight(step: Int[Array, ""] | int) -> Float[Array, ""]:
+    at = _stage_at(first, step)
+    done = jnp.clip((step - first[at]) / steps[at], 0, 1)
+    return ends[at, 0] + done * (ends[at, 1] - ends[at, 0])
+
+  return weight
+
+
+def first_steps(stages: Sequence[Stage]) -> list[tuple[str, int]]:
+  """Name of each stage, and the number of steps before it."""
+  ends = itertools.accumulate((stage.steps for stage in stages), initial=0)
+  return [(stage.name, before) for stage, before in zip(stages, ends, strict=False)]
+
+
+def _stage_at(first: Int[Array, "stages"], step: Int[Array, ""] | int) -> Int[Array, ""]:
+  return jnp.searchsorted(first, step, side="right") - 1

@@ -1,0 +1,119 @@
+"""From samples to what the image tower reads: random views, at the sizes that a stage asks for, as patches in rows."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from contrastive_jax.batch import ImageBatch
+from contrastive_jax.errors import UserError
+from contrastive_jax.preprocess import native, packing
+from contrastive_jax.preprocess.images import patchify
+from contrastive_jax.preprocess.video import Clip, choose_frames
+from contrastive_jax.preprocess.views import gather
+from contrastive_jax.training.curriculum import Feed
+from data.augment import Augment
+from data.sources import Example
+
+
+@dataclasses.dataclass(frozen=True)
+class Renderer:
+  """Renders the images or clips of consecutive pairs.
+
+  Attributes:
+    augment: random views.
+    patch_size: side of a patch in pixels.
+    tubelet: frames of a patch of a clip.
+  """
+
+  augment: Augment
+  patch_size: int
+  tubelet: int = 1
+
+  def __call__(
+    self,
+    examples: Sequence[Example],
+    feed: Feed,
+    draws: Float[np.ndarray, "pairs draws"],
+    length: int = 0,
+  ) -> tuple[ImageBatch, int]:
+    """Renders one view of each example.
+
+    Args:
+      examples: images, or clips whose frames `with_frames` has read, as the feed says.
+      feed: sizes, frames and rows.
+      draws: of the views, see `Augment`.
+      length: tokens of a row, for NaFlex.
+
+    Returns:
+      The rows, and the number of images that were shrunk to fit into theirs.
+    """
+    pixels = [example.image for example in examples]
+    grids = self._grids(pixels, feed, length)
+    packed = None
+    if feed.rows is not None:
+      smallest = feed.resolution.min_tokens
+      packed = packing.pack_grids(grids, rows=feed.rows.count, length=feed.rows.length, min_tokens=smallest)
+      grids = packed.grids
+    sizes = [(int(y) * self.patch_size, int(x) * self.patch_size) for _, y, x in grids]
+    views = self.augment(pixels, [example.flip for example in examples], sizes, draws)
+    fixed = feed.resolution.mode == "fixed"
+    if feed.frames == 1 and packed is None and fixed:
+      return patchify(np.stack(views), self.patch_size), 0
+    tubelet = 1 if feed.frames == 1 else self.tubelet
+    patches = [native.patchify_clip(view if view.ndim == 4 else view[None], self.patch_size, tubelet) for view in views]
+    if packed is not None:
+      return packing.place_images(patches, packed), packed.shrunk
+    length = length or feed.resolution.max_tokens or len(patches[0][0])
+    return gather(patches, length, width=patches[0][0].shape[1], padded=not fixed), 0
+
+  def squares(self, examples: Sequence[Example], draws: Float[np.ndarray, "pairs draws"], size: int) -> ImageBatch:
+    """The same views as squares of `size` pixels, of a clip its middle frame: what a frozen teacher sees."""
+    pixels = [e.image if e.image.ndim == 3 else e.image[len(e.image) // 2] for e in examples]
+    views = self.augment(pixels, [example.flip for example in examples], size, draws)
+    return patchify(views, self.patch_size)
+
+  def _grids(self, pixels: Sequence[np.ndarray], feed: Feed, length: int) -> Int[np.ndarray, "pairs 3"]:
+    """Patches of each view along time, height and width."""
+    resolution, patch = feed.resolution, self.patch_size
+    times = max(1, feed.frames // self.tubelet)
+    grids = np.empty((len(pixels), 3), np.int64)
+    for k, image in enumerate(pixels):
+      height, width = image.shape[-3:-1]
+      if resolution.mode == "fixed":
+        size = (resolution.size, resolution.size)
+      elif resolution.mode == "native":
+        size = native.fit(
+          height,
+          width,
+          patch=patch,
+          min_tokens=max(1, resolution.min_tokens // times),
+          max_tokens=resolution.max_tokens // times,
+        )
+      else:
+        size = native.fit_to_length(height, width, patch=patch, length=length // times)
+      grids[k] = times, size[0] // patch, size[1] // patch
+    return grids
+
+
+def with_frames(example: Example, feed: Feed, draw: float) -> Example:
+  """The example with the frames `[frames, height, width, channels]` that the feed shows of its clip; images stay.
+
+  Args:
+    example: as its source gives it.
+    feed: of the step.
+    draw: of the choice of frames, uniform in [0, 1).
+
+  Raises:
+    UserError: if an image is fed as a clip, or a clip as an image.
+    DecodeError: if the clip cannot be read.
+  """
+  image, clips = example.image, feed.frames > 1
+  if isinstance(image, Clip) != clips:
+    wrong = "an image source is named among video_sources" if clips else "a source of clips is named among sources"
+    raise UserError(f"{wrong}: clips go there, and images into sources")
+  if not clips:
+    return example
+  chosen = choose_frames(image.count, image.fps, feed.frames, feed.rule, draw, rate=feed.rate)
+  return dataclasses.replace(example, image=image.read(chosen))
