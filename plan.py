@@ -37,6 +37,9 @@ TOPOLOGY = flags.DEFINE_string(
 OUTPUT = flags.DEFINE_string("output", None, "Also writes the plan as JSON to this file.")
 MEMORY = flags.DEFINE_float("memory", None, "GiB of a device, if not what the chip usually has.", lower_bound=0.0)
 FIND_MAX_BATCH = flags.DEFINE_bool("find-max-batch", False, "Searches the largest batch_size that fits.")
+STAGE = flags.DEFINE_string(
+  "stage", None, "Of a curriculum: its name, with /clip for clips; the most costly if not given."
+)
 SAVE_HLO = flags.DEFINE_string("save-hlo", None, "Also writes the optimised HLO to this file.")
 
 
@@ -61,7 +64,7 @@ def attempt(config: Any, topology: Topology, console: Console) -> dict[str, Any]
   if not console.is_terminal:
     console.print(waiting)
   with console.status(waiting):
-    plan, compiled = make_plan(config, topology, memory=memory)
+    plan, compiled = make_plan(config, topology, memory=memory, stage=STAGE.value)
   if SAVE_HLO.value and compiled.text:
     Path(SAVE_HLO.value).write_text(compiled.text)
   return plan

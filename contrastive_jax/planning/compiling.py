@@ -7,12 +7,17 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from contrastive_jax.batch import Batch, ImageBatch, TextBatch
-from contrastive_jax.parallel.mesh import MeshSpec, batch_sharding
+from contrastive_jax.batch import Batch
+from contrastive_jax.errors import require_known
+from contrastive_jax.models import flops
+from contrastive_jax.models.presets import DualEncoderConfig
+from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.planning.topologies import Topology
 from contrastive_jax.training import config as run_config
+from contrastive_jax.training import shapes
+from contrastive_jax.training.curriculum import Feed, Segment
+from contrastive_jax.training.stages import segments_of
 from contrastive_jax.training.state import TrainState
 
 # TPU compilers refuse what cannot fit, in one of these sentences.
@@ -26,6 +31,8 @@ class Compiled:
 
   Attributes:
     state: abstract state, with shardings.
+    batch: abstract batch, with shardings.
+    forward_flops: of embedding it.
     mesh: of the devices.
     text: optimised HLO; empty when the step does not fit.
     memory: bytes a device, by use: "arguments", "outputs", "aliased" (outputs in place of arguments), "temporaries",
@@ -34,6 +41,8 @@ class Compiled:
   """
 
   state: TrainState
+  batch: Batch
+  forward_flops: float
   mesh: jax.sharding.Mesh
   text: str
   memory: dict[str, float]
@@ -47,34 +56,73 @@ class Compiled:
     return held + memory["temporaries"] + memory.get("code", 0)
 
 
-def abstract_batch(config: Any, mesh: jax.sharding.Mesh) -> Batch:
-  """Shapes, dtypes and shardings of the batches of a config at fixed resolution, as `data.pipeline` makes them."""
-  model, pairs, sharding = run_config.model_config(config), config.batch_size, batch_sharding(mesh)
-
-  def array(dtype, *shape):
-    return jax.ShapeDtypeStruct((pairs, *shape), dtype, sharding=sharding)
-
-  patches = model.vision.grid**2
-  return Batch(
-    ImageBatch(array(jnp.uint8, patches, model.vision.patch_dim), array(jnp.int16, patches, 3)),
-    TextBatch(array(jnp.int32, model.text.length), array(jnp.bool_, model.text.length), array(jnp.int32)),
-  )
-
-
 def device_bytes(tree: Any) -> int:
   """Bytes of a pytree of `jax.ShapeDtypeStruct` on one device."""
   return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
-def compile_step(config: Any, topology: Topology) -> Compiled:
-  """Compiles the step of a checked config.
+def kinds_of_batch(config: Any) -> dict[str, tuple[Segment, str, int]]:
+  """The segment, modality and row length of every kind of batch that a checked config's steps have, by name.
+
+  A name is that of the stage, with "/clip" for clips and ":<length>" for one of several lengths.
+  """
+  model, kinds = run_config.model_config(config), {}
+  for segment in segments_of(config):
+    for modality in segment.modalities:
+      lengths = shapes.row_lengths(segment.feed(modality), model)
+      for length in lengths:
+        name = segment.name + ("/clip" if modality == "clip" else "") + (f":{length}" if len(lengths) > 1 else "")
+        kinds[name] = segment, modality, length
+  return kinds
+
+
+def choose_batch(config: Any, stage: str | None, mesh: jax.sharding.Mesh) -> tuple[Batch, float]:
+  """The abstract batch of a kind, see `kinds_of_batch`, and the FLOPs of embedding it; None is the most costly.
 
   Raises:
-    UserError: for a mesh or a batch that does not divide over the devices, or see `Topology.devices`.
+    UserError: for an unknown name.
+  """
+  kinds = kinds_of_batch(config)
+  if stage is not None:
+    require_known("--stage", stage, kinds)
+    kinds = {stage: kinds[stage]}
+  model, dims = run_config.model_config(config), run_config.teacher_dims(config)
+  found = []
+  for segment, modality, length in kinds.values():
+    batch = shapes.abstract_batch(segment, modality, length, model, mesh, teacher_dims=dims)
+    found.append((batch, _forward_flops(segment.feed(modality), batch, model)))
+  return max(found, key=lambda each: each[1])
+
+
+def _forward_flops(feed: Feed, batch: Batch, model: DualEncoderConfig) -> float:
+  """As if every row were full, and every packed image as large as may be."""
+  patches, tokens = (math.prod(side.shape[:2]) for side in (batch.image.patches, batch.text.tokens))
+  packed = feed.resolution.mode == "native" and feed.rows is not None
+  return flops.forward_flops(
+    model,
+    pairs=batch.pairs,
+    patches=patches,
+    image_sequence=feed.resolution.max_tokens if packed else patches // batch.pairs,
+    tokens=tokens,
+    text_sequence=min(model.text.length, batch.text.tokens.shape[1]),
+    frames=batch.image.patches.shape[2] // model.vision.patch_dim,
+  )
+
+
+def compile_step(config: Any, topology: Topology, stage: str | None = None) -> Compiled:
+  """Compiles the step of a checked config.
+
+  Args:
+    config: of the run.
+    topology: to compile for.
+    stage: which kind of batch, see `kinds_of_batch`; None is the most costly.
+
+  Raises:
+    UserError: for a mesh or a batch that does not divide over the devices, an unknown stage, or see `Topology.devices`.
   """
   mesh = MeshSpec(**config.mesh).make(topology.devices())
   spec, step = run_config.build(config, mesh)
-  state, batch = spec.abstract(), abstract_batch(config, mesh)
+  state, (batch, forward) = spec.abstract(), choose_batch(config, stage, mesh)
   began = time.perf_counter()
   lowered = step.lower(state, batch)
   try:
@@ -83,7 +131,7 @@ def compile_step(config: Any, topology: Topology) -> Compiled:
     needed = bytes_needed(str(error), device_bytes((state, batch)))
     if needed is None:
       raise
-    return Compiled(state, mesh, "", needed, time.perf_counter() - began)
+    return Compiled(state, batch, forward, mesh, "", needed, time.perf_counter() - began)
   seconds = time.perf_counter() - began
   sizes = compiled.memory_analysis()
   memory = {
@@ -93,7 +141,7 @@ def compile_step(config: Any, topology: Topology) -> Compiled:
     "temporaries": float(sizes.temp_size_in_bytes),
     "code": float(sizes.generated_code_size_in_bytes),
   }
-  return Compiled(state, mesh, compiled.as_text(), memory, seconds)
+  return Compiled(state, batch, forward, mesh, compiled.as_text(), memory, seconds)
 
 
 def bytes_needed(message: str, arguments: int) -> dict[str, float] | None:

@@ -195,6 +195,8 @@ def parse(text: str) -> Module:
   """Parses `compiled.as_text()`."""
   computations: dict[str, Computation] = {}
   entry, current = "", None
+  # What a kernel says of itself may run over several lines.
+  text = re.sub(r"kernel_metadata=\{\n(?:.*\n)*?\}", "kernel_metadata={}", text)
   for line in text.splitlines():
     if line.startswith("}"):
       current = None

@@ -1,11 +1,11 @@
 """The plan of a run: what one step of a config needs and costs on a topology, as a JSON-able dictionary."""
 
 import math
+import re
 from typing import Any
 
 import jax
 
-from contrastive_jax.models import flops
 from contrastive_jax.planning import costs, hlo
 from contrastive_jax.planning.compiling import Compiled, compile_step, device_bytes
 from contrastive_jax.planning.topologies import Chip, Topology
@@ -16,13 +16,19 @@ CYCLES = "the compiler's cycles of every kernel"
 ROOFLINE = "of every kernel the longer of its arithmetic at peak and its memory traffic at full bandwidth"
 
 
-def make_plan(config: Any, topology: Topology, *, memory: float | None = None) -> tuple[dict[str, Any], Compiled]:
+_HAND_WRITTEN = re.compile(r'custom_call_target="(?:tpu_custom_call|__gpu\$xla\.gpu\.triton)"')
+
+
+def make_plan(
+  config: Any, topology: Topology, *, memory: float | None = None, stage: str | None = None
+) -> tuple[dict[str, Any], Compiled]:
   """Compiles a config's step and reads off what it takes.
 
   Args:
     config: of the run, not yet checked.
     topology: to compile for.
     memory: bytes of a device, if not the chip's.
+    stage: of a curriculum, see `compiling.kinds_of_batch`; None is the most costly one.
 
   Returns:
     The plan (fields in docs/scaling.md) and what it was read from.
@@ -31,14 +37,16 @@ def make_plan(config: Any, topology: Topology, *, memory: float | None = None) -
     UserError: see `config.check`, `config.build` and `Topology.devices`.
   """
   run_config.check(config)
-  compiled = compile_step(config, topology)
+  compiled = compile_step(config, topology, stage)
   plan = {
     "config": config.name,
     "topology": topology.name,
     "chip": topology.chip.name,
     "devices": topology.device_count,
     "mesh": dict(compiled.mesh.shape),
-    "batch_size": config.batch_size,
+    "stage": stage,
+    "batch_size": compiled.batch.pairs,
+    "image_rows": list(compiled.batch.image.patches.shape[:2]),
     "accumulation": config.accumulation,
     "objective": run_config.term_weights(config),
     "compute_dtype": config.compute_dtype,
@@ -50,7 +58,7 @@ def make_plan(config: Any, topology: Topology, *, memory: float | None = None) -
     "compile_seconds": compiled.seconds,
   }
   if compiled.text:
-    plan.update(_costs(config, topology, compiled.text))
+    plan.update(_costs(topology, compiled))
   return plan, compiled
 
 
@@ -62,9 +70,10 @@ def _memory(compiled: Compiled, chip: Chip, memory: float | None) -> dict[str, A
   return {**known, "peak_bytes": compiled.peak, "chip_bytes": has or None, "reserve_bytes": chip.reserve, **parts}
 
 
-def _costs(config: Any, topology: Topology, text: str) -> dict[str, Any]:
-  found = costs.analyse(hlo.parse(text), topology.link)
-  model_flops = 3 * config.batch_size * flops.forward_flops_per_pair(run_config.model_config(config))
+def _costs(topology: Topology, compiled: Compiled) -> dict[str, Any]:
+  found = costs.analyse(hlo.parse(compiled.text), topology.link)
+  # A backward pass costs two forward passes.
+  model_flops = 3 * compiled.forward_flops
   compiled_flops = topology.device_count * sum(found.flops.values())
   return {
     "flops": {
@@ -88,11 +97,13 @@ def _costs(config: Any, topology: Topology, text: str) -> dict[str, Any]:
       }
       for sent in found.collectives
     ],
-    "time": _time(config, topology, found, model_flops),
+    # Neither compiler says what a hand-written kernel costs: attention in long rows.
+    "kernels_not_counted": len(_HAND_WRITTEN.findall(compiled.text)),
+    "time": _time(compiled.batch.pairs, topology, found, model_flops),
   }
 
 
-def _time(config: Any, topology: Topology, found: costs.Costs, model_flops: float) -> dict[str, Any]:
+def _time(pairs: int, topology: Topology, found: costs.Costs, model_flops: float) -> dict[str, Any]:
   """How fast a step can be at best: sending hides behind computing, or the other way round."""
   chip = topology.chip
   if not chip.flops:
@@ -109,6 +120,6 @@ def _time(config: Any, topology: Topology, found: costs.Costs, model_flops: floa
     "computing_seconds": computing,
     "sending_seconds": sending,
     "step_seconds": step,
-    "pairs_per_second": config.batch_size / step,
+    "pairs_per_second": pairs / step,
     "mfu_bound": model_flops / (topology.device_count * chip.flops * step),
   }

@@ -39,6 +39,7 @@ def rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
   found = [
     ("mesh", ", ".join(f"{axis} {length}" for axis, length in plan["mesh"].items())),
     ("batch", f"{plan['batch_size']:,} pairs, {plan['batch_size'] / plan['devices']:g} a device{accumulated}"),
+    ("images", "{:,} rows of {:,} tokens".format(*plan["image_rows"])),
     ("parameters", f"{plan['parameters']:,}"),
     ("parameters a device", size(plan["parameter_bytes"])),
     ("optimiser a device", size(plan["optimizer_bytes"])),
@@ -55,6 +56,9 @@ def rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
       ),
     ]
     found.append(("precision", _precision(flops)))
+    if plan["kernels_not_counted"]:
+      unknown = f"{plan['kernels_not_counted']}, of attention in long rows: FLOPs and times do not hold theirs"
+      found.append(("kernels not counted", unknown))
     found += _time(plan["time"])
   return [*found, ("compiled in", f"{plan['compile_seconds']:.0f} s")]
 

@@ -219,3 +219,19 @@ def test_traffic_of_a_slice_of_a_stack_is_the_slice():
   block = D * D * 4
   # Read the layer and the sum, write the sum; copies of the carry at the ends.
   assert depth * 3 * block <= moved <= (depth * 3 + 8) * block + depth * 64
+
+
+def test_what_a_kernel_says_of_itself_may_run_over_lines():
+  text = """HloModule m, entry_computation_layout={()->f32[]}, num_partitions=1
+
+ENTRY %main (a: f32[4]) -> f32[4] {
+  %a = f32[4]{0} parameter(0)
+  %kernel = f32[4]{0} custom-call(%a), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"said":"{\\"block\\": 512}"
+}}, metadata={op_name="towers/kernel"}
+  ROOT %b = f32[4]{0} add(%kernel, %a)
+}
+"""
+  module = hlo.parse(text)
+  assert list(module.computations[module.entry].instructions) == ["a", "kernel", "b"]
+  assert "op_name" in module.computations[module.entry].instructions["kernel"].attributes

@@ -62,7 +62,7 @@ def test_under_fsdp_weights_travel_and_activations_do_not():
 def test_the_batch_is_what_the_pipeline_makes(made):
   _, _, compiled = made
   config = tiny.get_config()
-  batch = compiling.abstract_batch(config, compiled.mesh)
+  batch, _ = compiling.choose_batch(config, None, compiled.mesh)
   model = run_config.model_config(config)
   assert batch.image.patches.shape == (32, model.vision.grid**2, model.vision.patch_dim)
   assert str(batch.image.patches.dtype) == "uint8" and str(batch.image.coords.dtype) == "int16"
