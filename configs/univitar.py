@@ -25,8 +25,7 @@ def config_of(preset: str, *, pack_pairs: int, accumulation: int) -> ConfigDict:
   config.total_steps = 445_000  # 14.6 billion pairs.
   config.loss = "sigmoid"
   config.model = common.model(preset)
-  config.mesh.fsdp = -1
-  config.mesh.data = 1
+  config.mesh.fsdp = 32  # Divides the widths of all towers, and the devices of both.
 
   config.optimizer.learning_rate = 1e-3
   config.optimizer.b2 = 0.95

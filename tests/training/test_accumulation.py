@@ -111,9 +111,9 @@ def in_one_piece():
   [
     ("softmax", 1, 1, 4),
     ("sigmoid", 1, 1, 8),
-    ("softmax", 8, 1, 8),
+    pytest.param("softmax", 8, 1, 8, marks=pytest.mark.slow),
     ("sigmoid", 8, 4, 2),
-    ("several", 8, 4, 4),
+    pytest.param("several", 8, 4, 4, marks=pytest.mark.slow),
   ],
 )
 def test_gradients_equal_those_of_the_batch_in_one_piece(name, devices, fsdp, accumulate, in_one_piece):
@@ -137,6 +137,7 @@ def test_packed_rows_are_cut_with_their_pairs(in_one_piece):
   assert_equal(differentiate(make_spec(devices=2), objective_of("softmax"), batch, 4), expected, tolerance=1e-5)
 
 
+@pytest.mark.slow
 def test_mixed_precision_accumulates_in_float32(in_one_piece):
   batch, _ = in_one_piece("sigmoid")
   spec = make_spec(dtype="bfloat16")

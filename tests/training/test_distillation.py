@@ -220,6 +220,7 @@ def test_the_loss_is_the_sum_of_its_terms(rng):
   assert value + local == pytest.approx(float(total), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_equal_those_of_one_device_in_one_piece():
   gradients, metrics = differentiate(make_objective(WEIGHTS, {}), make_batch(), devices=8, fsdp=4, accumulate=2)
   expected, numbers = in_one_piece()
@@ -270,6 +271,7 @@ def test_nothing_of_the_teacher_is_in_the_state():
   assert jax.tree.structure(with_teacher.evaluated()) == jax.tree.structure(without.evaluated())
 
 
+@pytest.mark.slow
 def test_the_student_learns_from_its_teacher_by_a_schedule():
   """Each step weighs the terms as told, and what is distilled falls while it counts."""
   objective = make_objective({"softmax": 1e-3, "distill_features": 1.0}, {})
@@ -293,6 +295,7 @@ def test_the_student_learns_from_its_teacher_by_a_schedule():
     assert row["loss"] == pytest.approx(total, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_with_projections_is_evaluated_resumed_and_started_from(tmp_path):
   spec = make_spec(make_objective(WEIGHTS, {}), average=True)
   state = spec.create(3)
