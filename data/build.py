@@ -1,6 +1,7 @@
 """From a run's config to its sources, captions, tokenizer, segments and pipeline."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from contrastive_jax.errors import UserError, require_known
@@ -17,10 +18,10 @@ from data.sources import Source
 from data.sources.clips import ClipSource
 from data.sources.tfds import TfdsSource
 
-# Name -> what makes it and others of its kind.
+# Name -> what makes it and others of its kind from a mix of captions.
 EMOJI_SOURCES = {
   **dict.fromkeys(("noto", "twemoji", "noto_tones", "twemoji_tones"), emoji.training_sources),
-  **dict.fromkeys(("strips_noto", "strips_twemoji"), strips.strip_sources),
+  **dict.fromkeys(("strips_noto", "strips_twemoji"), lambda _: strips.strip_sources()),
   **dict.fromkeys(("motion_noto", "motion_twemoji"), motion.motion_sources),
 }
 
@@ -38,10 +39,11 @@ def make_sources(options: Any, names: Iterable[str]) -> dict[str, Source]:
     UserError: for an unknown name, or data that is not on this machine.
   """
   mix = emoji.CaptionMix(**options.captions)
-  return {name: _make_source(options, name, mix) for name in names}
+  kind = functools.cache(lambda make: make(mix))
+  return {name: _make_source(options, name, kind) for name in names}
 
 
-def _make_source(options: Any, name: str, mix: emoji.CaptionMix) -> Source:
+def _make_source(options: Any, name: str, kind: Callable[[Callable], Mapping[str, Source]]) -> Source:
   if name.startswith("tfds/"):
     dataset, _, split = name.removeprefix("tfds/").partition("@")
     keys = {"image_key": options.image_key, "caption_key": options.caption_key}
@@ -49,8 +51,7 @@ def _make_source(options: Any, name: str, mix: emoji.CaptionMix) -> Source:
   if name.startswith("clips/"):
     return ClipSource(name.removeprefix("clips/"))
   require_known("data.sources", name, (*EMOJI_SOURCES, "tfds/<set>", "clips/<folder>"))
-  make = EMOJI_SOURCES[name]
-  return (make() if make is strips.strip_sources else make(mix))[name]
+  return kind(EMOJI_SOURCES[name])[name]
 
 
 def attribution(names: Iterable[str]) -> str:

@@ -141,7 +141,7 @@ class Pipeline:
       OSError: if a record cannot be read after several attempts.
     """
     share = self._share(step)
-    chunk = self._segments[segment_at(self._segments, step)[0]].pack_pairs or share
+    chunk = self._segment(step).pack_pairs or share
     return self._assemble(step, [self._load_rows(step, row, chunk) for row in range(0, share, chunk)])
 
   def ids(self, step: int) -> Int[np.ndarray, "pairs"]:
@@ -164,7 +164,7 @@ class Pipeline:
 
   def _iterate_segment(self, start: int, stop: int) -> Iterator[tuple[int, Batch]]:
     share = self._share(start)
-    segment = self._segments[segment_at(self._segments, start)[0]]
+    segment = self._segment(start)
     chunk = segment.pack_pairs or _chunk_rows(share)
     samples = grain.MapDataset.range(start * share, stop * share)
     chunks = samples.batch(chunk).map(functools.partial(self._load_samples, share))
@@ -228,11 +228,13 @@ class Pipeline:
     }
 
   def _row_length(self, feed: Feed, step: int) -> int:
-    """The sequence length of a NaFlex batch; 0 for others."""
-    lengths = feed.resolution.lengths
-    if feed.resolution.mode != "naflex":
-      return 0
-    return lengths[int(uniforms(self._seed, "row length", step, 1, 4)[0, 0] * len(lengths))]
+    """Tokens of the rows that are not packed; NaFlex draws them for each batch."""
+    lengths = feed.row_lengths(self._patch_size, self._render.tubelet)
+    return (
+      lengths[0]
+      if len(lengths) == 1
+      else lengths[int(uniforms(self._seed, "row length", step, 1, 4)[0, 0] * len(lengths))]
+    )
 
   def _text(self, captions: list[str], segment: Segment) -> tuple[TextBatch, int]:
     """Captions in rows of their own or packed, and how many were cut; groups are known only to the whole batch."""
@@ -254,7 +256,6 @@ class Pipeline:
   def _assemble(self, step: int, chunks: list[dict[str, Any]]) -> Batch:
     fields = _joined(chunks)
     share = len(fields["ids"])
-    taught = self._segments[segment_at(self._segments, step)[0]].taught
     mine = slice(self._host_index * share, (self._host_index + 1) * share)
     planned = fields["planned"] if self._host_count == 1 else self._plan_keys(step, mine, fields["planned"])
     group = group_labels(planned, mine, fields["actual"], fields["bad"])
@@ -269,7 +270,7 @@ class Pipeline:
       text=_on_host(dataclasses.replace(text, group=group), text.tokens, self._host_index),
       ids=fields["ids"],
       teacher=teacher,
-      targets=self._targets(fields["ids"]) if self._targets and taught else None,
+      targets=self._targets(fields["ids"]) if self._targets and self._segment(step).taught else None,
     )
 
   def _plan_keys(self, step: int, mine: slice, known: np.ndarray) -> np.ndarray:
@@ -299,18 +300,16 @@ class Pipeline:
   def _chunk_bytes(self, segment: Segment, modality: str, pairs: int) -> int:
     """Bytes of a chunk at the most."""
     feed, patch = segment.feed(modality), self._patch_size
-    times = max(1, feed.frames // self._render.tubelet)
-    if feed.rows is not None:
-      tokens = feed.rows.count * feed.rows.length
-    elif feed.resolution.mode == "fixed":
-      tokens = pairs * times * (feed.resolution.size // patch) ** 2
-    else:
-      tokens = pairs * max((*feed.resolution.lengths, feed.resolution.max_tokens))
+    own = pairs * max(feed.row_lengths(patch, self._render.tubelet))
+    tokens = own if feed.rows is None else feed.rows.count * feed.rows.length
     bytes_of_token = 3 * patch * patch * (1 if feed.frames == 1 else self._render.tubelet) + 8
     return tokens * bytes_of_token + 5 * pairs * self._text_length
 
   def _share(self, step: int) -> int:
-    return self._segments[segment_at(self._segments, step)[0]].batch_size // self._host_count
+    return self._segment(step).batch_size // self._host_count
+
+  def _segment(self, step: int) -> Segment:
+    return self._segments[segment_at(self._segments, step)[0]]
 
   def __getstate__(self) -> dict[str, Any]:
     return self.__dict__ | {"_tokens": {}}

@@ -36,7 +36,7 @@ class Renderer:
     examples: Sequence[Example],
     feed: Feed,
     draws: Float[np.ndarray, "pairs draws"],
-    length: int = 0,
+    length: int,
   ) -> tuple[ImageBatch, int]:
     """Renders one view of each example.
 
@@ -44,7 +44,7 @@ class Renderer:
       examples: images, or clips whose frames `with_frames` has read, as the feed says.
       feed: sizes, frames and rows.
       draws: of the views, see `Augment`.
-      length: tokens of a row, for NaFlex.
+      length: tokens of a row that is not packed, one of `Feed.row_lengths`.
 
     Returns:
       The rows, and the number of images that were shrunk to fit into theirs.
@@ -65,7 +65,6 @@ class Renderer:
     patches = [native.patchify_clip(view if view.ndim == 4 else view[None], self.patch_size, tubelet) for view in views]
     if packed is not None:
       return packing.place_images(patches, packed), packed.shrunk
-    length = length or feed.resolution.max_tokens or len(patches[0][0])
     return gather(patches, length, width=patches[0][0].shape[1], padded=not fixed), 0
 
   def squares(self, examples: Sequence[Example], draws: Float[np.ndarray, "pairs draws"], size: int) -> ImageBatch:
@@ -77,20 +76,14 @@ class Renderer:
   def _grids(self, pixels: Sequence[np.ndarray], feed: Feed, length: int) -> Int[np.ndarray, "pairs 3"]:
     """Patches of each view along time, height and width."""
     resolution, patch = feed.resolution, self.patch_size
-    times = max(1, feed.frames // self.tubelet)
+    times = feed.times(self.tubelet)
     grids = np.empty((len(pixels), 3), np.int64)
     for k, image in enumerate(pixels):
       height, width = image.shape[-3:-1]
       if resolution.mode == "fixed":
         size = (resolution.size, resolution.size)
       elif resolution.mode == "native":
-        size = native.fit(
-          height,
-          width,
-          patch=patch,
-          min_tokens=max(1, resolution.min_tokens // times),
-          max_tokens=resolution.max_tokens // times,
-        )
+        size = native.fit(height, width, patch=patch, **resolution.limits(times))
       else:
         size = native.fit_to_length(height, width, patch=patch, length=length // times)
       grids[k] = times, size[0] // patch, size[1] // patch

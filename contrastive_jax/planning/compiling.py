@@ -69,7 +69,7 @@ def kinds_of_batch(config: Any) -> dict[str, tuple[Segment, str, int]]:
   model, kinds = run_config.model_config(config), {}
   for segment in segments_of(config):
     for modality in segment.modalities:
-      lengths = shapes.row_lengths(segment.feed(modality), model)
+      lengths = segment.feed(modality).row_lengths(model.vision.patch_size, model.vision.tubelet)
       for length in lengths:
         name = segment.name + ("/clip" if modality == "clip" else "") + (f":{length}" if len(lengths) > 1 else "")
         kinds[name] = segment, modality, length

@@ -37,6 +37,10 @@ class Resolution:
     if self.mode == "naflex" and (not self.lengths or min(self.lengths) < 1):
       raise UserError(f"lengths={self.lengths} must name at least one sequence length at mode='naflex'")
 
+  def limits(self, times: int) -> dict[str, int]:
+    """The token limits of `native.fit` for each of the `times` tubelets of a clip; 1 is an image."""
+    return {"min_tokens": max(1, self.min_tokens // times), "max_tokens": self.max_tokens // times}
+
   @classmethod
   def fixed(cls, size: int) -> "Resolution":
     """Squares of `size` pixels."""

@@ -78,10 +78,10 @@ class Views:
       return images.center_crop(_squared(pixels) if drawing else pixels, size)[:seen, :seen]
     height, width = pixels.shape[:2]
     if resolution.mode == "native":
-      lowest, highest = max(1, resolution.min_tokens // times), resolution.max_tokens // times
-      if not highest:
+      limits = resolution.limits(times)
+      if not limits["max_tokens"]:
         raise UserError(f"max_tokens={resolution.max_tokens} is too few for clips of {self.frames} frames: raise it")
-      return images.resize(pixels, *native.fit(height, width, patch=patch, min_tokens=lowest, max_tokens=highest))
+      return images.resize(pixels, *native.fit(height, width, patch=patch, **limits))
     length = max(resolution.lengths) // times
     return images.resize(pixels, *native.fit_to_length(height, width, patch=patch, length=length))
 

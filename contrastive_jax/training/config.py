@@ -19,7 +19,7 @@ from contrastive_jax.training.curriculum import Segment
 from contrastive_jax.training.loop import LoopOptions
 from contrastive_jax.training.objective import Objective, check_teacher, make_objective
 from contrastive_jax.training.shapes import TeacherDims
-from contrastive_jax.training.stages import distillation_weight, learning_rate, segments_of, stages_of
+from contrastive_jax.training.stages import distillation_weight, first_steps, learning_rate, segments_of, stages_of
 from contrastive_jax.training.state import StateSpec
 from contrastive_jax.training.step import TrainStep, make_train_step
 
@@ -94,7 +94,7 @@ def check_model_fits(segment: Segment, model: DualEncoderConfig) -> None:
       " and a model.text.pool other than 'last'"
     )
   for feed in feeds:
-    times = feed.frames // model.vision.tubelet
+    times = feed.times(model.vision.tubelet)
     if model.vision.time_position == "learned" and times > model.vision.max_time:
       raise UserError(
         f"{stage} has clips of {times} tubelets, more than model.vision.max_time={model.vision.max_time}: raise that"
@@ -171,7 +171,7 @@ def loop_options(config: Any) -> LoopOptions:
     # A backward pass costs two forward passes.
     # The stages of a curriculum have no one number of tokens a pair.
     flops_per_pair=0.0 if config.curriculum else 3 * flops.forward_flops_per_pair(model_config(config)),
-    stages=tuple((stage.name, stage.steps) for stage in stages_of(config)) if config.curriculum else (),
+    stages=tuple(first_steps(stages_of(config))) if config.curriculum else (),
   )
 
 

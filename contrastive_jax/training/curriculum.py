@@ -98,6 +98,18 @@ class Feed:
   rule: str = "uniform"
   rate: float = 0.0
 
+  def times(self, tubelet: int) -> int:
+    """Patches along time: 1 of an image, tubelets of a clip."""
+    return 1 if self.frames == 1 else self.frames // tubelet
+
+  def row_lengths(self, patch_size: int, tubelet: int) -> tuple[int, ...]:
+    """Tokens of the rows that are not packed: one length, or those that NaFlex draws from."""
+    if self.resolution.mode == "naflex":
+      return self.resolution.lengths
+    if self.resolution.mode == "native":
+      return (self.resolution.max_tokens,)
+    return (self.times(tubelet) * (self.resolution.size // patch_size) ** 2,)
+
 
 @dataclasses.dataclass(frozen=True)
 class Segment:

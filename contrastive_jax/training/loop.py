@@ -1,7 +1,6 @@
 """The training loop: batches in, steps out, and what happens every so many steps."""
 
 import dataclasses
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -47,7 +46,8 @@ class LoopOptions:
     profile_steps: (first, last) update of a `jax.profiler` trace, or empty.
     stop_on_nonfinite: raise when a loss or gradient is not finite.
     flops_per_pair: of one training step, for the utilisation; 0 reports none.
-    stages: (name, steps) of the stages of a curriculum. At the end of each there is a checkpoint and an evaluation.
+    stages: (name, steps before it) of the stages of a curriculum. At the end of each there is a checkpoint and an
+      evaluation.
   """
 
   total_steps: int
@@ -62,12 +62,11 @@ class LoopOptions:
 
   def stage(self, step: int) -> str:
     """Name of the stage that update number `step` belongs to; empty where there are none."""
-    ends = itertools.accumulate(steps for _, steps in self.stages)
-    return next((name for (name, _), end in zip(self.stages, ends, strict=True) if step <= end), "")
+    return next((name for name, before in reversed(self.stages) if step > before), "")
 
   def ends_stage(self, step: int) -> bool:
     """Whether a stage other than the last ends with update number `step`."""
-    return step in list(itertools.accumulate(steps for _, steps in self.stages))[:-1]
+    return any(step == before for _, before in self.stages[1:])
 
 
 def train(

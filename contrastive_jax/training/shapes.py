@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from contrastive_jax.batch import Batch, ImageBatch, Targets, TextBatch
 from contrastive_jax.models.presets import DualEncoderConfig
 from contrastive_jax.parallel.mesh import batch_sharding
-from contrastive_jax.training.curriculum import Feed, Rows, Segment
+from contrastive_jax.training.curriculum import Rows, Segment
 
 TeacherDims = tuple[int, int | None] | None
 
@@ -19,7 +19,7 @@ def abstract_batches(
 ) -> Iterator[Batch]:
   """All kinds of batches of a segment; see `abstract_batch`."""
   for modality in segment.modalities:
-    for length in row_lengths(segment.feed(modality), model):
+    for length in segment.feed(modality).row_lengths(model.vision.patch_size, model.vision.tubelet):
       yield abstract_batch(segment, modality, length, model, mesh, teacher_dims=teacher_dims)
 
 
@@ -37,7 +37,7 @@ def abstract_batch(
   Args:
     segment: of the run.
     modality: of the step.
-    length: of rows that are not packed, one of `row_lengths`.
+    length: of rows that are not packed, one of `Feed.row_lengths`.
     model: gives sizes of patches and captions.
     mesh: where batches go.
     teacher_dims: features of the frozen teacher's images and captions (None: not asked for); None without a teacher.
@@ -71,14 +71,3 @@ def abstract_batch(
   if teacher_dims is not None and segment.taught:
     targets = Targets(*(dim and array(jnp.float32, pairs, dim) for dim in teacher_dims))
   return Batch(image, text, targets=targets)
-
-
-def row_lengths(feed: Feed, model: DualEncoderConfig) -> tuple[int, ...]:
-  """Tokens of the rows that are not packed: one length, or those that NaFlex draws from."""
-  resolution = feed.resolution
-  if resolution.mode == "naflex":
-    return resolution.lengths
-  if resolution.mode == "native":
-    return (resolution.max_tokens,)
-  times = feed.frames // model.vision.tubelet if feed.frames > 1 else 1
-  return (times * (resolution.size // model.vision.patch_size) ** 2,)
