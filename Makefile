@@ -1,5 +1,5 @@
 # make train   train, evaluate and report a small model on emoji
-# make test    the test suite; make test-slow adds fault injection and several processes
+# make test    the test suite; make test-slow adds fault injection, several processes, parity with other libraries
 # make plan    an environment in which plan.py compiles for TPUs and GPUs (6 GB)
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -13,7 +13,7 @@ train: .venv/runtime
 test: .venv/test
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: .venv/test
+test-slow: .venv/slow
 	$(BIN)/python -m pytest -m slow
 
 plan: .venv-plan/ready
@@ -33,6 +33,11 @@ clean:
 
 .venv/test: requirements-test.txt .venv/runtime
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	@touch $@
+
+.venv/slow: requirements-slow.txt requirements-peers.txt .venv/test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-slow.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-peers.txt
 	@touch $@
 
 # Apart from .venv: with libtpu importable, JAX looks for a TPU at every start.

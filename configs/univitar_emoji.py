@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import common, emoji
 
-NATIVE = {"mode": "native", "min_tokens": 16, "max_tokens": 96, "rows": 11, "row_length": 256}
+NATIVE = {"mode": "native", "min_tokens": 16, "max_tokens": 96, "rows": 12, "row_length": 256}
 
 
 def get_config() -> ConfigDict:

@@ -299,6 +299,8 @@ def load(
   restored = restore_params(path, step, lambda part: _placed(mesh, config, part))
   if restored.about.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
     raise UserError(f"{path / 'tokenizer'} is not the tokenizer that the checkpoint was trained with: put it back")
+  if "image" not in restored.params:
+    raise UserError(f"{path} holds a text tower alone: name it as init_from, with init_towers='text'")
   return Model(
     config,
     restored.params,
@@ -328,7 +330,15 @@ def _last_stage(run: Mapping[str, Any], config: DualEncoderConfig) -> dict[str, 
 def _views(config: DualEncoderConfig, resolution: Resolution | None, clips: Resolution | None, frames: int) -> Views:
   vision = config.vision
   resolution = resolution or Resolution.fixed(vision.image_size)
-  return Views(vision.patch_size, vision.tubelet, resolution, clips or resolution, frames)
+  return Views(
+    vision.patch_size,
+    vision.tubelet,
+    resolution,
+    clips or resolution,
+    frames,
+    resize=vision.resize,
+    interpolation=vision.interpolation,
+  )
 
 
 def _read_once(read: Callable[[list[int]], Sequence], rows: np.ndarray) -> list:

@@ -12,6 +12,7 @@ from contrastive_jax.errors import UserError, nearest
 
 _TRANSFORMER_CHOICES = {
   "norm": ("layernorm", "rmsnorm"),
+  "norm_position": ("pre", "post"),
   "activation": ("gelu", "gelu_tanh", "quick_gelu", "swiglu"),
   "qk_norm": (None, "head", "full"),
   "rope": (None, "2d", "3d"),
@@ -23,6 +24,8 @@ _VISION_CHOICES = {
   "pool": ("cls", "mean", "map"),
   "position": ("learned", "sincos2d", "none"),
   "time_position": ("none", "learned"),
+  "resize": ("crop", "squash"),
+  "interpolation": ("bicubic", "bilinear"),
 }
 _TEXT_CHOICES = {"pool": ("eos", "last", "mean", "map", "cls"), "position": ("learned", "none")}
 
@@ -43,7 +46,7 @@ def _check_positive(where: str, config: Any, *names: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-  """A stack of pre-norm blocks, for either tower.
+  """A stack of blocks, for either tower.
 
   Attributes:
     width: features of a token.
@@ -52,6 +55,7 @@ class TransformerConfig:
     mlp_dim: inner features of the MLP (of each branch of "swiglu").
     norm: "layernorm" or "rmsnorm", computed in float32.
     norm_eps: added to the variance or mean square.
+    norm_position: "pre" norms what a branch reads, "post" the sum of branch and residual stream (BERT).
     activation: "gelu" (exact), "gelu_tanh" (SigLIP), "quick_gelu" (CLIP) or the gated "swiglu" (UniViTAR).
     qk_norm: RMSNorm of queries and keys: "head" over each head, before the rotary embedding; "full" over all heads
       together, after it (UniViTAR).
@@ -75,6 +79,7 @@ class TransformerConfig:
   mlp_dim: int
   norm: str = "layernorm"
   norm_eps: float = 1e-6
+  norm_position: str = "pre"
   activation: str = "gelu"
   qk_norm: str | None = None
   qkv_bias: bool = True
@@ -148,6 +153,9 @@ class VisionConfig:
     projection_bias: bias of that map.
     mean: per channel, of pixels in [0, 1].
     std: per channel, of pixels in [0, 1].
+    resize: how evaluation brings an image to a square: "crop" shows its middle (CLIP), "squash" ignores its aspect
+      (SigLIP).
+    interpolation: of that, "bicubic" or "bilinear", antialiased as Pillow does.
   """
 
   transformer: TransformerConfig
@@ -167,6 +175,8 @@ class VisionConfig:
   projection_bias: bool = False
   mean: tuple[float, ...] = (0.5, 0.5, 0.5)
   std: tuple[float, ...] = (0.5, 0.5, 0.5)
+  resize: str = "crop"
+  interpolation: str = "bicubic"
 
   def __post_init__(self):
     _check_choices("vision", self, _VISION_CHOICES)
@@ -208,6 +218,8 @@ class TextConfig:
     pool: "eos", the last real token (CLIP); "last" position, padded or not (SigLIP); "mean" of the real tokens; "map",
       attention with a learned query; "cls", the first token.
     position: "learned" or "none".
+    pre_norm: norm before the blocks (BERT).
+    post_norm: norm after the blocks.
     attend_padding: padding is seen like any token (SigLIP). Irrelevant to causal towers: padding comes last.
     projection: linear map to `embed_dim`; without it the width must be `embed_dim`.
     projection_bias: bias of that map.
@@ -218,6 +230,8 @@ class TextConfig:
   length: int
   pool: str = "eos"
   position: str = "learned"
+  pre_norm: bool = False
+  post_norm: bool = True
   attend_padding: bool = False
   projection: bool = True
   projection_bias: bool = False

@@ -27,10 +27,15 @@ class TextTower(nnx.Module):
     self.tokens = make((config.vocab_size, width), normal(token_std), ("vocab", "embed"))
     learned = config.position == "learned"
     self.position = make((config.length, width), normal(position_std), (None, "embed")) if learned else None
+    self.pre_norm = self._norm(make) if config.pre_norm else None
     self.transformer = Transformer(transformer, dtype=dtype, make=make)
-    self.post_norm = Norm(width, kind=transformer.norm, eps=transformer.norm_eps, make=make)
+    self.post_norm = self._norm(make) if config.post_norm else None
     self.pool = pooling.AttentionPool(transformer, dtype=dtype, make=make) if config.pool == "map" else None
     self.projection = make_projection(config, embed_dim, dtype=dtype, make=make)
+
+  def _norm(self, make: ParameterMaker) -> Norm:
+    transformer = self.config.transformer
+    return Norm(transformer.width, kind=transformer.norm, eps=transformer.norm_eps, make=make)
 
   def __call__(
     self,
@@ -61,15 +66,18 @@ class TextTower(nnx.Module):
       )
     states = self.states(tokens, mask, segments=segments, keys=keys)
     if pool == "last":
-      return self._projected(self.post_norm(states[:, -1]))
+      return self._projected(self._finished(states[:, -1]))
     owned = pooling.Tokens(mask) if slots is None else pooling.Tokens(segments=segments, slots=slots)
     if pool in ("eos", "cls"):
       # The norm treats tokens one by one: only the chosen one needs it.
-      return self._projected(self.post_norm(owned.select(states, "last" if pool == "eos" else "first")))
-    states = self.post_norm(states)
+      return self._projected(self._finished(owned.select(states, "last" if pool == "eos" else "first")))
+    states = self._finished(states)
     if self.pool is None:
       return self._projected(owned.mean(states))
     return self._projected(self.pool(states, pooling.Tokens() if self.config.attend_padding else owned))
+
+  def _finished(self, states: Float[Array, "... width"]) -> Float[Array, "... width"]:
+    return states if self.post_norm is None else self.post_norm(states)
 
   def _projected(self, pooled: Float[Array, "pairs width"]) -> Float[Array, "pairs dim"]:
     return pooled if self.projection is None else self.projection(pooled)
@@ -89,6 +97,8 @@ class TextTower(nnx.Module):
       if segments is None and length > self.config.length:
         raise UserError(f"captions of {length} tokens exceed text.length={self.config.length}: tokenize to that length")
       x = x + (self.position[:length] if segments is None else read(self.position[...], _restarting(segments)))
+    if self.pre_norm is not None:
+      x = self.pre_norm(x)
     # Padding comes last, so that a causal tower never sees it from a real token.
     ignored = segments is None and not (self.config.attend_padding or self.config.transformer.causal)
     mask = mask[:, None, :] if ignored else None

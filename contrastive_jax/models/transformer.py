@@ -21,7 +21,7 @@ _POLICIES = {
 
 
 class Block(nnx.Module):
-  """Pre-norm attention and MLP, each added to the residual stream."""
+  """Attention and MLP, each added to the residual stream."""
 
   def __init__(self, config: TransformerConfig, *, dtype: str, make: ParameterMaker):
     norm = functools.partial(Norm, config.width, kind=config.norm, eps=config.norm_eps, make=make)
@@ -46,11 +46,14 @@ class Block(nnx.Module):
   ) -> Float[Array, "rows length width"]:
     """Args: see `Transformer`; `drop_rate` is this block's drop path."""
     first, second = (None, None) if keys is None else (fold_in(keys, 0), fold_in(keys, 1))
-    attended = self.attention(self.norm1(x), mask=mask, segments=segments, angles=angles)
+    before = self.config.norm_position == "pre"
+    attended = self.attention(self.norm1(x) if before else x, mask=mask, segments=segments, angles=angles)
     if self.attention_norm is not None:
       attended = self.attention_norm(attended)
     x = x + self._branch(attended, self.scale1, first, drop_rate)
-    return x + self._branch(self.mlp(self.norm2(x)), self.scale2, second, drop_rate)
+    x = x if before else self.norm1(x)
+    x = x + self._branch(self.mlp(self.norm2(x) if before else x), self.scale2, second, drop_rate)
+    return x if before else self.norm2(x)
 
   def _branch(self, x, scale, keys, drop_rate):
     if scale is not None:

@@ -76,20 +76,25 @@ def trim(pixels: UInt8[np.ndarray, "height width 4"]) -> UInt8[np.ndarray, "rows
   return square
 
 
-def resize(image: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> UInt8[np.ndarray, "{height} {width} 3"]:
-  """Bicubic resize, antialiased as in PIL, which the published CLIP and SigLIP preprocessing uses."""
+def resize(
+  image: UInt8[np.ndarray, "h w 3"], height: int, width: int, interpolation: str = "bicubic"
+) -> UInt8[np.ndarray, "{height} {width} 3"]:
+  """Resizes, "bicubic" or "bilinear", antialiased as in PIL, which the published CLIP and SigLIP preprocessing uses."""
   if image.shape[:2] == (height, width):
     return image
-  return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+  return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling[interpolation.upper()]))
 
 
-def center_crop(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
+def center_crop(
+  image: UInt8[np.ndarray, "h w 3"], size: int, interpolation: str = "bicubic"
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
   """Resizes the shorter side to `size` and cuts the middle square (CLIP's preprocessing)."""
   height, width = image.shape[:2]
-  scale = size / min(height, width)
-  height, width = max(size, round(height * scale)), max(size, round(width * scale))
+  short = min(height, width)
+  # Rounded down, as torchvision does.
+  height, width = size * height // short, size * width // short
   top, left = (height - size) // 2, (width - size) // 2
-  return np.ascontiguousarray(resize(image, height, width)[top : top + size, left : left + size])
+  return np.ascontiguousarray(resize(image, height, width, interpolation)[top : top + size, left : left + size])
 
 
 def patchify(images: UInt8[np.ndarray, "rows height width channels"], patch_size: int) -> ImageBatch:

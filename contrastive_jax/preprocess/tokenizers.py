@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import pathlib
+import string
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from contrastive_jax.errors import UserError, nearest
 PAD, EOS = "<pad>", "<eos>"
 _KIND_FILE = "tokenizer_kind.json"
 _CLIP_MERGES = 49152 - 256 - 2
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _CLIP_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
@@ -65,7 +67,7 @@ class Tokenizer(abc.ABC):
     """Writes what `load` needs to rebuild this tokenizer."""
     folder = pathlib.Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    kind, name, content, options = self._definition()
+    kind, name, content, options = self.definition()
     (folder / name).write_bytes(content)
     (folder / _KIND_FILE).write_text(json.dumps({"kind": kind, "file": name, "options": options}) + "\n")
 
@@ -74,34 +76,44 @@ class Tokenizer(abc.ABC):
     """Ids of each text with special tokens, at most `length`."""
 
   @abc.abstractmethod
-  def _definition(self) -> tuple[str, str, bytes, dict[str, Any]]:
+  def definition(self) -> tuple[str, str, bytes, dict[str, Any]]:
     """Kind, file name, content of the file, and options for the constructor."""
 
   def __reduce__(self) -> tuple:
-    kind, _, content, options = self._definition()
+    kind, _, content, options = self.definition()
     return functools.partial(KINDS[kind], content, **options), ()
 
   def _fingerprint(self) -> str:
-    kind, _, content, options = self._definition()
+    kind, _, content, options = self.definition()
     return hashlib.sha256(json.dumps([kind, options], sort_keys=True).encode() + b"\0" + content).hexdigest()
 
 
 class JsonTokenizer(Tokenizer):
-  """What a Hugging Face `tokenizer.json` defines, special tokens included.
+  """What a Hugging Face `tokenizer.json` defines, special tokens included."""
 
-  With `literal`, special tokens that are spelled out in a caption are plain text.
-  """
+  def __init__(
+    self, content: bytes, literal: bool = False, lowercase: bool = False, canonical: bool = False, pad: str = ""
+  ):
+    """Reads the file.
 
-  def __init__(self, content: bytes, literal: bool = False):
+    Args:
+      content: of the file.
+      literal: special tokens that are spelled out in a caption are plain text.
+      lowercase: captions are lower-cased, beside what the file says.
+      canonical: and lose their punctuation, see `canonical`.
+      pad: the token for padding; empty takes what the file or custom calls so.
+    """
     self._content, self._literal = content, literal
+    self._options = {"lowercase": lowercase, "canonical": canonical, "pad": pad}
     self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
     self._tokenizer.encode_special_tokens = literal
     padding = self._tokenizer.padding
     self._tokenizer.no_padding()
     self._tokenizer.no_truncation()
-    candidates = (padding or {}).get("pad_token"), PAD, "[PAD]", "<|pad|>"
+    candidates = pad, (padding or {}).get("pad_token"), PAD, "[PAD]", "<|pad|>"
     ids = (self._tokenizer.token_to_id(token) for token in candidates if token)
     self.pad_id = next((i for i in ids if i is not None), 0)
+    self.pad_token = self._tokenizer.id_to_token(self.pad_id)
     self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
     self.fingerprint = self._fingerprint()
 
@@ -109,12 +121,15 @@ class JsonTokenizer(Tokenizer):
     room = length - self._tokenizer.num_special_tokens_to_add(is_pair=False)
     if room < 0:
       raise UserError(f"text_length is {length}, this tokenizer's special tokens alone need {length - room}")
+    texts = _prepared(texts, self._options["lowercase"], self._options["canonical"])
     for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False):
       encoding.truncate(room)
       yield self._tokenizer.post_process(encoding).ids
 
-  def _definition(self) -> tuple[str, str, bytes, dict[str, Any]]:
-    return "file", "tokenizer.json", self._content, {"literal": self._literal}
+  def definition(self) -> tuple[str, str, bytes, dict[str, Any]]:
+    # What is off stays out, so that tokenizers keep their fingerprint when options come to be.
+    extra = {name: value for name, value in self._options.items() if value}
+    return "file", "tokenizer.json", self._content, {"literal": self._literal, **extra}
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -123,8 +138,8 @@ class SentencePieceTokenizer(Tokenizer):
   Follows SigLIP's tokenisation (big_vision, `eos="sticky", pad_value=1`); SigLIP's captions are lower-cased.
   """
 
-  def __init__(self, content: bytes, lowercase: bool = False):
-    self._content, self._lowercase = content, lowercase
+  def __init__(self, content: bytes, lowercase: bool = False, canonical: bool = False):
+    self._content, self._lowercase, self._canonical = content, lowercase, canonical
     self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
     self._eos = self._processor.eos_id()
     if self._eos < 0:
@@ -134,12 +149,13 @@ class SentencePieceTokenizer(Tokenizer):
     self.fingerprint = self._fingerprint()
 
   def _encode(self, texts: list[str], length: int) -> Iterable[list[int]]:
-    texts = [text.lower() for text in texts] if self._lowercase else texts
+    texts = _prepared(texts, self._lowercase, self._canonical)
     for ids in self._processor.encode(texts, out_type=int):
       yield [*ids[: length - 1], self._eos]
 
-  def _definition(self) -> tuple[str, str, bytes, dict[str, Any]]:
-    return "sentencepiece", "sentencepiece.model", self._content, {"lowercase": self._lowercase}
+  def definition(self) -> tuple[str, str, bytes, dict[str, Any]]:
+    extra = {"canonical": True} if self._canonical else {}
+    return "sentencepiece", "sentencepiece.model", self._content, {"lowercase": self._lowercase, **extra}
 
 
 class ClipTokenizer(Tokenizer):
@@ -177,8 +193,12 @@ class ClipTokenizer(Tokenizer):
     for encoding in self._tokenizer.encode_batch(cleaned, add_special_tokens=False):
       yield [self._start, *encoding.ids[: length - 2], self._end]
 
-  def _definition(self) -> tuple[str, str, bytes, dict[str, Any]]:
+  def definition(self) -> tuple[str, str, bytes, dict[str, Any]]:
     return "clip", "clip_vocabulary.txt.gz", self._content, {}
+
+  def model(self) -> dict[str, Any]:
+    """Its "vocab", symbol to id, and its "merges", pairs of symbols."""
+    return json.loads(self._tokenizer.to_str())["model"]
 
 
 # What a specification such as "clip:FILE" builds from the file.
@@ -252,6 +272,16 @@ def load(spec: str | os.PathLike, **options: Any) -> Tokenizer:
     raise
   except Exception as error:
     raise UserError(f"tokenizer file {path} cannot be read as {kind} ({str(error).splitlines()[0]})") from error
+
+
+def canonical(text: str) -> str:
+  """A caption without ASCII punctuation and with single spaces, as big_vision puts prompts to SigLIP."""
+  return " ".join(text.replace("_", " ").translate(_NO_PUNCTUATION).split())
+
+
+def _prepared(texts: list[str], lowercase: bool, canonically: bool) -> list[str]:
+  texts = [text.lower() for text in texts] if lowercase else texts
+  return [canonical(text) for text in texts] if canonically else texts
 
 
 def _clip_clean(text: str) -> str:

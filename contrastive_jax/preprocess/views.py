@@ -27,6 +27,8 @@ class Views:
       drawing, it shows the whole, on white. "naflex" fills the longest of its lengths.
     clips: resolution of clips; `max_tokens` bounds a whole clip. At "fixed" it makes the squares smaller where needed.
     frames: of a clip, from all over its length.
+    resize: "squash" makes fixed squares of photographs by ignoring their aspect, instead of cutting out the middle.
+    interpolation: "bicubic" or "bilinear".
 
   Raises:
     UserError: if the tubelets do not divide the frames.
@@ -37,6 +39,8 @@ class Views:
   resolution: Resolution
   clips: Resolution
   frames: int = 8
+  resize: str = "crop"
+  interpolation: str = "bicubic"
 
   def __post_init__(self):
     if self.frames < 1 or self.frames % self.tubelet:
@@ -75,15 +79,19 @@ class Views:
       size = _square(resolution, patch, times)
       # A patch embedding leaves out the pixels that do not fill a patch, such as 6 of the 384 at patch size 14.
       seen = size // patch * patch
-      return images.center_crop(_squared(pixels) if drawing else pixels, size)[:seen, :seen]
+      pixels = _squared(pixels) if drawing else pixels
+      if self.resize == "squash":
+        return images.resize(pixels, size, size, self.interpolation)[:seen, :seen]
+      return images.center_crop(pixels, size, self.interpolation)[:seen, :seen]
     height, width = pixels.shape[:2]
     if resolution.mode == "native":
       limits = resolution.limits(times)
       if not limits["max_tokens"]:
         raise UserError(f"max_tokens={resolution.max_tokens} is too few for clips of {self.frames} frames: raise it")
-      return images.resize(pixels, *native.fit(height, width, patch=patch, **limits))
+      return images.resize(pixels, *native.fit(height, width, patch=patch, **limits), self.interpolation)
     length = max(resolution.lengths) // times
-    return images.resize(pixels, *native.fit_to_length(height, width, patch=patch, length=length))
+    shape = native.fit_to_length(height, width, patch=patch, length=length)
+    return images.resize(pixels, *shape, self.interpolation)
 
 
 def gather(items: list[Patches], length: int, *, width: int, padded: bool) -> ImageBatch:

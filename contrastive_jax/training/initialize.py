@@ -32,7 +32,7 @@ def initial_state(
     init_from: a run directory; empty takes nothing.
     towers: "all", or "image" or "text" for one tower without logit scale and bias.
     say: told in a sentence of each parameter that had to be adapted: those of an image tower of another patch size,
-      tubelet or grid, see `models.resizing`.
+      tubelet or grid, see `models.resizing`, and positions of captions longer than ours.
 
   Raises:
     UserError: naming every parameter that is missing there, unexpected here, or of another shape.
@@ -42,6 +42,9 @@ def initial_state(
     return state
   restored = traverse_util.flatten_dict(restore_params(Path(init_from), None).params)
   theirs, sentences = _adapted(restored, Path(init_from), spec.model.vision) if towers != "text" else (restored, [])
+  if towers != "image":
+    theirs, cut = _cut(theirs, init_from, spec.model.text.length)
+    sentences += cut
   params = _taken(theirs, init_from, towers, state.params)
   for sentence in sentences:
     say(sentence)
@@ -89,6 +92,16 @@ def _adapted(theirs: Parameters, init_from: Path, vision: VisionConfig) -> tuple
       f"Resized the position table of {init_from} from {old.grid}x{old.grid} to {vision.grid}x{vision.grid} patches."
     )
   return adapted, sentences
+
+
+def _cut(theirs: Parameters, init_from: str, length: int) -> tuple[Parameters, list[str]]:
+  """Their parameters without the positions that our captions never reach; and what was done."""
+  table = theirs.get(("text", "position"))
+  if table is None or len(table) <= length:
+    return theirs, []
+  return {**theirs, ("text", "position"): table[:length]}, [
+    f"Took the first {length} of the {len(table)} text positions of {init_from}."
+  ]
 
 
 def _patch(vision: VisionConfig) -> str:

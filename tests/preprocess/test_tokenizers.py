@@ -143,7 +143,7 @@ def clip_file(clip_merges):
 
 
 def test_no_script_has_unknown_tokens(bpe):
-  plain = huggingface.Tokenizer.from_buffer(bpe._definition()[2])
+  plain = huggingface.Tokenizer.from_buffer(bpe.definition()[2])
   for text in ("grinning face", "笑顔とねこ", "😀 emoji", "naïve café"):
     tokens, mask = bpe([text], 64)
     assert mask[0].sum() < 64

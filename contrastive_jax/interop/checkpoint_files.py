@@ -1,0 +1,166 @@
+"""Arrays by name from the files that checkpoints come in: safetensors, NumPy's npz, and PyTorch's without PyTorch.
+
+Nothing in a file is executed: PyTorch's files hold a pickle, of which only the names of tensors, their shapes and where
+their numbers lie are read.
+"""
+
+import io
+import json
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from contrastive_jax.errors import UserError
+
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz")
+
+_DTYPES = {
+  "FloatStorage": np.dtype("<f4"),
+  "DoubleStorage": np.dtype("<f8"),
+  "HalfStorage": np.dtype("<f2"),
+  "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+  "LongStorage": np.dtype("<i8"),
+  "IntStorage": np.dtype("<i4"),
+  "ShortStorage": np.dtype("<i2"),
+  "CharStorage": np.dtype("i1"),
+  "ByteStorage": np.dtype("u1"),
+  "BoolStorage": np.dtype("?"),
+}
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, SafetensorError, zipfile.BadZipFile, pickle.UnpicklingError)
+# What a checkpoint with more than weights in it calls them, and what distributed training puts before their names.
+_STATE, _PREFIX = "state_dict", "module."
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+  """The arrays of a file; floating-point ones as float32.
+
+  Raises:
+    UserError: if the file is not there, is damaged, or asks for code to be run.
+  """
+  if not path.is_file():
+    raise UserError(f"{path} does not exist: name a file that ends in {', '.join(SUFFIXES)}")
+  readers = {".safetensors": _safetensors, ".npz": _npz, ".bin": _torch, ".pt": _torch, ".pth": _torch}
+  if path.suffix not in readers:
+    raise UserError(f"{path} ends in '{path.suffix}': a checkpoint ends in {', '.join(SUFFIXES)}")
+  try:
+    arrays = dict(readers[path.suffix](path))
+  except _DAMAGED as error:
+    raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+  return {name: array.astype(np.float32) if _is_float(array) else array for name, array in arrays.items()}
+
+
+def read_folder(folder: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+  """The arrays of the first of these files that is in a folder, or of the shards that its index lists.
+
+  Raises:
+    UserError: if there is none.
+  """
+  for name in names:
+    if (folder / name).is_file():
+      return read(folder / name)
+    index = folder / f"{name}.index.json"
+    if index.is_file():
+      shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+      return {key: array for shard in shards for key, array in read(folder / shard).items()}
+  raise UserError(f"{folder} has no weights: it needs one of {', '.join(names)}")
+
+
+def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+  """Writes arrays for PyTorch's readers."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path, metadata={"format": "pt"})
+
+
+def _is_float(array: np.ndarray) -> bool:
+  return array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
+
+
+def _safetensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+  with safe_open(path, framework="numpy") as file:
+    for name in file.keys():  # noqa: SIM118 - not a mapping
+      yield name, file.get_tensor(name)
+
+
+def _npz(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+  with np.load(path, allow_pickle=False) as file:
+    for name in file.files:
+      array = file[name]
+      # NumPy writes what it has no name for, bfloat16, as two raw bytes.
+      yield name, array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array
+
+
+class _Storage(NamedTuple):
+  """Where the numbers of tensors lie."""
+
+  key: str
+  dtype: np.dtype
+
+
+class _Tensor(NamedTuple):
+  """A view of a storage, in elements."""
+
+  storage: _Storage
+  offset: int
+  shape: tuple[int, ...]
+  strides: tuple[int, ...]
+
+
+class _StorageType(NamedTuple):
+  name: str
+
+
+def _tensor(storage, offset, shape, strides, *_) -> _Tensor:
+  return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+def _parameter(tensor, *_) -> _Tensor:
+  return tensor
+
+
+class _Names(pickle.Unpickler):
+  """Reads a pickle that may hold tensors and plain containers, and nothing else."""
+
+  def find_class(self, module: str, name: str) -> Any:
+    allowed = {
+      ("collections", "OrderedDict"): OrderedDict,
+      ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+      ("torch._utils", "_rebuild_parameter"): _parameter,
+    }
+    if (module, name) in allowed:
+      return allowed[module, name]
+    if module == "torch" and name in _DTYPES:
+      return _StorageType(name)
+    raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not a weight; save its state_dict alone")
+
+  def persistent_load(self, pid: tuple) -> _Storage:
+    _, kind, key, *_ = pid
+    return _Storage(key, _DTYPES[kind.name])
+
+
+def _torch(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+  with zipfile.ZipFile(path) as archive:
+    (pickled,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
+    root = pickled.removesuffix("data.pkl")
+    state = _Names(io.BytesIO(archive.read(pickled))).load()
+    state = state.get(_STATE, state)
+    storages: dict[str, np.ndarray] = {}
+    for name, tensor in state.items():
+      if not isinstance(tensor, _Tensor):
+        continue
+      key, dtype = tensor.storage
+      if key not in storages:
+        storages[key] = np.frombuffer(archive.read(f"{root}data/{key}"), dtype)
+      strides = [step * dtype.itemsize for step in tensor.strides]
+      last = tensor.offset + sum(step * (size - 1) for step, size in zip(tensor.strides, tensor.shape, strict=True))
+      if min(tensor.offset, *tensor.strides, 0) < 0 or (0 not in tensor.shape and last >= len(storages[key])):
+        raise ValueError(f"tensor {name} reaches beyond its storage")
+      view = np.lib.stride_tricks.as_strided(storages[key][tensor.offset :], tensor.shape, strides, writeable=False)
+      yield name.removeprefix(_PREFIX), view

@@ -1,0 +1,137 @@
+"""Runs as folders that `transformers` and open_clip open: weights, config, preprocessing and tokenizer."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from contrastive_jax.errors import UserError, require_known
+from contrastive_jax.interop import checkpoint_files, huggingface, open_clip, tokenizer_files
+from contrastive_jax.interop.keymap import to_theirs
+from contrastive_jax.models.presets import DualEncoderConfig
+from contrastive_jax.preprocess.tokenizers import Tokenizer
+
+# Fields that only training reads.
+_TRAINING = ("init", "remat", "drop_path", "dropout", "init_logit_scale", "dtype", "max_time")
+# At this id `transformers` takes a CLIP checkpoint for an old one, whose captions end at their largest id.
+_LEGACY_EOS = 2
+
+
+def write(
+  spec: str, config: DualEncoderConfig, params: Mapping[str, Any], tokenizer: Tokenizer, *, native: bool = False
+) -> str:
+  """Writes a model for another library.
+
+  Args:
+    spec: "huggingface:FOLDER" or "open_clip:FOLDER"; the folder is made.
+    config: of the model.
+    params: nested dict of arrays.
+    tokenizer: of the model.
+    native: whether it reads images at any aspect (NaFlex).
+
+  Returns:
+    The family it was written as.
+
+  Raises:
+    UserError: if the other library has no such model, naming what differs, or the folder holds a model.
+  """
+  kind, colon, path = spec.partition(":")
+  if not colon:
+    raise UserError(f"'{spec}' must be KIND:FOLDER, KIND one of {', '.join(WRITERS)}")
+  require_known("the kind of weights", kind, WRITERS)
+  folder = Path(path)
+  if any(folder.glob("*config.json")):
+    raise UserError(f"{folder} holds a model already: name a new folder")
+  return WRITERS[kind](folder, config, params, tokenizer, native)
+
+
+def _huggingface(
+  folder: Path, config: DualEncoderConfig, params: Mapping[str, Any], tokenizer: Tokenizer, native: bool
+) -> str:
+  families = ("siglip2",) if native else ("clip", "siglip")
+
+  def read_back(family: str) -> DualEncoderConfig:
+    preprocessing = huggingface.write_preprocessing(config, family)
+    return huggingface.read_config(huggingface.write_config(config, family), preprocessing, source="it")
+
+  family = _fitting(config, families, read_back, "huggingface")
+  written = huggingface.write_config(config, family)
+  ids = tokenizer_files.special_ids(tokenizer)
+  if family == "clip" and ids["eos_token_id"] == _LEGACY_EOS:
+    raise UserError(f"transformers cannot read captions that end in token {_LEGACY_EOS}: use another tokenizer")
+  if tokenizer_files.canonicalises(tokenizer):
+    raise UserError("transformers has no tokenizer of this kind that drops punctuation: export to open_clip")
+  written["text_config"] |= ids
+  _write(folder / "model.safetensors", huggingface.entries(config, family), params)
+  tokenizer_files.write(tokenizer, folder, config.text.length)
+  _write_json(folder / "preprocessor_config.json", huggingface.write_preprocessing(config, family))
+  _write_json(folder / "config.json", written)
+  return family
+
+
+def _open_clip(
+  folder: Path, config: DualEncoderConfig, params: Mapping[str, Any], tokenizer: Tokenizer, native: bool
+) -> str:
+  if native:
+    raise UserError("open_clip has no model of this kind that reads images at any aspect: export to huggingface")
+  preprocessing = open_clip.write_preprocessing(config)
+  written = open_clip.write_config(config)
+  described = open_clip.read_config(written, preprocessing, source="it")
+  family = _fitting(config, ("CLIP",), lambda _: described, "open_clip")
+  if not tokenizer_files.is_clip(tokenizer):
+    # The name is not read where the tokenizer lies beside the config.
+    written["text_cfg"]["hf_tokenizer_name"] = folder.name
+    if tokenizer_files.canonicalises(tokenizer):
+      written["text_cfg"]["tokenizer_kwargs"] = {"clean": "canonicalize"}
+    if config.text.pool == "eos":
+      written["text_cfg"] |= {"pool_type": "eos", "eos_id": tokenizer_files.special_ids(tokenizer)["eos_token_id"]}
+  entries = open_clip.entries(config, custom_text=written.get("custom_text", False))
+  _write(folder / "open_clip_model.safetensors", entries, params)
+  tokenizer_files.write(tokenizer, folder, config.text.length)
+  _write_json(folder / "open_clip_config.json", {"model_cfg": written, "preprocess_cfg": preprocessing})
+  return family
+
+
+WRITERS: dict[str, Callable[..., str]] = {"huggingface": _huggingface, "open_clip": _open_clip}
+
+
+def _fitting(
+  config: DualEncoderConfig, families: tuple[str, ...], read_back: Callable[[str], DualEncoderConfig], library: str
+) -> str:
+  """The family whose config, read back, says what ours says."""
+  found = {family: list(_differences(_essence(config), _essence(read_back(family)))) for family in families}
+  closest = min(found, key=lambda family: len(found[family]))
+  if found[closest]:
+    raise UserError(
+      f"{library} has no model of this kind; the nearest, {closest}, differs in {', '.join(found[closest])}"
+    )
+  return closest
+
+
+def _essence(config: DualEncoderConfig) -> dict[str, Any]:
+  essence = _without_training(dataclasses.asdict(config))
+  essence["init_logit_bias"] = config.init_logit_bias is not None
+  return essence
+
+
+def _without_training(node: Any) -> Any:
+  if not isinstance(node, dict):
+    return node
+  return {name: _without_training(value) for name, value in node.items() if name not in _TRAINING}
+
+
+def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str = "") -> Iterator[str]:
+  for name, value in ours.items():
+    if isinstance(value, Mapping):
+      yield from _differences(value, theirs[name], f"{where}{name}.")
+    elif value != theirs[name]:
+      yield f"model.{where}{name}={value!r} instead of {theirs[name]!r}"
+
+
+def _write(path: Path, entries: list, params: Mapping[str, Any]) -> None:
+  checkpoint_files.write_safetensors(path, to_theirs(entries, params))
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+  path.write_text(json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,169 @@
+"""Weights of others as a directory that `contrastive_jax.load`, `init_from` and `eval.py` open like a run."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from contrastive_jax.errors import UserError, require_known
+from contrastive_jax.evaluation.results import write_atomically
+from contrastive_jax.interop import bert, big_vision, checkpoint_files, huggingface, open_clip, tokenizer_files
+from contrastive_jax.interop.keymap import Entry, to_ours
+from contrastive_jax.models import dual_encoder
+from contrastive_jax.models.presets import DualEncoderConfig
+from contrastive_jax.preprocess import tokenizers
+from contrastive_jax.preprocess.tokenizers import Tokenizer
+from contrastive_jax.training.checkpoint import Checkpoints
+from contrastive_jax.training.stages import Stage
+from contrastive_jax.training.state import TrainState
+
+_HUGGINGFACE_FILES = ("model.safetensors", "pytorch_model.bin")
+_OPEN_CLIP_FILES = (
+  "open_clip_model.safetensors",
+  "open_clip_pytorch_model.safetensors",
+  "open_clip_pytorch_model.bin",
+  "model.safetensors",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+  """A model of others in our terms.
+
+  Attributes:
+    name: what results call it.
+    config: of the towers.
+    params: nested dict of float32 arrays, of the text tower alone where that is all there is.
+    tokenizer: its own.
+    lengths: row lengths in patches where it reads images at any aspect (NaFlex); empty is fixed resolution.
+  """
+
+  name: str
+  config: DualEncoderConfig
+  params: dict[str, Any]
+  tokenizer: Tokenizer
+  lengths: tuple[int, ...] = ()
+
+
+def read(spec: str, tokenizer: str = "") -> Imported:
+  """Reads weights of others.
+
+  Args:
+    spec: "huggingface:FOLDER", "open_clip:FOLDER", "open_clip:FILE" with its config JSON beside it, or
+      "big_vision:FILE.npz".
+    tokenizer: "KIND:FILE", see `tokenizers.load`; empty takes what lies beside the weights.
+
+  Raises:
+    UserError: if the files are not there, are of a family that this library does not have, or do not fit their config;
+      the last names the keys that are missing, unexpected and of another shape.
+  """
+  kind, colon, path = spec.partition(":")
+  if not colon:
+    raise UserError(f"'{spec}' must be KIND:PATH, KIND one of {', '.join(READERS)}")
+  require_known("the kind of weights", kind, READERS)
+  return READERS[kind](Path(path), tokenizer)
+
+
+def save(imported: Imported, workdir: Path) -> None:
+  """Writes a model as a run of no steps: `config.json`, `tokenizer`, `checkpoints/0`.
+
+  Raises:
+    UserError: if there is a run in the directory.
+  """
+  if (workdir / "config.json").exists():
+    raise UserError(f"{workdir} holds a run already: name a new directory")
+  model = dataclasses.asdict(imported.config)
+  config = {"name": imported.name, "compute_dtype": model.pop("dtype"), "model": model, "curriculum": []}
+  if imported.lengths:
+    config["curriculum"] = [dataclasses.asdict(Stage("imported", mode="naflex", lengths=imported.lengths))]
+  params = jax.tree.map(jnp.asarray, imported.params)
+  imported.tokenizer.save(workdir / "tokenizer")
+  with Checkpoints(workdir / "checkpoints") as checkpoints:
+    state = TrainState(step=jnp.int32(0), params=params, slots=None, average=None)
+    checkpoints.save(state, {"tokenizer": imported.tokenizer.fingerprint})
+    checkpoints.wait()
+  # Last: a directory without it is no run.
+  write_atomically(workdir / "config.json", json.dumps(config, indent=2))
+
+
+def _huggingface(folder: Path, tokenizer: str) -> Imported:
+  config = _json(folder / "config.json")
+  arrays = checkpoint_files.read_folder(folder, _HUGGINGFACE_FILES)
+  family = config.get("model_type", "")
+  if family == bert.FAMILY:
+    ours = bert.read_config(config, source=str(folder))
+    params = bert.read_params(arrays, ours, source=str(folder))
+    return Imported(folder.name, ours, params, _tokenizer(tokenizer, lambda: tokenizer_files.read(folder), ours))
+  preprocessing = folder / "preprocessor_config.json"
+  ours = huggingface.read_config(config, _json(preprocessing) if preprocessing.is_file() else {}, source=str(folder))
+  # SigLIP 2 is trained on lower-cased captions, whichever class its tokenizer is saved under.
+  lower = family != "clip" and ours.text.vocab_size == 256_000
+  found = _tokenizer(tokenizer, lambda: tokenizer_files.read(folder, clean="lower" if lower else ""), ours)
+  params = _params(huggingface.entries(ours, family), arrays, ours, str(folder), huggingface.IGNORED)
+  lengths = (ours.vision.grid**2,) if family == "siglip2" else ()
+  return Imported(folder.name, ours, params, found, lengths)
+
+
+def _open_clip(path: Path, tokenizer: str) -> Imported:
+  folder = path if path.is_dir() else path.parent
+  found = [folder / "open_clip_config.json", *([] if path.is_dir() else [path.with_suffix(".json")])]
+  described = next((_json(file) for file in found if file.is_file()), None)
+  if described is None:
+    raise UserError(f"{path} has no config beside it: it needs {' or '.join(str(file) for file in found)}")
+  config, preprocessing = described.get("model_cfg", described), described.get("preprocess_cfg", {})
+  arrays = checkpoint_files.read_folder(path, _OPEN_CLIP_FILES) if path.is_dir() else checkpoint_files.read(path)
+  ours = open_clip.read_config(config, preprocessing, source=str(path))
+  text = config["text_cfg"]
+  clean = (text.get("tokenizer_kwargs") or {}).get("clean", "")
+  own = tokenizer_files.clip if not text.get("hf_tokenizer_name") else lambda: tokenizer_files.read(folder, clean=clean)
+  custom_text = any(name.startswith("text.") for name in arrays)
+  entries = open_clip.entries(ours, custom_text=custom_text)
+  params = _params(entries, arrays, ours, str(path), open_clip.IGNORED)
+  return Imported(path.stem, ours, params, _tokenizer(tokenizer, own, ours))
+
+
+def _big_vision(path: Path, tokenizer: str) -> Imported:
+  arrays = big_vision.parameters(checkpoint_files.read(path))
+  ours = big_vision.read_config(arrays, source=str(path))
+  if not tokenizer:
+    raise UserError(f"{path} holds no tokenizer: give its SentencePiece model as --tokenizer=sentencepiece:FILE")
+  options = {"lowercase": True} if tokenizer.startswith("sentencepiece:") else {}
+  found = tokenizers.load(tokenizer, **options)
+  return Imported(path.stem, ours, _params(big_vision.entries(ours), arrays, ours, str(path)), _fitting(found, ours))
+
+
+READERS: dict[str, Callable[[Path, str], Imported]] = {
+  "huggingface": _huggingface,
+  "open_clip": _open_clip,
+  "big_vision": _big_vision,
+}
+
+
+def _params(
+  entries: Sequence[Entry], arrays: dict[str, Any], config: DualEncoderConfig, source: str, ignored: Sequence[str] = ()
+) -> dict[str, Any]:
+  _, abstract = dual_encoder.abstract(config)
+  return to_ours(entries, arrays, abstract, source=source, ignored=ignored)
+
+
+def _tokenizer(spec: str, own: Callable[[], Tokenizer], config: DualEncoderConfig) -> Tokenizer:
+  return _fitting(tokenizers.load(spec) if spec else own(), config)
+
+
+def _fitting(tokenizer: Tokenizer, config: DualEncoderConfig) -> Tokenizer:
+  if tokenizer.vocab_size > config.text.vocab_size:
+    raise UserError(
+      f"the tokenizer has {tokenizer.vocab_size} tokens and the text tower {config.text.vocab_size}: it is another"
+      " model's"
+    )
+  return tokenizer
+
+
+def _json(path: Path) -> dict[str, Any]:
+  if not path.is_file():
+    raise UserError(f"{path} does not exist: a model of others comes in a folder with its config")
+  return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,199 @@
+"""Key maps: which parameter of ours is which of theirs, declared once and used in both directions."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+from contrastive_jax.errors import UserError
+
+Arrays = list[np.ndarray]
+LAYER = "{layer}"
+# Keys named in an error; more would be unreadable.
+_NAMED = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+  """How the same numbers lie in both: `read` makes ours of theirs, `write` is its inverse."""
+
+  read: Callable[[Arrays], Arrays]
+  write: Callable[[Arrays], Arrays]
+
+
+def one(read: Callable[[np.ndarray], np.ndarray], write: Callable[[np.ndarray], np.ndarray]) -> Form:
+  """A form of one array on both sides."""
+  return Form(lambda arrays: [read(arrays[0])], lambda arrays: [write(arrays[0])])
+
+
+SAME = one(lambda array: array, lambda array: array)
+TRANSPOSED = one(np.transpose, np.transpose)
+
+
+def extended(axes: int) -> Form:
+  """Theirs has so many axes of size one in front."""
+  return one(lambda array: array.reshape(array.shape[axes:]), lambda array: array.reshape((1,) * axes + array.shape))
+
+
+def convolution(patch_size: int) -> Form:
+  """A convolution `[width, channels, patch, patch]` over patches, ours a matrix over their bytes."""
+
+  def write(kernel: np.ndarray) -> np.ndarray:
+    return kernel.reshape(patch_size, patch_size, -1, kernel.shape[-1]).transpose(3, 2, 0, 1)
+
+  return one(lambda kernel: kernel.transpose(2, 3, 1, 0).reshape(-1, kernel.shape[0]), write)
+
+
+def by_heads(heads: int, form: Form, parts: int) -> Form:
+  """So many projections of theirs, each brought to ours by `form`, joined head by head (`attention.fuse_heads`)."""
+
+  def read(arrays: Arrays) -> Arrays:
+    split = [form.read([array])[0] for array in arrays]
+    split = [part.reshape(*part.shape[:-1], heads, 1, -1) for part in split]
+    joined = np.concatenate(split, axis=-2)
+    return [joined.reshape(*joined.shape[:-3], -1)]
+
+  def write(arrays: Arrays) -> Arrays:
+    split = arrays[0].reshape(*arrays[0].shape[:-1], heads, parts, -1)
+    each = [split[..., part, :].reshape(*arrays[0].shape[:-1], -1) for part in range(parts)]
+    return [form.write([part])[0] for part in each]
+
+  return Form(read, write)
+
+
+def in_rows(form: Form, parts: int) -> Form:
+  """Theirs has the arrays that `form` takes below each other in one."""
+  return Form(lambda arrays: form.read(np.split(arrays[0], parts)), lambda arrays: [np.concatenate(form.write(arrays))])
+
+
+def beside(*forms: tuple[Form, int]) -> Form:
+  """Several forms at once: (form, how many arrays of theirs it takes); each gives one of ours."""
+
+  def read(arrays: Arrays) -> Arrays:
+    taken, rest = [], list(arrays)
+    for form, count in forms:
+      taken += form.read(rest[:count])
+      rest = rest[count:]
+    return taken
+
+  def write(arrays: Arrays) -> Arrays:
+    return [theirs for (form, _), array in zip(forms, arrays, strict=True) for theirs in form.write([array])]
+
+  return Form(read, write)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """The same parameters by our names and by theirs.
+
+  Attributes:
+    ours: paths in the parameter tree, such as "image/patch_embedding/kernel".
+    theirs: names in their file. With `{layer}` in them they stand for one array a layer, which ours stacks.
+    form: how they lie.
+    depth: layers, where theirs are numbered.
+  """
+
+  ours: tuple[str, ...]
+  theirs: tuple[str, ...]
+  form: Form = SAME
+  depth: int = 0
+
+
+def entry(ours: str, theirs: str, form: Form = SAME, depth: int = 0) -> Entry:
+  """An entry of one parameter on both sides."""
+  return Entry((ours,), (theirs,), form, depth)
+
+
+def to_ours(
+  entries: Sequence[Entry],
+  theirs: Mapping[str, np.ndarray],
+  abstract: Mapping[str, Any],
+  *,
+  source: str,
+  ignored: Iterable[str] = (),
+) -> dict[str, Any]:
+  """Our parameters from theirs.
+
+  Args:
+    entries: of the family.
+    theirs: arrays by name.
+    abstract: our parameters as shapes, see `dual_encoder.abstract`.
+    source: where theirs come from, for errors.
+    ignored: names of theirs that are no parameters, such as stored position numbers.
+
+  Returns:
+    A nested dict of float32 arrays like `abstract`.
+
+  Raises:
+    UserError: naming the keys that are missing, unexpected or of another shape.
+  """
+  expected = {name: array.shape for name, array in _written(entries, _zeros(abstract)).items()}
+  given = {name for name in theirs if name not in set(ignored)}
+  missing = [name for name in expected if name not in given]
+  unexpected = [name for name in theirs if name in given and name not in expected]
+  misshapen = [
+    f"{name} {list(theirs[name].shape)} instead of {list(shape)}"
+    for name, shape in expected.items()
+    if name in given and theirs[name].shape != shape
+  ]
+  faults = [
+    f"{what}: {_list(names, unexpected if what == 'missing' else ())}"
+    for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+    if names
+  ]
+  if faults:
+    raise UserError(f"{source} does not fit the model that its config describes; {'; '.join(faults)}")
+  params: dict[tuple[str, ...], np.ndarray] = {}
+  for each in entries:
+    layers = [
+      each.form.read([np.asarray(theirs[name.replace(LAYER, str(layer))], np.float32) for name in each.theirs])
+      for layer in range(max(1, each.depth))
+    ]
+    for path, arrays in zip(each.ours, zip(*layers, strict=True), strict=True):
+      params[tuple(path.split("/"))] = np.stack(arrays) if each.depth else np.asarray(arrays[0], order="C")
+  return traverse_util.unflatten_dict(params)
+
+
+def to_theirs(entries: Sequence[Entry], params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Their parameters from ours: the inverse of `to_ours`, bit for bit.
+
+  Args:
+    entries: of the family.
+    params: a nested dict of arrays.
+  """
+  arrays = {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(dict(params)).items()}
+  written = _written(entries, arrays)
+  return {name: np.asarray(array, order="C") for name, array in written.items()}
+
+
+def _written(entries: Sequence[Entry], ours: Mapping[tuple[str, ...], np.ndarray]) -> dict[str, np.ndarray]:
+  used = {tuple(path.split("/")) for each in entries for path in each.ours}
+  if used != set(ours):
+    odd = sorted("/".join(path) for path in used ^ set(ours))
+    raise ValueError(f"the key map and the model differ in {odd}")
+  written = {}
+  for each in entries:
+    arrays = [ours[tuple(path.split("/"))] for path in each.ours]
+    for layer in range(max(1, each.depth)):
+      layered = [array[layer] for array in arrays] if each.depth else arrays
+      for name, array in zip(each.theirs, each.form.write(layered), strict=True):
+        written[name.replace(LAYER, str(layer))] = array
+  return written
+
+
+def _zeros(abstract: Mapping[str, Any]) -> dict[tuple[str, ...], np.ndarray]:
+  """Arrays of these shapes that take no memory."""
+  flat = traverse_util.flatten_dict(dict(abstract))
+  return {path: np.broadcast_to(np.float32(0), leaf.shape) for path, leaf in flat.items()}
+
+
+def _list(names: Sequence[str], candidates: Sequence[str]) -> str:
+  named = []
+  for name in names[:_NAMED]:
+    close = difflib.get_close_matches(name, candidates, 1, 0.9)
+    named.append(f"{name} (there is {close[0]})" if close else name)
+  rest = len(names) - len(named)
+  return ", ".join(named) + (f" and {rest} more" if rest else "")

@@ -1,0 +1,295 @@
+"""open_clip's CLIP and SigLIP towers, by its JSON configs and its own names: configs and key maps.
+
+SigLIP's image tower is timm's, which is built by name: only the sizes that have one can be written.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from contrastive_jax.errors import UserError
+from contrastive_jax.interop.keymap import SAME, TRANSPOSED, Entry, by_heads, convolution, entry, extended, in_rows
+from contrastive_jax.interop.torch_layers import fused_attention, layer_norm, linear
+from contrastive_jax.models.presets import SIZES, DualEncoderConfig, TextConfig, TransformerConfig, VisionConfig
+
+_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+# Fields of its JSON that this library has no counterpart of, with the values that mean "not used".
+_UNUSED = {
+  "ls_init_value": None,
+  "patch_dropout": 0.0,
+  "attentional_pool": False,
+  "no_ln_pre": False,
+  "pos_embed_type": "learnable",
+  "final_ln_after_pool": False,
+  "embed_cls": False,
+  "qk_norm": False,
+  "scaled_cosine_attn": False,
+  "scale_heads": False,
+  "scale_attn_inner": False,
+  "scale_attn": False,
+  "scale_fc": False,
+  "hf_model_name": None,
+  "proj_type": "linear",
+}
+_TIMM = re.compile(r"vit_(\w+)_patch(\d+)_siglip_(\d+)(?:\.\w+)?")
+_TIMM_SIZES = {"base": "B", "large": "L", "so400m": "So400m"}
+# Image towers that timm gives the approximate activation that SigLIP was trained with; to the others it gives GELU.
+_TIMM_TANH = ("so400m_patch16",)
+
+IGNORED = ("attn_mask", "text.attn_mask")
+
+
+def read_config(config: Mapping[str, Any], preprocessing: Mapping[str, Any], *, source: str) -> DualEncoderConfig:
+  """Our config from a model config and a preprocessing config of open_clip.
+
+  Raises:
+    UserError: for towers that this library does not have.
+  """
+  vision, text = config["vision_cfg"], config["text_cfg"]
+  for tower in (vision, text):
+    for name, unused in _UNUSED.items():
+      if tower.get(name, unused) not in (unused, None):
+        raise UserError(f"{source} has {name}={tower[name]!r}, which this library's towers do not have")
+  if config.get("multimodal_cfg"):
+    raise UserError(f"{source} is a CoCa model, whose captioning decoder this library does not have")
+  quick = bool(config.get("quick_gelu", False))
+  timm, bias = vision.get("timm_model_name"), config.get("init_logit_bias")
+  return DualEncoderConfig(
+    vision=_timm(vision, preprocessing, source) if timm else _clip_vision(vision, preprocessing, quick, source),
+    text=_text(text, quick, source),
+    embed_dim=config["embed_dim"],
+    init_logit_bias=None if bias is None else float(bias),
+  )
+
+
+def write_config(config: DualEncoderConfig) -> dict[str, Any]:
+  """A model config of open_clip, which may not be able to describe ours: it is read back and compared."""
+  vision, text = config.vision, config.text
+  quick = vision.transformer.activation == "quick_gelu"
+  if vision.pool == "map":
+    tower: dict[str, Any] = {"timm_model_name": _timm_name(vision), "timm_pool": "map", "timm_proj": "none"}
+    tower |= {"timm_model_pretrained": False, "image_size": vision.image_size}
+  else:
+    tower = _sizes(vision.transformer) | {"patch_size": vision.patch_size, "image_size": vision.image_size}
+    tower["head_width"] = vision.transformer.head_dim
+    tower |= _kwargs(vision.transformer)
+  written = {
+    "embed_dim": config.embed_dim,
+    "vision_cfg": tower,
+    "text_cfg": {
+      **_sizes(text.transformer),
+      **_kwargs(text.transformer),
+      "heads": text.transformer.heads,
+      "context_length": text.length,
+      "vocab_size": text.vocab_size,
+    },
+  }
+  if quick:
+    written["quick_gelu"] = True
+  if config.init_logit_bias is not None:
+    written["init_logit_bias"] = config.init_logit_bias
+  if vision.pool == "map":
+    written["custom_text"] = True
+    written["text_cfg"] |= {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
+  return written
+
+
+def write_preprocessing(config: DualEncoderConfig) -> dict[str, Any]:
+  """A preprocessing config of open_clip."""
+  vision = config.vision
+  return {
+    "size": vision.image_size,
+    "mean": list(vision.mean),
+    "std": list(vision.std),
+    "interpolation": vision.interpolation,
+    "resize_mode": "shortest" if vision.resize == "crop" else "squash",
+  }
+
+
+def entries(config: DualEncoderConfig, *, custom_text: bool) -> list[Entry]:
+  """The key map; `custom_text` puts the text tower's names below "text."."""
+  vision, text = config.vision, config.text
+  prefix = "text." if custom_text else ""
+  table = _timm_entries(vision) if vision.pool == "map" else _clip_entries(vision)
+  table += [
+    entry("text/tokens", f"{prefix}token_embedding.weight"),
+    entry("text/position", f"{prefix}positional_embedding"),
+    *_blocks("text", f"{prefix}transformer.resblocks", text.transformer),
+    *layer_norm("text/post_norm", f"{prefix}ln_final"),
+    entry("log_logit_scale", "logit_scale"),
+  ]
+  table += (
+    linear("text/projection", f"{prefix}text_projection")
+    if text.projection_bias
+    else [entry("text/projection/kernel", f"{prefix}text_projection")]
+  )
+  return table + [entry("logit_bias", "logit_bias")] * (config.init_logit_bias is not None)
+
+
+def _clip_entries(vision: VisionConfig) -> list[Entry]:
+  return [
+    entry("image/class_token", "visual.class_embedding"),
+    entry("image/patch_embedding/kernel", "visual.conv1.weight", convolution(vision.patch_size)),
+    entry("image/position", "visual.positional_embedding"),
+    *layer_norm("image/pre_norm", "visual.ln_pre"),
+    *_blocks("image", "visual.transformer.resblocks", vision.transformer),
+    *layer_norm("image/post_norm", "visual.ln_post"),
+    entry("image/projection/kernel", "visual.proj"),
+  ]
+
+
+def _timm_entries(vision: VisionConfig) -> list[Entry]:
+  trunk, heads, depth = "visual.trunk", vision.transformer.heads, vision.transformer.depth
+  blocks, layer, pool = "image/transformer/blocks", f"{trunk}.blocks.{{layer}}", f"{trunk}.attn_pool"
+  pooled = [
+    Entry((f"image/pool/kv/{leaf}",), (f"{pool}.kv.{name}",), in_rows(by_heads(heads, form, parts=2), parts=2))
+    for leaf, name, form in (("kernel", "weight", TRANSPOSED), ("bias", "bias", SAME))
+  ]
+  return [
+    entry("image/patch_embedding/kernel", f"{trunk}.patch_embed.proj.weight", convolution(vision.patch_size)),
+    entry("image/patch_embedding/bias", f"{trunk}.patch_embed.proj.bias"),
+    entry("image/position", f"{trunk}.pos_embed", extended(1)),
+    *layer_norm(f"{blocks}/norm1", f"{layer}.norm1", depth=depth),
+    *fused_attention(
+      f"{blocks}/attention/qkv", (f"{layer}.attn.qkv.weight", f"{layer}.attn.qkv.bias"), heads=heads, depth=depth
+    ),
+    *linear(f"{blocks}/attention/out", f"{layer}.attn.proj", depth=depth),
+    *layer_norm(f"{blocks}/norm2", f"{layer}.norm2", depth=depth),
+    *linear(f"{blocks}/mlp/up", f"{layer}.mlp.fc1", depth=depth),
+    *linear(f"{blocks}/mlp/down", f"{layer}.mlp.fc2", depth=depth),
+    *layer_norm("image/post_norm", f"{trunk}.norm"),
+    entry("image/pool/probe", f"{pool}.latent", extended(2)),
+    *linear("image/pool/q", f"{pool}.q"),
+    *pooled,
+    *linear("image/pool/out", f"{pool}.proj"),
+    *layer_norm("image/pool/norm", f"{pool}.norm"),
+    *linear("image/pool/mlp/up", f"{pool}.mlp.fc1"),
+    *linear("image/pool/mlp/down", f"{pool}.mlp.fc2"),
+  ]
+
+
+def _blocks(ours: str, theirs: str, transformer: TransformerConfig) -> list[Entry]:
+  blocks, layer, depth = f"{ours}/transformer/blocks", f"{theirs}.{{layer}}", transformer.depth
+  fused = (f"{layer}.attn.in_proj_weight", f"{layer}.attn.in_proj_bias")
+  return [
+    *layer_norm(f"{blocks}/norm1", f"{layer}.ln_1", depth=depth),
+    *fused_attention(f"{blocks}/attention/qkv", fused, heads=transformer.heads, depth=depth),
+    *linear(f"{blocks}/attention/out", f"{layer}.attn.out_proj", depth=depth),
+    *layer_norm(f"{blocks}/norm2", f"{layer}.ln_2", depth=depth),
+    *linear(f"{blocks}/mlp/up", f"{layer}.mlp.c_fc", depth=depth),
+    *linear(f"{blocks}/mlp/down", f"{layer}.mlp.c_proj", depth=depth),
+  ]
+
+
+def _clip_vision(vision: Mapping[str, Any], preprocessing: Mapping[str, Any], quick: bool, source: str) -> VisionConfig:
+  if not isinstance(vision.get("layers", 12), int):
+    raise UserError(f"{source} has a ResNet for images, which this library does not have")
+  if vision.get("pool_type", "tok") != "tok":
+    raise UserError(f"{source} pools images by '{vision['pool_type']}', only 'tok' is known")
+  width = vision.get("width", 768)
+  return VisionConfig(
+    _transformer(vision, width // vision.get("head_width", 64), width, quick, source),
+    image_size=vision.get("image_size", 224),
+    patch_size=vision.get("patch_size", 16),
+    pool="cls",
+    class_token=True,
+    pre_norm=True,
+    patch_bias=False,
+    projection=True,
+    **_seen(preprocessing, _CLIP_MEAN, _CLIP_STD, "shortest"),
+  )
+
+
+def _timm(vision: Mapping[str, Any], preprocessing: Mapping[str, Any], source: str) -> VisionConfig:
+  name = vision["timm_model_name"]
+  match = _TIMM.fullmatch(name)
+  if not match or match[1] not in _TIMM_SIZES or vision.get("timm_proj", "linear") not in ("none", ""):
+    known = ", ".join(f"vit_{size}_patch16_siglip_224" for size in _TIMM_SIZES)
+    raise UserError(f"{source} has the image tower '{name}', known are those such as {known} without a projection")
+  activation = "gelu_tanh" if f"{match[1]}_patch{match[2]}" in _TIMM_TANH else "gelu"
+  return VisionConfig(
+    TransformerConfig(*SIZES[_TIMM_SIZES[match[1]]], activation=activation),
+    image_size=vision.get("image_size", 224),
+    patch_size=int(match[2]),
+    **_seen(preprocessing, (0.5,) * 3, (0.5,) * 3, "squash"),
+  )
+
+
+def _timm_name(vision: VisionConfig) -> str:
+  transformer = vision.transformer
+  shape = (transformer.width, transformer.depth, transformer.heads, transformer.mlp_dim)
+  for name, size in _TIMM_SIZES.items():
+    if tuple(SIZES[size]) == shape:
+      return f"vit_{name}_patch{vision.patch_size}_siglip_{vision.image_size}"
+  raise UserError(
+    f"open_clip takes SigLIP's image tower from timm, which has none of width {shape[0]}, depth {shape[1]} and"
+    f" {shape[2]} heads: export to huggingface"
+  )
+
+
+def _text(text: Mapping[str, Any], quick: bool, source: str) -> TextConfig:
+  width, pool = text.get("width", 512), text.get("pool_type", "argmax")
+  pools = {"argmax": "eos", "eos": "eos", "last": "last"}
+  if pool not in pools:
+    raise UserError(f"{source} pools captions by '{pool}', known are {', '.join(pools)}")
+  causal = not text.get("no_causal_mask", False)
+  return TextConfig(
+    _transformer(text, text.get("heads", 8), width, quick, source, causal=causal),
+    vocab_size=text.get("vocab_size", 49408),
+    length=text.get("context_length", 77),
+    pool=pools[pool],
+    attend_padding=not causal,
+    projection=True,
+    projection_bias=text.get("proj_bias", False),
+  )
+
+
+def _transformer(
+  tower: Mapping[str, Any], heads: int, width: int, quick: bool, source: str, causal: bool = False
+) -> TransformerConfig:
+  activation = "quick_gelu" if quick else "gelu"
+  if tower.get("act_kwargs"):
+    if quick or tower["act_kwargs"] != {"approximate": "tanh"}:
+      raise UserError(f"{source} has act_kwargs={tower['act_kwargs']}, known is {{'approximate': 'tanh'}}")
+    activation = "gelu_tanh"
+  return TransformerConfig(
+    width,
+    tower.get("layers", 12),
+    heads,
+    int(width * tower.get("mlp_ratio", 4.0)),
+    norm_eps=(tower.get("norm_kwargs") or {}).get("eps", 1e-5),
+    activation=activation,
+    causal=causal,
+    init="clip",
+  )
+
+
+def _sizes(transformer: TransformerConfig) -> dict[str, Any]:
+  # A hair more than the quotient, which is rounded down when it is multiplied again.
+  ratio = transformer.mlp_dim / transformer.width
+  exact = int(transformer.width * ratio) == transformer.mlp_dim
+  return {
+    "width": transformer.width,
+    "layers": transformer.depth,
+    "mlp_ratio": ratio if exact else (transformer.mlp_dim + 0.5) / transformer.width,
+  }
+
+
+def _kwargs(transformer: TransformerConfig) -> dict[str, Any]:
+  kwargs: dict[str, Any] = {}
+  if transformer.norm_eps != 1e-5:
+    kwargs["norm_kwargs"] = {"eps": transformer.norm_eps}
+  if transformer.activation == "gelu_tanh":
+    kwargs["act_kwargs"] = {"approximate": "tanh"}
+  return kwargs
+
+
+def _seen(
+  preprocessing: Mapping[str, Any], mean: tuple[float, ...], std: tuple[float, ...], resize_mode: str
+) -> dict[str, Any]:
+  return {
+    "mean": tuple(preprocessing.get("mean", mean)),
+    "std": tuple(preprocessing.get("std", std)),
+    "resize": "squash" if preprocessing.get("resize_mode", resize_mode) == "squash" else "crop",
+    "interpolation": preprocessing.get("interpolation", "bicubic"),
+  }

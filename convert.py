@@ -1,0 +1,55 @@
+"""Weights in and out.
+
+python convert.py --from=huggingface:FOLDER --to=runs/imported
+python convert.py --from=open_clip:FILE --to=runs/imported [--tokenizer=clip:bpe_simple_vocab_16e6.txt.gz]
+python convert.py --from=big_vision:FILE.npz --to=runs/imported --tokenizer=sentencepiece:FILE.model
+python convert.py --from=runs/emoji --to=huggingface:FOLDER        # or open_clip:FOLDER
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from contrastive_jax import cli
+from contrastive_jax.errors import UserError
+from contrastive_jax.inference import load
+from contrastive_jax.interop import exports, imports
+
+FROM = flags.DEFINE_string("from", None, "A run, or KIND:PATH with KIND huggingface, open_clip or big_vision.")
+TO = flags.DEFINE_string("to", None, "A new run, or KIND:FOLDER with KIND huggingface or open_clip.")
+TOKENIZER = flags.DEFINE_string("tokenizer", "", "KIND:FILE, where none lies beside the weights.")
+STEP = flags.DEFINE_integer("step", None, "Which checkpoint of a run; the newest if not given.", lower_bound=0)
+
+
+def main() -> None:
+  if not FROM.value or not TO.value:
+    raise UserError("--from and --to are needed, such as --from=runs/emoji --to=huggingface:exported")
+  inward, outward = _is_foreign(FROM.value, imports.READERS), _is_foreign(TO.value, exports.WRITERS)
+  if inward == outward:
+    raise UserError(
+      f"--from={FROM.value} and --to={TO.value}: one of them is a run and the other KIND:PATH, KIND one of"
+      f" {', '.join(imports.READERS)}"
+    )
+  if inward:
+    workdir = Path(TO.value)
+    if (workdir / "config.json").exists():
+      raise UserError(f"--to={workdir} holds a run already: name a new directory")
+    imported = imports.read(FROM.value, TOKENIZER.value)
+    imports.save(imported, workdir)
+    if "image" in imported.params:
+      print(f"{workdir} holds {imported.name}: contrastive_jax.load, eval.py and init_from open it like a run.")
+    else:
+      print(f"{workdir} holds the text tower of {imported.name}: name it as init_from, with init_towers='text'.")
+    return
+  model = load(FROM.value, STEP.value)
+  native = model.views.resolution.mode == "naflex"
+  family = exports.write(TO.value, model.config, model.params, model.tokenizer, native=native)
+  print(f"{TO.value} holds step {model.step} of {FROM.value} as {family}.")
+
+
+def _is_foreign(spec: str, kinds: dict) -> bool:
+  return spec.partition(":")[0] in kinds and ":" in spec
+
+
+if __name__ == "__main__":
+  cli.run(main)
