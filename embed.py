@@ -90,7 +90,10 @@ def write(output: Path, model: Model, ids: Sequence[str], items: Sequence) -> li
           # Only now is it worth to read every file twice.
           readable = [row for row in rows if _is_readable(items[row])]
           unreadable += [ids[row] for row in rows if row not in set(readable)]
-          rows, embeddings = readable, model.encode_image([items[row] for row in readable])
+          rows = readable
+          if not rows:
+            continue
+          embeddings = model.encode_image([items[row] for row in rows])
       append([ids[row] for row in rows], embeddings)
   partial.replace(output)
   return unreadable

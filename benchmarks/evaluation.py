@@ -35,8 +35,9 @@ class Transformers:
   """The same model as its users write it down: processor, model, batch by batch."""
 
   def __init__(self, folder: Path):
-    import torch
     import transformers
+
+    from tests.interop.peers import torch  # Before what imports torchvision, see there.
 
     self._torch = torch
     self._processor = transformers.CLIPImageProcessorPil.from_pretrained(folder)

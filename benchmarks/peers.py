@@ -19,7 +19,7 @@ import optax
 from ml_collections import ConfigDict
 
 from contrastive_jax.errors import UserError
-from contrastive_jax.models.presets import DualEncoderConfig
+from contrastive_jax.models.config import DualEncoderConfig
 
 # Imported by big_vision for its input pipeline and checkpoints, never called by a train step.
 _NOT_CALLED = ("tensorflow", "tensorflow.io", "tensorflow.io.gfile")

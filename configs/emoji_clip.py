@@ -18,4 +18,5 @@ def get_config() -> ConfigDict:
   for tower in (vision, text):
     tower.transformer.update({"activation": "quick_gelu", "norm_eps": 1e-5})
   text.transformer.causal = True
+  config.model.init_logit_bias = None
   return config

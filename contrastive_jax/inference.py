@@ -21,7 +21,7 @@ from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation.tasks import Images
 from contrastive_jax.evaluation.zero_shot import classifier
 from contrastive_jax.models import dual_encoder
-from contrastive_jax.models.presets import DualEncoderConfig
+from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.parallel.mesh import (
   MeshSpec,
   batch_sharding,
@@ -100,9 +100,13 @@ class Model:
     graphdef, _ = dual_encoder.abstract(config)
     # Every process reads the whole answer, so the embeddings end up everywhere; they are small.
     shardings = {"in_shardings": (None, batch_sharding(self.mesh)), "out_shardings": replicated(self.mesh)}
-    self._image_tower = jax.jit(
-      lambda params, image: dual_encoder.merge(graphdef, params).encode_image(image), **shardings
-    )
+
+    def image_tower(projected: bool) -> Callable[[Any, Any], jax.Array]:
+      return jax.jit(
+        lambda params, image: dual_encoder.merge(graphdef, params).encode_image(image, projected=projected), **shardings
+      )
+
+    self._image_towers = {projected: image_tower(projected) for projected in (True, False)}
     self._text_tower = jax.jit(
       lambda params, text: dual_encoder.merge(graphdef, params).encode_text(*text), **shardings
     )
@@ -140,13 +144,15 @@ class Model:
     bias = self.params.get("logit_bias")
     return None if bias is None else float(np.asarray(bias))
 
-  def encode_image(self, images: AnyImages) -> Float[np.ndarray, "images dim"]:
+  def encode_image(self, images: AnyImages, *, projected: bool = True) -> Float[np.ndarray, "images dim"]:
     """L2-normalised float32 embeddings.
 
     Args:
       images: PIL images, uint8 arrays `[height, width, 3 or 4]` or paths, and clips or arrays
         `[frames, height, width, 3 or 4]`, in anything with a length and an index; they are read a batch at a time, and
         brought to the resolution of the model (see `preprocess.views.Views`).
+      projected: into the space shared with texts; False gives the tower's own features, `vision.transformer.width` of
+        them.
     """
     if isinstance(images, str | os.PathLike | Image.Image | Clip) or getattr(images, "ndim", 4) == 3:
       raise UserError(f"encode_image takes a list of images, got one {type(images).__name__}: write [image]")
@@ -155,7 +161,8 @@ class Model:
       def read(rows: list[int]) -> list[Patches]:
         return list(threads.map(lambda row: self.views(images[row]), rows))
 
-      return self._encode(self._image_tower, self._image_batches(read, len(images)), len(images))
+      dim = self.config.embed_dim if projected else self.config.vision.transformer.width
+      return self._encode(self._image_towers[projected], self._image_batches(read, len(images)), len(images), dim)
 
   def _image_batches(self, read: Callable[[list[int]], list[Patches]], count: int) -> Batches:
     """Batches of images of similar length."""
@@ -186,7 +193,7 @@ class Model:
       (rows.ravel(), tuple(np.stack(part) for part in zip(*_read_once(read, rows[self._host]), strict=True)))
       for rows in self._shown(self._rows(len(texts)), len(texts), "texts")
     )
-    return self._encode(self._text_tower, batches, len(texts))
+    return self._encode(self._text_tower, batches, len(texts), self.config.embed_dim)
 
   def zero_shot(
     self, images: AnyImages, classes: Sequence[str], templates: Sequence[str] = ("{}",)
@@ -203,8 +210,8 @@ class Model:
     unnormalised = np.exp(logits - logits.max(axis=1, keepdims=True))
     return unnormalised / unnormalised.sum(axis=1, keepdims=True)
 
-  def _encode(self, tower: Callable[[Any, Any], jax.Array], batches: Batches, count: int) -> np.ndarray:
-    embeddings = np.empty((count, self.config.embed_dim), np.float32)
+  def _encode(self, tower: Callable[[Any, Any], jax.Array], batches: Batches, count: int, dim: int) -> np.ndarray:
+    embeddings = np.empty((count, dim), np.float32)
     pending: deque[tuple[np.ndarray, jax.Array]] = deque()
 
     def collect() -> None:

@@ -96,8 +96,22 @@ def test_each_tower_is_compiled_once_whatever_the_number_of_rows_and_parameters(
     model.encode_text(TEXTS[:count])
     other.encode_image(pictures[:count])
     other.encode_text(TEXTS[:count])
-  assert model._image_tower._cache_size() == model._text_tower._cache_size() == 1
-  assert other._image_tower is model._image_tower
+  assert model._image_towers[True]._cache_size() == model._text_tower._cache_size() == 1
+  assert other._image_towers is model._image_towers
+
+
+def test_features_are_what_the_projection_sees(params, pictures):
+  vision = dataclasses.replace(CONFIG.vision, projection=True)
+  kernel = np.random.default_rng(0).standard_normal((16, 12)).astype(np.float32)
+  text = {**params["text"], "projection": {"kernel": kernel, "bias": np.zeros(12, np.float32)}}
+  projecting = {**params, "image": {**params["image"], "projection": {"kernel": kernel}}, "text": text}
+  model = Model(dataclasses.replace(CONFIG, vision=vision, embed_dim=12), projecting, Letters(), batch_size=8)
+  features = model.encode_image(pictures, projected=False)
+  assert features.shape == (len(pictures), 16)
+  np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-5)
+  expected = features @ kernel
+  expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+  np.testing.assert_allclose(model.encode_image(pictures), expected, atol=1e-5)
 
 
 def test_with_params_embeds_with_these_and_leaves_the_first_model_alone(model, params, answers):

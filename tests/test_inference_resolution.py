@@ -95,11 +95,11 @@ def test_native_embeddings_are_those_of_each_image_alone(devices, batch_size, pa
   order = np.random.default_rng(3).permutation(len(answers))
   mixed = [[*pictures, *clips][index] for index in order]
   np.testing.assert_allclose(model.encode_image(mixed), answers[order], atol=3e-6)
-  seen = model._image_tower._cache_size()
+  seen = model._image_towers[True]._cache_size()
   assert seen <= 2 * len(model.lengths)
   model.encode_image(mixed[::-1])
   model.encode_image(pictures)
-  assert model._image_tower._cache_size() <= 2 * len(model.lengths)
+  assert model._image_towers[True]._cache_size() <= 2 * len(model.lengths)
 
 
 def test_fixed_resolution_shows_clips_as_squares(params, pictures, clips):
@@ -110,7 +110,7 @@ def test_fixed_resolution_shows_clips_as_squares(params, pictures, clips):
   ]
   expected = [alone(params, *native.patchify_clip(frames, 4, 2)) for frames in shown]
   np.testing.assert_allclose(model.encode_image(clips), expected, atol=3e-6)
-  assert model._image_tower._cache_size() == 1
+  assert model._image_towers[True]._cache_size() == 1
   both = model.encode_image([pictures[0], *clips, pictures[3]])
   np.testing.assert_allclose(both[1:4], expected, atol=3e-6)
   np.testing.assert_allclose(both[[0, 4]], model.encode_image([pictures[0], pictures[3]]), atol=3e-6)

@@ -9,7 +9,7 @@ from contrastive_jax.errors import UserError
 from contrastive_jax.interop.keymap import Entry, entry, to_ours
 from contrastive_jax.interop.torch_layers import layer_norm, linear, split_attention
 from contrastive_jax.models import dual_encoder, presets
-from contrastive_jax.models.presets import DualEncoderConfig, TextConfig, TransformerConfig
+from contrastive_jax.models.config import DualEncoderConfig, TextConfig, TransformerConfig
 
 FAMILY = "bert"
 _POSITIONS = "embeddings.position_embeddings.weight"

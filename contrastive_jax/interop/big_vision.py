@@ -7,7 +7,7 @@ import numpy as np
 
 from contrastive_jax.errors import UserError
 from contrastive_jax.interop.keymap import Entry, Form, by_heads, entry, extended, one
-from contrastive_jax.models.presets import DualEncoderConfig, TextConfig, TransformerConfig, VisionConfig
+from contrastive_jax.models.config import DualEncoderConfig, TextConfig, TransformerConfig, VisionConfig
 
 # Files hold the parameters alone, or below this beside the optimizer's.
 _ROOT = "params/"

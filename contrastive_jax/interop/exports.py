@@ -9,7 +9,7 @@ from typing import Any
 from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.interop import checkpoint_files, huggingface, open_clip, tokenizer_files
 from contrastive_jax.interop.keymap import to_theirs
-from contrastive_jax.models.presets import DualEncoderConfig
+from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.preprocess.tokenizers import Tokenizer
 
 # Fields that only training reads.

@@ -6,7 +6,7 @@ from typing import Any
 from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.interop.keymap import SAME, TRANSPOSED, Entry, convolution, entry, extended
 from contrastive_jax.interop.torch_layers import layer_norm, linear, pooling_attention, split_attention
-from contrastive_jax.models.presets import DualEncoderConfig, TextConfig, TransformerConfig, VisionConfig
+from contrastive_jax.models.config import DualEncoderConfig, TextConfig, TransformerConfig, VisionConfig
 
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 _ACTIVATION_NAMES = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}

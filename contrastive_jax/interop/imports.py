@@ -14,7 +14,7 @@ from contrastive_jax.evaluation.results import write_atomically
 from contrastive_jax.interop import bert, big_vision, checkpoint_files, huggingface, open_clip, tokenizer_files
 from contrastive_jax.interop.keymap import Entry, to_ours
 from contrastive_jax.models import dual_encoder
-from contrastive_jax.models.presets import DualEncoderConfig
+from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.training.checkpoint import Checkpoints

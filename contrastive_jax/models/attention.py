@@ -10,9 +10,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from contrastive_jax.models.attention_kernels import by_platform
 from contrastive_jax.models.attention_xla import blockwise, dense
+from contrastive_jax.models.config import TransformerConfig
 from contrastive_jax.models.layers import Linear, Norm, ParameterMaker, kernel_init, linear
 from contrastive_jax.models.positions import rotate
-from contrastive_jax.models.presets import TransformerConfig
 from contrastive_jax.parallel.mesh import BATCH_AXES
 
 # Tokens of the longest row whose logits are held at once.

@@ -8,8 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from contrastive_jax.batch import ImageBatch
+from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.models.layers import ParameterMaker, constant, l2_normalize
-from contrastive_jax.models.presets import DualEncoderConfig
 from contrastive_jax.models.text import TextTower
 from contrastive_jax.models.vision import VisionTower
 
@@ -26,17 +26,20 @@ class DualEncoder(nnx.Module):
     bias = config.init_logit_bias
     self.logit_bias = None if bias is None else make((), constant(bias), ())
 
-  def encode_image(self, image: ImageBatch, *, keys: Key[Array, "rows"] | None = None) -> Float[Array, "pairs dim"]:
+  def encode_image(
+    self, image: ImageBatch, *, keys: Key[Array, "rows"] | None = None, projected: bool = True
+  ) -> Float[Array, "pairs dim"]:
     """Embeds images.
 
     Args:
       image: patches; packed when it has segments and slots, else a row is an image.
       keys: of dropout and drop path, one a row; None is deterministic.
+      projected: into the space shared with captions; False stops at the tower's own features.
 
     Returns:
       L2-normalised float32 embeddings; zero where the tower's output is zero.
     """
-    return l2_normalize(self.image(image, keys=keys))
+    return l2_normalize((self.image if projected else self.image.pooled)(image, keys=keys))
 
   def encode_text(
     self,

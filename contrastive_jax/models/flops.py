@@ -1,6 +1,6 @@
 """Arithmetic of the towers, for model FLOPs utilisation."""
 
-from contrastive_jax.models.presets import DualEncoderConfig, TransformerConfig
+from contrastive_jax.models.config import DualEncoderConfig, TransformerConfig
 
 
 def _mlp_flops(config: TransformerConfig, tokens: int) -> int:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from contrastive_jax.models.presets import TextConfig, TransformerConfig, VisionConfig
+from contrastive_jax.models.config import TextConfig, TransformerConfig, VisionConfig
 from contrastive_jax.parallel.placement import gathered
 
 Initializer = Callable[[nnx.Rngs, tuple[int, ...]], Array]

@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from contrastive_jax.models.attention_xla import MASKED
+from contrastive_jax.models.config import TransformerConfig
 from contrastive_jax.models.layers import Linear, Mlp, Norm, ParameterMaker, kernel_init, xavier_uniform
-from contrastive_jax.models.presets import TransformerConfig
 from contrastive_jax.parallel.mesh import BATCH_AXES
 
 

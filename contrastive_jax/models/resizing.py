@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from contrastive_jax.models.presets import VisionConfig
+from contrastive_jax.models.config import VisionConfig
 
 
 @functools.lru_cache(maxsize=8)

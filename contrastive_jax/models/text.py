@@ -9,9 +9,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from contrastive_jax.errors import UserError
 from contrastive_jax.models import pooling
+from contrastive_jax.models.config import TextConfig
 from contrastive_jax.models.layers import Norm, ParameterMaker, make_projection, normal
 from contrastive_jax.models.positions import read
-from contrastive_jax.models.presets import TextConfig
 from contrastive_jax.models.transformer import Transformer
 
 

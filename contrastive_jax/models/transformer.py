@@ -10,8 +10,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from contrastive_jax.models.attention import SelfAttention
+from contrastive_jax.models.config import TransformerConfig
 from contrastive_jax.models.layers import LayerScale, Mlp, Norm, ParameterMaker, drop_path, dropout, fold_in
-from contrastive_jax.models.presets import TransformerConfig
 from contrastive_jax.parallel.placement import split_by_rows
 
 _POLICIES = {

@@ -7,9 +7,9 @@ from jaxtyping import Array, Float, Key
 from contrastive_jax.batch import ImageBatch
 from contrastive_jax.errors import UserError
 from contrastive_jax.models import pooling
+from contrastive_jax.models.config import VisionConfig
 from contrastive_jax.models.layers import Linear, Norm, ParameterMaker, linear, make_projection, normal
 from contrastive_jax.models.positions import read, resampled, rope_angles, sincos_2d
-from contrastive_jax.models.presets import VisionConfig
 from contrastive_jax.models.transformer import Transformer
 
 
@@ -49,7 +49,12 @@ class VisionTower(nnx.Module):
     return Norm(transformer.width, kind=transformer.norm, eps=transformer.norm_eps, make=make)
 
   def __call__(self, image: ImageBatch, *, keys: Key[Array, "rows"] | None = None) -> Float[Array, "pairs dim"]:
-    """Embeds the images, not normalised.
+    """Embeds the images, not normalised; see `pooled` for what it takes."""
+    pooled = self.pooled(image, keys=keys)
+    return pooled if self.projection is None else self.projection(pooled)
+
+  def pooled(self, image: ImageBatch, *, keys: Key[Array, "rows"] | None = None) -> Float[Array, "pairs width"]:
+    """One vector an image, before the projection.
 
     Args:
       image: patches; packed when it has segments and slots, else a row is an image or clip, with padding at its end
@@ -68,14 +73,12 @@ class VisionTower(nnx.Module):
     if self.post_norm is not None:
       states = self.post_norm(states)
     if self.config.pool == "cls":
-      pooled = states[:, 0]
-    else:
-      tokens = pooling.Tokens.of(image.segments, image.slots)
-      if self.config.class_token:
-        # The class token takes part in attention pooling, as any token, and not in the mean of the patches.
-        states, tokens = (states, tokens.with_first()) if self.pool is not None else (states[:, 1:], tokens)
-      pooled = tokens.mean(states) if self.pool is None else self.pool(states, tokens)
-    return pooled if self.projection is None else self.projection(pooled)
+      return states[:, 0]
+    tokens = pooling.Tokens.of(image.segments, image.slots)
+    if self.config.class_token:
+      # The class token takes part in attention pooling, as any token, and not in the mean of the patches.
+      states, tokens = (states, tokens.with_first()) if self.pool is not None else (states[:, 1:], tokens)
+    return tokens.mean(states) if self.pool is None else self.pool(states, tokens)
 
   def states(self, image: ImageBatch, *, keys: Key[Array, "rows"] | None = None) -> Float[Array, "rows length width"]:
     """Token states after the last block, before the last norm; the class token comes first."""

@@ -11,7 +11,7 @@ import jax
 from contrastive_jax.batch import Batch
 from contrastive_jax.errors import require_known
 from contrastive_jax.models import flops
-from contrastive_jax.models.presets import DualEncoderConfig
+from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.planning.topologies import Topology
 from contrastive_jax.training import config as run_config

@@ -11,7 +11,7 @@ import jax
 from contrastive_jax.batch import Batch
 from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.models import flops, presets
-from contrastive_jax.models.presets import DualEncoderConfig
+from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.parallel.mesh import MeshSpec, batch_shards
 from contrastive_jax.training import optimizer as optimizers
 from contrastive_jax.training import shapes

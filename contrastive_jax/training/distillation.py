@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from contrastive_jax import inference
 from contrastive_jax.batch import Batch, Targets, TeacherInputs
 from contrastive_jax.models import dual_encoder
-from contrastive_jax.models.presets import DualEncoderConfig
+from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.parallel.mesh import batch_sharding
 from contrastive_jax.training import accumulation
 

@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from contrastive_jax.errors import UserError
 from contrastive_jax.models import resizing
-from contrastive_jax.models.presets import VisionConfig
+from contrastive_jax.models.config import VisionConfig
 from contrastive_jax.training.checkpoint import restore_params
 from contrastive_jax.training.config import model_config
 from contrastive_jax.training.state import PROJECTIONS, StateSpec, TrainState

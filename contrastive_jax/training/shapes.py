@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from contrastive_jax.batch import Batch, ImageBatch, Targets, TextBatch
-from contrastive_jax.models.presets import DualEncoderConfig
+from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.parallel.mesh import batch_sharding
 from contrastive_jax.training.curriculum import Rows, Segment
 

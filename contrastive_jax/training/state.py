@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from contrastive_jax.models import dual_encoder
-from contrastive_jax.models.presets import DualEncoderConfig
+from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.parallel.mesh import MeshSpec, parameter_shardings, replicated
 from contrastive_jax.training import optimizer as optimizers
 from contrastive_jax.training.objective import PROJECTION_AXES

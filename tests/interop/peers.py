@@ -172,3 +172,43 @@ def big_vision(config) -> dict[str, np.ndarray]:
   put("txt/head/bias", config.embed_dim)
   arrays["t"], arrays["b"] = np.float32([1.5]), np.float32([-2.0])
   return arrays
+
+
+def outputs_of_huggingface(model, family: str, images: np.ndarray, tokens: np.ndarray, mask: np.ndarray):
+  """Image and text embeddings and logits."""
+  clip = family == "clip"
+  mean, std = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)) if clip else (0.5, 0.5)
+  given = {"pixel_values": planes(images, mean, std), "input_ids": torch.from_numpy(tokens.astype(np.int64))}
+  if clip:
+    given["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
+  if family == "siglip2":
+    patch = model.config.vision_config.patch_size
+    side = images.shape[1] // patch
+    rows = given["pixel_values"].reshape(len(images), 3, side, patch, side, patch).permute(0, 2, 4, 3, 5, 1)
+    given["pixel_values"] = rows.reshape(len(images), side * side, -1)
+    given["pixel_attention_mask"] = torch.ones(len(images), side * side, dtype=torch.int64)
+    given["spatial_shapes"] = torch.tensor([[side, side]] * len(images))
+  with torch.no_grad():
+    out = model(**given)
+  return unit(out.image_embeds), unit(out.text_embeds), out.logits_per_image.numpy()
+
+
+def outputs_of_open_clip(model, images: np.ndarray, tokens: np.ndarray):
+  mean, std = model.visual.preprocess_cfg["mean"], model.visual.preprocess_cfg["std"]
+  with torch.no_grad():
+    image = model.encode_image(planes(images, mean, std), normalize=True)
+    text = model.encode_text(torch.from_numpy(tokens.astype(np.int64)), normalize=True)
+    logits = model.logit_scale.exp() * image @ text.T
+    logits = logits if model.logit_bias is None else logits + model.logit_bias
+  return image.numpy(), text.numpy(), logits.numpy()
+
+
+def opened(library: str, folder: Path):
+  """What a library makes of a folder that we wrote, without code of its own."""
+  if library == "huggingface":
+    import transformers
+
+    return transformers.AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+  import open_clip
+
+  return open_clip.create_model(f"local-dir:{folder}").eval()

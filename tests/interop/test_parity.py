@@ -22,35 +22,6 @@ from tests.interop import peers  # noqa: E402
 TOLERANCE = 1e-4
 
 
-def outputs_of_huggingface(model, family: str, images: np.ndarray, tokens: np.ndarray, mask: np.ndarray):
-  """Image and text embeddings and logits."""
-  clip = family == "clip"
-  mean, std = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)) if clip else (0.5, 0.5)
-  given = {"pixel_values": peers.planes(images, mean, std), "input_ids": torch.from_numpy(tokens.astype(np.int64))}
-  if clip:
-    given["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
-  if family == "siglip2":
-    patch = model.config.vision_config.patch_size
-    side = images.shape[1] // patch
-    rows = given["pixel_values"].reshape(len(images), 3, side, patch, side, patch).permute(0, 2, 4, 3, 5, 1)
-    given["pixel_values"] = rows.reshape(len(images), side * side, -1)
-    given["pixel_attention_mask"] = torch.ones(len(images), side * side, dtype=torch.int64)
-    given["spatial_shapes"] = torch.tensor([[side, side]] * len(images))
-  with torch.no_grad():
-    out = model(**given)
-  return peers.unit(out.image_embeds), peers.unit(out.text_embeds), out.logits_per_image.numpy()
-
-
-def outputs_of_open_clip(model, images: np.ndarray, tokens: np.ndarray):
-  mean, std = model.visual.preprocess_cfg["mean"], model.visual.preprocess_cfg["std"]
-  with torch.no_grad():
-    image = model.encode_image(peers.planes(images, mean, std), normalize=True)
-    text = model.encode_text(torch.from_numpy(tokens.astype(np.int64)), normalize=True)
-    logits = model.logit_scale.exp() * image @ text.T
-    logits = logits if model.logit_bias is None else logits + model.logit_bias
-  return image.numpy(), text.numpy(), logits.numpy()
-
-
 def ours(model, images: np.ndarray, captions):
   image, text = model.encode_image(list(images)), model.encode_text(list(captions))
   return image, text, model.logit_scale * image @ text.T + (model.logit_bias or 0.0)
@@ -80,12 +51,12 @@ def test_transformers_and_we_agree_in_both_directions(family, true_size, tmp_pat
   images = peers.pixels(model.config.vision.image_size)
   tokens, mask = model.tokenizer(peers.CAPTIONS, model.config.text.length)
   found = ours(model, images, peers.CAPTIONS)
-  assert_same(found, outputs_of_huggingface(reference, family, images, tokens, mask))
+  assert_same(found, peers.outputs_of_huggingface(reference, family, images, tokens, mask))
 
   native = family == "siglip2"
   exports.write(f"huggingface:{tmp_path / 'back'}", model.config, model.params, model.tokenizer, native=native)
   # Without code of its own: the class and the tokenizer are found by what was written.
-  returned = transformers.AutoModel.from_pretrained(tmp_path / "back", attn_implementation="eager").eval()
+  returned = peers.opened("huggingface", tmp_path / "back")
   assert type(returned) is type(reference)
   again = returned.state_dict()
   assert again.keys() == reference.state_dict().keys()
@@ -96,7 +67,7 @@ def test_transformers_and_we_agree_in_both_directions(family, true_size, tmp_pat
   theirs = reader.from_pretrained(tmp_path / "back")
   encoded = theirs(list(peers.CAPTIONS), padding="max_length", truncation=True, return_tensors="np")
   np.testing.assert_array_equal(encoded["input_ids"], tokens)
-  assert_same(outputs_of_huggingface(returned, family, images, tokens, mask), found)
+  assert_same(peers.outputs_of_huggingface(returned, family, images, tokens, mask), found)
   assert_same_bits(imports.read(f"huggingface:{tmp_path / 'back'}").params, imported.params)
 
 
@@ -110,15 +81,15 @@ def test_open_clip_and_we_agree_in_both_directions(family, true_size, tmp_path):
   images = peers.pixels(model.config.vision.image_size)
   tokens, _ = model.tokenizer(peers.CAPTIONS, model.config.text.length)
   found = ours(model, images, peers.CAPTIONS)
-  assert_same(found, outputs_of_open_clip(reference, images, tokens))
+  assert_same(found, peers.outputs_of_open_clip(reference, images, tokens))
 
   exports.write(f"open_clip:{tmp_path / 'back'}", model.config, model.params, model.tokenizer)
-  returned = open_clip.create_model(f"local-dir:{tmp_path / 'back'}").eval()
+  returned = peers.opened("open_clip", tmp_path / "back")
   for name, tensor in reference.state_dict().items():
     assert torch.equal(tensor, returned.state_dict()[name]), name
   encoded = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'back'}")(list(peers.CAPTIONS))
   np.testing.assert_array_equal(encoded.numpy(), tokens)
-  assert_same(outputs_of_open_clip(returned, images, tokens), found)
+  assert_same(peers.outputs_of_open_clip(returned, images, tokens), found)
   assert_same_bits(imports.read(f"open_clip:{tmp_path / 'back'}").params, imported.params)
 
 
@@ -160,7 +131,7 @@ def test_big_vision_weights_agree_with_open_clips_reading_of_them(tmp_path):
   model = load(tmp_path / "ours", batch_size=8)
   images = peers.pixels(model.config.vision.image_size)
   tokens, _ = model.tokenizer(peers.CAPTIONS, model.config.text.length)
-  assert_same(ours(model, images, peers.CAPTIONS), outputs_of_open_clip(reference, images, tokens))
+  assert_same(ours(model, images, peers.CAPTIONS), peers.outputs_of_open_clip(reference, images, tokens))
   assert open_clip.__version__
 
 

@@ -11,8 +11,8 @@ from contrastive_jax.errors import UserError
 from contrastive_jax.models import attention as attention_module
 from contrastive_jax.models.attention import attend, fuse_heads, split_heads
 from contrastive_jax.models.attention_xla import blockwise, dense
+from contrastive_jax.models.config import TransformerConfig
 from contrastive_jax.models.layers import ParameterMaker
-from contrastive_jax.models.presets import TransformerConfig
 from contrastive_jax.models.transformer import Transformer
 from contrastive_jax.parallel.mesh import MeshSpec, batch_sharding
 from tests.models import attention_reference as reference

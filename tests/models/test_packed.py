@@ -11,7 +11,7 @@ import pytest
 from contrastive_jax.batch import ImageBatch
 from contrastive_jax.errors import UserError
 from contrastive_jax.models import dual_encoder, presets
-from contrastive_jax.models.presets import DualEncoderConfig
+from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.parallel.mesh import MeshSpec, put_batch
 
 PATCH = 4

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from contrastive_jax.models.config import TransformerConfig
 from contrastive_jax.models.layers import ParameterMaker, drop_path, dropout
-from contrastive_jax.models.presets import TransformerConfig
 from contrastive_jax.models.transformer import Block, Transformer
 
 CONFIG = TransformerConfig(width=8, depth=3, heads=2, mlp_dim=12, causal=True, remat="none")

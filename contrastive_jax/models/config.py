@@ -1,0 +1,272 @@
+"""What a dual encoder is made of."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from contrastive_jax.errors import UserError, nearest
+
+_TRANSFORMER_CHOICES = {
+  "norm": ("layernorm", "rmsnorm"),
+  "norm_position": ("pre", "post"),
+  "activation": ("gelu", "gelu_tanh", "quick_gelu", "swiglu"),
+  "qk_norm": (None, "head", "full"),
+  "rope": (None, "2d", "3d"),
+  "attention": ("softmax", "sigmoid"),
+  "remat": ("full", "dots", "none"),
+  "init": ("clip", "xavier"),
+}
+_VISION_CHOICES = {
+  "pool": ("cls", "mean", "map"),
+  "position": ("learned", "sincos2d", "none"),
+  "time_position": ("none", "learned"),
+  "resize": ("crop", "squash"),
+  "interpolation": ("bicubic", "bilinear"),
+}
+_TEXT_CHOICES = {"pool": ("eos", "last", "mean", "map", "cls"), "position": ("learned", "none")}
+
+
+def _check_choices(where: str, config: Any, choices: Mapping[str, tuple]) -> None:
+  for name, options in choices.items():
+    value = getattr(config, name)
+    if value not in options:
+      known = ", ".join(str(option) for option in options)
+      raise UserError(f"{where}.{name}='{value}' is unknown{nearest(value, options)}: choose one of {known}")
+
+
+def _check_positive(where: str, config: Any, *names: str) -> None:
+  for name in names:
+    if getattr(config, name) < 1:
+      raise UserError(f"{where}.{name}={getattr(config, name)} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+  """A stack of blocks, for either tower.
+
+  Attributes:
+    width: features of a token.
+    depth: number of blocks.
+    heads: attention heads; divides `width`.
+    mlp_dim: inner features of the MLP (of each branch of "swiglu").
+    norm: "layernorm" or "rmsnorm", computed in float32.
+    norm_eps: added to the variance or mean square.
+    norm_position: "pre" norms what a branch reads, "post" the sum of branch and residual stream (BERT).
+    activation: "gelu" (exact), "gelu_tanh" (SigLIP), "quick_gelu" (CLIP) or the gated "swiglu" (UniViTAR).
+    qk_norm: RMSNorm of queries and keys: "head" over each head, before the rotary embedding; "full" over all heads
+      together, after it (UniViTAR).
+    qkv_bias: bias of the query, key and value projections.
+    attention: "softmax", or "sigmoid" weights that do not sum to one (arXiv 2409.04431); experimental.
+    attention_length: n of the sigmoid's bias -log n: the longest sequence, packed or not, that attends within itself.
+    attention_norm: norm of what attention adds to the residual stream (the "hybrid norm" of sigmoid attention).
+    mlp_norm: norm of the MLP's inner features before its last projection (UniViTAR).
+    layer_scale: initial value of the learned per-feature scale of each branch; None has none.
+    drop_path: share of rows for which the last block's branches are skipped in training; earlier blocks linearly less.
+    dropout: share of features dropped after each branch in training.
+    causal: a token sees only itself and earlier ones.
+    rope: "2d" rotates queries and keys by the patch coordinates (y, x), "3d" by (t, y, x).
+    remat: what the backward pass recomputes: "full" all of a block, "dots" all but its matrix products, "none" nothing.
+    init: "clip" (normal; residual branches scaled by depth) or "xavier" (big_vision, SigLIP).
+  """
+
+  width: int
+  depth: int
+  heads: int
+  mlp_dim: int
+  norm: str = "layernorm"
+  norm_eps: float = 1e-6
+  norm_position: str = "pre"
+  activation: str = "gelu"
+  qk_norm: str | None = None
+  qkv_bias: bool = True
+  attention: str = "softmax"
+  attention_length: int = 0
+  attention_norm: bool = False
+  mlp_norm: bool = False
+  layer_scale: float | None = None
+  drop_path: float = 0.0
+  dropout: float = 0.0
+  causal: bool = False
+  rope: str | None = None
+  remat: str = "full"
+  init: str = "xavier"
+
+  def __post_init__(self):
+    _check_choices("transformer", self, _TRANSFORMER_CHOICES)
+    _check_positive("transformer", self, "width", "depth", "heads", "mlp_dim")
+    if self.width % self.heads:
+      raise UserError(f"transformer.heads={self.heads} must divide transformer.width={self.width}")
+    if self.rope and self.head_dim % 4:
+      raise UserError(
+        f"transformer.rope='{self.rope}' needs features per head divisible by 4, got"
+        f" {self.width}/{self.heads}={self.head_dim}: change transformer.heads"
+      )
+    if self.rope == "3d" and self.head_dim < 16:
+      raise UserError(
+        f"transformer.rope='3d' needs at least 16 features per head, got {self.width}/{self.heads}={self.head_dim}:"
+        " change transformer.heads"
+      )
+    if self.attention == "sigmoid" and self.attention_length < 1:
+      raise UserError(
+        f"transformer.attention='sigmoid' needs transformer.attention_length={self.attention_length} to be at least 1:"
+        " set it to the tokens of the longest image or caption"
+      )
+    if self.attention == "softmax" and self.attention_length:
+      raise UserError(
+        f"transformer.attention_length={self.attention_length} has no meaning for transformer.attention='softmax':"
+        " leave it at 0"
+      )
+    for name in ("drop_path", "dropout"):
+      if not 0 <= getattr(self, name) < 1:
+        raise UserError(f"transformer.{name}={getattr(self, name)} must lie in [0, 1)")
+
+  @property
+  def head_dim(self) -> int:
+    """Features of one attention head."""
+    return self.width // self.heads
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+  """The image tower.
+
+  Attributes:
+    transformer: its blocks.
+    image_size: side in pixels of a fixed-resolution image.
+    patch_size: side in pixels of a patch; what is left over at the right and bottom is not seen.
+    tubelet: frames of a patch of a clip. A patch of an image counts as so many equal frames (UniViTAR).
+    channels: of a pixel.
+    pool: "cls", "mean" of the patches, or "map", attention with a learned query (SigLIP).
+    position: "learned" table, resampled to other grids; "sincos2d"; or "none" (with `transformer.rope`).
+    time_position: "learned" table of the tubelets of a clip, added to their patches; or "none", which leaves time to
+      `transformer.rope="3d"` or, as UniViTAR does, to nothing.
+    max_time: tubelets of the longest clip, for the "learned" table.
+    class_token: prepend a learned token; needed by pool "cls".
+    pre_norm: norm before the blocks (CLIP).
+    post_norm: norm after the blocks.
+    patch_bias: bias of the patch embedding.
+    projection: linear map to `embed_dim`; without it the width must be `embed_dim`.
+    projection_bias: bias of that map.
+    mean: per channel, of pixels in [0, 1].
+    std: per channel, of pixels in [0, 1].
+    resize: how evaluation brings an image to a square: "crop" shows its middle (CLIP), "squash" ignores its aspect
+      (SigLIP).
+    interpolation: of that, "bicubic" or "bilinear", antialiased as Pillow does.
+  """
+
+  transformer: TransformerConfig
+  image_size: int
+  patch_size: int
+  tubelet: int = 1
+  channels: int = 3
+  pool: str = "map"
+  position: str = "learned"
+  time_position: str = "none"
+  max_time: int = 16
+  class_token: bool = False
+  pre_norm: bool = False
+  post_norm: bool = True
+  patch_bias: bool = True
+  projection: bool = False
+  projection_bias: bool = False
+  mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+  std: tuple[float, ...] = (0.5, 0.5, 0.5)
+  resize: str = "crop"
+  interpolation: str = "bicubic"
+
+  def __post_init__(self):
+    _check_choices("vision", self, _VISION_CHOICES)
+    _check_positive("vision", self, "image_size", "patch_size", "tubelet", "channels", "max_time")
+    if self.image_size < self.patch_size:
+      raise UserError(f"vision.image_size={self.image_size} must be at least vision.patch_size={self.patch_size}")
+    if self.pool == "cls" and not self.class_token:
+      raise UserError("vision.pool='cls' needs vision.class_token=True")
+    if self.position == "sincos2d" and (self.transformer.width % 4 or self.transformer.width < 8):
+      raise UserError(
+        f"vision.position='sincos2d' needs vision.transformer.width to be a multiple of 4 from 8 on,"
+        f" got {self.transformer.width}"
+      )
+    for name in ("mean", "std"):
+      if len(getattr(self, name)) != self.channels:
+        raise UserError(
+          f"vision.{name}={getattr(self, name)} must have vision.channels={self.channels} values, one a channel"
+        )
+
+  @property
+  def grid(self) -> int:
+    """Patches along one side of a fixed-resolution image."""
+    return self.image_size // self.patch_size
+
+  @property
+  def patch_dim(self) -> int:
+    """Bytes of a patch of an image; one of a clip has `tubelet` times as many."""
+    return self.patch_size**2 * self.channels
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+  """The text tower.
+
+  Attributes:
+    transformer: its blocks.
+    vocab_size: tokens.
+    length: longest caption in tokens.
+    pool: "eos", the last real token (CLIP); "last" position, padded or not (SigLIP); "mean" of the real tokens; "map",
+      attention with a learned query; "cls", the first token.
+    position: "learned" or "none".
+    pre_norm: norm before the blocks (BERT).
+    post_norm: norm after the blocks.
+    attend_padding: padding is seen like any token (SigLIP). Irrelevant to causal towers: padding comes last.
+    projection: linear map to `embed_dim`; without it the width must be `embed_dim`.
+    projection_bias: bias of that map.
+  """
+
+  transformer: TransformerConfig
+  vocab_size: int
+  length: int
+  pool: str = "eos"
+  position: str = "learned"
+  pre_norm: bool = False
+  post_norm: bool = True
+  attend_padding: bool = False
+  projection: bool = True
+  projection_bias: bool = False
+
+  def __post_init__(self):
+    _check_choices("text", self, _TEXT_CHOICES)
+    _check_positive("text", self, "vocab_size", "length")
+    if self.transformer.rope:
+      raise UserError(f"text.transformer.rope='{self.transformer.rope}' has no meaning for text: set it to None")
+
+
+@dataclasses.dataclass(frozen=True)
+class DualEncoderConfig:
+  """An image and a text tower that share an embedding space.
+
+  Attributes:
+    vision: the image tower.
+    text: the text tower.
+    embed_dim: features of the shared space.
+    init_logit_scale: initial logarithm of the logit scale.
+    init_logit_bias: initial logit bias (sigmoid loss); None has none.
+    dtype: of matrix products and activations, "float32" or "bfloat16". Parameters are float32.
+  """
+
+  vision: VisionConfig
+  text: TextConfig
+  embed_dim: int
+  init_logit_scale: float = float(np.log(1 / 0.07))
+  init_logit_bias: float | None = None
+  dtype: str = "float32"
+
+  def __post_init__(self):
+    _check_choices("model", self, {"dtype": ("float32", "bfloat16")})
+    _check_positive("model", self, "embed_dim")
+    for name, tower in (("vision", self.vision), ("text", self.text)):
+      if not tower.projection and tower.transformer.width != self.embed_dim:
+        raise UserError(
+          f"{name}.projection=False needs {name}.transformer.width={tower.transformer.width} to equal"
+          f" embed_dim={self.embed_dim}"
+        )
