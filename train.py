@@ -49,8 +49,7 @@ def main() -> None:
   workdir = Path(WORKDIR.value)
   distributed.initialize()
   run_config.check(config)
-  for name in (*config.evals, *config.final_evals):
-    tasks.check(name)
+  evals, all_evals = tasks.expand(config.evals), tasks.expand((*config.final_evals, *config.evals))
   data_changed = run_config.check_resume(workdir, config)
   mesh = MeshSpec(**config.mesh).make()
   spec, train_step = run_config.build(config, mesh)
@@ -68,7 +67,7 @@ def main() -> None:
       teacher = load_teacher(config.distillation.teacher, mesh, accumulate=config.accumulation)
       view = view_of(teacher, run_config.objective_of(config).needs_teacher_text)
     pipeline = build.make_pipeline(config, segments, sources, tokenizer, host_share(mesh), teacher=view)
-    sets = {name: tasks.load(name, config.data.data_dir) for name in (*config.final_evals, *config.evals)}
+    sets = {name: tasks.load(name, config.data.data_dir) for name in all_evals}
     if start >= config.total_steps and is_reported(workdir, sets, start):
       say(f"{workdir} is complete at step {start}; its report is {workdir / 'report.html'}")
       return
@@ -104,7 +103,7 @@ def main() -> None:
       run_config.loop_options(config),
       mesh=mesh,
       about={"segments": [segment.to_dict() for segment in segments], "tokenizer": tokenizer.fingerprint},
-      evaluate=lambda state: scalars(score(state, config.evals)),
+      evaluate=lambda state: scalars(score(state, evals)),
       teach=teacher and teacher.targets,
       ahead=run_config.abstract_batches(config, curriculum.ahead(segments, start), mesh),
     )

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from contrastive_jax.errors import UserError
-from contrastive_jax.evaluation.tasks import LabelledSet, PairSet
+from contrastive_jax.evaluation.tasks import ChoiceSet, Chosen, LabelledSet, PairSet
 from contrastive_jax.preprocess.images import composite, decode, trim
-from data.emoji import ARTISTS, PACKAGES, TEMPLATES, Concept, codepoints, concepts, drawings, package_folder
+from data.emoji import ARTISTS, LANGUAGES, PACKAGES, TEMPLATES, Concept, codepoints, concepts, drawings, package_folder
 
 # The side of OpenMoji's canvas in its own units; Noto and Twemoji come at the same size.
 _RENDER_PIXELS = 72
@@ -78,8 +78,21 @@ def heldout_drawings() -> tuple[list[Concept], Sequence[np.ndarray]]:
 
 def openmoji() -> LabelledSet:
   """Every concept without skin tones, held out or not, in OpenMoji's style, which training never sees."""
-  images = _OnWhite(openmoji_drawings())
+  images = _openmoji_images()
   return _labelled("emoji_openmoji", images, np.arange(len(images)))
+
+
+def openmoji_in(language: str) -> LabelledSet:
+  """The images of `openmoji`, the same object, named in one of `LANGUAGES`, without the templates: they are English."""
+  images = _openmoji_images()
+  classes = [concept.names[language] for concept in plain_concepts()]
+  name = f"emoji_openmoji_{language}"
+  return LabelledSet(name, images, np.arange(len(images)), classes, ("{}",), language=language)
+
+
+@functools.cache
+def _openmoji_images() -> _OnWhite:
+  return _OnWhite(openmoji_drawings())
 
 
 def artist(name: str) -> LabelledSet:
@@ -105,12 +118,44 @@ def heldout() -> PairSet:
   )
 
 
+def choices() -> ChoiceSet:
+  """Two OpenMoji drawings and their English names, which differ in one word: large and small blue diamond."""
+  pairs = _one_word_apart()
+  names = [concept.name for concept in plain_concepts()]
+  return ChoiceSet(
+    name="emoji_openmoji_choices",
+    images=Chosen(_openmoji_images(), [k for pair in pairs for k in pair]),
+    captions=[[names[k] for k in pair] for pair in pairs],
+  )
+
+
+def _one_word_apart() -> list[tuple[int, int]]:
+  """Pairs of plain concepts, none used twice, whose names have another word in one place and are else alike."""
+  tested = plain_concepts()
+  alike: dict[tuple, list[int]] = {}
+  for k, concept in enumerate(tested):
+    words = concept.name.split()
+    for place in range(len(words)) if len(words) > 1 else ():
+      alike.setdefault((place, *words[:place], None, *words[place + 1 :]), []).append(k)
+  used, pairs = set(), []
+  # The rarest first: "face" has partners enough, and would take them from the others.
+  for members in sorted(alike.values(), key=len):
+    free = [k for k in members if k not in used]
+    for pair in zip(free[::2], free[1::2], strict=False):
+      if tested[pair[0]].group != tested[pair[1]].group:
+        pairs.append(pair)
+        used.update(pair)
+  return sorted(pairs)
+
+
 # What `evals` and `--tasks` may name.
-EVALUATIONS: dict[str, Callable[[], LabelledSet | PairSet]] = {
+EVALUATIONS: dict[str, Callable[[], LabelledSet | PairSet | ChoiceSet]] = {
   "emoji_openmoji": openmoji,
   "emoji_noto": lambda: artist("noto"),
   "emoji_twemoji": lambda: artist("twemoji"),
   "emoji_heldout": heldout,
+  "emoji_openmoji_choices": choices,
+  **{f"emoji_openmoji_{language}": functools.partial(openmoji_in, language) for language in LANGUAGES},
 }
 
 

@@ -1,40 +1,160 @@
 """Scores a model on several sets and writes what they give."""
 
-from collections.abc import Iterable
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 
+from contrastive_jax.evaluation.choices import evaluate_choices
+from contrastive_jax.evaluation.diagnostics import pair_diagnostics
+from contrastive_jax.evaluation.multilabel import evaluate_multilabel
+from contrastive_jax.evaluation.probes import few_shot, knn_probe, linear_probe
 from contrastive_jax.evaluation.results import Result, result_path, write_result
 from contrastive_jax.evaluation.retrieval import evaluate_retrieval
-from contrastive_jax.evaluation.tasks import Encoder, LabelledSet, PairSet
+from contrastive_jax.evaluation.tasks import (
+  ChoiceSet,
+  Chosen,
+  Encoder,
+  EvaluationSet,
+  Images,
+  LabelledSet,
+  MultiLabelSet,
+  PairSet,
+  kind_of,
+)
 from contrastive_jax.evaluation.zero_shot import evaluate_zero_shot
+
+PROBES = {"linear": ("linear_probe", linear_probe), "knn": ("knn_probe", knn_probe)}
+# Over how many draws of its few samples a probe is averaged.
+DRAWS = 3
 
 
 def evaluate(
-  model: Encoder, sets: Iterable[LabelledSet | PairSet], *, workdir: Path, step: int, architecture: str
+  model: Encoder, sets: Iterable[EvaluationSet], *, workdir: Path, step: int, architecture: str, thorough: bool = False
 ) -> list[Result]:
-  """Zero-shot classification of labelled sets and retrieval of pair sets.
+  """Zero-shot classification of labelled sets, retrieval of pair sets, matching of hard pairs.
 
-  Every process calls it; the main one writes `<workdir>/eval/<set>@<step>.json`.
+  Every process calls it; the main one writes `<workdir>/eval/<set>@<step>.json`. Results of pair sets also hold what
+  `diagnostics.pair_diagnostics` says of the same embeddings.
 
   Args:
     model: embeds images and texts.
-    sets: what to score.
+    sets: what to score; sets that share one `images` have them embedded once if they stand together.
     workdir: of the run, and what its results call their weights.
     step: of the checkpoint.
     architecture: what the results call the model.
+    thorough: also the diagnostics of pair sets that take longer: global AUC and separability.
   """
-  results = []
-  for scored in sets:
-    result = (evaluate_zero_shot if isinstance(scored, LabelledSet) else evaluate_retrieval)(model, scored)
-    results.append(result)
-    if jax.process_index() == 0:
-      path = result_path(workdir, result.dataset, step)
-      write_result(path, result, model=architecture, pretrained=f"{workdir}@{step}")
-  return results
+  model = _Remembering(model)
+  return [_written(_score(model, scored, thorough), workdir, step, architecture) for scored in sets]
+
+
+def probe(
+  model: Encoder,
+  train: LabelledSet,
+  test: LabelledSet,
+  *,
+  kind: str,
+  projected: bool = True,
+  shots: int | None = None,
+  workdir: Path,
+  step: int,
+  architecture: str,
+) -> Result:
+  """How well frozen embeddings classify, written beside the zero-shot result of the same set.
+
+  Args:
+    model: embeds images; takes `projected` as `inference.Model` does where that is False.
+    train: what the probe learns from.
+    test: what it is scored on, with the classes of `train`.
+    kind: of `PROBES`, with CLIP_benchmark's and DINO's parameters.
+    projected: whether it sees embeddings, or what the tower has before its projection.
+    shots: learn from so many samples of each class, drawn at random, and average over `DRAWS` draws; None takes all.
+    workdir: see `evaluate`.
+    step: see `evaluate`.
+    architecture: see `evaluate`.
+
+  Raises:
+    UserError: if a class has fewer samples than `shots`.
+  """
+  task, measure = PROBES[kind]
+  draws = [np.arange(len(train.images))]
+  if shots:
+    task, draws = f"{shots}_shot_{task}", [few_shot(train.labels, shots, seed=draw) for draw in range(DRAWS)]
+  used = np.unique(np.concatenate(draws))
+  embed = model.encode_image if projected else functools.partial(model.encode_image, projected=False)
+  learned, tested = embed(Chosen(train.images, used)), embed(test.images)
+  measured = [
+    measure(learned[np.isin(used, rows)], train.labels[rows], tested, test.labels, classes=len(test.classes))
+    for rows in draws
+  ]
+  result = Result(
+    dataset=test.name,
+    task=task if projected else f"unprojected_{task}",
+    metrics={name: float(np.mean([metrics[name] for metrics in measured])) for name in measured[0]},
+    language=test.language,
+    sizes={kind_of(test.images): len(test.images), "classes": len(test.classes), "training": len(draws[0])},
+  )
+  return _written(result, workdir, step, architecture)
 
 
 def scalars(results: Iterable[Result]) -> dict[str, float]:
   """The metrics of all results as one row: {"emoji_openmoji/acc1": 0.1}."""
   return {f"{result.dataset}/{name}": value for result in results for name, value in result.metrics.items()}
+
+
+class _Remembering:
+  """An encoder that still has what it gave last: embedding a set is dear, and several measures ask for it."""
+
+  def __init__(self, model: Encoder):
+    self._model = model
+    self._images: Images | None = None
+    self._texts: list[str] | None = None
+    self.image = self.text = np.zeros((0, 0), np.float32)
+
+  @property
+  def logit_scale(self) -> float:
+    return self._model.logit_scale
+
+  @property
+  def mesh(self) -> Mesh | None:
+    return getattr(self._model, "mesh", None)
+
+  def encode_image(self, images: Images) -> np.ndarray:
+    if images is not self._images:
+      self.image, self._images = self._model.encode_image(images), images
+    return self.image
+
+  def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+    if list(texts) != self._texts:
+      self.text, self._texts = self._model.encode_text(texts), list(texts)
+    return self.text
+
+
+def _score(model: _Remembering, scored: EvaluationSet, thorough: bool) -> Result:
+  if isinstance(scored, ChoiceSet):
+    return evaluate_choices(model, scored)
+  if isinstance(scored, PairSet):
+    result = evaluate_retrieval(model, scored)
+    groups = scored.image_group, scored.caption_group
+    return _with(result, pair_diagnostics(model.image, model.text, *groups, thorough=thorough))
+  if isinstance(scored, MultiLabelSet):
+    result = evaluate_multilabel(model, scored)
+  else:
+    result = evaluate_zero_shot(model, scored)
+  return dataclasses.replace(result, templates_source=scored.templates_source)
+
+
+def _with(result: Result, further: Mapping[str, float]) -> Result:
+  return dataclasses.replace(result, metrics={**result.metrics, **further})
+
+
+def _written(result: Result, workdir: Path, step: int, architecture: str) -> Result:
+  if jax.process_index() == 0:
+    path = result_path(workdir, result.dataset, step, result.task)
+    write_result(path, result, model=architecture, pretrained=f"{workdir}@{step}")
+  return result

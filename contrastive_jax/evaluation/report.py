@@ -13,13 +13,47 @@ import numpy as np
 from PIL import Image
 
 from contrastive_jax.evaluation import curves
-from contrastive_jax.evaluation.results import Result, headline, percent, write_atomically
+from contrastive_jax.evaluation.results import Result, figure, headline, main_metric, percent, write_atomically
 from contrastive_jax.evaluation.stages import StageScores
 
 _FIXED_NAMES = {
   "acc1": "Top-1 accuracy",
   "acc5": "Top-5 accuracy",
   "mean_per_class_recall": "Mean per-class recall",
+  "mean_average_precision": "Mean average precision",
+  "image_acc": "All images found by their captions",
+  "text_acc": "All captions found by their images",
+  "acc": "Both",
+  "lp_acc1": "Top-1 accuracy of a linear probe",
+  "lp_acc5": "Top-5 accuracy of a linear probe",
+  "lp_mean_per_class_recall": "Mean per-class recall of a linear probe",
+  "knn_acc1": "Top-1 accuracy of the nearest neighbours",
+  "knn_acc5": "Top-5 accuracy of the nearest neighbours",
+  "knn_mean_per_class_recall": "Mean per-class recall of the nearest neighbours",
+  "alignment": "Alignment: squared distance within a pair",
+  "modality_gap": "Distance between the means of images and texts",
+  "modality_separability": "Linear separability of images and texts",
+  "global_auc": "AUC of all pairs together",
+  "expected_calibration_error": "Expected calibration error",
+  "uniformity_image": "Uniformity of images",
+  "uniformity_text": "Uniformity of texts",
+  "uniformity_cross": "Uniformity of images and texts that do not belong together",
+}
+_LANGUAGES = {
+  "ar": "Arabic",
+  "de": "German",
+  "en": "English",
+  "es": "Spanish",
+  "fa": "Persian",
+  "fr": "French",
+  "id": "Indonesian",
+  "it": "Italian",
+  "ja": "Japanese",
+  "ko": "Korean",
+  "pt": "Portuguese",
+  "ru": "Russian",
+  "tr": "Turkish",
+  "zh": "Chinese",
 }
 
 
@@ -49,23 +83,20 @@ def write_report(
     stages: (name, first step) of each stage of a run that has several; the curves show where they begin.
     by_stage: scores at the end of each stage, see `stages.stage_scores`; a table of them where there are several.
   """
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-  )
-  environment.filters |= {"picture": picture, "percent": percent, "metric": metric_name, "size": natural_size}
-  page = environment.get_template("report.html.j2").render(
+  several = _several_languages(evaluations)
+  # One language stands for all of a set: fourteen galleries of the same pictures would tell no more than one.
+  others = {id(result) for results in several.values() for result in results[1:]}
+  shown = [result for result in evaluations if id(result) not in others]
+  page = render(
+    "report.html.j2",
     title=title,
-    evaluations=evaluations,
-    headlines=[headline(result) for result in evaluations],
+    evaluations=shown,
+    headlines=[headline(result) for result in shown],
     charts=charts(metrics, stages),
     stages=stages,
     by_stage=by_stage if len(by_stage) > 1 else (),
     staged_sets=list(dict.fromkeys(name for stage in by_stage for name in stage.scores)),
-    plot=curves,
+    languages=[language_bars(dataset, results) for dataset, results in several.items()],
     config=flat(config),
     facts=run_facts(config, metrics) | dict(facts or {}),
     attribution=attribution,
@@ -73,21 +104,64 @@ def write_report(
   return write_atomically(path, page)
 
 
+def render(template: str, **values: Any) -> str:
+  """A page of this package: one HTML file with its style and pictures inside.
+
+  Args:
+    template: name of its file.
+    values: what it shows.
+  """
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+  )
+  environment.filters |= {
+    "picture": picture,
+    "percent": percent,
+    "figure": figure,
+    "metric": metric_name,
+    "size": natural_size,
+  }
+  return environment.get_template(template).render(plot=curves, **values)
+
+
+def _several_languages(evaluations: Sequence[Result]) -> dict[str, list[Result]]:
+  """The results of each set that was scored in several languages: "emoji", "emoji_de" in German, ..."""
+  grouped: dict[str, list[Result]] = {}
+  for result in evaluations:
+    if result.task == "zeroshot_classification":
+      grouped.setdefault(result.dataset.removesuffix(f"_{result.language}"), []).append(result)
+  return {dataset: results for dataset, results in grouped.items() if len({each.language for each in results}) > 1}
+
+
+def language_bars(dataset: str, results: Sequence[Result]) -> tuple[str, str, list[tuple[str, float]]]:
+  """The set, its main metric, and (language, value) of each result, best first."""
+  metric = main_metric(results[0].metrics)
+  rows = [(_LANGUAGES.get(result.language, result.language), result.metrics[metric]) for result in results]
+  return dataset, metric, sorted(rows, key=lambda row: -row[1])
+
+
 def charts(rows: Sequence[Mapping[str, Any]], stages: Sequence[tuple[str, int]] = ()) -> list[curves.Chart]:
   """The curves that the rows have enough points for, with the beginnings of the stages."""
-  speed = curves.series(rows, "images_per_second")
-  # The first window holds the compilation, which would set the scale for all others.
-  speed = speed[1:] if len(speed) > 3 else speed
   last = max((float(row["step"]) for row in rows), default=0.0) or 1.0
   drawn = [
     ("Loss", {"loss": curves.series(rows, "loss")}, {"smooth": True}),
     ("Accuracy during training", accuracy_series(rows), {"from_zero": True, "percent": True}),
     ("Learning rate", {"learning rate": curves.series(rows, "learning_rate")}, {"from_zero": True}),
-    ("Images per second", {"images/s": speed}, {"from_zero": True, "smooth": True}),
+    ("Images per second", {"images/s": speed_series(rows)}, {"from_zero": True, "smooth": True}),
   ]
   marked = [(name, float(first)) for name, first in stages if first < last] if len(stages) > 1 else []
   made = [curves.chart(title, named, last_step=last, stages=marked, **options) for title, named, options in drawn]
   return [chart for chart in made if chart is not None]
+
+
+def speed_series(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
+  """Images per second, but for the first window: it holds the compilation, and would set the scale for all others."""
+  speed = curves.series(rows, "images_per_second")
+  return speed[1:] if len(speed) > 3 else speed
 
 
 def accuracy_series(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:

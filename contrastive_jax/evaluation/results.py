@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,21 @@ from contrastive_jax.preprocess.video import Clip, choose_frames
 THUMBNAIL_SIZE = 112
 # Between the frames of a clip: pixels, and their grey.
 GAP, GAP_LEVEL = 2, 224
+
+# What is not better the higher it is, and is written as a number and not as a percentage.
+PLAIN_METRICS = (
+  "alignment",
+  "modality_gap",
+  "modality_separability",
+  "uniformity_image",
+  "uniformity_text",
+  "uniformity_cross",
+  "expected_calibration_error",
+)
+# The first of these that a result has is the one people ask for.
+MAIN_METRICS = ("acc1", "mean_average_precision", "lp_acc1", "knn_acc1", "acc")
+# With a cut-off behind it: what is asked for where a result has none of them.
+IMAGE_RECALL = "image_retrieval_recall@"
 
 # Anonymous sizes: the pictures of one example need not be equally large.
 Picture = UInt8[np.ndarray, "_ _ 3"]
@@ -79,10 +94,12 @@ class Result:
 
   Attributes:
     dataset: name of the evaluation set.
-    task: "zeroshot_classification" or "zeroshot_retrieval", CLIP_benchmark's names.
-    metrics: fractions by CLIP_benchmark's names.
+    task: "zeroshot_classification", "zeroshot_retrieval", "image_caption_selection" or "linear_probe", CLIP_benchmark's
+      names; or "knn_probe"; before a probe's name "unprojected_" and "5_shot_" where it is one.
+    metrics: fractions by CLIP_benchmark's names, and what `PLAIN_METRICS` lists.
     language: of the prompts or captions.
     sizes: what the set holds: {"images": 10000, "classes": 10} or {"clips": 5000, "captions": 25000}.
+    templates_source: who wrote the prompts, or that none are published for the set; "" where they are the set's own.
     guesses: some images and their predictions.
     confusions: the worst confusions, most frequent first.
     searches: some queries and what they found.
@@ -93,6 +110,7 @@ class Result:
   metrics: dict[str, float]
   language: str
   sizes: dict[str, int]
+  templates_source: str = ""
   guesses: tuple[Guess, ...] = ()
   confusions: tuple[Confusion, ...] = ()
   searches: tuple[Search, ...] = ()
@@ -125,14 +143,14 @@ def _at_most(image: Picture, side: int) -> Picture:
 
 
 def as_json(result: Result, *, model: str, pretrained: str) -> dict[str, object]:
-  """The result in CLIP_benchmark's schema.
+  """The result in CLIP_benchmark's schema, and "templates_source" where the prompts are not the set's own.
 
   Args:
     result: of one task.
     model: the architecture, such as "clip_b32".
     pretrained: which weights, such as the run directory.
   """
-  return {
+  content = {
     "dataset": result.dataset,
     "model": model,
     "pretrained": pretrained,
@@ -140,11 +158,21 @@ def as_json(result: Result, *, model: str, pretrained: str) -> dict[str, object]
     "metrics": {name: float(value) for name, value in result.metrics.items()},
     "language": result.language,
   }
+  return content | ({"templates_source": result.templates_source} if result.templates_source else {})
 
 
-def result_path(workdir: str | os.PathLike, dataset: str, step: int) -> Path:
-  """Where the result of a set lies in a run: `<workdir>/eval/<dataset>@<step>.json`, "/" replaced by "_"."""
-  return Path(workdir) / "eval" / f"{dataset.replace('/', '_')}@{step}.json"
+def result_path(workdir: str | os.PathLike, dataset: str, step: int, task: str = "") -> Path:
+  """Where the result of a set lies in a run: `<workdir>/eval/<dataset>@<step>.json`, "/" replaced by "_".
+
+  Args:
+    workdir: of the run.
+    dataset: name of the set.
+    step: of the checkpoint.
+    task: that of a probe is put behind the step, so that its result lies beside the zero-shot one of the same set, and
+      what reads `*@<step>.json` meets that one alone.
+  """
+  probe = f".{task}" if task.endswith("_probe") else ""
+  return Path(workdir) / "eval" / f"{dataset.replace('/', '_')}@{step}{probe}.json"
 
 
 def write_result(path: str | os.PathLike, result: Result, *, model: str, pretrained: str) -> Path:
@@ -183,6 +211,14 @@ def headline(result: Result) -> Mapping[str, str]:
     times = f"{metrics['acc1'] / chance:,.0f} times chance" if metrics["acc1"] >= 2 * chance else "near chance"
     sentence = f"of {sizes[shown]:,} {shown} are given their right name out of {sizes['classes']:,}: {times}"
     sentence += f" ({percent(chance)})"
+  elif name == "mean_average_precision":
+    sentence = f"mean average precision of {sizes['classes']:,} classes among {sizes[shown]:,} {shown}"
+  elif name in ("lp_acc1", "knn_acc1"):
+    by = "a linear probe" if name == "lp_acc1" else "their neighbours"
+    by += " before the projection" if result.task.startswith("unprojected_") else ""
+    sentence = f"of {sizes[shown]:,} {shown} are named right by {by}, with {sizes['training']:,} to learn from"
+  elif name == "acc":
+    sentence = f"of {sizes['instances']:,} sets of {shown} and captions that differ little are matched right"
   else:
     what = shown.removesuffix("s")
     sentence = (
@@ -191,11 +227,12 @@ def headline(result: Result) -> Mapping[str, str]:
   return {"metric": name, "figure": percent(metrics[name]), "sentence": sentence}
 
 
-def main_metric(metrics: Mapping[str, float]) -> str:
-  """The metric people ask for first: top-1 accuracy, or recall of images at the largest cut-off."""
-  if "acc1" in metrics:
-    return "acc1"
-  return max((name for name in metrics if name.startswith("image_retrieval_recall@")), key=_cutoff)
+def main_metric(names: Collection[str]) -> str:
+  """The metric people ask for first: accuracy or mean average precision, or recall of images at the largest cut-off."""
+  for name in MAIN_METRICS:
+    if name in names:
+      return name
+  return max((name for name in names if name.startswith(IMAGE_RECALL)), key=_cutoff)
 
 
 def _cutoff(metric: str) -> int:
@@ -206,3 +243,8 @@ def percent(fraction: float) -> str:
   """One decimal, two under one percent: 0.0005 -> "0.05%", 0.0942 -> "9.4%"."""
   value = 100 * fraction
   return f"{value:.2f}%" if value < 0.995 else f"{value:.1f}%"
+
+
+def figure(metric: str, value: float) -> str:
+  """A metric as text: a percentage, or three digits where it is one of `PLAIN_METRICS`."""
+  return f"{value:.3g}" if metric in PLAIN_METRICS else percent(value)

@@ -9,10 +9,12 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from contrastive_jax.evaluation.results import Result, Search, thumbnail
 from contrastive_jax.evaluation.tasks import Encoder, PairSet, kind_of
+from contrastive_jax.parallel.mesh import MeshSpec, replicated
 
 SHOWN_RESULTS = 5
 
@@ -25,7 +27,7 @@ def recall_at_k(
   *,
   ks: tuple[int, ...] = (1, 5, 10),
   block: int = 4096,
-) -> dict[str, Float[Array, ""]]:
+) -> dict[str, float]:
   """Share of queries that have something of their group among their k nearest in the gallery.
 
   Args:
@@ -37,7 +39,7 @@ def recall_at_k(
     block: queries, and gallery items, scored at once. Peak memory is block x (block + max(ks)).
 
   Returns:
-    `{"recall@1": ..., "recall@5": ...}`, fractions of the queries.
+    `{"recall@1": ..., "recall@5": ...}`, numbers of hits over the number of queries.
 
   Raises:
     ValueError: if a cut-off exceeds the gallery, or there are no queries.
@@ -50,12 +52,12 @@ def recall_at_k(
   return _recall(nearest, query_group, gallery_group, ks)
 
 
-def _recall(nearest, query_group, gallery_group, ks: tuple[int, ...]) -> dict[str, jax.Array]:
+def _recall(nearest, query_group, gallery_group, ks: tuple[int, ...]) -> dict[str, float]:
   # On the host, where 64-bit groups stay 64-bit.
   hit = np.asarray(gallery_group)[nearest] == np.asarray(query_group)[:, None]
   # Nearest come first, so the first hit's rank answers for every cut-off.
   rank = np.where(hit.any(axis=1), hit.argmax(axis=1), hit.shape[1])
-  return {f"recall@{k}": jnp.asarray(np.mean(rank < k), jnp.float32) for k in ks}
+  return {f"recall@{k}": float(np.mean(rank < k)) for k in ks}
 
 
 def top_k(
@@ -64,6 +66,7 @@ def top_k(
   *,
   k: int,
   block: int = 4096,
+  mesh: Mesh | None = None,
 ) -> tuple[Int[np.ndarray, "queries k"], Float[np.ndarray, "queries k"]]:
   """Indices and scores of the `k` gallery items with the largest inner product, largest first, ties by index.
 
@@ -72,30 +75,54 @@ def top_k(
     gallery: embeddings.
     k: at most the size of the gallery.
     block: see `recall_at_k`.
+    mesh: its devices share the queries; None is one device. Every process makes the same call.
 
   Raises:
     ValueError: if `k` exceeds the gallery.
   """
   if not 0 < k <= len(gallery):
     raise ValueError(f"the {k} nearest need a gallery of at least {k} items, got {len(gallery)}")
+  mesh = MeshSpec().make(jax.local_devices()[:1]) if mesh is None else mesh
+  share = -(-len(queries) // mesh.size)
+  query_blocks = _in_blocks(queries, min(block, max(share, 1)), multiple=mesh.size)
   gallery_blocks = _in_blocks(gallery, min(block, len(gallery)))
-  scores, indices = _scan(_in_blocks(queries, min(block, max(len(queries), 1))), gallery_blocks, len(gallery), k=k)
+  shardings = NamedSharding(mesh, PartitionSpec(mesh.axis_names)), replicated(mesh)
+  placed = (
+    jax.make_array_from_callback(blocks.shape, sharding, blocks.__getitem__)
+    for blocks, sharding in zip((query_blocks, gallery_blocks), shardings, strict=True)
+  )
+  scores, indices = _search(*placed, len(gallery), k=k, mesh=mesh)
   return (
     np.asarray(indices).reshape(-1, k)[: len(queries)],
     np.asarray(scores).reshape(-1, k)[: len(queries)],
   )
 
 
-def _in_blocks(rows, block: int) -> jax.Array:
-  rows = jnp.asarray(rows)
-  return jnp.pad(rows, ((0, -len(rows) % block), (0, 0))).reshape(-1, block, rows.shape[1])
+def _in_blocks(rows, block: int, multiple: int = 1) -> np.ndarray:
+  rows = np.asarray(rows)
+  return np.pad(rows, ((0, -len(rows) % (block * multiple)), (0, 0))).reshape(-1, block, rows.shape[1])
 
 
-@functools.partial(jax.jit, static_argnames="k")
-def _scan(
+@functools.partial(jax.jit, static_argnames=("k", "mesh"))
+def _search(
   queries: Float[Array, "query_blocks query_block dim"],
   gallery: Float[Array, "gallery_blocks gallery_block dim"],
   size: int | Int[Array, ""],
+  *,
+  k: int,
+  mesh: Mesh,
+):
+  """Every device searches the whole gallery for its share of the query blocks; all get the answer."""
+  blocks = PartitionSpec(mesh.axis_names)
+  specs = {"in_specs": (blocks, PartitionSpec(), PartitionSpec()), "out_specs": blocks}
+  found = jax.shard_map(functools.partial(_scan, k=k), mesh=mesh, check_vma=False, **specs)(queries, gallery, size)
+  return jax.lax.with_sharding_constraint(found, replicated(mesh))
+
+
+def _scan(
+  queries: Float[Array, "query_blocks query_block dim"],
+  gallery: Float[Array, "gallery_blocks gallery_block dim"],
+  size: Int[Array, ""],
   *,
   k: int,
 ):
@@ -164,9 +191,10 @@ def evaluate_retrieval(
     ("text", image, text, pairs.image_group, pairs.caption_group, picture, caption),
   ]
   for what, queries, gallery, query_group, gallery_group, show_query, show_found in ways:
-    nearest, scores = top_k(queries, gallery, k=min(max(*ks, SHOWN_RESULTS), len(gallery)), block=block)
+    k = min(max(*ks, SHOWN_RESULTS), len(gallery))
+    nearest, scores = top_k(queries, gallery, k=k, block=block, mesh=getattr(model, "mesh", None))
     recall = _recall(nearest, query_group, gallery_group, ks)
-    metrics |= {f"{what}_retrieval_{name}": float(value) for name, value in recall.items()}
+    metrics |= {f"{what}_retrieval_{name}": value for name, value in recall.items()}
     hit = gallery_group[nearest[:, :SHOWN_RESULTS]] == query_group[:, None]
     for row in _some_queries(hit[:, 0], query_group, examples, seed):
       found = tuple(

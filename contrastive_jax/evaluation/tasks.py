@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int
 
 from contrastive_jax.preprocess.video import Clip
 
@@ -20,6 +21,19 @@ class Images(Protocol):
   def __getitem__(self, index: int, /) -> np.ndarray | Clip:
     """Item `index`: uint8 `[height, width, 3]`, or `[height, width, 4]` with alpha; or a clip. Sizes may differ."""
     ...
+
+
+class Chosen(Sequence):
+  """Some of the images, in any order, read when asked for."""
+
+  def __init__(self, images: Images, rows: Sequence[int] | Int[np.ndarray, "chosen"]):
+    self._images, self._rows = images, rows
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+  def __getitem__(self, index: int) -> np.ndarray | Clip:
+    return self._images[int(self._rows[index])]
 
 
 def kind_of(images: Images) -> str:
@@ -58,6 +72,7 @@ class LabelledSet:
     groups: integers `[images]` or None; images of equal group show one thing in variants (frames of one clip, skin
       tones), of which the report shows one.
     language: of the class names and the templates, ISO 639-1.
+    templates_source: who wrote the templates, or that none are published for the set; "" where it is the set's own.
   """
 
   name: str
@@ -67,6 +82,7 @@ class LabelledSet:
   templates: Sequence[str]
   groups: np.ndarray | None = None
   language: str = "en"
+  templates_source: str = ""
 
   def __post_init__(self):
     labels = np.asarray(self.labels)
@@ -79,9 +95,41 @@ class LabelledSet:
       raise ValueError(
         f"{self.name}: labels run from {labels.min()} to {labels.max()}, there are {len(self.classes)} classes"
       )
-    if isinstance(self.templates, str) or not self.templates or any("{}" not in text for text in self.templates):
-      raise ValueError(f"{self.name}: templates is a list of prompts that hold {{}} each, got {self.templates!r}")
+    _check_templates(self.name, self.templates)
     _check_group(self.name, "groups", self.groups, len(self.images))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MultiLabelSet:
+  """Images, each with any number of right classes: what mean average precision needs.
+
+  Attributes:
+    name: what the task is called.
+    images: pictures or clips, read when needed.
+    labels: bool `[images, classes]`, whether the image shows the class.
+    classes: class names, put into the templates.
+    templates: see `LabelledSet`.
+    language: see `LabelledSet`.
+    templates_source: see `LabelledSet`.
+  """
+
+  name: str
+  images: Images
+  labels: np.ndarray
+  classes: Sequence[str]
+  templates: Sequence[str]
+  language: str = "en"
+  templates_source: str = ""
+
+  def __post_init__(self):
+    labels = np.asarray(self.labels)
+    object.__setattr__(self, "labels", labels)
+    if labels.shape != (len(self.images), len(self.classes)) or labels.dtype != np.bool_:
+      raise ValueError(
+        f"{self.name}: labels is bool[{len(self.images)}, {len(self.classes)}], images by classes, "
+        f"got {labels.dtype}{list(labels.shape)}"
+      )
+    _check_templates(self.name, self.templates)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,6 +159,40 @@ class PairSet:
     alone = np.setxor1d(self.image_group, self.caption_group)
     if len(alone):
       raise ValueError(f"{self.name}: group {alone[0]} and {len(alone) - 1} more have images or captions but not both")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ChoiceSet:
+  """Instances of a few images and captions that differ little: what matching needs.
+
+  Attributes:
+    name: what the task is called, such as "sugarcrepe/swap_obj" or "winoground".
+    images: of all instances, one instance after the other, equally many each.
+    captions: one list an instance; caption `k` belongs to image `k`, and those beyond the images to none.
+    language: of the captions, ISO 639-1.
+  """
+
+  name: str
+  images: Images
+  captions: Sequence[Sequence[str]]
+  language: str = "en"
+
+  def __post_init__(self):
+    lengths = sorted({len(some) for some in self.captions})
+    if len(lengths) != 1 or not lengths[0]:
+      raise ValueError(f"{self.name}: every instance has equally many captions, got {lengths}")
+    if not len(self.images) or len(self.images) % len(self.captions):
+      raise ValueError(
+        f"{self.name}: {len(self.captions)} instances have equally many images each, got {len(self.images)} in all"
+      )
+
+
+EvaluationSet = LabelledSet | MultiLabelSet | PairSet | ChoiceSet
+
+
+def _check_templates(name: str, templates: Sequence[str]) -> None:
+  if isinstance(templates, str) or not templates or any("{}" not in text for text in templates):
+    raise ValueError(f"{name}: templates is a list of prompts that hold {{}} each, got {templates!r}")
 
 
 def _check_group(name: str, field: str, group: np.ndarray | None, count: int) -> None:

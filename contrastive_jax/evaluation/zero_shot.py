@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from contrastive_jax.evaluation.calibration import expected_calibration_error
 from contrastive_jax.evaluation.results import Confusion, Guess, Result, thumbnail
 from contrastive_jax.evaluation.tasks import Encoder, LabelledSet, kind_of
 
@@ -148,7 +149,8 @@ def evaluate_zero_shot(
     confusions: how many confusions to keep.
 
   Returns:
-    acc1, acc5 (absent under 5 classes), mean_per_class_recall (balanced accuracy) and perhaps acc1_of_100.
+    acc1, acc5 (absent under 5 classes), mean_per_class_recall (balanced accuracy), expected_calibration_error at the
+    model's scale, and perhaps acc1_of_100.
   """
   if not len(labelled.images):
     raise ValueError(f"{labelled.name} has no images to evaluate on")
@@ -161,6 +163,7 @@ def evaluate_zero_shot(
   if shown == 5:
     metrics["acc5"] = float(np.mean(hit.any(axis=1)))
   metrics["mean_per_class_recall"] = balanced_accuracy(best[:, 0], labelled.labels)
+  metrics["expected_calibration_error"] = expected_calibration_error(probability[:, 0], hit[:, 0])
   if classes_per_draw and len(np.unique(labelled.labels)) >= 2 * classes_per_draw:
     accuracies = accuracy_of_draws(
       image, weights, labelled.labels, classes_per_draw=classes_per_draw, draws=draws, seed=seed

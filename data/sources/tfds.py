@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from contrastive_jax.errors import UserError, nearest
+from contrastive_jax.evaluation.benchmarks import GENERIC, GENERIC_TEMPLATES
 from contrastive_jax.evaluation.tasks import LabelledSet, PairSet
-from contrastive_jax.preprocess.images import DecodeError, decode
+from contrastive_jax.preprocess.images import WHITE, DecodeError, decode
 from data.sources import Example, Text, names_a_side, stable_hash
+from data.sources.frames import StoredFrames, read_videos_as_frames
 
-PHOTO_TEMPLATES = ("a photo of a {}.",)
 # Sets that this project prepares itself.
 _OWN = {"sklearn_digits": "python -m data.digits --data_dir={data_dir}"}
 _PREPARE = "pip install tensorflow-cpu && tfds build {name} --data_dir={data_dir} --file_format=array_record"
@@ -31,7 +32,7 @@ class TfdsSource:
     *,
     image_key: str = "image",
     caption_key: str = "caption",
-    templates: Sequence[str] = PHOTO_TEMPLATES,
+    templates: Sequence[str] = GENERIC_TEMPLATES,
     flip: bool = True,
   ):
     """Opens a set.
@@ -40,7 +41,7 @@ class TfdsSource:
       name: of the set, "name", "name/config" or "name/config:version".
       data_dir: TFDS's directory of sets; None is TFDS's own default.
       split: such as "train" or "train[:90%]".
-      image_key: feature of the image.
+      image_key: feature of the image or the clip.
       caption_key: feature of the caption, of a sequence of captions, or of a class, whose name then makes the captions.
       templates: put around the class name.
       flip: whether images may be mirrored; those whose captions name left or right never are.
@@ -49,7 +50,7 @@ class TfdsSource:
       UserError: if the set is not there or lacks a feature.
     """
     self.name = f"tfds/{name}"
-    self._records = Records(name, data_dir, split, image_key)
+    self._records = Records(name, data_dir, split)
     self._image_key, self._caption_key = image_key, caption_key
     self._flip, self._salt = flip, stable_hash("tfds", name, split)
     self._records.require(image_key, caption_key)
@@ -67,7 +68,7 @@ class TfdsSource:
     record = self._records[index]
     text = self._text(index, record)
     flip = self._flip and not names_a_side(text.captions)
-    return Example(decode(record[self._image_key], background=None), text, index, flip)
+    return Example(_shown(record[self._image_key], None), text, index, flip)
 
   def text(self, index: int) -> Text:
     return self._text(index, self._records[index])
@@ -85,11 +86,11 @@ class TfdsSource:
 
 
 class Records(Sequence):
-  """The records of a split as dictionaries, with the image as it is stored. Worker processes reopen it."""
+  """The records of a split as dictionaries, with pictures and clips as they are stored. Worker processes reopen it."""
 
-  def __init__(self, name: str, data_dir: str | os.PathLike | None, split: str, image_key: str):
+  def __init__(self, name: str, data_dir: str | os.PathLike | None, split: str):
     """Opens a split; see `TfdsSource`."""
-    self.name, self._split, self._image_key = name, split, image_key
+    self.name, self._split = name, split
     self._data_dir = os.fspath(data_dir) if data_dir else default_data_dir()
     self._open  # noqa: B018 - what is missing is told now, not at the first step.
 
@@ -113,17 +114,22 @@ class Records(Sequence):
           f"the TFDS set {self.name!r} has no feature {key!r}{nearest(key, self.features)}, it has {known}"
         )
 
-  def class_names(self, key: str) -> list[str]:
-    """The names of a label's classes, in the order of the labels."""
-    feature = self.features[key]
-    if not getattr(feature, "names", None):
+  def label_names(self, key: str) -> list[str]:
+    """The names of a label's classes as TFDS has them, in the order of the labels."""
+    names = getattr(self.features[key], "names", None)
+    if not names:
       raise UserError(f"feature {key!r} of the TFDS set {self.name!r} has no class names, name its captions instead")
-    return [name.replace("_", " ") for name in feature.names]
+    return list(names)
+
+  def class_names(self, key: str) -> list[str]:
+    """The names of a label's classes as words, in the order of the labels."""
+    return [name.replace("_", " ") for name in self.label_names(key)]
 
   @functools.cached_property
   def _open(self) -> tuple[Any, Any]:
     import tensorflow_datasets as tfds  # Half a second, for who reads such sets.
 
+    read_videos_as_frames()
     command = _OWN.get(self.name, _PREPARE).format(name=self.name, data_dir=self._data_dir)
     try:
       builder = tfds.core.read_only_builder.builder_from_files(self.name, data_dir=self._data_dir)
@@ -135,9 +141,9 @@ class Records(Sequence):
       raise UserError(
         f"the TFDS set {self.name!r} has no split {split!r}{nearest(split, builder.info.splits)}, it has {known}"
       )
-    skipped = {self._image_key: tfds.decode.SkipDecoding()} if self._image_key in builder.info.features else None
+    pictures = [key for key, feature in builder.info.features.items() if _is_picture(feature, tfds.features)]
     try:
-      records = builder.as_data_source(split=self._split, decoders=skipped)
+      records = builder.as_data_source(split=self._split, decoders=dict.fromkeys(pictures, _AsStored()))
     except NotImplementedError:
       stored = builder.info.file_format.value
       raise UserError(
@@ -156,17 +162,42 @@ class Records(Sequence):
     return {key: value for key, value in self.__dict__.items() if key != "_open"}
 
 
-class _Images(Sequence):
-  """The images of some records, decoded when asked for."""
+class Images(Sequence):
+  """The images or clips of some records, decoded when asked for; the pixels of images multiplied by `pixel_scale`."""
 
-  def __init__(self, records: Records, image_key: str):
-    self._records, self._image_key = records, image_key
+  def __init__(self, records: Records, image_key: str, pixel_scale: int = 1):
+    self._records, self._image_key, self._pixel_scale = records, image_key, pixel_scale
 
   def __len__(self) -> int:
     return len(self._records)
 
-  def __getitem__(self, index: int) -> np.ndarray:
-    return decode(self._records[index][self._image_key])
+  def __getitem__(self, index: int) -> np.ndarray | StoredFrames:
+    shown = _shown(self._records[index][self._image_key], WHITE)
+    return shown if self._pixel_scale == 1 else shown * np.uint8(self._pixel_scale)
+
+
+class _AsStored:
+  """A decoder for TFDS that leaves a picture, or each frame of a clip, encoded."""
+
+  def setup(self, *, feature: Any) -> None:
+    """Part of TFDS's protocol."""
+
+  def decode_example_np(self, example: Any) -> Any:
+    return example
+
+  decode_batch_example_np = decode_example_np
+
+
+def _is_picture(feature: Any, features: Any) -> bool:
+  return isinstance(getattr(feature, "feature", feature), features.Image)
+
+
+def _shown(stored: bytes | Sequence[bytes], background: tuple[int, int, int] | None) -> np.ndarray | StoredFrames:
+  if isinstance(stored, bytes):
+    return decode(stored, background)
+  if not len(stored):
+    raise DecodeError("the clip has no frames")
+  return StoredFrames(list(stored))
 
 
 def labelled(
@@ -176,28 +207,27 @@ def labelled(
   *,
   image_key: str = "image",
   label_key: str = "label",
-  templates: Sequence[str] = PHOTO_TEMPLATES,
 ) -> LabelledSet:
-  """A set for zero-shot classification, its classes named by its metadata.
+  """A set for zero-shot classification with the generic prompt, its classes named by its metadata.
 
   Args:
     name: see `TfdsSource`, as are the other arguments.
     data_dir: TFDS's directory of sets; None is TFDS's own default.
     split: what to test on.
-    image_key: feature of the image.
+    image_key: feature of the image or the clip.
     label_key: feature of the class.
-    templates: prompts.
 
   Raises:
     UserError: if the set is not there, lacks a feature, or has no labels in this split.
   """
-  records = Records(name, data_dir, split, image_key)
+  records = Records(name, data_dir, split)
   records.require(image_key, label_key)
   classes = records.class_names(label_key)
   labels = np.array([records[k][label_key] for k in range(len(records))], np.int64)
   if len(labels) and labels.min() < 0:
     raise UserError(f"split {split!r} of the TFDS set {name!r} has no labels, name another split")
-  return LabelledSet(f"tfds/{name}", _Images(records, image_key), labels, classes, tuple(templates))
+  images = Images(records, image_key)
+  return LabelledSet(f"tfds/{name}", images, labels, classes, GENERIC_TEMPLATES, templates_source=GENERIC)
 
 
 def paired(
@@ -220,12 +250,12 @@ def paired(
   Raises:
     UserError: if the set is not there or lacks a feature.
   """
-  records = Records(name, data_dir, split, image_key)
+  records = Records(name, data_dir, split)
   records.require(image_key, caption_key)
   captions = [_strings(records[k][caption_key]) for k in range(len(records))]
   owner = np.repeat(np.arange(len(records)), [len(texts) for texts in captions])
   flat = [text for texts in captions for text in texts]
-  return PairSet(f"tfds/{name}", _Images(records, image_key), flat, np.arange(len(records)), owner)
+  return PairSet(f"tfds/{name}", Images(records, image_key), flat, np.arange(len(records)), owner)
 
 
 def default_data_dir() -> str:
@@ -234,11 +264,11 @@ def default_data_dir() -> str:
 
 
 def _strings(value: Any) -> list[str]:
-  """One caption or several, stored as bytes or strings, alone or under one further key."""
+  """One caption or several, stored as bytes or strings, alone, under the key "text" or under the only key there is."""
   if isinstance(value, Mapping):
-    if len(value) != 1:
+    if "text" not in value and len(value) != 1:
       raise UserError(f"a caption feature holds text or a sequence of text, got the keys {', '.join(value)}")
-    value = next(iter(value.values()))
+    value = value["text"] if "text" in value else next(iter(value.values()))
   items = [value] if isinstance(value, str | bytes) else list(np.asarray(value, object).reshape(-1))
   try:
     return [item.decode("utf-8") if isinstance(item, bytes) else str(item) for item in items]

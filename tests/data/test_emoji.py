@@ -8,7 +8,7 @@ import pytest
 
 from contrastive_jax.errors import UserError
 from contrastive_jax.training.curriculum import Segment
-from data import emoji, emoji_evaluation
+from data import emoji, emoji_evaluation, tasks
 from data.augment import DRAWINGS
 from data.emoji import CaptionMix, concepts, drawings, training_sources
 from data.pipeline import Pipeline
@@ -173,6 +173,30 @@ def test_style_transfer_sets_have_the_classes_of_the_final_test(openmoji):
     tested = emoji_evaluation.artist(artist)
     assert tested.classes == openmoji.classes
     assert len(set(tested.labels.tolist())) == len(tested.images) > 1800
+
+
+def test_every_language_names_the_same_images_and_no_two_alike(openmoji):
+  sets = [tasks.load(name) for name in tasks.expand(["emoji_openmoji_languages"])]
+  assert {tested.language for tested in sets} == {"en", *emoji.LANGUAGES}
+  assert all(tested.images is openmoji.images for tested in sets)
+  assert all(len(set(tested.classes)) == len(openmoji.classes) for tested in sets)
+  dog = openmoji.classes.index("dog face")
+  named = {tested.language: tested.classes[dog] for tested in sets}
+  assert (named["de"], named["fr"], named["es"]) == ("hundegesicht", "tête de chien", "cara de perro")
+
+
+def test_hard_pairs_differ_in_one_word_and_show_what_they_are_called(openmoji):
+  hard = emoji_evaluation.choices()
+  assert len(hard.captions) > 350 and len(hard.images) == 2 * len(hard.captions)
+  for one, other in hard.captions:
+    words = one.split(), other.split()
+    assert len(words[0]) == len(words[1]) > 1
+    assert sum(a != b for a, b in zip(*words, strict=True)) == 1
+  assert len({caption for pair in hard.captions for caption in pair}) == len(hard.images)
+  for n in range(0, len(hard.captions), 60):
+    for k in (0, 1):
+      expected = openmoji.images[openmoji.classes.index(hard.captions[n][k])]
+      np.testing.assert_array_equal(hard.images[2 * n + k], expected)
 
 
 def test_every_held_out_concept_is_drawn_twice():

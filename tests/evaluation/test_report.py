@@ -179,3 +179,31 @@ def test_evaluations_in_training_are_found_by_name():
 def test_metrics_in_words():
   assert metric_name("text_retrieval_recall@5") == "Recall@5, image to caption"
   assert metric_name("something_else") == "something_else"
+
+
+def test_one_language_stands_for_a_set_that_was_scored_in_several(tmp_path, results, pictures):
+  def scored(dataset, language, value):
+    sizes = {"images": 4, "classes": 40}
+    guess = Guess(pictures[0], f"truth in {language}", (("cat", 0.5),), correct=False)
+    return Result(dataset, "zeroshot_classification", {"acc1": value}, language, sizes, guesses=(guess,))
+
+  several = [scored("toy", "en", 0.5), scored("toy_de", "de", 0.25), scored("toy_xx", "xx", 0.375)]
+  path = write_report(
+    tmp_path / "r.html", title="run", config={}, metrics=[], evaluations=[*several, results[1]], attribution=""
+  )
+  page = path.read_text(encoding="utf-8")
+  bars = page.partition("Language by language")[2].partition("</ol>")[0]
+  assert re.findall(r"<li><span>(.+?)</span><span>(.+?)</span>.+?width:([\d.]+)%", bars) == [
+    ("English", "50.0%", "100.0"),
+    ("xx", "37.5%", "75.0"),
+    ("German", "25.0%", "50.0"),
+  ]
+  assert "truth in en" in page and "truth in de" not in page and "toy_de" not in page and "pairs" in page
+
+
+def test_diagnostics_are_numbers_and_not_percentages(tmp_path):
+  metrics = {"image_retrieval_recall@1": 0.5, "alignment": 1.234567, "uniformity_image": -2.75}
+  result = Result("pairs", "zeroshot_retrieval", metrics, "en", {"images": 2, "captions": 2})
+  path = write_report(tmp_path / "r.html", title="", config={}, metrics=[], evaluations=[result], attribution="")
+  text = " ".join(Page(path.read_text(encoding="utf-8")).text)
+  assert "1.23" in text and "-2.75" in text and "123" not in text.replace("1.23", "") and "-275" not in text

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -28,6 +29,12 @@ def test_json_has_the_schema_of_clip_benchmark(tmp_path):
   }
 
 
+def test_json_tells_where_prompts_come_from_that_are_not_the_sets_own(tmp_path):
+  result = dataclasses.replace(CLASSIFICATION, templates_source="a generic one")
+  path = write_result(tmp_path / "a.json", result, model="m", pretrained="p")
+  assert json.loads(path.read_text())["templates_source"] == "a generic one"
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
   path = tmp_path / "a.json"
   write_result(path, CLASSIFICATION, model="m", pretrained="p")
@@ -41,6 +48,16 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     write_result(path, CLASSIFICATION, model="other", pretrained="p")
   assert path.read_text() == before
   assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_result_of_a_probe_is_not_taken_for_the_zero_shot_one(tmp_path):
+  tasks = ("", "linear_probe", "unprojected_linear_probe", "5_shot_linear_probe", "unprojected_5_shot_knn_probe")
+  paths = [result_path(tmp_path, "tfds/digits@train", 300, task) for task in tasks]
+  for path, task in zip(paths, tasks, strict=True):
+    write_result(path, dataclasses.replace(CLASSIFICATION, task=task), model="m", pretrained="p")
+  assert len(set(paths)) == 5 and paths[0].parent == paths[1].parent
+  # What the stages of a run and a finished run are looked up by.
+  assert list((tmp_path / "eval").glob("*@300.json")) == [paths[0]]
 
 
 @pytest.mark.parametrize(
@@ -65,6 +82,39 @@ def test_headline_names_the_figure_and_chance():
   )
   assert headline(retrieval)["figure"] == "30.0%"
   assert headline(retrieval)["sentence"] == "of 25,000 captions find their image among the first 10 of 5,000"
+
+
+@pytest.mark.parametrize(
+  ("metrics", "sizes", "expected"),
+  [
+    (
+      {"mean_average_precision": 0.5},
+      {"images": 4952, "classes": 20},
+      "mean average precision of 20 classes among 4,952 images",
+    ),
+    (
+      {"lp_acc1": 0.5, "lp_mean_per_class_recall": 0.25},
+      {"images": 360, "classes": 10, "training": 1437},
+      "of 360 images are named right by a linear probe, with 1,437 to learn from",
+    ),
+    (
+      {"image_acc": 1.0, "text_acc": 0.5, "acc": 0.5},
+      {"images": 300, "captions": 600, "instances": 300},
+      "of 300 sets of images and captions that differ little are matched right",
+    ),
+  ],
+)
+def test_headlines_of_other_tasks(metrics, sizes, expected):
+  words = headline(Result("toy", "task", metrics, "en", sizes))
+  assert (words["figure"], words["sentence"]) == ("50.0%", expected)
+
+
+def test_a_headline_says_which_features_a_probe_saw():
+  sizes = {"images": 360, "classes": 10, "training": 50}
+  words = headline(Result("toy", "unprojected_5_shot_knn_probe", {"knn_acc1": 0.5}, "en", sizes))
+  assert words["sentence"] == (
+    "of 360 images are named right by their neighbours before the projection, with 50 to learn from"
+  )
 
 
 def test_percentages():

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score
 
 from contrastive_jax.evaluation.tasks import LabelledSet
@@ -98,11 +99,15 @@ def test_metrics_equal_the_plain_answers(rng):
   weights = classifier(model, labelled.classes, labelled.templates).astype(np.float64)
   order = np.argsort(-model.image.astype(np.float64) @ weights.T, axis=1, kind="stable")
   hit = order == labelled.labels[:, None]
+  sure = softmax(model.logit_scale * model.image.astype(np.float64) @ weights.T, axis=1).max(axis=1)
+  bins = np.ceil(15 * sure)
+  gaps = [abs(np.sum(hit[bins == k, 0] - sure[bins == k])) for k in range(1, 16)]
   assert result.metrics == pytest.approx(
     {
       "acc1": hit[:, 0].mean(),
       "acc5": hit[:, :5].any(axis=1).mean(),
       "mean_per_class_recall": balanced_accuracy_score(labelled.labels, order[:, 0]),
+      "expected_calibration_error": sum(gaps) / len(hit),
     }
   )
   assert result.metrics["acc1"] != pytest.approx(result.metrics["mean_per_class_recall"], abs=1e-3)
@@ -122,7 +127,7 @@ def test_balanced_accuracy_ignores_classes_without_images(rng):
 def test_no_top_five_under_five_classes(rng):
   model, labelled = problem(rng, classes=4, images=60)
   result = evaluate_zero_shot(model, labelled)
-  assert sorted(result.metrics) == ["acc1", "mean_per_class_recall"]
+  assert sorted(result.metrics) == ["acc1", "expected_calibration_error", "mean_per_class_recall"]
   assert all(len(guess.predictions) == 4 for guess in result.guesses)
 
 

@@ -1,0 +1,226 @@
+"""Standard benchmarks by name: where the data are, what is scored, and the words put to the model.
+
+Class names and prompts are data, in `classes/`, and follow CLIP_benchmark wherever it has the set, so that numbers can
+be compared. Names are keyed by the labels of TFDS, never by position: a set prepared with its labels in another order
+is still named right. Splits and derived labels follow VTAB (Zhai et al. 2019) where it has the task.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int
+
+from contrastive_jax.errors import UserError
+
+GENERIC_TEMPLATES = ("a photo of a {}.",)
+GENERIC = "generic: the set has no prompts of its own"
+
+_VTAB = "VTAB (Zhai et al. 2019)"
+_CLIP = "CLIP (Radford et al. 2021)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+  """One evaluation.
+
+  Attributes:
+    name: what `--tasks` calls it.
+    tfds: the TFDS set with its configuration; "" for a folder of pictures of that name.
+    split: what is scored, in TFDS's notation.
+    train: what a probe may learn from; it shares no record with `split`.
+    kind: what is measured. "multilabel" reads a sequence of classes, "retrieval" a sequence of captions, "choices"
+      captions of which one is true.
+    image_key: feature of the picture or the clip.
+    label_key: feature of the class or the captions, or the one that `label` derives the class from.
+    label: from the feature to the class, where the set does not store it.
+    classes: file in `classes/` with the names; "" for those of the set, "_" read as a space.
+    subset: file in `classes/` with the labels that exist in the set; "" for all.
+    templates: file in `classes/` with the prompts; "" where none are published, which makes them `GENERIC_TEMPLATES`.
+    pixel_scale: multiplies the stored pixels.
+    source: of the protocol.
+  """
+
+  name: str
+  tfds: str
+  split: str = "test"
+  train: str = "train"
+  kind: Literal["classification", "multilabel", "retrieval", "choices"] = "classification"
+  image_key: str = "image"
+  label_key: str = "label"
+  label: Callable[[Any], int] | None = None
+  classes: str = ""
+  subset: str = ""
+  templates: str = ""
+  pixel_scale: int = 1
+  source: str = _CLIP
+
+
+def clevr_count(objects: Mapping[str, Any]) -> int:
+  """Class of the number of objects, from three to ten. Follows VTAB's count_all."""
+  return len(objects["size"]) - 3
+
+
+def kitti_distance(objects: Mapping[str, Any]) -> int:
+  """Class of how far the nearest car, van or truck is: up to 8 m, up to 20 m, farther, or none in sight.
+
+  Args:
+    objects: "type" `[objects]`, of which 0 to 2 are those vehicles, and "location" `[objects, 3]`, `(x, y, z)` in
+      metres from the camera.
+
+  Follows VTAB's closest_vehicle_distance.
+  """
+  vehicle = np.asarray(objects["type"]) < 3
+  depth = np.asarray(objects["location"], np.float64).reshape(-1, 3)[vehicle, 2]
+  return int(np.searchsorted([8.0, 20.0, 999.0], min(depth, default=1000.0)))
+
+
+def dsprites_orientation(label: int) -> int:
+  """One of 16 classes of TFDS's 40 orientations. Follows VTAB."""
+  return int(label // 2.5)
+
+
+def dsprites_x_position(label: int) -> int:
+  """One of 16 classes of TFDS's 32 positions. Follows VTAB."""
+  return int(label) // 2
+
+
+def _vtab(name: str, tfds: str, files: str, **fields: Any) -> Benchmark:
+  return Benchmark(name, tfds, classes=files, templates=files, source=_VTAB, **fields)
+
+
+def _imagenet(name: str, tfds: str, source: str, **fields: Any) -> Benchmark:
+  return Benchmark(name, tfds, classes="imagenet", templates="imagenet", source=source, **fields)
+
+
+# Eighty per cent to learn from, twenty to score: VTAB's cut of sets that come in one piece.
+_CUT = {"split": "train[80%:]", "train": "train[:80%]"}
+
+BENCHMARKS: dict[str, Benchmark] = {
+  benchmark.name: benchmark
+  for benchmark in (
+    _imagenet("imagenet", "imagenet2012", "ILSVRC 2012 (Russakovsky et al. 2015)", split="validation"),
+    _imagenet("imagenet_v2", "imagenet_v2/matched-frequency", "Recht et al. 2019"),
+    _imagenet("imagenet_a", "imagenet_a", "Hendrycks et al. 2021a: 200 classes", subset="imagenet_a"),
+    _imagenet("imagenet_r", "imagenet_r", "Hendrycks et al. 2021b: 200 classes", subset="imagenet_r"),
+    _imagenet("imagenet_sketch", "imagenet_sketch", "Wang et al. 2019"),
+    Benchmark("cifar10", "cifar10", templates="cifar"),
+    Benchmark("cifar100", "cifar100", templates="cifar"),
+    Benchmark("food101", "food101", split="validation", templates="food101"),
+    _vtab("oxford_iiit_pet", "oxford_iiit_pet", "oxford_iiit_pet"),
+    _vtab("oxford_flowers102", "oxford_flowers102", "oxford_flowers102"),
+    Benchmark("dtd", "dtd", templates="dtd", source=_VTAB),
+    _vtab("eurosat", "eurosat/rgb", "eurosat", **_CUT),
+    Benchmark("resisc45", "resisc45", templates="resisc45", source=_VTAB, **_CUT),
+    _vtab("caltech101", "caltech101", "caltech101"),
+    Benchmark("cars196", "cars196", templates="cars196"),
+    Benchmark("stanford_dogs", "stanford_dogs", classes="imagenet", source="Khosla et al. 2011"),
+    _vtab("sun397", "sun397/tfds", "sun397"),
+    _vtab("svhn_cropped", "svhn_cropped", "svhn_cropped"),
+    Benchmark("mnist", "mnist", classes="mnist", templates="mnist"),
+    _vtab("patch_camelyon", "patch_camelyon", "patch_camelyon"),
+    _vtab("clevr_count", "clevr", "clevr_count", split="validation", label_key="objects", label=clevr_count),
+    _vtab(
+      "dsprites_orientation",
+      "dsprites",
+      "dsprites_orientation",
+      split="train[90%:]",
+      train="train[:90%]",
+      label_key="label_orientation",
+      label=dsprites_orientation,
+      pixel_scale=255,
+    ),
+    _vtab(
+      "dsprites_x_position",
+      "dsprites",
+      "dsprites_x_position",
+      split="train[90%:]",
+      train="train[:90%]",
+      label_key="label_x_position",
+      label=dsprites_x_position,
+      pixel_scale=255,
+    ),
+    _vtab("kitti_distance", "kitti", "kitti_distance", label_key="objects", label=kitti_distance),
+    _vtab("diabetic_retinopathy", "diabetic_retinopathy_detection/btgraham-300", "diabetic_retinopathy"),
+    _vtab("smallnorb_azimuth", "smallnorb", "smallnorb_azimuth", split="test[50%:]", label_key="label_azimuth"),
+    _vtab("smallnorb_elevation", "smallnorb", "smallnorb_elevation", split="test[50%:]", label_key="label_elevation"),
+    Benchmark(
+      "voc2007",
+      "voc/2007",
+      kind="multilabel",
+      label_key="labels",
+      templates="voc2007",
+      source="CLIP_benchmark's voc2007_multilabel: objects marked as difficult count",
+    ),
+    Benchmark(
+      "coco_captions",
+      "coco_captions/2014",
+      kind="retrieval",
+      label_key="captions",
+      source="the 5,000 test images of Karpathy and Li 2015, with all their captions",
+    ),
+    Benchmark(
+      "flickr30k",
+      "",
+      kind="retrieval",
+      source="the 1,000 test images of Karpathy and Li 2015, with five captions each",
+    ),
+    *(
+      Benchmark(f"sugarcrepe/{subset}", "", kind="choices", source="SugarCrepe (Hsieh et al. 2023)")
+      for subset in ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
+    ),
+    Benchmark("winoground", "", kind="choices", source="Winoground (Thrush et al. 2022)"),
+    Benchmark("ucf101", "ucf101/ucf101_1", image_key="video", classes="ucf101", templates="ucf101"),
+  )
+}
+
+
+def templates(benchmark: Benchmark) -> tuple[tuple[str, ...], str]:
+  """The prompts, and who wrote them: `GENERIC` where nobody did for this set."""
+  if not benchmark.templates:
+    return GENERIC_TEMPLATES, GENERIC
+  content = _read(benchmark.templates)
+  return tuple(content["templates"]), content["templates_source"]
+
+
+def name_classes(benchmark: Benchmark, labels: Sequence[str] | None) -> tuple[list[str], Int[np.ndarray, "labels"]]:
+  """The class names put to the model, and the class of each label: -1 for a label that the benchmark leaves out.
+
+  Args:
+    benchmark: of the table.
+    labels: names of the labels in the prepared set, in its order; None if `benchmark.label` makes them.
+
+  Raises:
+    UserError: if the set has a label without a name.
+  """
+  names = _read(benchmark.classes)["classes"] if benchmark.classes else [label.replace("_", " ") for label in labels]
+  if isinstance(names, Mapping):
+    # TFDS calls the dogs "n02085620-chihuahua"; ImageNet has their names by what stands before the dash.
+    keys = [label if label in names else label.partition("-")[0] for label in labels]
+    unnamed = next((label for label, key in zip(labels, keys, strict=True) if key not in names), None)
+    if unnamed is not None:
+      raise _unlike(benchmark, f"a label {unnamed!r} that has no name there")
+    names = [names[key] for key in keys]
+  elif labels is not None and benchmark.label is None and len(labels) != len(names):
+    raise _unlike(benchmark, f"{len(labels)} labels, not {len(names)}")
+  if not benchmark.subset:
+    return list(names), np.arange(len(names))
+  subset = frozenset(_read(benchmark.subset)["subset"])
+  kept = np.array([label in subset for label in labels])
+  return [name for name, keep in zip(names, kept, strict=True) if keep], np.where(kept, np.cumsum(kept) - 1, -1)
+
+
+def _unlike(benchmark: Benchmark, what: str) -> UserError:
+  return UserError(
+    f"the benchmark {benchmark.name!r} does not know this TFDS set {benchmark.tfds!r}, which has {what}: prepare it "
+    f"with the TFDS that is installed, or score it as tfds/{benchmark.tfds}"
+  )
+
+
+@functools.cache
+def _read(file: str) -> dict[str, Any]:
+  return json.loads((Path(__file__).parent / "classes" / f"{file}.json").read_text(encoding="utf-8"))

@@ -1,0 +1,72 @@
+"""Whether a score means the same everywhere: one threshold for all queries, and probabilities that come true."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+
+def global_auc(
+  image: Float[Array | np.ndarray, "images dim"],
+  text: Float[Array | np.ndarray, "texts dim"],
+  image_group: Int[Array | np.ndarray, "images"],
+  text_group: Int[Array | np.ndarray, "texts"],
+  *,
+  block: int = 1024,
+) -> float:
+  """How often an image and a text that belong together score above two that do not, over all of the set; ties are 1/2.
+
+  Recall compares within a query; this asks for one threshold that serves all queries. Exact: the scores of all images
+  with all texts are computed twice, a block at a time.
+
+  Args:
+    image: embeddings; the score is the inner product.
+    text: embeddings.
+    image_group: an image and a text belong together when their groups are equal.
+    text_group: see `image_group`.
+    block: images scored at once. Peak memory is a few times block x texts, and the scores of all that belong together.
+
+  Raises:
+    ValueError: if nothing belongs together, or everything does.
+
+  The area under the ROC curve as Mann and Whitney's U, over the pairs of all queries together.
+  """
+  image, text = np.asarray(image), np.asarray(text)
+  image_group, text_group = np.asarray(image_group), np.asarray(text_group)
+
+  def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for start in range(0, len(image), block):
+      scores = image[start : start + block] @ text.T
+      yield scores, image_group[start : start + block, None] == text_group
+
+  matching = np.sort(np.concatenate([scores[together] for scores, together in blocks()]))
+  others = len(image) * len(text) - len(matching)
+  if not len(matching) or not others:
+    raise ValueError(
+      f"AUC needs pairs that belong together and pairs that do not, got {len(matching)} and {others} of"
+      f" {len(image)} images and {len(text)} texts"
+    )
+  wins = 0  # Twice the number of pairs of pairs in the right order: an integer, so nothing is rounded.
+  for scores, together in blocks():
+    below = np.sort(scores[~together])
+    for side in ("left", "right"):
+      wins += int(np.sum(np.searchsorted(below, matching, side), dtype=np.int64))
+  return wins / (2 * len(matching) * others)
+
+
+def expected_calibration_error(
+  confidence: Float[np.ndarray, "images"], correct: Bool[np.ndarray, "images"], *, bins: int = 15
+) -> float:
+  """Mean distance between how sure the model is and how often it is right, over bins of equal width.
+
+  Args:
+    confidence: probability of the predicted class.
+    correct: whether it is the right one.
+    bins: intervals (0, 1/bins], (1/bins, 2/bins], ...
+
+  Guo et al. (arXiv 1706.04599), equation 3.
+  """
+  confidence = np.asarray(confidence, np.float64)
+  place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+  gap = np.bincount(place, confidence, minlength=bins) - np.bincount(place, correct, minlength=bins)
+  return float(np.sum(np.abs(gap)) / len(confidence))

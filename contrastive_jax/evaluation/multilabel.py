@@ -1,0 +1,55 @@
+"""Zero-shot classification where an image shows several things: each class ranks the images.
+
+Numbers agree with CLIP_benchmark's on its multi-label sets, such as voc2007_multilabel.
+"""
+
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from contrastive_jax.evaluation.results import Result
+from contrastive_jax.evaluation.tasks import Encoder, MultiLabelSet, kind_of
+from contrastive_jax.evaluation.zero_shot import classifier
+
+
+def average_precision(
+  scores: Float[Array | np.ndarray, "images classes"], labels: Bool[Array | np.ndarray, "images classes"]
+) -> Float[np.ndarray, "classes"]:
+  """For each class the mean, over the images that show it, of the precision down to that image.
+
+  Args:
+    scores: the higher, the likelier the image shows the class.
+    labels: what it shows.
+
+  Returns:
+    0 for a class that no image shows.
+
+  Follows CLIP_benchmark's average_precision_per_class: every positive counts by itself, nothing is interpolated. Equal
+  scores rank by index, which torch.sort does not promise.
+  """
+  order = np.argsort(-np.asarray(scores), axis=0, kind="stable")
+  shown = np.take_along_axis(np.asarray(labels), order, axis=0)
+  precision = np.cumsum(shown, axis=0) / np.arange(1, len(shown) + 1)[:, None]
+  return np.sum(precision, axis=0, where=shown) / np.maximum(np.sum(shown, axis=0), 1)
+
+
+def evaluate_multilabel(model: Encoder, scored: MultiLabelSet) -> Result:
+  """Scores a multi-label set without training on it.
+
+  Args:
+    model: embeds images and prompts.
+    scored: images are read a batch at a time; embeddings are kept, and the scores of all images for all classes.
+
+  Returns:
+    mean_average_precision, classes without an image counting 0, as in CLIP_benchmark.
+  """
+  if not len(scored.images):
+    raise ValueError(f"{scored.name} has no images to evaluate on")
+  weights = classifier(model, scored.classes, scored.templates)
+  precision = average_precision(model.encode_image(scored.images) @ weights.T, scored.labels)
+  return Result(
+    dataset=scored.name,
+    task="zeroshot_classification",
+    metrics={"mean_average_precision": float(np.mean(precision))},
+    language=scored.language,
+    sizes={kind_of(scored.images): len(scored.images), "classes": len(scored.classes)},
+  )

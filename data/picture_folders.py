@@ -1,0 +1,112 @@
+"""Evaluation sets that TFDS does not have: a folder with `images/` and the table that the authors of a set publish."""
+
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from contrastive_jax.errors import UserError, nearest
+from contrastive_jax.evaluation.tasks import ChoiceSet, PairSet
+from contrastive_jax.preprocess.images import decode
+
+Row = TypeVar("Row")
+
+
+def karpathy(folder: pathlib.Path, split: str) -> PairSet:
+  """Pictures and their captions, by the table of Karpathy and Li: `<folder>/dataset_<folder>.json`.
+
+  Args:
+    folder: what holds both.
+    split: one of the table.
+
+  Raises:
+    UserError: if something is missing, or the table is another one.
+  """
+
+  def rows_of(text: str) -> list[tuple[str, str, list[str]]]:
+    entries = json.loads(text)["images"]
+    return [(row["split"], row["filename"], [said["raw"] for said in row["sentences"]]) for row in entries]
+
+  table = f"dataset_{folder.name}.json"
+  rows = _read(folder, table, "the table of Karpathy and Li's splits", rows_of)
+  splits = dict.fromkeys(row[0] for row in rows)
+  if split not in splits:
+    raise UserError(
+      f"{folder / table} has no split {split!r}{nearest(split, splits)}, it has {', '.join(sorted(splits))}"
+    )
+  chosen = [(file, said) for of, file, said in rows if of == split]
+  owner = np.repeat(np.arange(len(chosen)), [len(said) for _, said in chosen])
+  captions = [text for _, said in chosen for text in said]
+  return PairSet(folder.name, _Pictures(folder, [file for file, _ in chosen]), captions, np.arange(len(chosen)), owner)
+
+
+def sugarcrepe(folder: pathlib.Path, subset: str) -> ChoiceSet:
+  """Pictures with a true and a false caption, by SugarCrepe's table (arXiv 2306.14610): `<folder>/<subset>.json`.
+
+  Args:
+    folder: what holds both; the pictures are those of COCO's validation split of 2017.
+    subset: such as "swap_obj".
+
+  Raises:
+    UserError: if something is missing, or the table is another one.
+  """
+
+  def rows_of(text: str) -> list[tuple[str, list[str]]]:
+    return [(row["filename"], [row["caption"], row["negative_caption"]]) for row in json.loads(text).values()]
+
+  rows = _read(folder, f"{subset}.json", "SugarCrepe's table", rows_of)
+  pictures = _Pictures(folder, [file for file, _ in rows])
+  return ChoiceSet(f"{folder.name}/{subset}", pictures, [said for _, said in rows])
+
+
+def winoground(folder: pathlib.Path) -> ChoiceSet:
+  """Two pictures and two captions of the same words, by Winoground's table (arXiv 2204.03162): `examples.jsonl`.
+
+  Args:
+    folder: what holds both.
+
+  Raises:
+    UserError: if something is missing, or the table is another one.
+  """
+
+  def rows_of(text: str) -> list[tuple[list[str], list[str]]]:
+    rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    return [([f"{row[f'image_{k}']}.png" for k in (0, 1)], [row[f"caption_{k}"] for k in (0, 1)]) for row in rows]
+
+  rows = _read(folder, "examples.jsonl", "Winoground's table", rows_of)
+  pictures = _Pictures(folder, [file for files, _ in rows for file in files])
+  return ChoiceSet(folder.name, pictures, [said for _, said in rows])
+
+
+class _Pictures(Sequence):
+  """Files in `images/`, read when asked for."""
+
+  def __init__(self, folder: pathlib.Path, files: Sequence[str]):
+    self._paths = [folder / "images" / file for file in files]
+    missing = [path for path in dict.fromkeys(self._paths) if not path.is_file()]
+    if missing:
+      raise UserError(f"{missing[0]} and {len(missing) - 1} more pictures of {folder.name} are missing: put them there")
+
+  def __len__(self) -> int:
+    return len(self._paths)
+
+  def __getitem__(self, index: int) -> np.ndarray:
+    return decode(self._paths[index])
+
+
+def _read(folder: pathlib.Path, table: str, what: str, rows_of: Callable[[str], list[Row]]) -> list[Row]:
+  path = folder / table
+  if not path.is_file():
+    raise UserError(
+      f"the set {folder.name!r} is not in {folder.parent}, prepare it by hand: its pictures in {folder / 'images'} and "
+      f"{what} as {path}"
+    )
+  try:
+    rows = rows_of(path.read_text(encoding="utf-8"))
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise UserError(f"{path} is not {what} ({error!r}): put that there") from error
+  if not rows:
+    raise UserError(f"{path} has no rows: put {what} there")
+  return rows

@@ -1,0 +1,63 @@
+"""Clips that TFDS stores as one picture a frame."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from contrastive_jax.preprocess.images import decode
+from contrastive_jax.preprocess.video import Frames
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredFrames:
+  """A clip whose frames are files in memory, decoded when asked for.
+
+  Attributes:
+    files: the bytes of one JPEG or PNG a frame, at least one.
+    fps: frames a second. TFDS does not say; UCF101's clips all have 25.
+  """
+
+  files: Sequence[bytes]
+  fps: float = 25.0
+
+  @property
+  def count(self) -> int:
+    return len(self.files)
+
+  @property
+  def height(self) -> int:
+    return self._first.shape[0]
+
+  @property
+  def width(self) -> int:
+    return self._first.shape[1]
+
+  def read(self, indices: Sequence[int] | Int[np.ndarray, " n"], /) -> Frames:
+    """The frames, RGB. Raises DecodeError if one is bad."""
+    return np.stack([decode(self.files[index]) for index in np.asarray(indices, int)])
+
+  @functools.cached_property
+  def _first(self) -> np.ndarray:
+    return decode(self.files[0])
+
+
+@functools.cache
+def read_videos_as_frames() -> None:
+  """Lets TFDS open sets with a Video feature without TensorFlow, which its class asks for to name a type of number.
+
+  What is stored is a sequence of pictures, so that is what takes the place of the feature, by TFDS's own mechanism for
+  classes that have moved.
+  """
+  import tensorflow_datasets as tfds
+
+  class Moved(tfds.features.Sequence):
+    ALIASES = (f"{tfds.features.Video.__module__}.Video",)
+
+    @classmethod
+    def from_json_content(cls, value) -> tfds.features.Sequence:
+      shape = [side if side > 0 else None for side in value.shape.dimensions[1:]]
+      image = tfds.features.Image(shape=shape or None, encoding_format=value.encoding_format or None)
+      return tfds.features.Sequence(image)

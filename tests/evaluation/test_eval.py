@@ -1,0 +1,55 @@
+"""eval.py as a user runs it: probes of a trained run, and what their flags refuse."""
+
+import json
+
+import pytest
+
+from tests import runs
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """A run of the tiny config, scored at its end in every language, and a set to probe."""
+  folder = tmp_path_factory.mktemp("trained")
+  runs.train(folder / "run", "--config.final_evals=('emoji_openmoji_languages',)", "--config.total_steps=8")
+  runs.run("-m", "data.digits", f"--data_dir={folder}")
+  return folder
+
+
+def probed(trained, *arguments, expected=0):
+  digits = ("--tasks=tfds/sklearn_digits", f"--data_dir={trained}")
+  return runs.run("eval.py", f"--workdir={trained / 'run'}", *digits, *arguments, expected=expected)
+
+
+def test_a_config_may_name_a_group(trained):
+  results = [json.loads(path.read_text()) for path in (trained / "run" / "eval").glob("emoji_openmoji*@8.json")]
+  assert len(results) == len({result["language"] for result in results}) == 14
+  page = (trained / "run" / "report.html").read_text()
+  bars = page.partition("Language by language")[2].partition("</ol>")[0]
+  assert bars.count("<li>") == 14 and "Portuguese" in bars
+
+
+def test_each_kind_of_probe_has_a_file_of_its_own(trained):
+  probed(trained, "--probe=knn")
+  probed(trained, "--probe=knn", "--noprobe_projected", "--probe_shots=5")
+  folder = trained / "run" / "eval"
+  names = ["tfds_sklearn_digits@8.knn_probe.json", "tfds_sklearn_digits@8.unprojected_5_shot_knn_probe.json"]
+  assert sorted(path.name for path in folder.glob("tfds*")) == names
+  every, few = (json.loads((folder / name).read_text())["metrics"]["knn_acc1"] for name in names)
+  assert 0.2 < few < every < 1
+
+
+@pytest.mark.parametrize(
+  ("arguments", "sentence"),
+  [
+    (["--probe_shots=5"], "--probe_shots says how to probe: add --probe=linear or --probe=knn"),
+    (["--probe=knn", "--probe_shots=1000"], "1000 samples of each class are asked for, class 0 has"),
+    (["--probe=knn", "--probe_split=test"], "--probe_split=test is what tfds/sklearn_digits is scored on"),
+    (["--probe=knn", "--tasks=emoji_openmoji"], "needs a TFDS set with one label an image"),
+  ],
+)
+def test_a_probe_that_cannot_be_is_one_sentence(trained, arguments, sentence):
+  output = probed(trained, *arguments, expected=2)
+  assert sentence in output and "Traceback" not in output
