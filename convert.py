@@ -13,7 +13,7 @@ from absl import flags
 from contrastive_jax import cli
 from contrastive_jax.errors import UserError
 from contrastive_jax.inference import load
-from contrastive_jax.interop import exports, imports
+from contrastive_jax.interop import checkpoint_files, exports, imports
 
 FROM = flags.DEFINE_string("from", None, "A run, or KIND:PATH with KIND huggingface, open_clip or big_vision.")
 TO = flags.DEFINE_string("to", None, "A new run, or KIND:FOLDER with KIND huggingface or open_clip.")
@@ -32,8 +32,7 @@ def main() -> None:
     )
   if inward:
     workdir = Path(TO.value)
-    if (workdir / "config.json").exists():
-      raise UserError(f"--to={workdir} holds a run already: name a new directory")
+    checkpoint_files.require_new(workdir)
     imported = imports.read(FROM.value, TOKENIZER.value)
     imports.save(imported, workdir)
     if "image" in imported.params:
@@ -42,8 +41,7 @@ def main() -> None:
       print(f"{workdir} holds the text tower of {imported.name}: name it as init_from, with init_towers='text'.")
     return
   model = load(FROM.value, STEP.value)
-  native = model.views.resolution.mode == "naflex"
-  family = exports.write(TO.value, model.config, model.params, model.tokenizer, native=native)
+  family = exports.write(TO.value, model.config, model.params, model.tokenizer, resolution=model.views.resolution)
   print(f"{TO.value} holds step {model.step} of {FROM.value} as {family}.")
 
 

@@ -35,6 +35,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TABLES = (".csv", ".jsonl", ".parquet")
 # Rows that are written together: what is held in memory of a long list.
 _CHUNK = 16_384
+# Spreadsheets put a byte order mark in front.
+_ENCODING = "utf-8-sig"
 # Unreadable images that are named one by one.
 _NAMED = 5
 
@@ -55,8 +57,15 @@ def main() -> None:
     print(f"{len(unreadable):,} images cannot be read and were left out: {', '.join(unreadable[:_NAMED])}")
 
 
-def images(source: Path) -> tuple[list[str], Sequence]:
-  """Ids and paths: of a folder's images the path below it is the id."""
+def images(source: Path) -> tuple[list[str], Sequence[Path]]:
+  """Ids and paths: of a folder's images the path below it is the id.
+
+  Args:
+    source: a folder, or a table.
+
+  Raises:
+    UserError: if the table is not there, cannot be read or has no column "path".
+  """
   if source.is_dir():
     found = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
     return [path.relative_to(source).as_posix() for path in found], found
@@ -65,20 +74,38 @@ def images(source: Path) -> tuple[list[str], Sequence]:
 
 
 def texts(source: Path) -> tuple[list[str], Sequence[str]]:
-  """Ids and texts: of a file of lines the number of the line, from 1, is the id."""
+  """Ids and texts: of a file of lines the number of the line, from 1, is the id.
+
+  Args:
+    source: a file of lines, or a table.
+
+  Raises:
+    UserError: if it is not there, cannot be read or is a table without a column "text".
+  """
   if source.suffix not in TABLES:
-    lines = _existing(source).read_text(encoding="utf-8").splitlines()
+    with _reading(source):
+      lines = _lines(source)
     return [str(number) for number in range(1, len(lines) + 1)], lines
   rows = list(_rows(source, "text"))
   return [str(row.get("id", number)) for number, row in enumerate(rows, 1)], [row["text"] for row in rows]
 
 
 def write(output: Path, model: Model, ids: Sequence[str], items: Sequence) -> list[str]:
-  """Embeds and writes, some thousands at a time; returns the ids of what cannot be read."""
+  """Embeds and writes, some thousands at a time.
+
+  Args:
+    output: ends in ".parquet" or ".npy"; is there only when it is complete.
+    model: the encoder.
+    ids: one an item.
+    items: paths of images, or texts.
+
+  Returns:
+    The ids of what cannot be read.
+  """
   unreadable: list[str] = []
   partial = output.with_name(f".{output.name}.partial")
   output.parent.mkdir(parents=True, exist_ok=True)
-  with _WRITERS[output.suffix](partial, output, model.config.embed_dim) as append:
+  with _discarded(partial), _WRITERS[output.suffix](partial, output, model.config.embed_dim) as append:
     for start in range(0, len(ids), _CHUNK):
       rows = range(start, min(start + _CHUNK, len(ids)))
       if isinstance(items[start], str):
@@ -88,15 +115,25 @@ def write(output: Path, model: Model, ids: Sequence[str], items: Sequence) -> li
           embeddings = model.encode_image([items[row] for row in rows])
         except (DecodeError, OSError):
           # Only now is it worth to read every file twice.
-          readable = [row for row in rows if _is_readable(items[row])]
-          unreadable += [ids[row] for row in rows if row not in set(readable)]
-          rows = readable
+          readable = {row: _is_readable(items[row]) for row in rows}
+          unreadable += [ids[row] for row in rows if not readable[row]]
+          rows = [row for row in rows if readable[row]]
           if not rows:
             continue
           embeddings = model.encode_image([items[row] for row in rows])
       append([ids[row] for row in rows], embeddings)
   partial.replace(output)
   return unreadable
+
+
+@contextlib.contextmanager
+def _discarded(partial: Path) -> Iterator[None]:
+  """Leaves nothing half written behind."""
+  try:
+    yield
+  except BaseException:
+    partial.unlink(missing_ok=True)
+    raise
 
 
 def _is_readable(path: Path) -> bool:
@@ -139,24 +176,36 @@ _WRITERS = {".parquet": _parquet, ".npy": _npy}
 def _rows(path: Path, column: str) -> Iterator[dict[str, str]]:
   if path.suffix not in TABLES:
     raise UserError(f"{path} must be a folder, or a table that ends in {', '.join(TABLES)}")
-  _existing(path)
-  if path.suffix == ".parquet":
-    rows = pq.read_table(path).to_pylist()
-  elif path.suffix == ".jsonl":
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-  else:
-    with open(path, encoding="utf-8", newline="") as file:
-      rows = list(csv.DictReader(file))
+  with _reading(path):
+    if path.suffix == ".parquet":
+      rows = pq.read_table(path).to_pylist()
+    elif path.suffix == ".jsonl":
+      rows = [json.loads(line) for line in _lines(path) if line.strip()]
+    else:
+      with open(path, encoding=_ENCODING, newline="") as file:
+        rows = list(csv.DictReader(file))
   for number, row in enumerate(rows, 1):
     if not isinstance(row, dict) or not isinstance(row.get(column), str):
       raise UserError(f"row {number} of {path} has no '{column}': name its column so")
     yield row
 
 
-def _existing(path: Path) -> Path:
+def _lines(path: Path) -> list[str]:
+  # Not str.splitlines, which also splits at characters that captions hold, such as U+2028.
+  with open(path, encoding=_ENCODING) as file:
+    return [line.removesuffix("\n") for line in file]
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
   if not path.is_file():
     raise UserError(f"{path} does not exist: name a folder, a table or a file")
-  return path
+  try:
+    yield
+  except (ValueError, csv.Error) as error:
+    raise UserError(
+      f"{path} cannot be read ({str(error).splitlines()[0]}): save it as its name says, in UTF-8"
+    ) from error
 
 
 if __name__ == "__main__":

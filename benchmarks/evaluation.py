@@ -94,7 +94,8 @@ def main(_) -> None:
   else:
     images = [_squared(decode(scored.images[row])) for row in range(len(scored.images))]
   with tempfile.TemporaryDirectory() as folder:
-    exports.write(f"huggingface:{folder}/exported", ours.config, ours.params, ours.tokenizer)
+    spec = f"huggingface:{folder}/exported"
+    exports.write(spec, ours.config, ours.params, ours.tokenizer, resolution=ours.views.resolution)
     theirs = Transformers(Path(folder) / "exported")
   seconds = taking_turns(ours, theirs, images)
   for name, taken in zip(("ours", "transformers"), np.median(seconds, axis=1), strict=True):

@@ -53,7 +53,8 @@ def compare(peers, folder: Path, library: str, family: str) -> None:
       return peers.outputs_of_huggingface(theirs, family, images, tokens, mask)
     return peers.outputs_of_open_clip(theirs, images, tokens)
 
-  exports.write(f"{library}:{folder / 'back'}", model.config, model.params, model.tokenizer, native=family == "siglip2")
+  spec = f"{library}:{folder / 'back'}"
+  exports.write(spec, model.config, model.params, model.tokenizer, resolution=model.views.resolution)
   returned = peers.opened(library, folder / "back")
   before, after = reference.state_dict(), returned.state_dict()
   same = before.keys() == after.keys() and all((before[name] == after[name]).all() for name in before)

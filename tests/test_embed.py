@@ -68,3 +68,30 @@ def test_texts_come_from_lines_or_a_column(tmp_path):
   assert [row[0] for row in table["embedding"].to_pylist()] == [3.0, 5.0]
   with pytest.raises(UserError, match="does not exist"):
     embed.texts(tmp_path / "missing.txt")
+
+
+def test_lines_end_where_editors_end_them(tmp_path):
+  """Captions hold what Python calls line boundaries; Windows and spreadsheets leave marks of their own."""
+  (tmp_path / "captions.txt").write_bytes("\ufeffone\r\ntwo\u2028halves\n".encode())
+  assert embed.texts(tmp_path / "captions.txt") == (["1", "2"], ["one", "two\u2028halves"])
+  (tmp_path / "captions.jsonl").write_text('{"text": "two\u2028halves", "id": 7}\n', encoding="utf-8")
+  assert embed.texts(tmp_path / "captions.jsonl") == (["7"], ["two\u2028halves"])
+  (tmp_path / "captions.csv").write_bytes("\ufefftext\none\n".encode())
+  assert embed.texts(tmp_path / "captions.csv") == (["1"], ["one"])
+
+
+@pytest.mark.parametrize("name", ["bad.jsonl", "bad.parquet", "bad.txt"])
+def test_a_damaged_list_is_one_sentence(tmp_path, name):
+  (tmp_path / name).write_bytes(b"{\xff")
+  with pytest.raises(UserError, match="cannot be read"):
+    embed.texts(tmp_path / name)
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path):
+  class Interrupted(Averaging):
+    def encode_text(self, texts):
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    embed.write(tmp_path / "t.parquet", Interrupted(), ["1"], ["one"])
+  assert not list(tmp_path.iterdir())

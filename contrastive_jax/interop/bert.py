@@ -1,6 +1,6 @@
 """BERT-style text encoders of Hugging Face as text towers, such as sentence-transformers' MiniLM. Read only."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,40 @@ _KINDS = "embeddings.token_type_embeddings.weight"
 _IGNORED = ("embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias")
 # Checkpoints of models with a head on top keep the encoder below this.
 _PREFIX = "bert."
+_POOLING = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+# Modules of sentence-transformers that are in the tower, in its pooling, or in how embeddings are compared.
+_MODULES = ("Transformer", "Pooling", "Normalize")
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
-def read_config(config: Mapping[str, Any], *, source: str) -> DualEncoderConfig:
-  """A dual encoder whose text tower is the encoder, with the mean of its tokens as embedding; the image tower is any.
+def read_pool(modules: Sequence[Mapping[str, Any]], pooling: Mapping[str, Any], *, source: str) -> str:
+  """How sentence-transformers makes one vector of a sentence, as `TextConfig.pool`.
+
+  Args:
+    modules: of `modules.json`; may be empty.
+    pooling: of the pooling's `config.json`; may be empty, which takes the mean.
+    source: where they come from, for errors.
+
+  Raises:
+    UserError: for a module or a pooling that the text tower does not have.
+  """
+  names = [module["type"].rpartition(".")[2] for module in modules]
+  modes = [name for name, used in pooling.items() if name.startswith("pooling_mode_") and used]
+  if set(names) - set(_MODULES) or len(modes) > 1 or set(modes) - set(_POOLING):
+    raise UserError(
+      f"{source} has the modules {', '.join(names)} and {', '.join(modes)}: known are {', '.join(_MODULES)} with one of"
+      f" {', '.join(_POOLING)}"
+    )
+  return _POOLING[modes[0]] if modes else "mean"
+
+
+def read_config(config: Mapping[str, Any], *, pool: str, source: str) -> DualEncoderConfig:
+  """A dual encoder whose text tower is the encoder; the image tower is any.
+
+  Args:
+    config: of `config.json`.
+    pool: see `read_pool`.
+    source: where it comes from, for errors.
 
   Raises:
     UserError: for an option that the text tower does not have.
@@ -45,7 +74,7 @@ def read_config(config: Mapping[str, Any], *, source: str) -> DualEncoderConfig:
     ),
     vocab_size=config["vocab_size"],
     length=config["max_position_embeddings"],
-    pool="mean",
+    pool=pool,
     pre_norm=True,
     post_norm=False,
     projection=False,

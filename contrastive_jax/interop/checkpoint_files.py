@@ -4,9 +4,11 @@ Nothing in a file is executed: PyTorch's files hold a pickle, of which only the 
 their numbers lie are read.
 """
 
+import contextlib
 import io
 import json
 import pickle
+import shutil
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -34,7 +36,11 @@ _DTYPES = {
   "ByteStorage": np.dtype("u1"),
   "BoolStorage": np.dtype("?"),
 }
-_DAMAGED = (OSError, ValueError, KeyError, EOFError, SafetensorError, zipfile.BadZipFile, pickle.UnpicklingError)
+# What the readers raise over bytes that are no checkpoint; a pickle can fail in any way a program can.
+_DAMAGED = (
+  *(OSError, ValueError, LookupError, TypeError, AttributeError, EOFError),
+  *(SafetensorError, zipfile.BadZipFile, pickle.UnpicklingError),
+)
 # What a checkpoint with more than weights in it calls them, and what distributed training puts before their names.
 _STATE, _PREFIX = "state_dict", "module."
 
@@ -53,7 +59,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
   try:
     arrays = dict(readers[path.suffix](path))
   except _DAMAGED as error:
-    raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    raise UserError(f"{path} cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}") from error
   return {name: array.astype(np.float32) if _is_float(array) else array for name, array in arrays.items()}
 
 
@@ -68,14 +74,52 @@ def read_folder(folder: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
       return read(folder / name)
     index = folder / f"{name}.index.json"
     if index.is_file():
-      shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+      shards = sorted(set(read_json(index)["weight_map"].values()))
       return {key: array for shard in shards for key, array in read(folder / shard).items()}
   raise UserError(f"{folder} has no weights: it needs one of {', '.join(names)}")
 
 
+def read_json(path: Path) -> Any:
+  """What a JSON file holds.
+
+  Raises:
+    UserError: if the file is not there or is not JSON.
+  """
+  if not path.is_file():
+    raise UserError(f"{path} does not exist: a model of others comes in a folder with its config")
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise UserError(f"{path} is not JSON ({error}): copy it again") from error
+
+
+def require_new(folder: Path) -> None:
+  """Raises a `UserError` where something is that a new folder would be mixed with."""
+  if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    raise UserError(f"{folder} is there already: name a new folder")
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+  """Makes a folder that is there whole or not at all: yields one beside it, which is renamed at the end.
+
+  Raises:
+    UserError: if the folder is there and not empty.
+  """
+  require_new(folder)
+  folder = folder.resolve()
+  partial = folder.with_name(f".{folder.name}.partial")
+  shutil.rmtree(partial, ignore_errors=True)
+  partial.mkdir(parents=True)
+  try:
+    yield partial
+    partial.replace(folder)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
 def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
   """Writes arrays for PyTorch's readers."""
-  path.parent.mkdir(parents=True, exist_ok=True)
   save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path, metadata={"format": "pt"})
 
 

@@ -10,7 +10,8 @@ from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.interop import checkpoint_files, huggingface, open_clip, tokenizer_files
 from contrastive_jax.interop.keymap import to_theirs
 from contrastive_jax.models.config import DualEncoderConfig
-from contrastive_jax.preprocess.tokenizers import Tokenizer
+from contrastive_jax.preprocess.resolution import Resolution
+from contrastive_jax.preprocess.tokenizers import JsonTokenizer, Tokenizer
 
 # Fields that only training reads.
 _TRAINING = ("init", "remat", "drop_path", "dropout", "init_logit_scale", "dtype", "max_time")
@@ -19,69 +20,91 @@ _LEGACY_EOS = 2
 
 
 def write(
-  spec: str, config: DualEncoderConfig, params: Mapping[str, Any], tokenizer: Tokenizer, *, native: bool = False
+  spec: str,
+  config: DualEncoderConfig,
+  params: Mapping[str, Any],
+  tokenizer: Tokenizer,
+  *,
+  resolution: Resolution | None = None,
 ) -> str:
   """Writes a model for another library.
 
   Args:
-    spec: "huggingface:FOLDER" or "open_clip:FOLDER"; the folder is made.
+    spec: "huggingface:FOLDER" or "open_clip:FOLDER"; the folder is made, and is there only when it is complete.
     config: of the model.
     params: nested dict of arrays.
     tokenizer: of the model.
-    native: whether it reads images at any aspect (NaFlex).
+    resolution: at which it reads images, such as `Model.views.resolution`; None is fixed at `vision.image_size`.
 
   Returns:
     The family it was written as.
 
   Raises:
-    UserError: if the other library has no such model, naming what differs, or the folder holds a model.
+    UserError: if the other library has no such model, naming what differs, or the folder is not empty.
   """
   kind, colon, path = spec.partition(":")
   if not colon:
     raise UserError(f"'{spec}' must be KIND:FOLDER, KIND one of {', '.join(WRITERS)}")
   require_known("the kind of weights", kind, WRITERS)
-  folder = Path(path)
-  if any(folder.glob("*config.json")):
-    raise UserError(f"{folder} holds a model already: name a new folder")
-  return WRITERS[kind](folder, config, params, tokenizer, native)
+  patches = _patches(config, resolution or Resolution.fixed(config.vision.image_size))
+  with checkpoint_files.new_folder(Path(path)) as folder:
+    return WRITERS[kind](folder, config, params, tokenizer, patches)
+
+
+def _patches(config: DualEncoderConfig, resolution: Resolution) -> int:
+  """Most patches of an image read at any aspect (NaFlex); 0 reads squares."""
+  size = config.vision.image_size
+  if resolution.mode == "naflex":
+    return max(resolution.lengths)
+  if resolution.mode == "native" or resolution.size != size:
+    how = "their own size" if resolution.mode == "native" else f"{resolution.size} pixels"
+    raise UserError(
+      f"the run ends with images of {how}, and other libraries read squares of model.vision.image_size={size} or fill"
+      " rows of one length: end the run with a stage of that size or of mode='naflex'"
+    )
+  return 0
 
 
 def _huggingface(
-  folder: Path, config: DualEncoderConfig, params: Mapping[str, Any], tokenizer: Tokenizer, native: bool
+  folder: Path, config: DualEncoderConfig, params: Mapping[str, Any], tokenizer: Tokenizer, patches: int
 ) -> str:
-  families = ("siglip2",) if native else ("clip", "siglip")
+  if patches:
+    # Neither matters to images of any aspect.
+    side = config.vision.grid * config.vision.patch_size
+    vision = dataclasses.replace(config.vision, resize="squash", image_size=side)
+    config = dataclasses.replace(config, vision=vision)
 
   def read_back(family: str) -> DualEncoderConfig:
-    preprocessing = huggingface.write_preprocessing(config, family)
+    preprocessing = huggingface.write_preprocessing(config, family, patches)
     return huggingface.read_config(huggingface.write_config(config, family), preprocessing, source="it")
 
-  family = _fitting(config, families, read_back, "huggingface")
+  family = _fitting(config, ("siglip2",) if patches else ("clip", "siglip"), read_back, "huggingface")
   written = huggingface.write_config(config, family)
   ids = tokenizer_files.special_ids(tokenizer)
   if family == "clip" and ids["eos_token_id"] == _LEGACY_EOS:
     raise UserError(f"transformers cannot read captions that end in token {_LEGACY_EOS}: use another tokenizer")
-  if tokenizer_files.canonicalises(tokenizer):
+  if isinstance(tokenizer, JsonTokenizer) and tokenizer_files.canonicalises(tokenizer):
     raise UserError("transformers has no tokenizer of this kind that drops punctuation: export to open_clip")
   written["text_config"] |= ids
   _write(folder / "model.safetensors", huggingface.entries(config, family), params)
   tokenizer_files.write(tokenizer, folder, config.text.length)
-  _write_json(folder / "preprocessor_config.json", huggingface.write_preprocessing(config, family))
+  _write_json(folder / "preprocessor_config.json", huggingface.write_preprocessing(config, family, patches))
   _write_json(folder / "config.json", written)
   return family
 
 
 def _open_clip(
-  folder: Path, config: DualEncoderConfig, params: Mapping[str, Any], tokenizer: Tokenizer, native: bool
+  folder: Path, config: DualEncoderConfig, params: Mapping[str, Any], tokenizer: Tokenizer, patches: int
 ) -> str:
-  if native:
+  if patches:
     raise UserError("open_clip has no model of this kind that reads images at any aspect: export to huggingface")
   preprocessing = open_clip.write_preprocessing(config)
   written = open_clip.write_config(config)
   described = open_clip.read_config(written, preprocessing, source="it")
   family = _fitting(config, ("CLIP",), lambda _: described, "open_clip")
   if not tokenizer_files.is_clip(tokenizer):
-    # The name is not read where the tokenizer lies beside the config.
-    written["text_cfg"]["hf_tokenizer_name"] = folder.name
+    # The tokenizer is read from beside the config, whatever it is called here.
+    written["text_cfg"]["hf_tokenizer_name"] = "beside"
     if tokenizer_files.canonicalises(tokenizer):
       written["text_cfg"]["tokenizer_kwargs"] = {"clean": "canonicalize"}
     if config.text.pool == "eos":

@@ -3,13 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-from contrastive_jax.errors import UserError, require_known
+from contrastive_jax.errors import UserError
 from contrastive_jax.interop.keymap import SAME, TRANSPOSED, Entry, convolution, entry, extended
 from contrastive_jax.interop.torch_layers import layer_norm, linear, pooling_attention, split_attention
 from contrastive_jax.models.config import DualEncoderConfig, TextConfig, TransformerConfig, VisionConfig
 
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 _ACTIVATION_NAMES = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
+# Pillow's numbers.
+_RESAMPLING = {2: "bilinear", 3: "bicubic"}
+_RESAMPLING_NUMBERS = {ours: theirs for theirs, ours in _RESAMPLING.items()}
 
 # What a field has that a config.json leaves out.
 _SIGLIP_TOWER = {
@@ -49,20 +52,21 @@ def read_config(config: Mapping[str, Any], preprocessing: Mapping[str, Any], *, 
   """Our config from `config.json` and `preprocessor_config.json`.
 
   Args:
-    config: of a model with an image and a text tower.
+    config: of a model of one of `FAMILIES`.
     preprocessing: its image processor's; may be empty.
     source: where it comes from, for errors.
 
   Raises:
-    UserError: for a family or an option that this library does not have.
+    UserError: for an option that this library does not have.
   """
-  family = config.get("model_type", "")
-  require_known("model_type", family, FAMILIES)
+  family = config["model_type"]
   defaults = _DEFAULTS[family]
-  text = {**defaults["text_config"], **(config.get("text_config") or config.get("text_config_dict") or {})}
-  vision = {**defaults["vision_config"], **(config.get("vision_config") or config.get("vision_config_dict") or {})}
+  text, vision = (defaults[tower] | _given(config, tower) for tower in ("text_config", "vision_config"))
   if not vision.get("vision_use_head", True):
     raise UserError(f"{source} has no pooling head (vision_use_head=False): only whole dual encoders can be imported")
+  for name in ("image_size", "patch_size"):
+    if not isinstance(vision[name], int):
+      raise UserError(f"{source} has {name}={vision[name]!r}: only squares are known, whose side is one number")
   clip = family == "clip"
   size = round(vision["num_patches"] ** 0.5) * vision["patch_size"] if family == "siglip2" else vision["image_size"]
   return DualEncoderConfig(
@@ -76,9 +80,7 @@ def read_config(config: Mapping[str, Any], preprocessing: Mapping[str, Any], *, 
       pre_norm=clip,
       patch_bias=not clip,
       projection=clip,
-      resize="crop" if clip else "squash",
-      interpolation=_interpolation(preprocessing, family),
-      **_normalisation(preprocessing, family),
+      **_seen(preprocessing, family, size, source),
     ),
     text=TextConfig(
       _transformer(text, source, init="clip" if clip else "xavier", causal=clip),
@@ -95,7 +97,7 @@ def read_config(config: Mapping[str, Any], preprocessing: Mapping[str, Any], *, 
 
 
 def write_config(config: DualEncoderConfig, family: str) -> dict[str, Any]:
-  """The `config.json` of a family for a config of ours, which it may not be able to describe: see `fitting_family`."""
+  """The `config.json` of a family, which may not be able to describe our config: it is read back and compared."""
   vision, text = config.vision, config.text
   written: dict[str, Any] = {
     "model_type": family,
@@ -152,8 +154,8 @@ def entries(config: DualEncoderConfig, family: str) -> list[Entry]:
   ]
 
 
-def write_preprocessing(config: DualEncoderConfig, family: str) -> dict[str, Any]:
-  """The `preprocessor_config.json` of a family."""
+def write_preprocessing(config: DualEncoderConfig, family: str, max_patches: int) -> dict[str, Any]:
+  """The `preprocessor_config.json` of a family; `max_patches` is the length of a row of "siglip2"."""
   vision = config.vision
   shared = {
     "image_processor_type": {
@@ -164,20 +166,23 @@ def write_preprocessing(config: DualEncoderConfig, family: str) -> dict[str, Any
     "image_mean": list(vision.mean),
     "image_std": list(vision.std),
     "rescale_factor": 1 / 255,
-    "resample": {"bilinear": 2, "bicubic": 3}[vision.interpolation],
+    "resample": _RESAMPLING_NUMBERS[vision.interpolation],
     **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), True),
   }
-  side = vision.image_size
   if family == "siglip2":
-    return {**shared, "patch_size": vision.patch_size, "max_num_patches": vision.grid**2}
+    return {**shared, "patch_size": vision.patch_size, "max_num_patches": max_patches}
+  square = {"height": vision.image_size, "width": vision.image_size}
   if family == "siglip":
-    return {**shared, "size": {"height": side, "width": side}}
-  return {
-    **shared,
-    "size": {"shortest_edge": side},
-    "do_center_crop": True,
-    "crop_size": {"height": side, "width": side},
-  }
+    return {**shared, "size": square}
+  crop = vision.resize == "crop"
+  size = {"shortest_edge": vision.image_size} if crop else square
+  return {**shared, "size": size, "do_center_crop": crop, "crop_size": square}
+
+
+def _given(config: Mapping[str, Any], tower: str) -> dict[str, Any]:
+  # Configs of 2022 have a tower twice; `transformers` believes this one, with its defaults for what it leaves out.
+  first = config.get(f"{tower}_dict")
+  return dict((config.get(tower) or {}) if first is None else first)
 
 
 def _transformer(tower: Mapping[str, Any], source: str, **options: Any) -> TransformerConfig:
@@ -219,12 +224,37 @@ def _layers(ours: str, theirs: str, transformer: TransformerConfig) -> list[Entr
   ]
 
 
-def _interpolation(preprocessing: Mapping[str, Any], family: str) -> str:
-  default = 2 if family == "siglip2" else 3
-  return {2: "bilinear", 3: "bicubic"}[preprocessing.get("resample", default)]
-
-
-def _normalisation(preprocessing: Mapping[str, Any], family: str) -> dict[str, tuple[float, ...]]:
+def _seen(preprocessing: Mapping[str, Any], family: str, side: int, source: str) -> dict[str, Any]:
+  """How the image tower sees pictures, as fields of `VisionConfig`."""
+  for step in ("do_resize", "do_rescale", "do_normalize"):
+    if not preprocessing.get(step, True):
+      raise UserError(
+        f"{source} has {step}={preprocessing[step]}: only pictures that are resized, rescaled and normalised are known"
+      )
+  resample = preprocessing.get("resample", 2 if family == "siglip2" else 3)
+  if resample not in _RESAMPLING:
+    raise UserError(f"{source} has resample={resample}, known are 2 (bilinear) and 3 (bicubic)")
   clip = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
   mean, std = clip if family == "clip" else ((0.5,) * 3, (0.5,) * 3)
-  return {"mean": tuple(preprocessing.get("image_mean", mean)), "std": tuple(preprocessing.get("image_std", std))}
+  return {
+    "mean": tuple(preprocessing.get("image_mean", mean)),
+    "std": tuple(preprocessing.get("image_std", std)),
+    "resize": "squash" if family == "siglip2" else _resize(preprocessing, family, side, source),
+    "interpolation": _RESAMPLING[resample],
+  }
+
+
+def _resize(preprocessing: Mapping[str, Any], family: str, side: int, source: str) -> str:
+  size, crop = preprocessing.get("size") or side, preprocessing.get("crop_size") or side
+  cropped = family == "clip" and preprocessing.get("do_center_crop", True)
+  square = {"height": side, "width": side}
+  # In files of 2022 sizes are plain numbers: the shorter side in CLIP's, both sides in SigLIP's.
+  if crop in (side, square) or not cropped:
+    if size == square or (size == side and family != "clip"):
+      return "squash"
+    if cropped and size in (side, {"shortest_edge": side}):
+      return "crop"
+  raise UserError(
+    f"{source} has size={size}, crop_size={crop} and do_center_crop={cropped}, which do not give the squares of"
+    f" image_size={side} that its image tower reads: mend its preprocessor_config.json"
+  )

@@ -1,6 +1,7 @@
 """Weights of others as a directory that `contrastive_jax.load`, `init_from` and `eval.py` open like a run."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from contrastive_jax.training.checkpoint import Checkpoints
 from contrastive_jax.training.stages import Stage
 from contrastive_jax.training.state import TrainState
 
+_SIGLIP2_TOKENS = 256_000
 _HUGGINGFACE_FILES = ("model.safetensors", "pytorch_model.bin")
 _OPEN_CLIP_FILES = (
   "open_clip_model.safetensors",
@@ -71,11 +73,14 @@ def read(spec: str, tokenizer: str = "") -> Imported:
 def save(imported: Imported, workdir: Path) -> None:
   """Writes a model as a run of no steps: `config.json`, `tokenizer`, `checkpoints/0`.
 
+  Args:
+    imported: see `read`.
+    workdir: is made.
+
   Raises:
-    UserError: if there is a run in the directory.
+    UserError: if there is something in the directory.
   """
-  if (workdir / "config.json").exists():
-    raise UserError(f"{workdir} holds a run already: name a new directory")
+  checkpoint_files.require_new(workdir)
   model = dataclasses.asdict(imported.config)
   config = {"name": imported.name, "compute_dtype": model.pop("dtype"), "model": model, "curriculum": []}
   if imported.lengths:
@@ -91,39 +96,67 @@ def save(imported: Imported, workdir: Path) -> None:
 
 
 def _huggingface(folder: Path, tokenizer: str) -> Imported:
-  config = _json(folder / "config.json")
-  arrays = checkpoint_files.read_folder(folder, _HUGGINGFACE_FILES)
+  name = folder.resolve().name
+  config = checkpoint_files.read_json(folder / "config.json")
   family = config.get("model_type", "")
+  require_known(f"model_type of {folder}", family, (*huggingface.FAMILIES, bert.FAMILY))
   if family == bert.FAMILY:
-    ours = bert.read_config(config, source=str(folder))
+    ours = bert.read_config(config, pool=_sentence_pool(folder), source=str(folder))
+    arrays = checkpoint_files.read_folder(folder, _HUGGINGFACE_FILES)
     params = bert.read_params(arrays, ours, source=str(folder))
-    return Imported(folder.name, ours, params, _tokenizer(tokenizer, lambda: tokenizer_files.read(folder), ours))
-  preprocessing = folder / "preprocessor_config.json"
-  ours = huggingface.read_config(config, _json(preprocessing) if preprocessing.is_file() else {}, source=str(folder))
+    return Imported(name, ours, params, _tokenizer(tokenizer, lambda: tokenizer_files.read(folder), ours))
+  preprocessing = _preprocessing(folder)
+  ours = huggingface.read_config(config, preprocessing, source=str(folder))
   # SigLIP 2 is trained on lower-cased captions, whichever class its tokenizer is saved under.
-  lower = family != "clip" and ours.text.vocab_size == 256_000
+  lower = family != "clip" and ours.text.vocab_size == _SIGLIP2_TOKENS
   found = _tokenizer(tokenizer, lambda: tokenizer_files.read(folder, clean="lower" if lower else ""), ours)
+  arrays = checkpoint_files.read_folder(folder, _HUGGINGFACE_FILES)
   params = _params(huggingface.entries(ours, family), arrays, ours, str(folder), huggingface.IGNORED)
-  lengths = (ours.vision.grid**2,) if family == "siglip2" else ()
-  return Imported(folder.name, ours, params, found, lengths)
+  lengths = (preprocessing.get("max_num_patches") or ours.vision.grid**2,) if family == "siglip2" else ()
+  return Imported(name, ours, params, found, lengths)
+
+
+def _preprocessing(folder: Path) -> dict[str, Any]:
+  # Since version 5 `transformers` keeps it inside the processor's file.
+  for name, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+    if (folder / name).is_file():
+      described = checkpoint_files.read_json(folder / name)
+      described = described if part is None else described.get(part)
+      if described:
+        return described
+  return {}
+
+
+def _sentence_pool(folder: Path) -> str:
+  modules = checkpoint_files.read_json(folder / "modules.json") if (folder / "modules.json").is_file() else []
+  paths = [folder / module["path"] / "config.json" for module in modules if module["type"].endswith("Pooling")]
+  pooling = checkpoint_files.read_json(paths[0]) if paths else {}
+  return bert.read_pool(modules, pooling, source=str(folder))
 
 
 def _open_clip(path: Path, tokenizer: str) -> Imported:
   folder = path if path.is_dir() else path.parent
   found = [folder / "open_clip_config.json", *([] if path.is_dir() else [path.with_suffix(".json")])]
-  described = next((_json(file) for file in found if file.is_file()), None)
+  described = next((checkpoint_files.read_json(file) for file in found if file.is_file()), None)
   if described is None:
     raise UserError(f"{path} has no config beside it: it needs {' or '.join(str(file) for file in found)}")
   config, preprocessing = described.get("model_cfg", described), described.get("preprocess_cfg", {})
-  arrays = checkpoint_files.read_folder(path, _OPEN_CLIP_FILES) if path.is_dir() else checkpoint_files.read(path)
   ours = open_clip.read_config(config, preprocessing, source=str(path))
   text = config["text_cfg"]
-  clean = (text.get("tokenizer_kwargs") or {}).get("clean", "")
-  own = tokenizer_files.clip if not text.get("hf_tokenizer_name") else lambda: tokenizer_files.read(folder, clean=clean)
+  options = text.get("tokenizer_kwargs") or {}
+  if set(options) - {"clean"}:
+    raise UserError(f"{path} has tokenizer_kwargs={options}: only 'clean' is known")
+  if text.get("hf_tokenizer_name"):
+    own = functools.partial(tokenizer_files.read, folder, clean=options.get("clean", ""))
+  else:
+    own = functools.partial(tokenizer_files.clip, folder)
+  arrays = checkpoint_files.read_folder(path, _OPEN_CLIP_FILES) if path.is_dir() else checkpoint_files.read(path)
   custom_text = any(name.startswith("text.") for name in arrays)
   entries = open_clip.entries(ours, custom_text=custom_text)
   params = _params(entries, arrays, ours, str(path), open_clip.IGNORED)
-  return Imported(path.stem, ours, params, _tokenizer(tokenizer, own, ours))
+  # Names of folders hold dots, such as that before the data of a published model.
+  name = path.resolve().name if path.is_dir() else path.stem
+  return Imported(name, ours, params, _tokenizer(tokenizer, own, ours))
 
 
 def _big_vision(path: Path, tokenizer: str) -> Imported:
@@ -131,9 +164,8 @@ def _big_vision(path: Path, tokenizer: str) -> Imported:
   ours = big_vision.read_config(arrays, source=str(path))
   if not tokenizer:
     raise UserError(f"{path} holds no tokenizer: give its SentencePiece model as --tokenizer=sentencepiece:FILE")
-  options = {"lowercase": True} if tokenizer.startswith("sentencepiece:") else {}
-  found = tokenizers.load(tokenizer, **options)
-  return Imported(path.stem, ours, _params(big_vision.entries(ours), arrays, ours, str(path)), _fitting(found, ours))
+  found = _fitting(_named(tokenizer, ours, canonical=False), ours)
+  return Imported(path.stem, ours, _params(big_vision.entries(ours), arrays, ours, str(path)), found)
 
 
 READERS: dict[str, Callable[[Path, str], Imported]] = {
@@ -151,7 +183,16 @@ def _params(
 
 
 def _tokenizer(spec: str, own: Callable[[], Tokenizer], config: DualEncoderConfig) -> Tokenizer:
-  return _fitting(tokenizers.load(spec) if spec else own(), config)
+  return _fitting(_named(spec, config, canonical=True) if spec else own(), config)
+
+
+def _named(spec: str, config: DualEncoderConfig, *, canonical: bool) -> Tokenizer:
+  """The tokenizer that a user names; a SentencePiece model is used as SigLIP's."""
+  if not spec.startswith("sentencepiece:"):
+    return tokenizers.load(spec)
+  # Of SigLIP big_vision asks for lower=True and pad_value=1, of SigLIP 2 for the padding that its model has.
+  second = config.text.vocab_size == _SIGLIP2_TOKENS
+  return tokenizers.load(spec, lowercase=True, canonical=canonical and not second, pad="" if second else "</s>")
 
 
 def _fitting(tokenizer: Tokenizer, config: DualEncoderConfig) -> Tokenizer:
@@ -161,9 +202,3 @@ def _fitting(tokenizer: Tokenizer, config: DualEncoderConfig) -> Tokenizer:
       " model's"
     )
   return tokenizer
-
-
-def _json(path: Path) -> dict[str, Any]:
-  if not path.is_file():
-    raise UserError(f"{path} does not exist: a model of others comes in a folder with its config")
-  return json.loads(path.read_text(encoding="utf-8"))

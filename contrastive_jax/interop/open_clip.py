@@ -30,12 +30,22 @@ _UNUSED = {
   "scale_attn": False,
   "scale_fc": False,
   "hf_model_name": None,
+  "tokenizer_mode": None,
   "proj_type": "linear",
 }
 _TIMM = re.compile(r"vit_(\w+)_patch(\d+)_siglip_(\d+)(?:\.\w+)?")
 _TIMM_SIZES = {"base": "B", "large": "L", "so400m": "So400m"}
+# The image sizes that timm has a tower of: the size is part of the name.
+_TIMM_IMAGES = {
+  "base_patch16": (224, 256, 384, 512),
+  "base_patch32": (256,),
+  "large_patch16": (256, 384, 512),
+  "so400m_patch14": (224, 378, 384),
+  "so400m_patch16": (256, 384, 512),
+}
 # Image towers that timm gives the approximate activation that SigLIP was trained with; to the others it gives GELU.
 _TIMM_TANH = ("so400m_patch16",)
+_RESIZING = {"shortest": "crop", "squash": "squash"}
 
 IGNORED = ("attn_mask", "text.attn_mask")
 
@@ -43,9 +53,17 @@ IGNORED = ("attn_mask", "text.attn_mask")
 def read_config(config: Mapping[str, Any], preprocessing: Mapping[str, Any], *, source: str) -> DualEncoderConfig:
   """Our config from a model config and a preprocessing config of open_clip.
 
+  Args:
+    config: what open_clip calls `model_cfg`.
+    preprocessing: what it calls `preprocess_cfg`; may be empty.
+    source: where they come from, for errors.
+
   Raises:
     UserError: for towers that this library does not have.
   """
+  missing = [name for name in ("embed_dim", "vision_cfg", "text_cfg") if name not in config]
+  if missing:
+    raise UserError(f"{source} comes with a config without {', '.join(missing)}: give that of an open_clip model")
   vision, text = config["vision_cfg"], config["text_cfg"]
   for tower in (vision, text):
     for name, unused in _UNUSED.items():
@@ -53,10 +71,15 @@ def read_config(config: Mapping[str, Any], preprocessing: Mapping[str, Any], *, 
         raise UserError(f"{source} has {name}={tower[name]!r}, which this library's towers do not have")
   if config.get("multimodal_cfg"):
     raise UserError(f"{source} is a CoCa model, whose captioning decoder this library does not have")
+  size = vision.get("image_size", 224)
+  if not isinstance(size, int):
+    raise UserError(f"{source} has image_size={size}: only squares are known, whose side is one number")
   quick = bool(config.get("quick_gelu", False))
   timm, bias = vision.get("timm_model_name"), config.get("init_logit_bias")
   return DualEncoderConfig(
-    vision=_timm(vision, preprocessing, source) if timm else _clip_vision(vision, preprocessing, quick, source),
+    vision=(
+      _timm(vision, size, preprocessing, source) if timm else _clip_vision(vision, size, preprocessing, quick, source)
+    ),
     text=_text(text, quick, source),
     embed_dim=config["embed_dim"],
     init_logit_bias=None if bias is None else float(bias),
@@ -182,7 +205,9 @@ def _blocks(ours: str, theirs: str, transformer: TransformerConfig) -> list[Entr
   ]
 
 
-def _clip_vision(vision: Mapping[str, Any], preprocessing: Mapping[str, Any], quick: bool, source: str) -> VisionConfig:
+def _clip_vision(
+  vision: Mapping[str, Any], size: int, preprocessing: Mapping[str, Any], quick: bool, source: str
+) -> VisionConfig:
   if not isinstance(vision.get("layers", 12), int):
     raise UserError(f"{source} has a ResNet for images, which this library does not have")
   if vision.get("pool_type", "tok") != "tok":
@@ -190,18 +215,18 @@ def _clip_vision(vision: Mapping[str, Any], preprocessing: Mapping[str, Any], qu
   width = vision.get("width", 768)
   return VisionConfig(
     _transformer(vision, width // vision.get("head_width", 64), width, quick, source),
-    image_size=vision.get("image_size", 224),
+    image_size=size,
     patch_size=vision.get("patch_size", 16),
     pool="cls",
     class_token=True,
     pre_norm=True,
     patch_bias=False,
     projection=True,
-    **_seen(preprocessing, _CLIP_MEAN, _CLIP_STD, "shortest"),
+    **_seen(preprocessing, _CLIP_MEAN, _CLIP_STD, "shortest", source),
   )
 
 
-def _timm(vision: Mapping[str, Any], preprocessing: Mapping[str, Any], source: str) -> VisionConfig:
+def _timm(vision: Mapping[str, Any], size: int, preprocessing: Mapping[str, Any], source: str) -> VisionConfig:
   name = vision["timm_model_name"]
   match = _TIMM.fullmatch(name)
   if not match or match[1] not in _TIMM_SIZES or vision.get("timm_proj", "linear") not in ("none", ""):
@@ -210,9 +235,9 @@ def _timm(vision: Mapping[str, Any], preprocessing: Mapping[str, Any], source: s
   activation = "gelu_tanh" if f"{match[1]}_patch{match[2]}" in _TIMM_TANH else "gelu"
   return VisionConfig(
     TransformerConfig(*SIZES[_TIMM_SIZES[match[1]]], activation=activation),
-    image_size=vision.get("image_size", 224),
+    image_size=size,
     patch_size=int(match[2]),
-    **_seen(preprocessing, (0.5,) * 3, (0.5,) * 3, "squash"),
+    **_seen(preprocessing, (0.5,) * 3, (0.5,) * 3, "squash", source),
   )
 
 
@@ -220,11 +245,12 @@ def _timm_name(vision: VisionConfig) -> str:
   transformer = vision.transformer
   shape = (transformer.width, transformer.depth, transformer.heads, transformer.mlp_dim)
   for name, size in _TIMM_SIZES.items():
-    if tuple(SIZES[size]) == shape:
-      return f"vit_{name}_patch{vision.patch_size}_siglip_{vision.image_size}"
+    tower = f"{name}_patch{vision.patch_size}"
+    if tuple(SIZES[size]) == shape and vision.image_size in _TIMM_IMAGES.get(tower, ()):
+      return f"vit_{tower}_siglip_{vision.image_size}"
   raise UserError(
-    f"open_clip takes SigLIP's image tower from timm, which has none of width {shape[0]}, depth {shape[1]} and"
-    f" {shape[2]} heads: export to huggingface"
+    f"open_clip takes SigLIP's image tower from timm, which has none of width {shape[0]}, depth {shape[1]},"
+    f" {shape[2]} heads, patches of {vision.patch_size} and images of {vision.image_size} pixels: export to huggingface"
   )
 
 
@@ -233,6 +259,11 @@ def _text(text: Mapping[str, Any], quick: bool, source: str) -> TextConfig:
   pools = {"argmax": "eos", "eos": "eos", "last": "last"}
   if pool not in pools:
     raise UserError(f"{source} pools captions by '{pool}', known are {', '.join(pools)}")
+  if pool == "argmax" and text.get("hf_tokenizer_name"):
+    raise UserError(
+      f"{source} pools captions at their largest token (pool_type='argmax'), which ends them in CLIP's tokenizer, and"
+      f" has hf_tokenizer_name='{text['hf_tokenizer_name']}': only 'eos' and 'last' are known beside it"
+    )
   causal = not text.get("no_causal_mask", False)
   return TextConfig(
     _transformer(text, text.get("heads", 8), width, quick, source, causal=causal),
@@ -286,11 +317,14 @@ def _kwargs(transformer: TransformerConfig) -> dict[str, Any]:
 
 
 def _seen(
-  preprocessing: Mapping[str, Any], mean: tuple[float, ...], std: tuple[float, ...], resize_mode: str
+  preprocessing: Mapping[str, Any], mean: tuple[float, ...], std: tuple[float, ...], resize_mode: str, source: str
 ) -> dict[str, Any]:
+  resize_mode = preprocessing.get("resize_mode", resize_mode)
+  if resize_mode not in _RESIZING:
+    raise UserError(f"{source} has resize_mode='{resize_mode}', known are {', '.join(_RESIZING)}")
   return {
     "mean": tuple(preprocessing.get("mean", mean)),
     "std": tuple(preprocessing.get("std", std)),
-    "resize": "squash" if preprocessing.get("resize_mode", resize_mode) == "squash" else "crop",
+    "resize": _RESIZING[resize_mode],
     "interpolation": preprocessing.get("interpolation", "bicubic"),
   }

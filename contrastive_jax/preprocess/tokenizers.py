@@ -117,6 +117,10 @@ class JsonTokenizer(Tokenizer):
     self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
     self.fingerprint = self._fingerprint()
 
+  def token_id(self, token: str) -> int | None:
+    """The id of a token, special or not; None where there is none."""
+    return self._tokenizer.token_to_id(token)
+
   def _encode(self, texts: list[str], length: int) -> Iterable[list[int]]:
     room = length - self._tokenizer.num_special_tokens_to_add(is_pair=False)
     if room < 0:
@@ -133,18 +137,34 @@ class JsonTokenizer(Tokenizer):
 
 
 class SentencePieceTokenizer(Tokenizer):
-  """A SentencePiece `.model`, with its end-of-text token appended and, where it has no padding id, used as padding.
+  """A SentencePiece `.model`, with its end-of-text token appended, which is never cut off.
 
-  Follows SigLIP's tokenisation (big_vision, `eos="sticky", pad_value=1`); SigLIP's captions are lower-cased.
+  Follows SigLIP's tokenisation (big_vision, `eos="sticky", pad_value=1`). SigLIP's captions are lower-cased, and padded
+  with the end of text although its model, T5's, has a token for padding.
   """
 
-  def __init__(self, content: bytes, lowercase: bool = False, canonical: bool = False):
-    self._content, self._lowercase, self._canonical = content, lowercase, canonical
+  def __init__(self, content: bytes, lowercase: bool = False, canonical: bool = False, pad: str = ""):
+    """Reads the file.
+
+    Args:
+      content: of the file.
+      lowercase: captions are lower-cased.
+      canonical: and lose their punctuation, see `canonical`.
+      pad: the token for padding; empty takes the model's own or, where it has none, the end of text.
+
+    Raises:
+      UserError: if the model has no end of text or not this token.
+    """
+    self._content, self._lowercase, self._canonical, self._pad = content, lowercase, canonical, pad
     self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
     self._eos = self._processor.eos_id()
     if self._eos < 0:
       raise UserError("the SentencePiece model has no end-of-text token, train it with an eos_id")
     self.pad_id = self._processor.pad_id() if self._processor.pad_id() >= 0 else self._eos
+    if pad:
+      self.pad_id = self._processor.piece_to_id(pad)
+      if self._processor.id_to_piece(self.pad_id) != pad:
+        raise UserError(f"the SentencePiece model has no token '{pad}' for padding: name one that it has")
     self.vocab_size = self._processor.vocab_size()
     self.fingerprint = self._fingerprint()
 
@@ -154,8 +174,13 @@ class SentencePieceTokenizer(Tokenizer):
       yield [*ids[: length - 1], self._eos]
 
   def definition(self) -> tuple[str, str, bytes, dict[str, Any]]:
-    extra = {"canonical": True} if self._canonical else {}
+    extra = {name: value for name, value in (("canonical", self._canonical), ("pad", self._pad)) if value}
     return "sentencepiece", "sentencepiece.model", self._content, {"lowercase": self._lowercase, **extra}
+
+  def special_tokens(self) -> dict[str, str]:
+    """The tokens for padding, the end of text and what is unknown, as `transformers` calls them."""
+    ids = {"pad_token": self.pad_id, "eos_token": self._eos, "unk_token": self._processor.unk_id()}
+    return {name: self._processor.id_to_piece(number) for name, number in ids.items()}
 
 
 class ClipTokenizer(Tokenizer):
@@ -271,7 +296,9 @@ def load(spec: str | os.PathLike, **options: Any) -> Tokenizer:
   except UserError:
     raise
   except Exception as error:
-    raise UserError(f"tokenizer file {path} cannot be read as {kind} ({str(error).splitlines()[0]})") from error
+    raise UserError(
+      f"tokenizer file {path} cannot be read as {kind} ({(str(error) or type(error).__name__).splitlines()[0]})"
+    ) from error
 
 
 def canonical(text: str) -> str:

@@ -83,7 +83,7 @@ def _adapted(theirs: Parameters, init_from: Path, vision: VisionConfig) -> tuple
     return theirs, []
   adapted, sentences = dict(theirs), []
   kernel, position = ("image", "patch_embedding", "kernel"), ("image", "position")
-  if (old.patch_size, old.tubelet) != (vision.patch_size, vision.tubelet):
+  if kernel in theirs and (old.patch_size, old.tubelet) != (vision.patch_size, vision.tubelet):
     adapted[kernel] = resizing.patch_kernel(np.asarray(theirs[kernel]), old, vision)
     sentences.append(f"Adapted the patch embedding of {init_from} from {_patch(old)} to {_patch(vision)}.")
   if position in theirs and old.grid != vision.grid and old.class_token == vision.class_token:

@@ -173,4 +173,4 @@ def test_a_model_that_others_do_not_have_is_not_exported(tmp_path):
 
 def test_a_bert_with_relative_positions_is_refused():
   with pytest.raises(UserError, match="position_embedding_type='relative_key'"):
-    bert.read_config({"position_embedding_type": "relative_key", "hidden_act": "gelu"}, source="it")
+    bert.read_config({"position_embedding_type": "relative_key", "hidden_act": "gelu"}, pool="mean", source="it")

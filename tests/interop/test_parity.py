@@ -53,8 +53,8 @@ def test_transformers_and_we_agree_in_both_directions(family, true_size, tmp_pat
   found = ours(model, images, peers.CAPTIONS)
   assert_same(found, peers.outputs_of_huggingface(reference, family, images, tokens, mask))
 
-  native = family == "siglip2"
-  exports.write(f"huggingface:{tmp_path / 'back'}", model.config, model.params, model.tokenizer, native=native)
+  spec = f"huggingface:{tmp_path / 'back'}"
+  exports.write(spec, model.config, model.params, model.tokenizer, resolution=model.views.resolution)
   # Without code of its own: the class and the tokenizer are found by what was written.
   returned = peers.opened("huggingface", tmp_path / "back")
   assert type(returned) is type(reference)
@@ -63,7 +63,7 @@ def test_transformers_and_we_agree_in_both_directions(family, true_size, tmp_pat
   for name, tensor in reference.state_dict().items():
     assert torch.equal(tensor, again[name]), name
   # AutoTokenizer takes whatever lies beside a SigLIP 2 for Gemma's tokenizer.
-  reader = transformers.PreTrainedTokenizerFast if native else transformers.AutoTokenizer
+  reader = transformers.PreTrainedTokenizerFast if family == "siglip2" else transformers.AutoTokenizer
   theirs = reader.from_pretrained(tmp_path / "back")
   encoded = theirs(list(peers.CAPTIONS), padding="max_length", truncation=True, return_tensors="np")
   np.testing.assert_array_equal(encoded["input_ids"], tokens)
