@@ -1,8 +1,8 @@
 """What distillation, native resolution and a code of time are worth: short runs of configs/univitar_emoji.py in pairs.
 
   make train                               # the teacher, in runs/emoji
-  python -m benchmarks.curriculum          # 21 runs in runs/curriculum; over an hour on 2 cores
-  python -m benchmarks.curriculum --seeds=0 --comparisons=native
+  python -m benchmarks.curriculum          # 21 runs in runs/curriculum; an hour on 2 cores
+  python -m benchmarks.curriculum --comparisons=time --seeds=0
 
 Runs that are complete are not repeated. Every comparison gives both sides the same number of tokens of the same images:
 
