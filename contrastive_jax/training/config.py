@@ -251,7 +251,12 @@ def check_resume(workdir: Path, config: Any) -> bool:
   path = workdir / "config.json"
   if not path.exists():
     return False
-  old, new = dict(_flat(json.loads(path.read_text()))), dict(_flat(as_json(config)))
+  started = json.loads(path.read_text())
+  # Fields that towers have got since then are at their defaults.
+  model = dataclasses.asdict(model_config(started))
+  del model["dtype"]
+  old = dict(_flat(json.loads(json.dumps({**started, "model": model}))))
+  new = dict(_flat(as_json(config)))
   changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
   data_changed = False
   for name in changed:
