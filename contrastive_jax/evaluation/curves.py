@@ -19,6 +19,7 @@ class Line:
 
   Attributes:
     name: for the legend.
+    hue: which colour, from 0: what is left out keeps its own.
     points: SVG polyline points.
     last: the last value, as text.
     ends: centre of the mark at the last point.
@@ -27,6 +28,7 @@ class Line:
   """
 
   name: str
+  hue: int
   points: str
   last: str
   ends: tuple[float, float]
@@ -58,6 +60,7 @@ class Chart:
     lines: at least one.
     x_ticks: steps.
     y_ticks: values.
+    several: whether there could be more than one curve, so that each needs its name.
     stages: where each stage of the run begins.
   """
 
@@ -65,6 +68,7 @@ class Chart:
   lines: tuple[Line, ...]
   x_ticks: tuple[tuple[float, str], ...]
   y_ticks: tuple[tuple[float, str], ...]
+  several: bool
   stages: tuple[Boundary, ...] = ()
 
 
@@ -110,6 +114,7 @@ def chart(
   Returns:
     None where no curve is left.
   """
+  hues = {name: hue for hue, name in enumerate(named)}
   named = {name: thinned(points) for name, points in named.items() if len(points) >= 2}
   if not named:
     return None
@@ -128,6 +133,7 @@ def chart(
     places = [(x(step), y(value)) for step, value in points]
     return Line(
       name=name,
+      hue=hues[name],
       points=" ".join(f"{px},{py}" for px, py in places),
       last=_text(points[-1][1], percent, digits=3),
       ends=places[-1],
@@ -151,6 +157,7 @@ def chart(
     lines=tuple(lines),
     x_ticks=tuple((x(tick), _text(tick)) for tick in x_ticks if tick <= last_step),
     y_ticks=tuple((y(tick), _text(tick, percent)) for tick in y_ticks),
+    several=len(hues) > 1,
     stages=boundaries,
   )
 
