@@ -30,6 +30,9 @@ def main() -> None:
       f"--from={FROM.value} and --to={TO.value}: one of them is a run and the other KIND:PATH, KIND one of"
       f" {', '.join(imports.READERS)}"
     )
+  idle = STEP if inward else TOKENIZER
+  if idle.present:
+    raise UserError(f"--{idle.name} has no meaning for an {'import' if inward else 'export'}: leave it out")
   if inward:
     workdir = Path(TO.value)
     checkpoint_files.require_new(workdir)
@@ -40,6 +43,7 @@ def main() -> None:
     else:
       print(f"{workdir} holds the text tower of {imported.name}: name it as init_from, with init_towers='text'.")
     return
+  checkpoint_files.require_new(Path(TO.value.partition(":")[2]))
   model = load(FROM.value, STEP.value)
   family = exports.write(TO.value, model.config, model.params, model.tokenizer, resolution=model.views.resolution)
   print(f"{TO.value} holds step {model.step} of {FROM.value} as {family}.")

@@ -21,6 +21,7 @@ from absl import flags
 
 from contrastive_jax import cli
 from contrastive_jax.errors import UserError
+from contrastive_jax.evaluation.results import write_atomically
 from contrastive_jax.inference import Model, load
 from contrastive_jax.preprocess.images import DecodeError, decode
 
@@ -38,7 +39,7 @@ _CHUNK = 16_384
 # Spreadsheets put a byte order mark in front.
 _ENCODING = "utf-8-sig"
 # Unreadable images that are named one by one.
-_NAMED = 5
+MOST_NAMED = 5
 
 
 def main() -> None:
@@ -54,7 +55,7 @@ def main() -> None:
   unreadable = write(output, model, ids, items)
   print(f"{output} holds {len(ids) - len(unreadable):,} embeddings of {model.config.embed_dim} numbers.")
   if unreadable:
-    print(f"{len(unreadable):,} images cannot be read and were left out: {', '.join(unreadable[:_NAMED])}")
+    print(f"{len(unreadable):,} images cannot be read and were left out: {', '.join(unreadable[:MOST_NAMED])}")
 
 
 def images(source: Path) -> tuple[list[str], Sequence[Path]]:
@@ -167,7 +168,7 @@ def _npy(partial: Path, output: Path, dim: int) -> Iterator:
   yield append
   with open(partial, "wb") as file:
     np.save(file, np.concatenate(parts))
-  output.with_suffix(".ids.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+  write_atomically(output.with_suffix(".ids.txt"), "".join(f"{name}\n" for name in names))
 
 
 _WRITERS = {".parquet": _parquet, ".npy": _npy}

@@ -7,21 +7,23 @@ The weights are exported and opened by `transformers`. Each side decodes, resize
 compilation is not timed. The two take turns; figures are medians. With a run it also prints the accuracy of both.
 """
 
+import functools
 import os
 import tempfile
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
 from absl import app, flags
 
+from benchmarks.timing import taking_turns
 from contrastive_jax import load
 from contrastive_jax.evaluation.zero_shot import classifier
 from contrastive_jax.inference import Model
 from contrastive_jax.interop import exports, tokenizer_files
 from contrastive_jax.models import dual_encoder, presets
 from contrastive_jax.preprocess.images import decode
+from contrastive_jax.preprocess.views import squared
 from data import tasks
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "A run whose architecture transformers has.")
@@ -37,7 +39,7 @@ class Transformers:
   def __init__(self, folder: Path):
     import transformers
 
-    from tests.interop.peers import torch  # Before what imports torchvision, see there.
+    from benchmarks.reference_models import torch  # Before what imports torchvision, see there.
 
     self._torch = torch
     self._processor = transformers.CLIPImageProcessorPil.from_pretrained(folder)
@@ -75,29 +77,19 @@ def random_model() -> Model:
   return Model(config, params, tokenizer_files.clip(), batch_size=_BATCH.value)
 
 
-def taking_turns(ours: Model, theirs: Transformers, images: list[np.ndarray]) -> np.ndarray:
-  """Seconds `[side, repeat]` to embed the pictures, after one pass of each that is not timed."""
-  seconds = np.zeros((2, _REPEATS.value + 1))
-  for repeat in range(_REPEATS.value + 1):
-    for side, model in enumerate((ours, theirs)):
-      started = time.perf_counter()
-      model.encode_image(images)
-      seconds[side, repeat] = time.perf_counter() - started
-  return seconds[:, 1:]
-
-
 def main(_) -> None:
   ours = load(_WORKDIR.value, batch_size=_BATCH.value) if _WORKDIR.value else random_model()
   scored = tasks.load("emoji_openmoji") if _WORKDIR.value else None
   if scored is None:
     images = list(np.random.default_rng(0).integers(0, 256, (_IMAGES.value, 256, 320, 3), np.uint8))
   else:
-    images = [_squared(decode(scored.images[row])) for row in range(len(scored.images))]
+    images = [squared(decode(scored.images[row])) for row in range(len(scored.images))]
   with tempfile.TemporaryDirectory() as folder:
     spec = f"huggingface:{folder}/exported"
     exports.write(spec, ours.config, ours.params, ours.tokenizer, resolution=ours.views.resolution)
     theirs = Transformers(Path(folder) / "exported")
-  seconds = taking_turns(ours, theirs, images)
+  embed = [functools.partial(model.encode_image, images) for model in (ours, theirs)]
+  seconds = taking_turns(embed, _REPEATS.value)[..., 0]
   for name, taken in zip(("ours", "transformers"), np.median(seconds, axis=1), strict=True):
     print(f"{name:13} {len(images) / taken:8.1f} images/s")
   print(f"ours over transformers: {np.median(seconds[1] / seconds[0]):.2f}x, {os.cpu_count()} CPU cores")
@@ -111,14 +103,6 @@ def main(_) -> None:
     for name, guessed in zip(("ours", "transformers"), guesses, strict=True):
       print(f"{name:13} {np.mean(guessed == scored.labels):.4%} of {len(images):,} right")
     print(f"{np.sum(guesses[0] != guesses[1])} guesses differ")
-
-
-def _squared(pixels: np.ndarray) -> np.ndarray:
-  """The picture in the middle of a white square, so that both sides show all of it."""
-  side = max(pixels.shape[:2])
-  down, across = side - pixels.shape[0], side - pixels.shape[1]
-  margins = ((down // 2, down - down // 2), (across // 2, across - across // 2), (0, 0))
-  return np.pad(pixels, margins, constant_values=255)
 
 
 if __name__ == "__main__":

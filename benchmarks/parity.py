@@ -26,7 +26,7 @@ def main(_) -> None:
   import open_clip
   import transformers
 
-  from tests.interop import peers  # Before those that import torchvision, see there.
+  from benchmarks import reference_models as peers  # Before those that import torchvision, see there.
 
   print(f"transformers {transformers.__version__}, open_clip {open_clip.__version__}")
   print(f"{'':24}{'import: ' + ', '.join(_PARTS):>34}{'export: ' + ', '.join(_PARTS):>34}{'round trip':>16}")

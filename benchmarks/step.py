@@ -12,7 +12,6 @@ more is computed; the peak is the best large matrix product of the same invocati
 """
 
 import os
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +22,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from benchmarks import peers
+from benchmarks.timing import taking_turns
 from configs import common
 from contrastive_jax.batch import Batch, TextBatch
 from contrastive_jax.models import flops
@@ -91,17 +91,6 @@ def matmul(size: int) -> Callable[[], Any]:
   left, right = jax.random.normal(jax.random.key(0), (2, size, size), _DTYPE.value)
   product = jax.jit(jnp.matmul)
   return lambda: product(left, right)
-
-
-def taking_turns(functions: list[Callable[[], Any]], repeats: int) -> np.ndarray:
-  """Seconds `[function, repeat, wall | processor]` of each call, after one that is not timed."""
-  times = np.zeros((len(functions), repeats + 1, 2))
-  for repeat in range(repeats + 1):
-    for index, function in enumerate(functions):
-      wall, processor = time.perf_counter(), time.process_time()
-      jax.block_until_ready(function())
-      times[index, repeat] = time.perf_counter() - wall, time.process_time() - processor
-  return times[:, 1:]
 
 
 def main(_) -> None:

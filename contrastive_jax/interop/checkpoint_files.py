@@ -11,7 +11,7 @@ import pickle
 import shutil
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +21,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from contrastive_jax.errors import UserError
-
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz")
 
 _DTYPES = {
   "FloatStorage": np.dtype("<f4"),
@@ -52,12 +50,11 @@ def read(path: Path) -> dict[str, np.ndarray]:
     UserError: if the file is not there, is damaged, or asks for code to be run.
   """
   if not path.is_file():
-    raise UserError(f"{path} does not exist: name a file that ends in {', '.join(SUFFIXES)}")
-  readers = {".safetensors": _safetensors, ".npz": _npz, ".bin": _torch, ".pt": _torch, ".pth": _torch}
-  if path.suffix not in readers:
-    raise UserError(f"{path} ends in '{path.suffix}': a checkpoint ends in {', '.join(SUFFIXES)}")
+    raise UserError(f"{path} does not exist: name a file that ends in {', '.join(_READERS)}")
+  if path.suffix not in _READERS:
+    raise UserError(f"{path} ends in '{path.suffix}': a checkpoint ends in {', '.join(_READERS)}")
   try:
-    arrays = dict(readers[path.suffix](path))
+    arrays = dict(_READERS[path.suffix](path))
   except _DAMAGED as error:
     raise UserError(f"{path} cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}") from error
   return {name: array.astype(np.float32) if _is_float(array) else array for name, array in arrays.items()}
@@ -65,6 +62,10 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 def read_folder(folder: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
   """The arrays of the first of these files that is in a folder, or of the shards that its index lists.
+
+  Args:
+    folder: of a model.
+    names: of files, the preferred first.
 
   Raises:
     UserError: if there is none.
@@ -119,7 +120,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-  """Writes arrays for PyTorch's readers."""
+  """Writes arrays for PyTorch's readers.
+
+  Args:
+    path: of the file.
+    arrays: by name; scalars keep their shape.
+  """
   save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path, metadata={"format": "pt"})
 
 
@@ -208,3 +214,10 @@ def _torch(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         raise ValueError(f"tensor {name} reaches beyond its storage")
       view = np.lib.stride_tricks.as_strided(storages[key][tensor.offset :], tensor.shape, strides, writeable=False)
       yield name.removeprefix(_PREFIX), view
+
+
+_READERS: dict[str, Callable[[Path], Iterator[tuple[str, np.ndarray]]]] = {
+  ".safetensors": _safetensors,
+  ".npz": _npz,
+  **dict.fromkeys((".bin", ".pt", ".pth"), _torch),
+}

@@ -13,8 +13,9 @@ from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.preprocess.resolution import Resolution
 from contrastive_jax.preprocess.tokenizers import JsonTokenizer, Tokenizer
 
-# Fields that only training reads.
-_TRAINING = ("init", "remat", "drop_path", "dropout", "init_logit_scale", "dtype", "max_time")
+# Fields that other libraries need not know: what training alone reads, the type of matrix products, and the size of a
+# table that `time_position` would have.
+_UNTOLD = ("init", "remat", "drop_path", "dropout", "init_logit_scale", "dtype", "max_time")
 # At this id `transformers` takes a CLIP checkpoint for an old one, whose captions end at their largest id.
 _LEGACY_EOS = 2
 
@@ -86,8 +87,8 @@ def _huggingface(
   if isinstance(tokenizer, JsonTokenizer) and tokenizer_files.canonicalises(tokenizer):
     raise UserError("transformers has no tokenizer of this kind that drops punctuation: export to open_clip")
   written["text_config"] |= ids
-  _write(folder / "model.safetensors", huggingface.entries(config, family), params)
   tokenizer_files.write(tokenizer, folder, config.text.length)
+  _write(folder / "model.safetensors", huggingface.entries(config, family), params)
   _write_json(folder / "preprocessor_config.json", huggingface.write_preprocessing(config, family, patches))
   _write_json(folder / "config.json", written)
   return family
@@ -110,8 +111,8 @@ def _open_clip(
     if config.text.pool == "eos":
       written["text_cfg"] |= {"pool_type": "eos", "eos_id": tokenizer_files.special_ids(tokenizer)["eos_token_id"]}
   entries = open_clip.entries(config, custom_text=written.get("custom_text", False))
-  _write(folder / "open_clip_model.safetensors", entries, params)
   tokenizer_files.write(tokenizer, folder, config.text.length)
+  _write(folder / "open_clip_model.safetensors", entries, params)
   _write_json(folder / "open_clip_config.json", {"model_cfg": written, "preprocess_cfg": preprocessing})
   return family
 
@@ -133,15 +134,15 @@ def _fitting(
 
 
 def _essence(config: DualEncoderConfig) -> dict[str, Any]:
-  essence = _without_training(dataclasses.asdict(config))
+  essence = _told(dataclasses.asdict(config))
   essence["init_logit_bias"] = config.init_logit_bias is not None
   return essence
 
 
-def _without_training(node: Any) -> Any:
+def _told(node: Any) -> Any:
   if not isinstance(node, dict):
     return node
-  return {name: _without_training(value) for name, value in node.items() if name not in _TRAINING}
+  return {name: _told(value) for name, value in node.items() if name not in _UNTOLD}
 
 
 def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str = "") -> Iterator[str]:

@@ -7,6 +7,7 @@ from contrastive_jax.errors import UserError
 from contrastive_jax.interop.keymap import SAME, TRANSPOSED, Entry, convolution, entry, extended
 from contrastive_jax.interop.torch_layers import layer_norm, linear, pooling_attention, split_attention
 from contrastive_jax.models.config import DualEncoderConfig, TextConfig, TransformerConfig, VisionConfig
+from contrastive_jax.models.presets import CLIP_MEAN, CLIP_STD
 
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 _ACTIVATION_NAMES = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
@@ -234,8 +235,7 @@ def _seen(preprocessing: Mapping[str, Any], family: str, side: int, source: str)
   resample = preprocessing.get("resample", 2 if family == "siglip2" else 3)
   if resample not in _RESAMPLING:
     raise UserError(f"{source} has resample={resample}, known are 2 (bilinear) and 3 (bicubic)")
-  clip = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-  mean, std = clip if family == "clip" else ((0.5,) * 3, (0.5,) * 3)
+  mean, std = (CLIP_MEAN, CLIP_STD) if family == "clip" else ((0.5,) * 3, (0.5,) * 3)
   return {
     "mean": tuple(preprocessing.get("image_mean", mean)),
     "std": tuple(preprocessing.get("image_std", std)),

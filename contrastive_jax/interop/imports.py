@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from contrastive_jax.errors import UserError, require_known
-from contrastive_jax.evaluation.results import write_atomically
 from contrastive_jax.interop import bert, big_vision, checkpoint_files, huggingface, open_clip, tokenizer_files
 from contrastive_jax.interop.keymap import Entry, to_ours
 from contrastive_jax.models import dual_encoder
@@ -75,24 +74,23 @@ def save(imported: Imported, workdir: Path) -> None:
 
   Args:
     imported: see `read`.
-    workdir: is made.
+    workdir: is made, and is there only when it is complete.
 
   Raises:
     UserError: if there is something in the directory.
   """
-  checkpoint_files.require_new(workdir)
   model = dataclasses.asdict(imported.config)
   config = {"name": imported.name, "compute_dtype": model.pop("dtype"), "model": model, "curriculum": []}
   if imported.lengths:
     config["curriculum"] = [dataclasses.asdict(Stage("imported", mode="naflex", lengths=imported.lengths))]
   params = jax.tree.map(jnp.asarray, imported.params)
-  imported.tokenizer.save(workdir / "tokenizer")
-  with Checkpoints(workdir / "checkpoints") as checkpoints:
-    state = TrainState(step=jnp.int32(0), params=params, slots=None, average=None)
-    checkpoints.save(state, {"tokenizer": imported.tokenizer.fingerprint})
-    checkpoints.wait()
-  # Last: a directory without it is no run.
-  write_atomically(workdir / "config.json", json.dumps(config, indent=2))
+  with checkpoint_files.new_folder(workdir) as folder:
+    imported.tokenizer.save(folder / "tokenizer")
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+      state = TrainState(step=jnp.int32(0), params=params, slots=None, average=None)
+      checkpoints.save(state, {"tokenizer": imported.tokenizer.fingerprint})
+      checkpoints.wait()
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
 
 
 def _huggingface(folder: Path, tokenizer: str) -> Imported:
@@ -102,9 +100,9 @@ def _huggingface(folder: Path, tokenizer: str) -> Imported:
   require_known(f"model_type of {folder}", family, (*huggingface.FAMILIES, bert.FAMILY))
   if family == bert.FAMILY:
     ours = bert.read_config(config, pool=_sentence_pool(folder), source=str(folder))
+    found = _tokenizer(tokenizer, lambda: tokenizer_files.read(folder), ours)
     arrays = checkpoint_files.read_folder(folder, _HUGGINGFACE_FILES)
-    params = bert.read_params(arrays, ours, source=str(folder))
-    return Imported(name, ours, params, _tokenizer(tokenizer, lambda: tokenizer_files.read(folder), ours))
+    return Imported(name, ours, bert.read_params(arrays, ours, source=str(folder)), found)
   preprocessing = _preprocessing(folder)
   ours = huggingface.read_config(config, preprocessing, source=str(folder))
   # SigLIP 2 is trained on lower-cased captions, whichever class its tokenizer is saved under.
@@ -150,20 +148,21 @@ def _open_clip(path: Path, tokenizer: str) -> Imported:
     own = functools.partial(tokenizer_files.read, folder, clean=options.get("clean", ""))
   else:
     own = functools.partial(tokenizer_files.clip, folder)
+  fitting = _tokenizer(tokenizer, own, ours)
   arrays = checkpoint_files.read_folder(path, _OPEN_CLIP_FILES) if path.is_dir() else checkpoint_files.read(path)
   custom_text = any(name.startswith("text.") for name in arrays)
   entries = open_clip.entries(ours, custom_text=custom_text)
   params = _params(entries, arrays, ours, str(path), open_clip.IGNORED)
   # Names of folders hold dots, such as that before the data of a published model.
   name = path.resolve().name if path.is_dir() else path.stem
-  return Imported(name, ours, params, _tokenizer(tokenizer, own, ours))
+  return Imported(name, ours, params, fitting)
 
 
 def _big_vision(path: Path, tokenizer: str) -> Imported:
-  arrays = big_vision.parameters(checkpoint_files.read(path))
-  ours = big_vision.read_config(arrays, source=str(path))
   if not tokenizer:
     raise UserError(f"{path} holds no tokenizer: give its SentencePiece model as --tokenizer=sentencepiece:FILE")
+  arrays = big_vision.parameters(checkpoint_files.read(path))
+  ours = big_vision.read_config(arrays, source=str(path))
   found = _fitting(_named(tokenizer, ours, canonical=False), ours)
   return Imported(path.stem, ours, _params(big_vision.entries(ours), arrays, ours, str(path)), found)
 

@@ -11,9 +11,8 @@ from contrastive_jax.errors import UserError
 from contrastive_jax.interop.keymap import SAME, TRANSPOSED, Entry, by_heads, convolution, entry, extended, in_rows
 from contrastive_jax.interop.torch_layers import fused_attention, layer_norm, linear
 from contrastive_jax.models.config import DualEncoderConfig, TextConfig, TransformerConfig, VisionConfig
-from contrastive_jax.models.presets import SIZES
+from contrastive_jax.models.presets import CLIP_MEAN, CLIP_STD, SIZES
 
-_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # Fields of its JSON that this library has no counterpart of, with the values that mean "not used".
 _UNUSED = {
   "ls_init_value": None,
@@ -222,7 +221,7 @@ def _clip_vision(
     pre_norm=True,
     patch_bias=False,
     projection=True,
-    **_seen(preprocessing, _CLIP_MEAN, _CLIP_STD, "shortest", source),
+    **_seen(preprocessing, CLIP_MEAN, CLIP_STD, "shortest", source),
   )
 
 

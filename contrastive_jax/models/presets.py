@@ -32,6 +32,9 @@ SIZES = {
   "g": Size(1408, 40, 16, 6144),
 }
 
+# Of the pixels that CLIP was trained on.
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
 # Text towers and embedding widths that CLIP (B, L) and open_clip (S, H, g) pair with them; Ti and So400m are ours.
 _CLIP_TEXT = {
   "Ti": (Size(192, 12, 3, 768), 192),
@@ -58,8 +61,8 @@ def _clip(size: str, patch_size: int, image_size: int = 224) -> DualEncoderConfi
       pre_norm=True,
       patch_bias=False,
       projection=True,
-      mean=(0.48145466, 0.4578275, 0.40821073),
-      std=(0.26862954, 0.26130258, 0.27577711),
+      mean=CLIP_MEAN,
+      std=CLIP_STD,
     ),
     text=TextConfig(TransformerConfig(*text_size, causal=True, **shared), vocab_size=49408, length=77),
     embed_dim=embed_dim,

@@ -110,6 +110,8 @@ class JsonTokenizer(Tokenizer):
     padding = self._tokenizer.padding
     self._tokenizer.no_padding()
     self._tokenizer.no_truncation()
+    if pad and self._tokenizer.token_to_id(pad) is None:
+      raise UserError(f"the tokenizer.json has no token '{pad}' for padding: name one that it has")
     candidates = pad, (padding or {}).get("pad_token"), PAD, "[PAD]", "<|pad|>"
     ids = (self._tokenizer.token_to_id(token) for token in candidates if token)
     self.pad_id = next((i for i in ids if i is not None), 0)

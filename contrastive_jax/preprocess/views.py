@@ -79,7 +79,7 @@ class Views:
       size = _square(resolution, patch, times)
       # A patch embedding leaves out the pixels that do not fill a patch, such as 6 of the 384 at patch size 14.
       seen = size // patch * patch
-      pixels = _squared(pixels) if drawing else pixels
+      pixels = squared(pixels) if drawing else pixels
       if self.resize == "squash":
         return images.resize(pixels, size, size, self.interpolation)[:seen, :seen]
       return images.center_crop(pixels, size, self.interpolation)[:seen, :seen]
@@ -125,7 +125,7 @@ def _square(resolution: Resolution, patch: int, times: int) -> int:
   return max(1, int((resolution.max_tokens // times) ** 0.5)) * patch
 
 
-def _squared(pixels: np.ndarray) -> np.ndarray:
+def squared(pixels: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "side side 3"]:
   """The picture in the middle of a white square."""
   height, width = pixels.shape[:2]
   side = max(height, width)

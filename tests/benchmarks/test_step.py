@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from benchmarks import peers, step
+from benchmarks import peers, step, timing
 from contrastive_jax.errors import UserError
 
 
@@ -29,7 +29,7 @@ def test_ours_trains_the_towers_it_is_asked_for(small):
 
 def test_every_contestant_gets_its_turn_and_the_first_is_not_timed():
   calls = []
-  times = step.taking_turns([lambda: calls.append("a"), lambda: calls.append("b")], repeats=2)
+  times = timing.taking_turns([lambda: calls.append("a"), lambda: calls.append("b")], repeats=2)
   assert calls == ["a", "b"] * 3
   assert times.shape == (2, 2, 2)
 

@@ -17,7 +17,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from tests.interop import peers  # noqa: E402
+from benchmarks import reference_models as peers  # noqa: E402
 
 
 @pytest.fixture(scope="module")

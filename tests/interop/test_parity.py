@@ -16,7 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch  # noqa: E402
 
-from tests.interop import peers  # noqa: E402
+from benchmarks import reference_models as peers  # noqa: E402
 
 # The largest difference of an entry of a unit vector, and of logits at their scale.
 TOLERANCE = 1e-4
@@ -112,7 +112,7 @@ def test_pytorchs_own_files_are_read_without_it(tmp_path):
 
 
 def test_big_vision_weights_agree_with_open_clips_reading_of_them(tmp_path):
-  open_clip = pytest.importorskip("open_clip")
+  pytest.importorskip("open_clip")
   from open_clip.convert import load_big_vision_weights
 
   reference = peers.open_clip("siglip", tmp_path / "theirs", true_size=True)
@@ -132,7 +132,6 @@ def test_big_vision_weights_agree_with_open_clips_reading_of_them(tmp_path):
   images = peers.pixels(model.config.vision.image_size)
   tokens, _ = model.tokenizer(peers.CAPTIONS, model.config.text.length)
   assert_same(ours(model, images, peers.CAPTIONS), peers.outputs_of_open_clip(reference, images, tokens))
-  assert open_clip.__version__
 
 
 def test_sentence_embeddings_of_minilm_are_its_own(tmp_path):

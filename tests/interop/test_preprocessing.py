@@ -19,7 +19,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from tests.interop import peers  # noqa: E402, F401 - declares torchvision's operators before it is imported
+from benchmarks import reference_models as peers  # noqa: E402, F401 - declares torchvision's operators before it is imported
 
 SIZE = 32
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -70,6 +70,10 @@ def attention(p, x, config, visible, coords):
 def blocks(p, x, config, visible, coords=None):
   for layer in range(config.depth):
     q = jax.tree.map(lambda leaf, layer=layer: leaf[layer], p["blocks"])
+    if config.norm_position == "post":
+      x = norm(q["norm1"], x + attention(q["attention"], x, config, visible, coords), config.norm_eps)
+      x = norm(q["norm2"], x + mlp(q["mlp"], x, config), config.norm_eps)
+      continue
     gains = [q[name]["scale"] if name in q else 1.0 for name in ("scale1", "scale2")]
     x = x + gains[0] * attention(q["attention"], norm(q["norm1"], x, config.norm_eps), config, visible, coords)
     x = x + gains[1] * mlp(q["mlp"], norm(q["norm2"], x, config.norm_eps), config)
@@ -119,7 +123,10 @@ def embed_text(p, tokens, mask, config):
   visible = np.tri(length, dtype=bool) if config.transformer.causal else np.ones((length, length), bool)
   if not config.attend_padding:
     visible = visible & mask
-  x = norm(p["post_norm"], blocks(p["transformer"], x, config.transformer, visible), config.transformer.norm_eps)
+  eps = config.transformer.norm_eps
+  x = norm(p["pre_norm"], x, eps) if config.pre_norm else x
+  x = blocks(p["transformer"], x, config.transformer, visible)
+  x = norm(p["post_norm"], x, eps) if config.post_norm else x
   if config.pool == "map":
     x = attention_pool(p["pool"], x, config.transformer, mask)
   else:
@@ -145,6 +152,17 @@ CASES = {
       "transformer": UNIVITAR,
       "vision": {"position": "none", "pool": "mean", "post_norm": False, "projection": True},
       "text": {"pool": "map", "attend_padding": False},
+    },
+  ),
+  "bert": (
+    "clip_b32",
+    {
+      "text": {
+        "pool": "mean",
+        "pre_norm": True,
+        "post_norm": False,
+        "transformer": {"causal": False, "norm_position": "post", "activation": "gelu"},
+      },
     },
   ),
   "mixed": (

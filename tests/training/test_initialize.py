@@ -18,12 +18,12 @@ from contrastive_jax.training.state import StateSpec
 SMALL = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 24}
 
 
-def make_spec(**vision):
+def make_spec(length=5, **vision):
   model = presets.resolve(
     "siglip_ti16",
     {
       "vision": {"image_size": 16, "patch_size": 4, "transformer": SMALL, **vision},
-      "text": {"transformer": SMALL, "vocab_size": 11, "length": 5},
+      "text": {"transformer": SMALL, "vocab_size": 11, "length": length},
       "embed_dim": 16,
     },
   )
@@ -78,6 +78,15 @@ def test_a_finer_grid_resizes_the_position_table(run):
   table = params["image"]["position"].reshape(4, 4, -1)
   expected = jax.image.resize(table, (8, 8, table.shape[-1]), "linear").reshape(64, -1)
   np.testing.assert_allclose(taken["image"]["position"], expected, atol=1e-5)
+
+
+def test_positions_that_captions_never_reach_are_left_out(run):
+  workdir, params = run
+  taken, said = started(make_spec(length=3), workdir, towers="text")
+  assert said == [f"Took the first 3 of the 5 text positions of {workdir}."]
+  np.testing.assert_array_equal(taken["text"]["position"], params["text"]["position"][:3])
+  with pytest.raises(UserError, match=r"text/position is \[5, 16\] there and \[8, 16\] here"):
+    started(make_spec(length=8), workdir, towers="text")
 
 
 def test_what_cannot_be_adapted_is_named(run):

@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
+import torch
 
 from contrastive_jax.preprocess import tokenizers
 
-torch = pytest.importorskip("torch")
 # torchvision declares these two whether its operators were built or not, which beside a CPU build of PyTorch they are
 # not: nothing here calls them.
 _OPERATORS = torch.library.Library("torchvision", "DEF")
