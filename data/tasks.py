@@ -21,6 +21,9 @@ GROUPS = {
 def expand(names: Iterable[str]) -> list[str]:
   """What `--tasks` or a config names, a group as its members, each set once; reads no data.
 
+  Args:
+    names: of sets, with an optional "@<split>", or of `GROUPS`.
+
   Raises:
     UserError: for a name that is no task.
   """
@@ -35,6 +38,10 @@ def load(name: str, data_dir: str = "") -> EvaluationSet:
 
   A TFDS set with labels is for zero-shot classification, one with captions for retrieval. A benchmark has class names,
   prompts and splits of its own; its "@train" is what a probe may learn from.
+
+  Args:
+    name: of one set, as `expand` gives it.
+    data_dir: TFDS's directory of sets, which also has the folders of pictures; "" is TFDS's own default.
 
   Raises:
     UserError: for an unknown name, or data that is not on this machine.

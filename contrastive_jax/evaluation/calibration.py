@@ -26,6 +26,9 @@ def global_auc(
     text_group: see `image_group`.
     block: images scored at once. Peak memory is a few times block x texts, and the scores of all that belong together.
 
+  Returns:
+    A share of the pairs of pairs: 0.5 by chance, 1 where one threshold divides them.
+
   Raises:
     ValueError: if nothing belongs together, or everything does.
 
@@ -63,6 +66,9 @@ def expected_calibration_error(
     confidence: probability of the predicted class.
     correct: whether it is the right one.
     bins: intervals (0, 1/bins], (1/bins, 2/bins], ...
+
+  Returns:
+    0 where every bin is as often right as it is sure, 1 at most.
 
   Guo et al. (arXiv 1706.04599), equation 3.
   """

@@ -14,14 +14,8 @@ from rich.text import Text
 from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation import curves
 from contrastive_jax.evaluation.report import flat, metric_name, render, speed_series
-from contrastive_jax.evaluation.results import (
-  IMAGE_RECALL,
-  MAIN_METRICS,
-  PLAIN_METRICS,
-  figure,
-  main_metric,
-  write_atomically,
-)
+from contrastive_jax.evaluation.results import PLAIN_METRICS, figure, main_metric, scored_sets, write_atomically
+from contrastive_jax.training.metrics import read_json_lines
 
 # (data set, task): a set may have been scored zero-shot and by a probe.
 Task = tuple[str, str]
@@ -111,9 +105,8 @@ def _read(workdir: Path, name: str) -> Run:
     task = (result["dataset"], result["task"])
     if int(step) >= steps.get(task, 0):
       scores[task], steps[task] = result["metrics"], int(step)
-  metrics = workdir / "metrics.jsonl"
-  rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []
-  return Run(name, json.loads((workdir / "config.json").read_text(encoding="utf-8")), scores, steps, rows)
+  config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+  return Run(name, config, scores, steps, read_json_lines(workdir / "metrics.jsonl"))
 
 
 def table(runs: Sequence[Run]) -> list[Row]:
@@ -200,8 +193,7 @@ def overlaid(runs: Sequence[Run]) -> list[curves.Chart]:
     return functools.partial(curves.series, key=key)
 
   drawn = [("Loss", under("loss"), {"smooth": True})]
-  for dataset, names in sorted(_scored(runs).items()):
-    name = main_metric(names)
+  for dataset, name in sorted(scored_sets(row for run in runs for row in run.rows).items()):
     drawn.append((f"{dataset}: {metric_name(name)}", under(f"{dataset}/{name}"), {"from_zero": True, "percent": True}))
   drawn += [
     ("Learning rate", under("learning_rate"), {"from_zero": True}),
@@ -212,16 +204,6 @@ def overlaid(runs: Sequence[Run]) -> list[curves.Chart]:
     lines = {run.name: read(run.rows) for run in runs}
     made.append(curves.chart(title, lines, last_step=last, **options))
   return [chart for chart in made if chart is not None]
-
-
-def _scored(runs: Sequence[Run]) -> dict[str, set[str]]:
-  """What `main_metric` may choose from, by data set: the metrics that the rows of training hold."""
-  found: dict[str, set[str]] = {}
-  for key in {key for run in runs for row in run.rows for key in row if "/" in key}:
-    dataset, _, metric = key.rpartition("/")
-    if metric in MAIN_METRICS or metric.startswith(IMAGE_RECALL):
-      found.setdefault(dataset, set()).add(metric)
-  return found
 
 
 def _differing(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:

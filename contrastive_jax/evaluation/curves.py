@@ -191,4 +191,5 @@ def _text(value: float, percent: bool = False, digits: int = 6) -> str:
   if 0 < abs(value) < 0.001:
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
-  return f"{value:.{digits}g}"
+  text = f"{value:.{digits}g}"
+  return f"{value:.0f}" if "e" in text else text  # 1450, which to three digits would be 1.45e+03.

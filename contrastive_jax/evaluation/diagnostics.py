@@ -12,9 +12,9 @@ Embeddings = Float[Array | np.ndarray, "rows dim"]
 Groups = Int[Array | np.ndarray, "rows"]
 
 # Rows of a side that `pair_diagnostics` looks at where it looks at all products: a fraction of a second.
-SAMPLE = 2048
+ROWS_COMPARED = 2048
 # Rows of a side of which a fifth is one to test on.
-FEWEST = 5
+MIN_ROWS = 5
 # Newton's method converges quadratically; where a step overshoots, it is halved.
 NEWTON_STEPS, HALVINGS = 30, 20
 
@@ -150,13 +150,13 @@ def modality_separability(
     seed: of the draw.
 
   Raises:
-    ValueError: if a side has fewer than `FEWEST` rows.
+    ValueError: if a side has fewer than `MIN_ROWS` rows.
 
   The "linear separability" of arXiv 2405.18570; logistic regression with an L2 penalty of 1/2 on the weights.
   """
   count = min(len(image), len(text), most)
-  if count < FEWEST:
-    raise ValueError(f"separability needs {FEWEST} images and as many texts, got {len(image)} and {len(text)}")
+  if count < MIN_ROWS:
+    raise ValueError(f"separability needs {MIN_ROWS} images and as many texts, got {len(image)} and {len(text)}")
   train = count * 4 // 5
   drawn = []
   for number, rows in enumerate((image, text)):
@@ -200,7 +200,7 @@ def pair_diagnostics(
   text_group: Int[np.ndarray, "texts"],
   *,
   thorough: bool = False,
-  most: int = SAMPLE,
+  most: int = ROWS_COMPARED,
   seed: int = 0,
 ) -> dict[str, float]:
   """What can be said of the embeddings of a set of pairs, by the names that results use.
@@ -229,6 +229,6 @@ def pair_diagnostics(
     found["uniformity_cross"] = cross_uniformity(image[i], text[t], image_group[i], text_group[t])
   if thorough and len(np.union1d(image_group, text_group)) > 1:
     found["global_auc"] = global_auc(image, text, image_group, text_group)
-  if thorough and min(len(image), len(text)) >= FEWEST:
+  if thorough and min(len(image), len(text)) >= MIN_ROWS:
     found["modality_separability"] = modality_separability(image, text, seed=seed)
   return found

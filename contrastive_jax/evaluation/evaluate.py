@@ -36,7 +36,7 @@ DRAWS = 3
 def evaluate(
   model: Encoder, sets: Iterable[EvaluationSet], *, workdir: Path, step: int, architecture: str, thorough: bool = False
 ) -> list[Result]:
-  """Zero-shot classification of labelled sets, retrieval of pair sets, matching of hard pairs.
+  """Zero-shot classification of labelled and multi-label sets, retrieval of pair sets, matching of hard pairs.
 
   Every process calls it; the main one writes `<workdir>/eval/<set>@<step>.json`. Results of pair sets also hold what
   `diagnostics.pair_diagnostics` says of the same embeddings.
@@ -48,6 +48,9 @@ def evaluate(
     step: of the checkpoint.
     architecture: what the results call the model.
     thorough: also the diagnostics of pair sets that take longer: global AUC and separability.
+
+  Returns:
+    One result a set, in their order, on every process.
   """
   model = _Remembering(model)
   return [_written(_score(model, scored, thorough), workdir, step, architecture) for scored in sets]
@@ -77,6 +80,9 @@ def probe(
     workdir: see `evaluate`.
     step: see `evaluate`.
     architecture: see `evaluate`.
+
+  Returns:
+    The metrics of the probe, means over the draws where `shots` is given.
 
   Raises:
     UserError: if a class has fewer samples than `shots`.

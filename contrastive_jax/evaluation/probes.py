@@ -19,7 +19,7 @@ from contrastive_jax.evaluation.zero_shot import balanced_accuracy
 WEIGHT_DECAYS = np.logspace(-6, 2, num=97)
 FIRST_STRIDE = 16
 # Test rows that vote at once.
-BLOCK = 1024
+TEST_BLOCK = 1024
 
 Features = Float[Array | np.ndarray, "train dim"]
 Labels = Int[Array | np.ndarray, "train"]
@@ -113,6 +113,9 @@ def best_weight_decay(
     epochs: see `linear_probe`.
     batch_size: see `linear_probe`.
     seed: see `linear_probe`.
+
+  Returns:
+    One of `WEIGHT_DECAYS`.
   """
   first = initial_weights(train.shape[1], classes, seed)
   order = batches(len(train), epochs, batch_size, seed)
@@ -166,23 +169,37 @@ def knn_probe(
   nearest, cosine = top_k(normalised(test), normalised(train), k=min(k, len(train)), block=block)
   voters = np.asarray(train_labels)[nearest]
   ranked = np.zeros((len(test), min(5, classes)), np.int64)
-  for start in range(0, len(test), BLOCK):
-    some, votes = voters[start : start + BLOCK], np.exp(cosine[start : start + BLOCK].astype(np.float64) / temperature)
+  for start in range(0, len(test), TEST_BLOCK):
+    some = voters[start : start + TEST_BLOCK]
+    votes = np.exp(cosine[start : start + TEST_BLOCK].astype(np.float64) / temperature)
     place = np.arange(len(some))[:, None] * classes + some
     total = np.bincount(place.ravel(), votes.ravel(), minlength=len(some) * classes).reshape(len(some), classes)
-    ranked[start : start + BLOCK] = np.argsort(-total, axis=1, kind="stable")[:, : ranked.shape[1]]
+    ranked[start : start + TEST_BLOCK] = np.argsort(-total, axis=1, kind="stable")[:, : ranked.shape[1]]
   return _accuracies(ranked, test_labels, "knn")
 
 
 def normalised(features: Float[Array | np.ndarray, "rows dim"]) -> Float[Array, "rows dim"]:
-  """Rows of length one; a row of zeros stays."""
+  """Rows of length one; a row of zeros stays.
+
+  Args:
+    features: of any length.
+  """
   features = jnp.asarray(features)
   length = jnp.linalg.norm(features, axis=1, keepdims=True)
   return features / jnp.maximum(length, jnp.finfo(features.dtype).tiny)
 
 
 def initial_weights(dim: int, classes: int, seed: int) -> dict[str, jax.Array]:
-  """Weights and bias uniform within 1 / sqrt(dim), as `torch.nn.Linear` has them."""
+  """Weights and bias uniform within 1 / sqrt(dim), as `torch.nn.Linear` has them.
+
+  Args:
+    dim: of the features.
+    classes: number of classes.
+    seed: of the draw.
+
+  Returns:
+    {"weight": `[dim, classes]`, "bias": `[classes]`}, float32.
+  """
   keys = jax.random.split(jax.random.key(seed))
   shapes = {"weight": (dim, classes), "bias": (classes,)}
   bound = dim**-0.5
@@ -193,10 +210,17 @@ def initial_weights(dim: int, classes: int, seed: int) -> dict[str, jax.Array]:
 
 
 def batches(rows: int, epochs: int, batch_size: int, seed: int) -> Int[np.ndarray, "steps batch"]:
-  """Row indices of each step, every epoch in an order of its own; -1 where an epoch's last batch has fewer."""
+  """Row indices of each step, every epoch in an order of its own; -1 where an epoch's last batch has fewer.
+
+  Args:
+    rows: how many there are.
+    epochs: passes over them.
+    batch_size: rows of a step.
+    seed: of the orders.
+  """
   orders = [np.random.default_rng((seed, epoch)).permutation(rows) for epoch in range(epochs)]
   padded = np.pad(np.stack(orders).astype(np.int32), ((0, 0), (0, -rows % batch_size)), constant_values=-1)
-  return padded.reshape(-1, min(batch_size, padded.shape[1]))
+  return padded.reshape(-1, batch_size)
 
 
 @jax.jit

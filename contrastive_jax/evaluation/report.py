@@ -13,7 +13,15 @@ import numpy as np
 from PIL import Image
 
 from contrastive_jax.evaluation import curves
-from contrastive_jax.evaluation.results import Result, figure, headline, main_metric, percent, write_atomically
+from contrastive_jax.evaluation.results import (
+  Result,
+  figure,
+  headline,
+  main_metric,
+  percent,
+  scored_sets,
+  write_atomically,
+)
 from contrastive_jax.evaluation.stages import StageScores
 
 _FIXED_NAMES = {
@@ -23,7 +31,7 @@ _FIXED_NAMES = {
   "mean_average_precision": "Mean average precision",
   "image_acc": "All images found by their captions",
   "text_acc": "All captions found by their images",
-  "acc": "Both",
+  "acc": "All images and captions found",
   "lp_acc1": "Top-1 accuracy of a linear probe",
   "lp_acc5": "Top-5 accuracy of a linear probe",
   "lp_mean_per_class_recall": "Mean per-class recall of a linear probe",
@@ -149,7 +157,7 @@ def charts(rows: Sequence[Mapping[str, Any]], stages: Sequence[tuple[str, int]] 
   last = max((float(row["step"]) for row in rows), default=0.0) or 1.0
   drawn = [
     ("Loss", {"loss": curves.series(rows, "loss")}, {"smooth": True}),
-    ("Accuracy during training", accuracy_series(rows), {"from_zero": True, "percent": True}),
+    ("Scores during training", score_series(rows), {"from_zero": True, "percent": True}),
     ("Learning rate", {"learning rate": curves.series(rows, "learning_rate")}, {"from_zero": True}),
     ("Images per second", {"images/s": speed_series(rows)}, {"from_zero": True, "smooth": True}),
   ]
@@ -164,19 +172,16 @@ def speed_series(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]
   return speed[1:] if len(speed) > 3 else speed
 
 
-def accuracy_series(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-  """What evaluations in training logged: top-1 and top-5 accuracy of each set, or recall at the largest cut-off."""
-  keys = list(dict.fromkeys(key for row in rows for key in row if "/" in key))
-  wanted = [key for key in keys if key.rpartition("/")[2] in ("acc1", "acc5")]
-  wanted = wanted or [key for key in keys if "recall@" in key]
-  sets = {key.rpartition("/")[0] for key in wanted}
-
-  def name(key: str) -> str:
-    dataset, _, metric = key.rpartition("/")
-    short = {"acc1": "top-1", "acc5": "top-5"}.get(metric, metric_name(metric))
-    return short if len(sets) == 1 else f"{dataset} {short}"
-
-  return {name(key): curves.series(rows, key) for key in wanted}
+def score_series(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+  """What evaluations in training logged: the main metric of each set, and top-5 accuracy beside top-1."""
+  sets = scored_sets(rows)
+  drawn = {}
+  for dataset, main in sets.items():
+    for metric in (main, "acc5") if main == "acc1" else (main,):
+      short = {"acc1": "top-1", "acc5": "top-5"}.get(metric, metric_name(metric))
+      name = short if len(sets) == 1 else f"{dataset} {short}"
+      drawn[name] = curves.series(rows, f"{dataset}/{metric}")
+  return drawn
 
 
 def run_facts(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +233,20 @@ def main_metric(names: Collection[str]) -> str:
     if name in names:
       return name
   return max((name for name in names if name.startswith(IMAGE_RECALL)), key=_cutoff)
+
+
+def scored_sets(rows: Iterable[Mapping[str, object]]) -> dict[str, str]:
+  """The sets that were scored in training, each with its main metric: {"emoji_openmoji": "acc1"}.
+
+  Args:
+    rows: of `metrics.jsonl`, which call a score "<set>/<metric>".
+  """
+  found: dict[str, list[str]] = {}
+  for key in dict.fromkeys(key for row in rows for key in row):
+    dataset, _, metric = key.rpartition("/")
+    if dataset and (metric in MAIN_METRICS or metric.startswith(IMAGE_RECALL)):
+      found.setdefault(dataset, []).append(metric)
+  return {dataset: main_metric(metrics) for dataset, metrics in found.items()}
 
 
 def _cutoff(metric: str) -> int:

@@ -129,4 +129,7 @@ def test_the_command_takes_directories_behind_the_flag(three, tmp_path):
   assert (tmp_path / "comparison.html").is_file()
   runs.run("eval.py", f"--compare={three[0]},{three[1]}", f"--output={tmp_path / 'other.html'}")
   assert (tmp_path / "other.html").is_file()
+  for flag in ("--workdir=runs/emoji", "--probe_shots=5"):
+    refused = runs.run("eval.py", "--compare", *map(str, three[:2]), flag, expected=2)
+    assert f"{flag.partition('=')[0]} is for scoring, and --compare scores nothing" in refused
   assert "two different runs" in runs.run("eval.py", "--compare", str(three[0]), expected=2)

@@ -47,3 +47,9 @@ def test_one_point_is_no_curve():
 def test_a_constant_is_drawn():
   drawn = chart("Rate", {"rate": [(1.0, 0.0), (2.0, 0.0)]}, last_step=2.0, from_zero=True)
   assert len(drawn.lines[0].marks) == 2 and drawn.lines[0].last == "0"
+
+
+@pytest.mark.parametrize(("value", "text"), [(1449.7, "1450"), (999.6, "1000"), (12345.0, "12.35k"), (1.449, "1.45")])
+def test_last_values_are_read_without_an_exponent(value, text):
+  drawn = chart("Rate", {"rate": [(1.0, 0.0), (2.0, value)]}, last_step=2.0)
+  assert drawn.lines[0].last == text

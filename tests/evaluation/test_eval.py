@@ -46,10 +46,22 @@ def test_each_kind_of_probe_has_a_file_of_its_own(trained):
   [
     (["--probe_shots=5"], "--probe_shots says how to probe: add --probe=linear or --probe=knn"),
     (["--probe=knn", "--probe_shots=1000"], "1000 samples of each class are asked for, class 0 has"),
-    (["--probe=knn", "--probe_split=test"], "--probe_split=test is what tfds/sklearn_digits is scored on"),
-    (["--probe=knn", "--tasks=emoji_openmoji"], "needs a TFDS set with one label an image"),
   ],
 )
 def test_a_probe_that_cannot_be_is_one_sentence(trained, arguments, sentence):
   output = probed(trained, *arguments, expected=2)
+  assert sentence in output and "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+  ("arguments", "sentence"),
+  [
+    (["--tasks=tfds/toy", "--probe_split=test"], "--probe_split=test is what tfds/toy is scored on"),
+    (["--tasks=eurosat@train[:80%]"], "--probe_split=train is what eurosat@train[:80%] is scored on"),
+    (["--tasks=tfds/toy,emoji_openmoji"], "one label an image, such as tfds/cifar10, not 'emoji_openmoji'"),
+    (["--tasks=voc2007"], "one label an image, such as tfds/cifar10, not 'voc2007'"),
+  ],
+)
+def test_names_that_no_probe_can_be_of_are_refused_before_the_model_is_read(arguments, sentence):
+  output = runs.run("eval.py", "--workdir=nowhere", "--probe=knn", *arguments, expected=2)
   assert sentence in output and "Traceback" not in output

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contrastive_jax.evaluation.report import accuracy_series, charts, metric_name, picture, write_report
+from contrastive_jax.evaluation.report import charts, metric_name, picture, score_series, write_report
 from contrastive_jax.evaluation.results import Confusion, Guess, Result, Search
 
 ATTACK = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
@@ -149,7 +149,7 @@ def test_curves_lie_inside_their_axes(report):
   drawn = charts([*ROWS, {"step": 59, "loss": "nan"}])
   assert [chart.title for chart in drawn] == [
     "Loss",
-    "Accuracy during training",
+    "Scores during training",
     "Learning rate",
     "Images per second",
   ]
@@ -167,13 +167,24 @@ def test_curves_lie_inside_their_axes(report):
   assert len(drawn[3].lines[0].points.split()) == 58
 
 
-def test_evaluations_in_training_are_found_by_name():
-  assert accuracy_series(ROWS) == {
+def test_every_set_scored_in_training_has_a_curve():
+  assert score_series(ROWS) == {
     "top-1": [(20.0, 0.02), (40.0, 0.04), (59.0, 0.059)],
     "top-5": [(20.0, 0.2), (40.0, 0.4), (59.0, 0.59)],
   }
-  rows = [{"step": 1, "a/acc1": 0.5, "tfds/b/acc1": 0.25, "a/mean_per_class_recall": 0.5}]
-  assert accuracy_series(rows) == {"a top-1": [(1.0, 0.5)], "tfds/b top-1": [(1.0, 0.25)]}
+  labelled = {"a/acc1": 0.5, "a/acc5": 0.75, "a/mean_per_class_recall": 0.5, "tfds/b/acc1": 0.25}
+  multilabel = {"voc2007/mean_average_precision": 0.125}
+  choices = {"sugarcrepe/add_att/image_acc": 1.0, "sugarcrepe/add_att/text_acc": 0.5, "sugarcrepe/add_att/acc": 0.5}
+  recalls = {f"p/{way}_retrieval_recall@{k}": k / 16 for way in ("image", "text") for k in (1, 10, 5)}
+  rows = [{"step": 1, "loss": 1.0, **labelled, **multilabel, **choices, **recalls, "p/alignment": 1.5}]
+  assert {name: points[0][1] for name, points in score_series(rows).items() if points} == {
+    "a top-1": 0.5,
+    "a top-5": 0.75,
+    "tfds/b top-1": 0.25,
+    "voc2007 Mean average precision": 0.125,
+    "sugarcrepe/add_att All images and captions found": 0.5,
+    "p Recall@10, caption to image": 0.625,
+  }
 
 
 def test_metrics_in_words():
