@@ -9,6 +9,7 @@ The round trip is from theirs to ours to theirs.
 
 import os
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,9 @@ _PARTS = ("image", "text", "logits")
 
 def main(_) -> None:
   logging.set_verbosity(logging.WARNING)
-  import open_clip
-  import transformers
+  from benchmarks import reference_models as peers  # With PyTorch, which nothing else here needs.
 
-  from benchmarks import reference_models as peers  # Before those that import torchvision, see there.
-
-  print(f"transformers {transformers.__version__}, open_clip {open_clip.__version__}")
+  print(", ".join(f"{name} {metadata.version(name)}" for name in ("transformers", "open_clip_torch")))
   print(f"{'':24}{'import: ' + ', '.join(_PARTS):>34}{'export: ' + ', '.join(_PARTS):>34}{'round trip':>16}")
   families = [("huggingface", name) for name in ("clip", "siglip", "siglip2")]
   families += [("open_clip", name) for name in (("clip",) if _SMALL.value else ("clip", "siglip"))]
