@@ -136,14 +136,16 @@ def test_naflex_sizes_are_those_of_transformers(shape, length):
   assert fit_to_length(*shape, patch=16, length=length) == theirs
 
 
-def test_rotated_and_transparent_pictures_are_shown_as_a_viewer_shows_them():
-  """Other libraries ignore both: the rotation stays in the file, what is transparent becomes what lies below it."""
+def test_rotated_deep_and_transparent_pictures_are_shown_as_a_viewer_shows_them():
+  """Other libraries leave the rotation in the file, cut 16 bits off at 255 and show what lies below the transparent."""
   upright = Image.fromarray(smooth(40, 64))
   exif = Image.Exif()
   exif[0x0112] = 6
   file = io.BytesIO()
   upright.transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
   np.testing.assert_array_equal(images.decode(file.getvalue()), np.asarray(upright))
+  deep = np.array([[0, 257, 32768, 65535]], np.uint16)
+  np.testing.assert_array_equal(images.decode(Image.fromarray(deep))[..., 0], [[0, 1, 128, 255]])
   hidden = Image.fromarray(np.dstack([smooth(40, 40), np.zeros((40, 40), np.uint8)]))
   assert (images.decode(hidden) == 255).all()
 
