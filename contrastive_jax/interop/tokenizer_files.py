@@ -76,8 +76,8 @@ def is_clip(tokenizer: Tokenizer) -> bool:
   return isinstance(tokenizer, ClipTokenizer) and tokenizer.vocab_size == 49408
 
 
-def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
-  """The ids that `config.json` names: what ends a caption, and what fills its row.
+def special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
+  """The ids that `config.json` names: what begins a caption, if anything does, what ends it, and what fills its row.
 
   Raises:
     UserError: if captions end with no token of their own.
@@ -85,7 +85,8 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
   ids = _ends(tokenizer)
   if not ids:
     raise UserError("the tokenizer ends captions with no token of its own, by which other libraries find their end")
-  return {"eos_token_id": ids[-1], "pad_token_id": tokenizer.pad_id}
+  begins = ids[0] if len(ids) > 1 else None
+  return {"bos_token_id": begins, "eos_token_id": ids[-1], "pad_token_id": tokenizer.pad_id}
 
 
 def canonicalises(tokenizer: Tokenizer) -> bool:
