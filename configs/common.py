@@ -101,7 +101,8 @@ def get_config() -> ConfigDict:
   config.tokenizer = ConfigDict()
   # "bpe" trains one on the run's captions; else "file:tokenizer.json", "sentencepiece:X.model", "clip:X.txt.gz".
   config.tokenizer.spec = "bpe"
-  config.tokenizer.lowercase = True
+  config.tokenizer.lowercase = True  # Of "bpe", as the next.
+  config.tokenizer.straight_quotes = False  # Curly quotes are read as straight ones, which open_clip makes of all.
 
   config.data = ConfigDict()
   config.data.sources = ConfigDict()  # Name -> weight: {"emoji_noto": 1.0}, {"tfds/coco_captions": 1.0}.

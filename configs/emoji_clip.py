@@ -19,4 +19,5 @@ def get_config() -> ConfigDict:
     tower.transformer.update({"activation": "quick_gelu", "norm_eps": 1e-5})
   text.transformer.causal = True
   config.model.init_logit_bias = None
+  config.tokenizer.straight_quotes = True
   return config

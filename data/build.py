@@ -76,7 +76,8 @@ def make_tokenizer(options: Any, vocab_size: int, sources: Iterable[Source]) -> 
     UserError: if the tokenizer has more tokens than the text tower has rows.
   """
   if options.spec == "bpe":
-    return tokenizers.train_bpe(all_captions(sources), vocab_size, lowercase=options.lowercase)
+    how = {"lowercase": options.lowercase, "straight_quotes": options.straight_quotes}
+    return tokenizers.train_bpe(all_captions(sources), vocab_size, **how)
   tokenizer = tokenizers.load(options.spec)
   check_vocabulary(tokenizer, vocab_size)
   return tokenizer

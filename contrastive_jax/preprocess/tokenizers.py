@@ -236,13 +236,16 @@ KINDS: dict[str, Callable[..., Tokenizer]] = {
 }
 
 
-def train_bpe(captions: Iterable[str], vocab_size: int, lowercase: bool = True) -> JsonTokenizer:
+def train_bpe(
+  captions: Iterable[str], vocab_size: int, lowercase: bool = True, straight_quotes: bool = False
+) -> JsonTokenizer:
   """Trains a byte-level BPE: no caption in any script has unknown tokens.
 
   Args:
     captions: what it is trained on.
     vocab_size: at most so many ids; the 256 bytes, padding (0) and end of text (1) are among them.
     lowercase: whether upper and lower case are the same.
+    straight_quotes: whether curly and straight quotes are the same.
 
   Raises:
     UserError: if the bytes alone need more ids.
@@ -251,6 +254,8 @@ def train_bpe(captions: Iterable[str], vocab_size: int, lowercase: bool = True) 
     raise UserError(f"tokenizer.vocab_size is {vocab_size}, a byte-level BPE needs at least 258")
   tokenizer = tokenizers.Tokenizer(models.BPE())
   steps = [normalizers.NFC(), *([normalizers.Lowercase()] if lowercase else [])]
+  if straight_quotes:
+    steps += [normalizers.Replace(chr(code), quote) for code, quote in _quotes().items()]
   tokenizer.normalizer = normalizers.Sequence(steps)
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
   tokenizer.decoder = decoders.ByteLevel()
@@ -318,13 +323,17 @@ def _clip_clean(text: str) -> str:
   return " ".join(text.split()).lower()
 
 
+def _quotes() -> dict[int, str]:
+  """Curly quotes, and the straight ones that ftfy makes of them."""
+  return dict.fromkeys([0x02BC, *range(0x2018, 0x201C)], "'") | dict.fromkeys(range(0x201C, 0x2020), '"')
+
+
 @functools.cache
 def _repairs() -> dict[int, str]:
   """Characters that ftfy replaces: curly quotes, Latin ligatures, full-width and half-width forms."""
-  quotes = dict.fromkeys([0x02BC, *range(0x2018, 0x201C)], "'") | dict.fromkeys(range(0x201C, 0x2020), '"')
   compatible = [0x0132, 0x0133, *range(0x01C4, 0x01CD), *range(0x01F1, 0x01F4), *range(0xFB00, 0xFB07), 0x3000]
   compatible += range(0xFF01, 0xFFF0)
-  return quotes | {code: unicodedata.normalize("NFKC", chr(code)) for code in compatible}
+  return _quotes() | {code: unicodedata.normalize("NFKC", chr(code)) for code in compatible}
 
 
 @functools.cache

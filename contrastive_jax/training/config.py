@@ -257,7 +257,9 @@ def check_resume(workdir: Path, config: Any) -> bool:
   del model["dtype"]
   old = dict(_flat(json.loads(json.dumps({**started, "model": model}))))
   new = dict(_flat(as_json(config)))
-  changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+  # A field that did not exist then and is off now changes nothing.
+  compared = {*old, *(name for name, value in new.items() if value)}
+  changed = [name for name in sorted(compared) if old.get(name) != new.get(name)]
   data_changed = False
   for name in changed:
     if name.startswith(_FREE_ON_RESUME):

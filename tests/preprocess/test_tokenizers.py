@@ -307,3 +307,11 @@ def test_saved_description_is_readable(bpe, tmp_path):
   bpe.save(tmp_path)
   assert json.loads((tmp_path / "tokenizer_kind.json").read_text())["kind"] == "file"
   assert isinstance(load(tmp_path), JsonTokenizer)
+
+
+def test_curly_quotes_are_read_as_straight_ones_where_asked():
+  curly, straight = ['a man\N{RIGHT SINGLE QUOTATION MARK}s \N{LEFT DOUBLE QUOTATION MARK}shoe"'], ['a man\'s "shoe"']
+  captions = ["a man's shoe", *curly]
+  same, apart = (train_bpe(captions, 300, straight_quotes=asked) for asked in (True, False))
+  np.testing.assert_array_equal(same(curly, 24)[0], same(straight, 24)[0])
+  assert (apart(curly, 24)[0] != apart(straight, 24)[0]).any()

@@ -33,6 +33,17 @@ def test_a_field_of_the_towers_that_did_not_exist_then_is_at_its_default(started
     run_config.check_resume(workdir, config)
 
 
+def test_a_field_of_the_run_that_did_not_exist_then_is_off(started):
+  def forget(content):
+    del content["tokenizer"]["straight_quotes"]
+
+  workdir, config = started(forget), tiny.get_config()
+  assert not run_config.check_resume(workdir, config)
+  config.tokenizer.straight_quotes = True
+  with pytest.raises(UserError, match=r"tokenizer\.straight_quotes=None, not True"):
+    run_config.check_resume(workdir, config)
+
+
 def test_data_may_change_and_a_run_may_grow_but_nothing_that_it_computes(started):
   workdir, config = started(), tiny.get_config()
   config.total_steps += 1
