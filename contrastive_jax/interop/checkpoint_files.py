@@ -11,7 +11,7 @@ import pickle
 import shutil
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from contrastive_jax.errors import UserError
+from contrastive_jax.errors import UserError, require_known
 
 _DTYPES = {
   "FloatStorage": np.dtype("<f4"),
@@ -78,6 +78,24 @@ def read_folder(folder: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
       shards = sorted(set(read_json(index)["weight_map"].values()))
       return {key: array for shard in shards for key, array in read(folder / shard).items()}
   raise UserError(f"{folder} has no weights: it needs one of {', '.join(names)}")
+
+
+def split_spec(spec: str, kinds: Iterable[str], what: str) -> tuple[str, Path]:
+  """The kind of weights and where they lie.
+
+  Args:
+    spec: "KIND:PATH".
+    kinds: that are known.
+    what: the path is, for errors: "PATH" or "FOLDER".
+
+  Raises:
+    UserError: if it is not of this form, or the kind is unknown.
+  """
+  kind, colon, path = spec.partition(":")
+  if not colon:
+    raise UserError(f"'{spec}' must be KIND:{what}, KIND one of {', '.join(kinds)}")
+  require_known("the kind of weights", kind, kinds)
+  return kind, Path(path)
 
 
 def read_json(path: Path) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from contrastive_jax.errors import UserError, require_known
+from contrastive_jax.errors import UserError
 from contrastive_jax.interop import checkpoint_files, huggingface, open_clip, tokenizer_files
 from contrastive_jax.interop.keymap import to_theirs
 from contrastive_jax.models.config import DualEncoderConfig
@@ -43,12 +43,9 @@ def write(
   Raises:
     UserError: if the other library has no such model, naming what differs, or the folder is not empty.
   """
-  kind, colon, path = spec.partition(":")
-  if not colon:
-    raise UserError(f"'{spec}' must be KIND:FOLDER, KIND one of {', '.join(WRITERS)}")
-  require_known("the kind of weights", kind, WRITERS)
+  kind, path = checkpoint_files.split_spec(spec, WRITERS, "FOLDER")
   patches = _patches(config, resolution or Resolution.fixed(config.vision.image_size))
-  with checkpoint_files.new_folder(Path(path)) as folder:
+  with checkpoint_files.new_folder(path) as folder:
     return WRITERS[kind](folder, config, params, tokenizer, patches)
 
 

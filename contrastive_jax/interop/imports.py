@@ -62,11 +62,8 @@ def read(spec: str, tokenizer: str = "") -> Imported:
     UserError: if the files are not there, are of a family that this library does not have, or do not fit their config;
       the last names the keys that are missing, unexpected and of another shape.
   """
-  kind, colon, path = spec.partition(":")
-  if not colon:
-    raise UserError(f"'{spec}' must be KIND:PATH, KIND one of {', '.join(READERS)}")
-  require_known("the kind of weights", kind, READERS)
-  return READERS[kind](Path(path), tokenizer)
+  kind, path = checkpoint_files.split_spec(spec, READERS, "PATH")
+  return READERS[kind](path, tokenizer)
 
 
 def save(imported: Imported, workdir: Path) -> None:

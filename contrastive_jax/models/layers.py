@@ -125,6 +125,11 @@ class Norm(nnx.Module):
     return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
 
 
+def make_norm(config: TransformerConfig, *, make: ParameterMaker) -> Norm:
+  """The norm of a transformer, over its width."""
+  return Norm(config.width, kind=config.norm, eps=config.norm_eps, make=make)
+
+
 class LayerScale(nnx.Module):
   """A learned factor for each feature of a residual branch."""
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from contrastive_jax.models.attention_xla import MASKED
 from contrastive_jax.models.config import TransformerConfig
-from contrastive_jax.models.layers import Linear, Mlp, Norm, ParameterMaker, kernel_init, xavier_uniform
+from contrastive_jax.models.layers import Linear, Mlp, ParameterMaker, kernel_init, make_norm, xavier_uniform
 from contrastive_jax.parallel.mesh import BATCH_AXES
 
 
@@ -142,7 +142,7 @@ class AttentionPool(nnx.Module):
     # Columns are ordered (head, key | value, feature), see `attention.fuse_heads`.
     self.kv = Linear(width, 2 * width, init=init, axes=("embed", "heads"), dtype=dtype, make=make)
     self.out = Linear(width, width, init=init, axes=("heads", "embed"), dtype=dtype, make=make)
-    self.norm = Norm(width, kind=config.norm, eps=config.norm_eps, make=make)
+    self.norm = make_norm(config, make=make)
     self.mlp = Mlp(config, dtype=dtype, make=make)
 
   def __call__(self, states: Float[Array, "rows length width"], tokens: Tokens) -> Float[Array, "pairs width"]:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from contrastive_jax.errors import UserError
 from contrastive_jax.models import pooling
 from contrastive_jax.models.config import TextConfig
-from contrastive_jax.models.layers import Norm, ParameterMaker, make_projection, normal
+from contrastive_jax.models.layers import ParameterMaker, make_norm, make_projection, normal
 from contrastive_jax.models.positions import read
 from contrastive_jax.models.transformer import Transformer
 
@@ -27,15 +27,11 @@ class TextTower(nnx.Module):
     self.tokens = make((config.vocab_size, width), normal(token_std), ("vocab", "embed"))
     learned = config.position == "learned"
     self.position = make((config.length, width), normal(position_std), (None, "embed")) if learned else None
-    self.pre_norm = self._norm(make) if config.pre_norm else None
+    self.pre_norm = make_norm(transformer, make=make) if config.pre_norm else None
     self.transformer = Transformer(transformer, dtype=dtype, make=make)
-    self.post_norm = self._norm(make) if config.post_norm else None
+    self.post_norm = make_norm(transformer, make=make) if config.post_norm else None
     self.pool = pooling.AttentionPool(transformer, dtype=dtype, make=make) if config.pool == "map" else None
     self.projection = make_projection(config, embed_dim, dtype=dtype, make=make)
-
-  def _norm(self, make: ParameterMaker) -> Norm:
-    transformer = self.config.transformer
-    return Norm(transformer.width, kind=transformer.norm, eps=transformer.norm_eps, make=make)
 
   def __call__(
     self,

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from contrastive_jax.models.attention import SelfAttention
 from contrastive_jax.models.config import TransformerConfig
-from contrastive_jax.models.layers import LayerScale, Mlp, Norm, ParameterMaker, drop_path, dropout, fold_in
+from contrastive_jax.models.layers import LayerScale, Mlp, ParameterMaker, drop_path, dropout, fold_in, make_norm
 from contrastive_jax.parallel.placement import split_by_rows
 
 _POLICIES = {
@@ -24,7 +24,7 @@ class Block(nnx.Module):
   """Attention and MLP, each added to the residual stream."""
 
   def __init__(self, config: TransformerConfig, *, dtype: str, make: ParameterMaker):
-    norm = functools.partial(Norm, config.width, kind=config.norm, eps=config.norm_eps, make=make)
+    norm = functools.partial(make_norm, config, make=make)
     self.config = config
     self.norm1, self.norm2 = norm(), norm()
     self.attention = SelfAttention(config, dtype=dtype, make=make)

@@ -8,7 +8,7 @@ from contrastive_jax.batch import ImageBatch
 from contrastive_jax.errors import UserError
 from contrastive_jax.models import pooling
 from contrastive_jax.models.config import VisionConfig
-from contrastive_jax.models.layers import Linear, Norm, ParameterMaker, linear, make_projection, normal
+from contrastive_jax.models.layers import Linear, ParameterMaker, linear, make_norm, make_projection, normal
 from contrastive_jax.models.positions import read, resampled, rope_angles, sincos_2d
 from contrastive_jax.models.transformer import Transformer
 
@@ -38,15 +38,11 @@ class VisionTower(nnx.Module):
     self.position = make(shape, normal(width**-0.5), (None, "embed")) if learned else None
     timed = config.time_position == "learned"
     self.time_position = make((config.max_time, width), normal(width**-0.5), (None, "embed")) if timed else None
-    self.pre_norm = self._norm(make) if config.pre_norm else None
+    self.pre_norm = make_norm(transformer, make=make) if config.pre_norm else None
     self.transformer = Transformer(transformer, dtype=dtype, make=make)
-    self.post_norm = self._norm(make) if config.post_norm else None
+    self.post_norm = make_norm(transformer, make=make) if config.post_norm else None
     self.pool = pooling.AttentionPool(transformer, dtype=dtype, make=make) if config.pool == "map" else None
     self.projection = make_projection(config, embed_dim, dtype=dtype, make=make)
-
-  def _norm(self, make: ParameterMaker) -> Norm:
-    transformer = self.config.transformer
-    return Norm(transformer.width, kind=transformer.norm, eps=transformer.norm_eps, make=make)
 
   def __call__(self, image: ImageBatch, *, keys: Key[Array, "rows"] | None = None) -> Float[Array, "pairs dim"]:
     """Embeds the images, not normalised; see `pooled` for what it takes."""

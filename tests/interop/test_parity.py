@@ -27,6 +27,15 @@ def ours(model, images: np.ndarray, captions):
   return image, text, model.logit_scale * image @ text.T + (model.logit_bias or 0.0)
 
 
+def opened_here(imported, workdir):
+  """The imported model as users open it, pictures and tokens, and what it makes of them."""
+  imports.save(imported, workdir)
+  model = load(workdir, batch_size=8)
+  images = peers.pixels(model.config.vision.image_size)
+  tokens, mask = model.tokenizer(peers.CAPTIONS, model.config.text.length)
+  return model, images, tokens, mask, ours(model, images, peers.CAPTIONS)
+
+
 def assert_same(found, expected) -> None:
   for one, other in zip(found[:2], expected[:2], strict=True):
     np.testing.assert_allclose(one, other, rtol=0, atol=TOLERANCE)
@@ -46,11 +55,7 @@ def test_transformers_and_we_agree_in_both_directions(family, true_size, tmp_pat
 
   reference = peers.huggingface(family, tmp_path / "theirs", true_size=true_size)
   imported = imports.read(f"huggingface:{tmp_path / 'theirs'}")
-  imports.save(imported, tmp_path / "ours")
-  model = load(tmp_path / "ours", batch_size=8)
-  images = peers.pixels(model.config.vision.image_size)
-  tokens, mask = model.tokenizer(peers.CAPTIONS, model.config.text.length)
-  found = ours(model, images, peers.CAPTIONS)
+  model, images, tokens, mask, found = opened_here(imported, tmp_path / "ours")
   assert_same(found, peers.outputs_of_huggingface(reference, family, images, tokens, mask))
 
   spec = f"huggingface:{tmp_path / 'back'}"
@@ -76,11 +81,7 @@ def test_open_clip_and_we_agree_in_both_directions(family, true_size, tmp_path):
   open_clip = pytest.importorskip("open_clip")
   reference = peers.open_clip(family, tmp_path / "theirs", true_size=true_size)
   imported = imports.read(f"open_clip:{tmp_path / 'theirs'}")
-  imports.save(imported, tmp_path / "ours")
-  model = load(tmp_path / "ours", batch_size=8)
-  images = peers.pixels(model.config.vision.image_size)
-  tokens, _ = model.tokenizer(peers.CAPTIONS, model.config.text.length)
-  found = ours(model, images, peers.CAPTIONS)
+  model, images, tokens, _, found = opened_here(imported, tmp_path / "ours")
   assert_same(found, peers.outputs_of_open_clip(reference, images, tokens))
 
   exports.write(f"open_clip:{tmp_path / 'back'}", model.config, model.params, model.tokenizer)
@@ -127,11 +128,8 @@ def test_big_vision_weights_agree_with_open_clips_reading_of_them(tmp_path):
   tokenizer = f"file:{tmp_path / 'theirs' / 'tokenizer.json'}"
   imported = imports.read(f"big_vision:{tmp_path / 'siglip.npz'}", tokenizer)
   assert (imported.config.vision.resize, imported.config.vision.interpolation) == ("squash", "bilinear")
-  imports.save(imported, tmp_path / "ours")
-  model = load(tmp_path / "ours", batch_size=8)
-  images = peers.pixels(model.config.vision.image_size)
-  tokens, _ = model.tokenizer(peers.CAPTIONS, model.config.text.length)
-  assert_same(ours(model, images, peers.CAPTIONS), peers.outputs_of_open_clip(reference, images, tokens))
+  _, images, tokens, _, found = opened_here(imported, tmp_path / "ours")
+  assert_same(found, peers.outputs_of_open_clip(reference, images, tokens))
 
 
 def test_sentence_embeddings_of_minilm_are_its_own(tmp_path):
