@@ -24,7 +24,7 @@ from benchmarks import reference_models as peers  # noqa: E402
 def workdir(tmp_path_factory):
   """A short run in CLIP's architecture, in both formats."""
   folder = tmp_path_factory.mktemp("exported")
-  short = ("total_steps=80", "batch_size=64", "schedule.warmup_steps=10", "evals=()", "final_evals=()")
+  short = ("total_steps=240", "batch_size=64", "schedule.warmup_steps=10", "evals=()", "final_evals=()")
   small = ("model.vision.transformer.depth=2",)
   overrides = [f"--config.{field}" for field in (*short, *small)]
   runs.run("train.py", "--config=configs/emoji_clip.py", f"--workdir={folder / 'run'}", *overrides)
@@ -49,10 +49,10 @@ def assert_same_names(answers, image: np.ndarray, text: np.ndarray) -> None:
   np.testing.assert_allclose(text, our_text, rtol=0, atol=1e-4)
   ours = np.argmax(our_image @ our_text.T, axis=1)
   scores = image @ text.T
-  # Names that score alike to rounding may change places: after so few steps some do.
+  # Names that score alike to rounding may change places, and after so few steps one in hundreds does.
   np.testing.assert_array_less(scores.max(axis=1) - scores[np.arange(len(ours)), ours], 1e-5)
-  # A model that gives all pictures one name would agree as well.
-  assert np.mean(ours == labels) > 1 / len(answers[2])
+  # It has learned something: a model that gives all pictures one name would agree as well.
+  assert np.mean(ours == labels) > 5 / len(answers[2])
   assert len(set(ours.tolist())) > 20
 
 
