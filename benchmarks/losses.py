@@ -4,14 +4,12 @@
   python -m benchmarks.losses --devices=8 --sizes=8192     # dense under the automatic partitioner
   python -m benchmarks.losses --local=512 --devices=64     # fixed local batch: memory of `ring` must not grow
 
-Times are medians of interleaved forward + backward runs; only ratios of one invocation mean anything. Temporaries are
-XLA's own figure for one device, without arguments and results.
+Times are medians of forward + backward runs that take turns; only ratios of one invocation mean anything. Temporaries
+are XLA's own figure for one device, without arguments and results.
 """
 
 import functools
 import os
-import statistics
-import time
 from collections.abc import Callable
 
 import jax
@@ -20,6 +18,7 @@ import numpy as np
 from absl import app, flags
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from benchmarks.timing import taking_turns
 from contrastive_jax import losses
 
 _SIZES = flags.DEFINE_list("sizes", ["1024", "2048", "4096", "16384"], "Global numbers of pairs.")
@@ -103,19 +102,6 @@ def torch_losses(arguments: tuple) -> dict[str, Callable]:
   return {"softmax": softmax, "sigmoid": sigmoid}
 
 
-def interleaved_medians(functions: dict[str, Callable], repeats: int) -> dict[str, float]:
-  """Milliseconds of each; taking turns spreads whatever else the machine does over all of them."""
-  times = {name: [] for name in functions}
-  for function in functions.values():
-    jax.block_until_ready(function())
-  for _ in range(repeats):
-    for name, function in functions.items():
-      start = time.perf_counter()
-      jax.block_until_ready(function())
-      times[name].append(1e3 * (time.perf_counter() - start))
-  return {name: statistics.median(values) for name, values in times.items()}
-
-
 def compare(name: str, pairs: int, devices: int) -> None:
   """Prints one block of rows."""
   mesh = jax.make_mesh((devices,), (_AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
@@ -129,7 +115,10 @@ def compare(name: str, pairs: int, devices: int) -> None:
   runs = {label: functools.partial(program, *arguments) for label, program in programs.items()}
   if _TORCH.value and devices == 1:
     runs["torch"] = torch_losses(arguments)[name]
-  medians = interleaved_medians(runs, _REPEATS.value) if _REPEATS.value else {}
+  medians = {}
+  if _REPEATS.value:
+    milliseconds = 1e3 * np.median(taking_turns(list(runs.values()), _REPEATS.value)[..., 0], axis=1)
+    medians = dict(zip(runs, milliseconds, strict=True))
   for label in runs:
     memory = "" if label not in programs else f"{programs[label].memory_analysis().temp_size_in_bytes / 2**20:9.2f} MiB"
     speed = f"{medians[label]:9.1f} ms" if medians else ""
