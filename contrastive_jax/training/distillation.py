@@ -49,7 +49,7 @@ class Teacher:
       accumulate: micro-batches embedded one after the other, as in the student's step.
     """
     self.config, self.tokenizer = config, tokenizer
-    self._params, self._mesh = params, mesh
+    self._params = params
     graphdef, _ = dual_encoder.abstract(config)
 
     def embed(params, inputs: TeacherInputs) -> Targets:
@@ -78,17 +78,6 @@ class Teacher:
     if batch.teacher is None:
       return batch
     return dataclasses.replace(batch, teacher=None, targets=self._embed(self._params, batch.teacher))
-
-  def abstract_targets(self, batch: Batch) -> Batch:
-    """What `targets` makes of an abstract batch, in shapes with shardings: for compiling the step ahead of time."""
-    if batch.teacher is None:
-      return batch
-    sharding = batch_sharding(self._mesh)
-    targets = jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-      jax.eval_shape(self._embed, self._params, batch.teacher),
-    )
-    return dataclasses.replace(batch, teacher=None, targets=targets)
 
 
 def load_teacher(path: str | os.PathLike, mesh: Mesh, *, accumulate: int = 1) -> Teacher:
