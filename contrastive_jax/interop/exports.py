@@ -99,7 +99,8 @@ def _open_clip(
   preprocessing = open_clip.write_preprocessing(config)
   written = open_clip.write_config(config)
   described = open_clip.read_config(written, preprocessing, source="it")
-  family = _fitting(config, ("CLIP",), lambda _: described, "open_clip")
+  custom_text = written.get("custom_text", False)
+  family = _fitting(config, ("CustomTextCLIP" if custom_text else "CLIP",), lambda _: described, "open_clip")
   if not tokenizer_files.is_clip(tokenizer):
     # The tokenizer is read from beside the config, whatever it is called here.
     written["text_cfg"]["hf_tokenizer_name"] = "beside"
@@ -107,7 +108,7 @@ def _open_clip(
       written["text_cfg"]["tokenizer_kwargs"] = {"clean": "canonicalize"}
     if config.text.pool == "eos":
       written["text_cfg"] |= {"pool_type": "eos", "eos_id": tokenizer_files.special_ids(tokenizer)["eos_token_id"]}
-  entries = open_clip.entries(config, custom_text=written.get("custom_text", False))
+  entries = open_clip.entries(config, custom_text=custom_text)
   tokenizer_files.write(tokenizer, folder, config.text.length)
   _write(folder / "open_clip_model.safetensors", entries, params)
   _write_json(folder / "open_clip_config.json", {"model_cfg": written, "preprocess_cfg": preprocessing})
