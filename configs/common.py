@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from contrastive_jax.models import presets
+from contrastive_jax.training import objective
 from contrastive_jax.training.stages import Stage
 from data.augment import Augment
 from data.emoji import CaptionMix
@@ -40,18 +41,28 @@ def as_config(node: Any) -> ConfigDict:
       value = as_config(value)
     elif isinstance(value, dict):
       value = ConfigDict(value)
-    elif value is None:
-      # A field that is None still has a type, so that the command line can give it a value.
-      value = config_dict.placeholder(_type_beside_none(hints[field.name]))
-    config[field.name] = value
+    config[field.name] = _typed(value, hints[field.name])
   return config
 
 
-def _type_beside_none(hint: Any) -> type:
+def loss_options() -> ConfigDict:
+  """The options of every term of an objective, at their defaults; see the function of that name for what they mean."""
+  return ConfigDict(
+    {
+      term: {name: _typed(option.default, option.annotation) for name, option in options.items()}
+      for term, options in objective.term_options().items()
+    }
+  )
+
+
+def _typed(value: Any, hint: Any) -> Any:
+  """A field that is None still has a type, so that the command line can give it a value."""
+  if value is not None:
+    return value
   kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
   if typing.get_origin(kinds[0]) is typing.Literal:
-    return type(typing.get_args(kinds[0])[0])
-  return kinds[0]
+    return config_dict.placeholder(type(typing.get_args(kinds[0])[0]))
+  return config_dict.placeholder(kinds[0])
 
 
 def get_config() -> ConfigDict:
@@ -67,8 +78,7 @@ def get_config() -> ConfigDict:
   config.objective = ConfigDict()
   # Of the embeddings that the loss exchanges and multiplies; its logits and sums are float32 either way.
   config.loss_dtype = "float32"
-  # Keyword arguments of each loss, by its name.
-  config.loss_options = ConfigDict({"sigmoid": {"strategy": "ring"}, "softmax": {"strategy": "gather"}})
+  config.loss_options = loss_options()  # Of each loss, by its name: loss_options.softmax.label_smoothing.
   config.model = model("siglip_b16")
   config.compute_dtype = "bfloat16"  # Of matrix products; parameters stay float32.
   config.max_logit_scale = 100.0

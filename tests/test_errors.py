@@ -22,6 +22,7 @@ MISTAKES = {
   "transformer.heads=5 must divide": ["--config.model.text.transformer.heads=5"],
   "no/such.json": ["--config.tokenizer.spec=file:no/such.json"],
   "loss_options.strategy='rings'": ["--config.loss_options.softmax.strategy=rings"],
+  "loss_options.tile=0 must be at least 1": ["--config.loss_options.softmax.tile=0"],
 }
 
 

@@ -17,7 +17,7 @@ from contrastive_jax.training import optimizer as optimizers
 from contrastive_jax.training import shapes
 from contrastive_jax.training.curriculum import Segment
 from contrastive_jax.training.loop import LoopOptions
-from contrastive_jax.training.objective import Objective, check_teacher, make_objective
+from contrastive_jax.training.objective import Objective, check_teacher, make_objective, term_options
 from contrastive_jax.training.shapes import TeacherDims
 from contrastive_jax.training.stages import distillation_weight, first_steps, learning_rate, segments_of, stages_of
 from contrastive_jax.training.state import StateSpec
@@ -252,10 +252,15 @@ def check_resume(workdir: Path, config: Any) -> bool:
   if not path.exists():
     return False
   started = json.loads(path.read_text())
-  # Fields that towers have got since then are at their defaults.
+  # Fields that towers and losses have got since then are at their defaults.
   model = dataclasses.asdict(model_config(started))
   del model["dtype"]
-  old = dict(_flat(json.loads(json.dumps({**started, "model": model}))))
+  given = started.get("loss_options", {})  # Imported weights have none.
+  options = {
+    term: {name: option.default for name, option in known.items()} | given.get(term, {})
+    for term, known in term_options().items()
+  }
+  old = dict(_flat(json.loads(json.dumps({**started, "model": model, "loss_options": options}))))
   new = dict(_flat(as_json(config)))
   # A field that did not exist then and is off now changes nothing.
   compared = {*old, *(name for name, value in new.items() if value)}

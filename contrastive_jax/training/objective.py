@@ -85,6 +85,7 @@ def _feature_distillation(distance: str = "cosine", projection: bool = True) -> 
 
 # Name -> a local term from its options.
 LOCAL_TERMS = {"alignment": _alignment, "distill_features": _feature_distillation}
+_TERMS = {**losses.OBJECTIVES, **losses.DISTILLATIONS, **LOCAL_TERMS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +232,7 @@ def make_objective(
       no contrastive loss at all.
   """
   for name, weight in weights.items():
-    require_known("loss", name, [*losses.OBJECTIVES, *losses.DISTILLATIONS, *LOCAL_TERMS])
+    require_known("loss", name, _TERMS)
     if not weight > 0:
       raise UserError(f"objective.{name}={weight} must be above 0: leave the term out to switch it off")
   if not any(name in losses.OBJECTIVES for name in weights):
@@ -277,8 +278,19 @@ def check_teacher(objective: Objective, *, teacher: str, targets: str) -> None:
     raise UserError(NO_TEACHER_TEXT)
 
 
-def _check_options(name: str, function: Callable, options: Mapping[str, Any]) -> None:
-  allowed = [option for option in inspect.signature(function).parameters if option not in _SUPPLIED]
+def term_options() -> dict[str, dict[str, inspect.Parameter]]:
+  """Name of every term that has options -> what `loss_options` may say of it."""
+  terms = {name: _options(function) for name, function in _TERMS.items()}
+  return {name: options for name, options in terms.items() if options}
+
+
+def _options(function: Callable) -> dict[str, inspect.Parameter]:
+  parameters = inspect.signature(function).parameters
+  return {name: parameter for name, parameter in parameters.items() if name not in _SUPPLIED}
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+  allowed = _options(_TERMS[name])
   for option in options:
     if option not in allowed:
       known = f"it takes {', '.join(allowed)}" if allowed else "it takes none"
@@ -287,10 +299,9 @@ def _check_options(name: str, function: Callable, options: Mapping[str, Any]) ->
 
 def _bind_loss(name: str, options: Mapping[str, Any]) -> Callable:
   """The global term called `name` with its options."""
+  _check_options(name, options)
   contrastive = name in losses.OBJECTIVES
-  function = losses.OBJECTIVES[name] if contrastive else losses.DISTILLATIONS[name]
-  _check_options(name, function, options)
-  bound = functools.partial(function, **options)
+  bound = functools.partial(_TERMS[name], **options)
   # Tracing it on two pairs finds values that it refuses now, not when the whole step is compiled.
   pair = jax.ShapeDtypeStruct((2, 2), jnp.float32)
   supplied = {"logit_scale": 1.0, "logit_bias": 0.0} if contrastive else {"logit_scale": 1.0}
@@ -300,5 +311,5 @@ def _bind_loss(name: str, options: Mapping[str, Any]) -> Callable:
 
 def _bind_local(name: str, options: Mapping[str, Any]) -> LocalTerm:
   """The local term called `name` with its options."""
-  _check_options(name, LOCAL_TERMS[name], options)
+  _check_options(name, options)
   return LOCAL_TERMS[name](**options)

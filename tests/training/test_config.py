@@ -33,6 +33,29 @@ def test_a_field_of_the_towers_that_did_not_exist_then_is_at_its_default(started
     run_config.check_resume(workdir, config)
 
 
+def test_an_option_of_a_loss_that_did_not_exist_then_is_at_its_default(started):
+  def forget(content):
+    content["loss_options"] = {"softmax": {"strategy": "gather", "label_smoothing": 0.1}}
+
+  workdir, config = started(forget), tiny.get_config()
+  config.loss_options.softmax.label_smoothing = 0.1
+  assert not run_config.check_resume(workdir, config)
+  config.loss_options.distill_similarity.teacher_temperature = 0.1
+  with pytest.raises(UserError, match=r"distill_similarity\.teacher_temperature=0\.05, not 0\.1"):
+    run_config.check_resume(workdir, config)
+
+
+def test_every_option_of_a_loss_is_a_field_with_a_type():
+  """As the command line sees it."""
+  config = tiny.get_config()
+  given = {"softmax.tile": 256, "softmax.label_smoothing": 0.2, "distill_similarity.temperature": 0.1}
+  config.loss_options.update_from_flattened_dict(given)
+  bound = run_config.objective_of(config).global_terms["softmax"][1].keywords
+  assert bound == {"strategy": "gather", "tile": 256, "label_smoothing": 0.2}
+  with pytest.raises(TypeError):
+    config.loss_options.softmax.tile = "small"
+
+
 def test_a_field_of_the_run_that_did_not_exist_then_is_off(started):
   def forget(content):
     del content["tokenizer"]["straight_quotes"]
