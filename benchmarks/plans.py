@@ -1,6 +1,6 @@
 """Plans every shipped config and writes the table of docs/scaling.md.
 
-.venv-plan/bin/python -m benchmarks.plans [--only=v5e]    # an hour on two cores; `make plan` makes the environment
+.venv-plan/bin/python -m benchmarks.plans [--only=v5e]    # ten minutes on two cores; `make plan` makes the environment
 """
 
 import json
