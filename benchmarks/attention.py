@@ -1,13 +1,15 @@
-"""Memory of attention over long packed rows, forward and backward, and the time of its blocks beside dense attention.
+"""What attention costs, forward and backward: memory over long rows, cycles over short ones, time of its blocks.
 
   python -m benchmarks.attention                                       # timed on this machine's CPU
   .venv-plan/bin/python -m benchmarks.attention --topology=v5e:2x2     # compiled, not run (after `make plan`)
   .venv-plan/bin/python -m benchmarks.attention --topology=h100:4
+  .venv-plan/bin/python -m benchmarks.attention --topology=v5e:2x2 --rows=128 --length=196 --heads=12 --head_dim=64
 
 One layer's attention, 16 heads of 80 features (UniViTAR 0.6B): softmax by the kernel of the platform, sigmoid block by
 block. Temporaries are what the compiler reserves in a device's main memory beyond inputs and gradients; with one row a
-device, a TPU keeps much of a short row on the chip. On a CPU, dense attention and blocks take turns; only the ratio of
-one invocation means anything.
+device, a TPU keeps much of a short row on the chip. Rows that are short enough for dense attention are unpacked images:
+the TPU compiler's cycles beside those of `jax.nn.dot_product_attention`, rematerialised as the towers are. On a CPU,
+dense attention and blocks take turns; only the ratio of one invocation means anything.
 """
 
 import os
@@ -20,6 +22,7 @@ os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
+import functools
 import time
 
 import jax
@@ -27,10 +30,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from contrastive_jax.models.attention import attend
+from contrastive_jax.models.attention import DENSE_LENGTH, attend
 from contrastive_jax.models.attention_xla import blockwise, dense
 from contrastive_jax.parallel.mesh import MeshSpec, batch_sharding
-from contrastive_jax.planning import topologies
+from contrastive_jax.planning import costs, hlo, topologies
 
 _TOPOLOGY = flags.DEFINE_string("topology", "", "Devices to compile for; none times this machine's CPU.")
 _ROWS = flags.DEFINE_integer("rows", 4, "Packed rows a device, where it is compiled.")
@@ -54,34 +57,46 @@ def gradients(attention):
   return jax.grad(loss, argnums=(0, 1, 2))
 
 
-def compiled(topology: topologies.Topology, length: int, sigmoid_length: int = 0) -> tuple[int, int]:
-  """Bytes of temporaries a device, and calls of kernels, of a compiled layer."""
+def compiled(topology: topologies.Topology, length: int, attention, packed: bool) -> jax.stages.Compiled:
+  """The gradients of a layer's attention, for all devices of a topology."""
   mesh = MeshSpec().make(topology.devices())
   rows, sharding = _ROWS.value * topology.device_count, batch_sharding(mesh)
   tokens = jax.ShapeDtypeStruct((rows, length, _HEADS.value, _HEAD_DIM.value), _DTYPE.value, sharding=sharding)
-  segments = jax.ShapeDtypeStruct((rows, length), jnp.int16, sharding=sharding)
-  run = gradients(lambda *parts, segments: attend(*parts, segments=segments, sigmoid_length=sigmoid_length))
+  segments = jax.ShapeDtypeStruct((rows, length), jnp.int16, sharding=sharding) if packed else None
+  run = gradients(attention)
 
   def layer(*inputs):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       return run(*inputs)
 
   lowered = jax.jit(layer).lower(tokens, tokens, tokens, segments)
-  program = lowered.compile(compiler_options=topology.compiler_options)
-  calls = sum(program.as_text().count(f'custom_call_target="{target}"') for target in _KERNELS)
-  return program.memory_analysis().temp_size_in_bytes, calls
+  return lowered.compile(compiler_options=topology.compiler_options)
 
 
-def report_memory(topology: topologies.Topology, lengths: list[int]) -> None:
-  for length in lengths:
-    kernel, calls = compiled(topology, length)
-    blocks, _ = compiled(topology, length, sigmoid_length=length)
-    logits = 4 * _ROWS.value * _HEADS.value * length**2
-    print(
-      f"{topology.name:8} {length:6} tokens: {calls} kernels {kernel / 2**20:8.1f} MiB,"
-      f" blocks {blocks / 2**20:8.1f} MiB; dense logits alone {logits / 2**20:8.0f} MiB",
-      flush=True,
-    )
+def report_memory(topology: topologies.Topology, length: int) -> None:
+  kernel = compiled(topology, length, attend, packed=True)
+  blocks = compiled(topology, length, functools.partial(attend, sigmoid_length=length), packed=True)
+  calls = sum(kernel.as_text().count(f'custom_call_target="{target}"') for target in _KERNELS)
+  held = [program.memory_analysis().temp_size_in_bytes / 2**20 for program in (kernel, blocks)]
+  logits = 4 * _ROWS.value * _HEADS.value * length**2
+  print(
+    f"{topology.name:8} {length:6} tokens: {calls} kernels {held[0]:8.1f} MiB,"
+    f" blocks {held[1]:8.1f} MiB; dense logits alone {logits / 2**20:8.0f} MiB",
+    flush=True,
+  )
+
+
+def report_cycles(topology: topologies.Topology, length: int) -> None:
+  def of_jax(queries, keys, values, *, segments):
+    return jax.nn.dot_product_attention(queries, keys, values, implementation="xla")
+
+  programs = [compiled(topology, length, jax.checkpoint(each), packed=False) for each in (attend, of_jax)]
+  ours, theirs = (costs.analyse(hlo.parse(program.as_text())).cycles for program in programs)
+  print(
+    f"{topology.name:8} {length:6} tokens: {ours:,.0f} cycles, jax.nn.dot_product_attention {theirs:,.0f};"
+    f" cycles over its {ours / theirs:.2f}x",
+    flush=True,
+  )
 
 
 def report_time(lengths: list[int]) -> None:
@@ -107,7 +122,10 @@ def report_time(lengths: list[int]) -> None:
 
 def main(_) -> None:
   if _TOPOLOGY.value:
-    report_memory(topologies.find(_TOPOLOGY.value), _LENGTHS.value or [4096, 8192, 16384])
+    topology = topologies.find(_TOPOLOGY.value)
+    for length in _LENGTHS.value or [4096, 8192, 16384]:
+      counts_cycles = topology.chip.clock and length <= DENSE_LENGTH
+      (report_cycles if counts_cycles else report_memory)(topology, length)
   else:
     report_time(_LENGTHS.value or [2048, 4096])
 

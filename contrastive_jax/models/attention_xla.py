@@ -1,14 +1,19 @@
 """Attention in plain XLA: all queries of a row at once, or one block of them after the other in linear memory."""
 
+import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 # Logit of what is not seen. Finite, so that a query without any visible key gives a mean and not a NaN.
 MASKED = -1e30
+
+# Keys up to which passes over the logits cost a TPU less than making them again.
+_FEW_KEYS = 128
 
 # Logits of one block, a row and head: small enough to lie beside a model, large enough for a matrix product.
 _BLOCK_LOGITS = 2**19
@@ -29,7 +34,12 @@ def dense(
   queries, keys, values = (jnp.swapaxes(part, 1, 2) for part in (queries, keys, values))
   index = jnp.arange(keys.shape[2])
   seen = _seen(index, index, segments, segments, mask, causal=causal)
-  return jnp.swapaxes(_mix(queries, keys, values, seen, sigmoid_length), 1, 2)
+  if sigmoid_length or keys.shape[2] <= _FEW_KEYS:
+    mixed = _mix(queries, keys, values, seen, sigmoid_length)
+  else:
+    plain = functools.partial(_mix, sigmoid_length=0)
+    mixed = lax.platform_dependent(queries, keys, values, seen, tpu=mix_in_few_passes, default=plain)
+  return jnp.swapaxes(mixed, 1, 2)
 
 
 def blockwise(
@@ -106,9 +116,63 @@ def _mix(
   seen: Bool[Array, "... #queries keys"] | None,
   sigmoid_length: int,
 ) -> Float[Array, "rows heads queries head_dim"]:
-  scale = queries.shape[-1] ** -0.5
-  logits = jnp.einsum("rhqd,rhkd->rhqk", queries * scale, keys, preferred_element_type=jnp.float32)
-  if seen is not None:
-    logits = jnp.where(seen, logits, MASKED)
+  logits = _logits(queries, keys, seen)
   weights = jax.nn.sigmoid(logits - math.log(sigmoid_length)) if sigmoid_length else jax.nn.softmax(logits, axis=-1)
   return jnp.einsum("rhqk,rhkd->rhqd", weights.astype(values.dtype), values)
+
+
+def _logits(
+  queries: Float[Array, "rows heads queries head_dim"],
+  keys: Float[Array, "rows heads keys head_dim"],
+  seen: Bool[Array, "... #queries keys"] | None,
+) -> Float[Array, "rows heads queries keys"]:
+  scale = queries.shape[-1] ** -0.5
+  logits = jnp.einsum("rhqd,rhkd->rhqk", queries * scale, keys, preferred_element_type=jnp.float32)
+  return logits if seen is None else jnp.where(seen, logits, MASKED)
+
+
+@jax.custom_vjp
+def mix_in_few_passes(
+  queries: Float[Array, "rows heads queries head_dim"],
+  keys: Float[Array, "rows heads keys head_dim"],
+  values: Float[Array, "rows heads keys head_dim"],
+  seen: Bool[Array, "... #queries keys"] | None,
+) -> Float[Array, "rows heads queries head_dim"]:
+  """Softmax attention for TPUs, whose time goes into reading and writing logits and not into products.
+
+  The backward pass makes the weights again, and what it hands on is stored once, in the dtype of the queries.
+  """
+  return _few_passes_forward(queries, keys, values, seen)[0]
+
+
+def _few_passes_forward(queries, keys, values, seen):
+  logits = _logits(queries, keys, seen)
+  # Without the barrier the logits minus their maximum would be stored too.
+  largest = lax.optimization_barrier(jnp.max(logits, axis=-1, keepdims=True))
+  exponentials = jnp.exp(logits - largest).astype(values.dtype)
+  # With a feature of ones the product that mixes the values also sums the exponentials.
+  extended = jnp.concatenate([values, jnp.ones_like(values[..., :1])], axis=-1)
+  sums = jnp.einsum("rhqk,rhkd->rhqd", exponentials, extended, preferred_element_type=jnp.float32)
+  share = 1 / sums[..., -1:]
+  mixed = (sums[..., :-1] * share).astype(values.dtype)
+  return mixed, (queries, keys, values, seen, mixed, largest, share)
+
+
+def _few_passes_backward(residuals, cotangent):
+  queries, keys, values, seen, mixed, largest, share = residuals
+  weights = jnp.exp(_logits(queries, keys, seen) - largest) * share
+  mean_slope = jnp.sum(cotangent.astype(jnp.float32) * mixed, axis=-1, keepdims=True)
+  slopes = jnp.einsum("rhqd,rhkd->rhqk", cotangent, values, preferred_element_type=jnp.float32)
+  slopes = weights * (slopes - lax.optimization_barrier(mean_slope))
+  if seen is not None:
+    slopes = jnp.where(seen, slopes, 0)  # For queries that see nothing, whose weights are not 0.
+  # Two products read them: without the barrier each would make them again.
+  slopes = lax.optimization_barrier(slopes.astype(queries.dtype))
+  scale = queries.shape[-1] ** -0.5
+  by_query = jnp.einsum("rhqk,rhkd->rhqd", slopes, keys) * scale
+  by_key = jnp.einsum("rhqk,rhqd->rhkd", slopes, queries * scale)
+  by_value = jnp.einsum("rhqk,rhqd->rhkd", weights.astype(values.dtype), cotangent)
+  return by_query, by_key, by_value, None
+
+
+mix_in_few_passes.defvjp(_few_passes_forward, _few_passes_backward)

@@ -26,7 +26,7 @@ def attention(queries, keys, values, cotangent, seen, sigmoid_length=0):
         weights = seen[row] / (1 + sigmoid_length * np.exp(-logits))
         slope = weights * (1 - weights) * (g @ v.T)
       else:
-        weights = seen[row] * np.exp(logits)
+        weights = seen[row] * np.exp(logits - logits.max(axis=1, keepdims=True))
         weights /= weights.sum(axis=1, keepdims=True)
         slope = weights * (g @ v.T - np.sum(g * (weights @ v), axis=1, keepdims=True))
       all_weights[row, head] = weights

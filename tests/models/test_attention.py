@@ -10,7 +10,7 @@ from flax import nnx
 from contrastive_jax.errors import UserError
 from contrastive_jax.models import attention as attention_module
 from contrastive_jax.models.attention import attend, fuse_heads, split_heads
-from contrastive_jax.models.attention_xla import blockwise, dense
+from contrastive_jax.models.attention_xla import blockwise, dense, mix_in_few_passes
 from contrastive_jax.models.config import TransformerConfig
 from contrastive_jax.models.layers import ParameterMaker
 from contrastive_jax.models.transformer import Transformer
@@ -76,6 +76,44 @@ def test_equals_the_formulas(implementation, rules, sigmoid_length, rng):
     np.testing.assert_allclose(ours, theirs, atol=5e-6)
 
 
+def few_passes(queries, keys, values, seen=None):
+  """What `dense` is on a TPU, here."""
+  heads_first = (jnp.swapaxes(part, 1, 2) for part in (queries, keys, values))
+  return jnp.swapaxes(mix_in_few_passes(*heads_first, seen), 1, 2)
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_few_passes_equal_the_formulas(rules, rng):
+  parts = draw(rng, 2, LENGTH, 2, 4)
+  seen = np.broadcast_to(reference.seen(LENGTH, **RULES[rules]), (2, LENGTH, LENGTH))
+  expected, _, expected_gradients = reference.attention(*parts, seen)
+  given = jnp.asarray(seen)[:, None] if RULES[rules] else None
+  output, gradients = with_gradients(lambda *parts: few_passes(*parts, given), parts)
+  np.testing.assert_allclose(output, expected, atol=2e-6)
+  for ours, theirs in zip(gradients, expected_gradients, strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=5e-6)
+
+
+def test_few_passes_with_blind_queries_equal_dense_attention(rng):
+  """Also in the gradients: those that see nothing are a mean of the values, whatever they ask."""
+  parts = draw(rng, 2, LENGTH, 2, 4)
+  mask = BOTH_MASK & (np.arange(LENGTH) % 3 > 0)[:, None]
+  ours = with_gradients(lambda *parts: few_passes(*parts, jnp.asarray(mask)[:, None]), parts)
+  theirs = with_gradients(lambda *parts: dense(*parts, mask=jnp.asarray(mask)), parts)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6), ours, theirs)
+
+
+def test_few_passes_survive_large_logits(rng):
+  """Against float64, where every softmax is all but a maximum."""
+  *parts, cotangent = draw(rng, 1, 32, 2, 8)
+  parts = [30 * parts[0], 30 * parts[1], parts[2], cotangent]
+  exact = reference.attention(*parts, np.ones((1, 32, 32), bool))
+  output, gradients = with_gradients(few_passes, parts)
+  np.testing.assert_allclose(output, exact[0], atol=2e-4)
+  for ours, theirs in zip(gradients, exact[2], strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=2e-4 * np.abs(theirs).max())
+
+
 @pytest.mark.parametrize("sigmoid_length", [0, 8])
 @pytest.mark.parametrize("length", [32, attention_module.DENSE_LENGTH + 76])
 def test_another_segment_never_matters(length, sigmoid_length, rng):
@@ -123,6 +161,17 @@ def test_long_rows_on_a_mesh(tensor, rules, rng):
   sharded = jax.jit(lambda parts, segments: run(parts, segments, rules))(*put)
   single = with_gradients(lambda *parts: dense(*parts, segments=segments, **rules), parts)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), sharded, single)
+
+
+def test_few_passes_on_bfloat16_inputs(rng):
+  """As close to float64 as dense attention, gradients too."""
+  parts = draw(rng, 2, 256, 2, 8, dtype=jnp.bfloat16)
+  exact = reference.attention(*parts, np.ones((2, 256, 256), bool))
+  for function in (few_passes, dense):
+    output, gradients = with_gradients(function, parts)
+    for ours, theirs in zip((output, *gradients), (exact[0], *exact[2]), strict=True):
+      assert ours.dtype == jnp.bfloat16
+      np.testing.assert_allclose(ours.astype(jnp.float32), theirs, atol=0.02 * np.abs(theirs).max())
 
 
 @pytest.mark.parametrize("implementation", [dense, lambda *parts, **rules: blockwise(*parts, **rules, block=16)])
