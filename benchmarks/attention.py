@@ -36,7 +36,7 @@ from contrastive_jax.parallel.mesh import MeshSpec, batch_sharding
 from contrastive_jax.planning import costs, hlo, topologies
 
 _TOPOLOGY = flags.DEFINE_string("topology", "", "Devices to compile for; none times this machine's CPU.")
-_ROWS = flags.DEFINE_integer("rows", 4, "Packed rows a device, where it is compiled.")
+_ROWS = flags.DEFINE_integer("rows", 4, "Rows a device, where it is compiled.")
 _LENGTHS = flags.DEFINE_multi_integer("length", [], "Tokens of a row. [4096, 8192, 16384; 2048 and 4096 to be timed]")
 _HEADS = flags.DEFINE_integer("heads", 16, "Attention heads.")
 _HEAD_DIM = flags.DEFINE_integer("head_dim", 80, "Features of a head.")
