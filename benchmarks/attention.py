@@ -23,13 +23,13 @@ os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import functools
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from benchmarks.timing import taking_turns
 from contrastive_jax.models.attention import DENSE_LENGTH, attend
 from contrastive_jax.models.attention_xla import blockwise, dense
 from contrastive_jax.parallel.mesh import MeshSpec, batch_sharding
@@ -105,13 +105,8 @@ def report_time(lengths: list[int]) -> None:
     parts = [jax.random.normal(key, shape) for key in jax.random.split(jax.random.key(0), 3)]
     segments = jnp.asarray(1 + np.arange(length) * _IMAGES.value // length)[None]
     contestants = [jax.jit(gradients(each)).lower(*parts, segments).compile() for each in (dense, blockwise)]
-    seconds = np.zeros((2, _REPEATS.value + 1))
-    for repeat in range(_REPEATS.value + 1):
-      for index, run in enumerate(contestants):
-        began = time.perf_counter()
-        jax.block_until_ready(run(*parts, segments))
-        seconds[index, repeat] = time.perf_counter() - began
-    taken = np.median(seconds[:, 1:], axis=1)
+    runs = [functools.partial(each, *parts, segments) for each in contestants]
+    taken = np.median(taking_turns(runs, _REPEATS.value)[..., 0], axis=1)
     held = [run.memory_analysis().temp_size_in_bytes / 2**20 for run in contestants]
     print(
       f"cpu {length:6} tokens: dense {taken[0]:.2f} s, {held[0]:.0f} MiB; blocks {taken[1]:.2f} s, {held[1]:.0f} MiB;"
