@@ -21,8 +21,8 @@ MISTAKES = {
   "init_from=nowhere": ["--config.init_from=nowhere"],
   "transformer.heads=5 must divide": ["--config.model.text.transformer.heads=5"],
   "no/such.json": ["--config.tokenizer.spec=file:no/such.json"],
-  "loss_options.strategy='rings'": ["--config.loss_options.softmax.strategy=rings"],
-  "loss_options.tile=0 must be at least 1": ["--config.loss_options.softmax.tile=0"],
+  "loss_options.softmax.strategy='rings'": ["--config.loss_options.softmax.strategy=rings"],
+  "loss_options.softmax.tile=0 must be at least 1": ["--config.loss_options.softmax.tile=0"],
 }
 
 

@@ -82,7 +82,7 @@ def similarity_distillation(
 
   The contrastive relational distillation of Yang et al., "CLIP-KD" (arXiv 2307.12732), with temperatures of its own.
   """
-  pairwise.check(strategy, tile)
+  pairwise.check("distill_similarity", strategy, tile)
   for name, value in (("temperature", temperature), ("teacher_temperature", teacher_temperature)):
     if value is not None and not value > 0:
       raise UserError(f"loss_options.distill_similarity.{name}={value} must be above 0")
@@ -132,7 +132,7 @@ def relational_distillation(
   Tung and Mori, "Similarity-Preserving Knowledge Distillation" (arXiv 1907.09682), of cosines instead of rescaled rows.
   """
   del text, teacher_text, logit_scale
-  pairwise.check(strategy, tile)
+  pairwise.check("distill_relational", strategy, tile)
   axes = pairwise.mesh_axes(axis_name)
   dtype = negatives.accumulation_dtype(image)
   teacher = lax.stop_gradient(teacher_image.astype(image.dtype))

@@ -60,11 +60,11 @@ def vary(tree: Any, *like: Any, axes: tuple[str, ...] = ()) -> Any:
   return jax.tree.map(mark, tree)
 
 
-def check(strategy: str, tile: int | None) -> None:
-  """Raises a `UserError` unless `strategy` is known and `tile` is None or a positive integer."""
-  require_known("loss_options.strategy", strategy, STRATEGIES)
+def check(loss: str, strategy: str, tile: int | None) -> None:
+  """Raises a `UserError` unless the `strategy` of a loss is known and its `tile` is None or a positive integer."""
+  require_known(f"loss_options.{loss}.strategy", strategy, STRATEGIES)
   if tile is not None and tile < 1:
-    raise UserError(f"loss_options.tile={tile} must be at least 1, or None to let the library choose")
+    raise UserError(f"loss_options.{loss}.tile={tile} must be at least 1, or None to let the library choose")
 
 
 def tile_shape(rows: int, columns: int, tile: int | None) -> tuple[int, int]:

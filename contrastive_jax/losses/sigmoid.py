@@ -41,7 +41,7 @@ def sigmoid_loss(
 
   Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (arXiv 2303.15343), algorithm 1.
   """
-  pairwise.check(strategy, tile)
+  pairwise.check("sigmoid", strategy, tile)
   axes = pairwise.mesh_axes(axis_name)
   dtype = negatives.accumulation_dtype(image, text)
   scale = jnp.asarray(logit_scale, dtype)

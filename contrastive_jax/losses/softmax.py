@@ -113,11 +113,11 @@ def weighted_softmax_loss(
   Raises:
     UserError: as `softmax_loss`, and for a negative `positive_coefficient`.
   """
-  pairwise.check(strategy, tile)
+  pairwise.check("softmax", strategy, tile)
   if not 0 <= label_smoothing < 1:
-    raise UserError(f"loss_options.label_smoothing={label_smoothing} must be at least 0 and below 1")
+    raise UserError(f"loss_options.softmax.label_smoothing={label_smoothing} must be at least 0 and below 1")
   if positive_coefficient < 0:
-    raise UserError(f"loss_options.positive_coefficient={positive_coefficient} must be at least 0")
+    raise UserError(f"positive_coefficient={positive_coefficient} must be at least 0")
   axes = pairwise.mesh_axes(axis_name)
   scale = jnp.asarray(logit_scale, negatives.accumulation_dtype(image, text))
   group = pairwise.pair_index(len(image), axes) if group is None else group

@@ -230,9 +230,9 @@ def test_a_single_group_leaves_only_the_pairs(rng):
 
 def test_wrong_options_are_named(rng):
   image, text = (jnp.asarray(rows, jnp.float32) for rows in problem(rng)[:2])
-  with pytest.raises(UserError, match=r"loss_options.strategy='rings'"):
+  with pytest.raises(UserError, match=r"loss_options.sigmoid.strategy='rings'"):
     losses.sigmoid_loss(image, text, logit_scale=1.0, logit_bias=None, strategy="rings")
-  with pytest.raises(UserError, match=r"loss_options.tile=0"):
+  with pytest.raises(UserError, match=r"loss_options.softmax.tile=0"):
     losses.softmax_loss(image, text, logit_scale=1.0, tile=0)
-  with pytest.raises(UserError, match=r"label_smoothing=1.5"):
+  with pytest.raises(UserError, match=r"loss_options.softmax.label_smoothing=1.5"):
     losses.softmax_loss(image, text, logit_scale=1.0, label_smoothing=1.5)
