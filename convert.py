@@ -6,11 +6,9 @@ python convert.py --from=big_vision:FILE.npz --to=runs/imported --tokenizer=sent
 python convert.py --from=runs/emoji --to=huggingface:FOLDER        # or open_clip:FOLDER
 """
 
-from pathlib import Path
-
 from absl import flags
 
-from contrastive_jax import cli
+from contrastive_jax import cli, paths
 from contrastive_jax.errors import UserError
 from contrastive_jax.inference import load
 from contrastive_jax.interop import checkpoint_files, exports, imports
@@ -34,7 +32,7 @@ def main() -> None:
   if idle.present:
     raise UserError(f"--{idle.name} has no meaning for an {'import' if inward else 'export'}: leave it out")
   if inward:
-    workdir = Path(TO.value)
+    workdir = paths.folder_to_write("--to", TO.value)
     checkpoint_files.require_new(workdir)
     imported = imports.read(FROM.value, TOKENIZER.value)
     imports.save(imported, workdir)
@@ -43,9 +41,13 @@ def main() -> None:
     else:
       print(f"{workdir} holds the text tower of {imported.name}: name it as init_from, with init_towers='text'.")
     return
-  checkpoint_files.require_new(Path(TO.value.partition(":")[2]))
-  model = load(FROM.value, STEP.value)
-  family = exports.write(TO.value, model.config, model.params, model.tokenizer, resolution=model.views.resolution)
+  kind, _, folder = TO.value.partition(":")
+  target = paths.folder_to_write("--to", folder)
+  checkpoint_files.require_new(target)
+  model = load(paths.run_to_read("--from", FROM.value), STEP.value)
+  family = exports.write(
+    f"{kind}:{target}", model.config, model.params, model.tokenizer, resolution=model.views.resolution
+  )
   print(f"{TO.value} holds step {model.step} of {FROM.value} as {family}.")
 
 

@@ -5,7 +5,7 @@ python distill.py --teacher=runs/teacher --config=configs/student.py --output=ru
 An interrupted command goes on with the source that it was at. It runs in one process, on all its devices.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from contrastive_jax import cli
+from contrastive_jax import cli, paths
 from contrastive_jax.errors import UserError
 from contrastive_jax.inference import Model, load
 from contrastive_jax.preprocess.images import DecodeError
+from contrastive_jax.run_lock import RunLock
 from contrastive_jax.training import targets
 from contrastive_jax.training.stages import segments_of, stages_of
 from data import build
@@ -70,9 +71,16 @@ def main() -> None:
   for flag, example in ((TEACHER, "runs/teacher"), (OUTPUT, "runs/targets")):
     if not flag.value:
       raise UserError(f"--{flag.name} is missing: name a folder such as --{flag.name}={example}")
+  teacher = paths.run_to_read("--teacher", TEACHER.value)
+  output = paths.folder_to_write("--output", OUTPUT.value)
   sources = build.make_sources(config.data, taught_sources(config))
-  model = load(TEACHER.value, STEP.value, batch_size=BATCH_SIZE.value)
-  output = Path(OUTPUT.value)
+  model = load(teacher, STEP.value, batch_size=BATCH_SIZE.value)
+  with RunLock(output):
+    write(output, model, sources)
+
+
+def write(output: Path, model: Model, sources: Mapping[str, Source]) -> None:
+  """Embeds the sources that are not there yet."""
   targets.describe(output, {"teacher": TEACHER.value, "step": model.step, "dim": model.config.embed_dim})
   for name, source in sources.items():
     if targets.has_source(output, name):

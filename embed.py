@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import flags
 
-from contrastive_jax import cli
+from contrastive_jax import cli, paths
 from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation.results import write_atomically
 from contrastive_jax.inference import Model, load
@@ -45,13 +45,16 @@ MOST_NAMED = 5
 def main() -> None:
   if not WORKDIR.value or not OUTPUT.value or bool(IMAGES.value) == bool(TEXTS.value):
     raise UserError("--workdir, --output and one of --images and --texts are needed")
-  output = Path(OUTPUT.value)
+  output = paths.file_to_write("--output", OUTPUT.value)
+  workdir = paths.run_to_read("--workdir", WORKDIR.value)
   if output.suffix not in _WRITERS:
     raise UserError(f"--output={output} must end in {' or '.join(_WRITERS)}")
-  ids, items = images(Path(IMAGES.value)) if IMAGES.value else texts(Path(TEXTS.value))
+  ids, items = (
+    images(paths.typed("--images", IMAGES.value)) if IMAGES.value else texts(paths.typed("--texts", TEXTS.value))
+  )
   if not ids:
     raise UserError(f"{IMAGES.value or TEXTS.value} holds nothing to embed")
-  model = load(WORKDIR.value, STEP.value, batch_size=BATCH_SIZE.value, progress=True)
+  model = load(workdir, STEP.value, batch_size=BATCH_SIZE.value, progress=True)
   unreadable = write(output, model, ids, items)
   print(f"{output} holds {len(ids) - len(unreadable):,} embeddings of {model.config.embed_dim} numbers.")
   if unreadable:
@@ -59,7 +62,7 @@ def main() -> None:
 
 
 def images(source: Path) -> tuple[list[str], Sequence[Path]]:
-  """Ids and paths: of a folder's images the path below it is the id.
+  """Ids and paths: of a folder's images the path below it is the id, see `paths.as_id`. Linked folders are followed.
 
   Args:
     source: a folder, or a table.
@@ -68,8 +71,8 @@ def images(source: Path) -> tuple[list[str], Sequence[Path]]:
     UserError: if the table is not there, cannot be read or has no column "path".
   """
   if source.is_dir():
-    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return [path.relative_to(source).as_posix() for path in found], found
+    found = sorted(path for path in paths.files_below(source) if path.suffix.lower() in SUFFIXES)
+    return [paths.as_id(path.relative_to(source).as_posix()) for path in found], found
   rows = list(_rows(source, "path"))
   return [str(row.get("id", row["path"])) for row in rows], [source.parent / row["path"] for row in rows]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
-from contrastive_jax import cli
+from contrastive_jax import cli, paths
 from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation import compare
 from contrastive_jax.evaluation.benchmarks import BENCHMARKS
@@ -54,7 +54,9 @@ def main() -> None:
     return
   if not WORKDIR.value:
     raise UserError("--workdir is missing: name a run, such as --workdir=runs/emoji")
-  workdir = Path(WORKDIR.value)
+  workdir = paths.run_to_read("--workdir", WORKDIR.value)
+  paths.folder_to_write("--workdir", workdir / "eval")
+  output = paths.file_to_write("--output", OUTPUT.value) if OUTPUT.value else None
   distributed.initialize()
   idle = next((flag.name for flag in PROBE_FLAGS if flag.present and not PROBE.value), None)
   if idle:
@@ -72,8 +74,8 @@ def main() -> None:
     results = evaluate(model, sets, thorough=True, **about)
   if distributed.is_main():
     rows = [as_json(result, model=architecture, pretrained=f"{workdir}@{model.step}") for result in results]
-    if OUTPUT.value:
-      write_atomically(OUTPUT.value, json.dumps(rows, indent=2) + "\n")
+    if output:
+      write_atomically(output, json.dumps(rows, indent=2) + "\n")
     for result in results:
       words = headline(result)
       print(f"{result.dataset}: {words['figure']} {words['sentence']}")
@@ -121,6 +123,8 @@ def probed(model: Model, name: str, tested: EvaluationSet, **about) -> Result:
 
 def show_comparison(workdirs: Sequence[str], output: str | None) -> None:
   """Prints the table of several runs and writes their page: beside the first unless `output` says where."""
+  workdirs = [paths.run_to_read("--compare", workdir) for workdir in workdirs]
+  output = paths.file_to_write("--output", output) if output else None
   runs = compare.read_runs(workdirs)
   console = Console()
   if not console.is_terminal:

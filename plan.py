@@ -15,14 +15,13 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # Several plans at a t
 
 import copy
 import json
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from contrastive_jax import cli
+from contrastive_jax import cli, paths
 from contrastive_jax.errors import UserError
 from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.planning import report, topologies
@@ -48,13 +47,15 @@ def main() -> None:
   if not TOPOLOGY.value:
     raise UserError(f"--topology is missing: name one such as {', '.join(topologies.FORMS)}")
   topology = topologies.find(TOPOLOGY.value)
+  output = paths.file_to_write("--output", OUTPUT.value) if OUTPUT.value else None
+  if SAVE_HLO.value:
+    paths.file_to_write("--save-hlo", SAVE_HLO.value)
   console = Console()
   plan = (search if FIND_MAX_BATCH.value else attempt)(config, topology, console)
   console.print(report.render(plan))
-  if OUTPUT.value:
-    path = Path(OUTPUT.value)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plan, indent=2) + "\n")
+  if output:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(plan, indent=2) + "\n")
 
 
 def attempt(config: Any, topology: Topology, console: Console) -> dict[str, Any]:
@@ -66,7 +67,9 @@ def attempt(config: Any, topology: Topology, console: Console) -> dict[str, Any]
   with console.status(waiting):
     plan, compiled = make_plan(config, topology, memory=memory, stage=STAGE.value)
   if SAVE_HLO.value and compiled.text:
-    Path(SAVE_HLO.value).write_text(compiled.text)
+    path = paths.typed("--save-hlo", SAVE_HLO.value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(compiled.text)
   return plan
 
 

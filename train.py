@@ -5,6 +5,7 @@ python train.py --config=configs/emoji.py --workdir=runs/emoji [--config.batch_s
 
 import json
 import math
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from contrastive_jax import cli
+from contrastive_jax import cli, paths
 from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation.evaluate import evaluate, scalars
 from contrastive_jax.evaluation.report import write_report
@@ -25,9 +26,10 @@ from contrastive_jax.parallel import distributed
 from contrastive_jax.parallel.mesh import MeshSpec, host_share
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.tokenizers import Tokenizer
+from contrastive_jax.run_lock import RunLock
 from contrastive_jax.training import config as run_config
 from contrastive_jax.training import curriculum, loop
-from contrastive_jax.training.checkpoint import Checkpoints
+from contrastive_jax.training.checkpoint import Checkpoints, has_checkpoint
 from contrastive_jax.training.curriculum import Segment
 from contrastive_jax.training.distillation import Teacher, load_teacher
 from contrastive_jax.training.initialize import initial_state
@@ -46,22 +48,27 @@ def main() -> None:
   config = cli.config_value(CONFIG)
   if not WORKDIR.value:
     raise UserError("--workdir is missing: name a directory for the run, such as --workdir=runs/emoji")
-  workdir = Path(WORKDIR.value)
+  workdir = paths.folder_to_write("--workdir", WORKDIR.value)
   distributed.initialize()
   run_config.check(config)
+  if not has_checkpoint(workdir):
+    run_config.check_init_from(config)
   evals, all_evals = tasks.expand(config.evals), tasks.expand((*config.final_evals, *config.evals))
   data_changed = run_config.check_resume(workdir, config)
   mesh = MeshSpec(**config.mesh).make()
   spec, train_step = run_config.build(config, mesh)
 
-  with Checkpoints(
-    workdir / "checkpoints", keep_last=config.checkpoint_keep_last, keep_every=config.checkpoint_keep_every
-  ) as checkpoints:
+  with (
+    RunLock(workdir),
+    Checkpoints(
+      workdir / "checkpoints", keep_last=config.checkpoint_keep_last, keep_every=config.checkpoint_keep_every
+    ) as checkpoints,
+  ):
     restored, about = checkpoints.restore(spec.abstract()) or (None, {})
     start = int(restored.step) if restored else 0
     segments = build.make_segments(config, about.get("segments", ()), start, data_changed)
     sources = build.make_sources(config.data, {name for segment in segments for name in segment.all_sources()})
-    tokenizer = find_tokenizer(config, workdir, about.get("tokenizer"), sources)
+    tokenizer = find_tokenizer(config, workdir, restored is not None, about.get("tokenizer"), sources)
     teacher = view = None
     if config.distillation.teacher:
       teacher = load_teacher(config.distillation.teacher, mesh, accumulate=config.accumulation)
@@ -73,7 +80,11 @@ def main() -> None:
       return
 
     state = restored or initial_state(
-      spec, seed=config.seed, init_from=config.init_from, towers=config.init_towers, say=say
+      spec,
+      seed=config.seed,
+      init_from=config.init_from and str(paths.typed("init_from", config.init_from)),
+      towers=config.init_towers,
+      say=say,
     )
     model = Model(spec.model, state.evaluated(), tokenizer, mesh=mesh)
 
@@ -85,6 +96,8 @@ def main() -> None:
     writer = None
     if distributed.is_main():
       write_atomically(workdir / "config.json", json.dumps(run_config.as_json(config), indent=2))
+      if restored is None and (workdir / "tokenizer").exists():
+        shutil.rmtree(workdir / "tokenizer")  # Of a start that made no checkpoint, maybe from other data.
       if not (workdir / "tokenizer").exists():
         tokenizer.save(workdir / "tokenizer")
       writer = Writer(
@@ -145,21 +158,25 @@ def resolutions_at(segments: Sequence[Segment], step: int) -> dict[str, Any]:
   return {"resolution": segment.resolution, "clips": segment.clips.resolution, "frames": segment.clips.frames}
 
 
-def find_tokenizer(config: Any, workdir: Path, expected: str | None, sources: Mapping[str, Source]) -> Tokenizer:
-  """The run's own tokenizer if it has one, else that of the weights it starts from, else what the config names.
+def find_tokenizer(
+  config: Any, workdir: Path, resumed: bool, expected: str | None, sources: Mapping[str, Source]
+) -> Tokenizer:
+  """The tokenizer of a resumed run; else that of the weights it starts from, else what the config names.
+
+  Until there is a checkpoint, what an earlier start left is not taken: its data may have been others.
 
   Raises:
     UserError: if the run's tokenizer is not the one that its checkpoint was trained with.
   """
   stored = workdir / "tokenizer"
   vocab_size = config.model.text.vocab_size
-  if stored.exists():
+  if resumed and stored.exists():
     tokenizer = tokenizers.load(stored)
     if expected not in (None, tokenizer.fingerprint):
       raise UserError(f"{stored} is not the tokenizer that the checkpoint was trained with: put the original back")
     return tokenizer
   if config.init_from and config.init_towers in ("all", "text"):
-    tokenizer = tokenizers.load(Path(config.init_from) / "tokenizer")
+    tokenizer = tokenizers.load(paths.typed("init_from", config.init_from) / "tokenizer")
     if config.tokenizer.spec != "bpe" and tokenizers.load(config.tokenizer.spec).fingerprint != tokenizer.fingerprint:
       raise UserError(
         f"tokenizer.spec='{config.tokenizer.spec}' is not the tokenizer of init_from={config.init_from}:"

@@ -115,7 +115,9 @@ def get_config() -> ConfigDict:
   config.tokenizer.straight_quotes = False  # Curly quotes are read as straight ones, which open_clip makes of all.
 
   config.data = ConfigDict()
-  config.data.sources = ConfigDict()  # Name -> weight: {"emoji_noto": 1.0}, {"tfds/coco_captions": 1.0}.
+  # Name -> weight: {"noto": 1.0}, {"tfds/coco_captions": 1.0}. A name with a dot is a value, under a label of your own:
+  # {"coco": {"name": "tfds/coco_captions:1.1.0", "weight": 1.0}}.
+  config.data.sources = ConfigDict()
   config.data.data_dir = ""  # Where TFDS sets lie; empty is TFDS' default.
   config.data.image_key = "image"  # Features of TFDS sets that hold the image
   config.data.caption_key = "caption"  # and the caption or captions.

@@ -1,6 +1,7 @@
 """What the command-line tools share: a user's mistake is one sentence and exit code 2, never a traceback."""
 
 import ast
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from contrastive_jax.errors import UserError
+from contrastive_jax.parallel import environment
 
 USER_ERROR = 2
 
@@ -23,6 +25,7 @@ def run(main: Callable[[], None]) -> None:
     # Orbax and absl report every save at level info; warnings are what a user must see.
     logging.set_verbosity(logging.WARNING)
     try:
+      environment.check_names(os.environ)
       main()
     except UserError as error:
       _fail(error)

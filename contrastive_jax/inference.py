@@ -6,7 +6,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from contrastive_jax import paths
 from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation.tasks import Images
 from contrastive_jax.evaluation.zero_shot import classifier
@@ -296,7 +296,7 @@ def load(
   from contrastive_jax.training.checkpoint import restore_params
   from contrastive_jax.training.config import model_config
 
-  path = Path(path)
+  path = paths.typed("the model's directory", path)
   if not (path / "config.json").is_file():
     raise UserError(f"{path} is not a run directory: it has no config.json")
   run = json.loads((path / "config.json").read_text())

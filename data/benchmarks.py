@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 
+from contrastive_jax import paths
 from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation import benchmarks
 from contrastive_jax.evaluation.benchmarks import Benchmark
@@ -69,7 +70,7 @@ def _choices(benchmark: Benchmark, data_dir: str | None, split: str) -> ChoiceSe
 
 
 def _folder(name: str, data_dir: str | None) -> pathlib.Path:
-  return pathlib.Path(data_dir or tfds.default_data_dir()) / name
+  return paths.typed("data_dir", data_dir or tfds.default_data_dir()) / name
 
 
 def _opened(benchmark: Benchmark, data_dir: str | None, split: str) -> tuple[tfds.Records, list[str], np.ndarray]:

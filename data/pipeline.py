@@ -26,6 +26,7 @@ from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.training.curriculum import Feed, Segment, segment_at, total_steps
 from data.augment import DRAWS, Augment
 from data.groups import group_labels, key_of
+from data.lifetime import follow_parent
 from data.mixture import drawn, uniforms
 from data.rendering import Renderer, with_frames
 from data.sources import Example, Source, Text, stable_hash
@@ -313,6 +314,11 @@ class Pipeline:
 
   def __getstate__(self) -> dict[str, Any]:
     return self.__dict__ | {"_tokens": {}}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    # The first that a worker process does for us is to unpickle what it is to read.
+    follow_parent()
+    self.__dict__.update(state)
 
   def _check(self) -> None:
     if not self._segments:

@@ -20,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from contrastive_jax import paths
 from contrastive_jax.errors import UserError, require_known
 
 _DTYPES = {
@@ -95,7 +96,7 @@ def split_spec(spec: str, kinds: Iterable[str], what: str) -> tuple[str, Path]:
   if not colon:
     raise UserError(f"'{spec}' must be KIND:{what}, KIND one of {', '.join(kinds)}")
   require_known("the kind of weights", kind, kinds)
-  return kind, Path(path)
+  return kind, paths.typed(kind, path)
 
 
 def read_json(path: Path) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from contrastive_jax.errors import UserError
+from contrastive_jax.parallel import environment
 
 
 def initialize() -> None:
@@ -19,17 +19,13 @@ def initialize() -> None:
 
   TPU pods, SLURM and Open MPI are recognised by JAX itself when `CJAX_MULTIHOST=1`. Anywhere else, set all of
   `CJAX_COORDINATOR` (host:port), `CJAX_PROCESSES` and `CJAX_PROCESS` for each process.
+
+  Raises:
+    UserError: naming a variable that is unknown, has no usable value or lacks the others.
   """
-  names = ("CJAX_COORDINATOR", "CJAX_PROCESSES", "CJAX_PROCESS")
-  given = [name for name in names if name in os.environ]
-  if given and len(given) < len(names):
-    missing = ", ".join(name for name in names if name not in given)
-    raise UserError(f"{', '.join(given)} is set but {missing} is not: a job of several processes needs all three")
-  if given:
-    coordinator, count, index = (os.environ[name] for name in names)
-    jax.distributed.initialize(coordinator, num_processes=int(count), process_id=int(index))
-  elif os.environ.get("CJAX_MULTIHOST") == "1":
-    jax.distributed.initialize()
+  job = environment.job(os.environ)
+  if job is not None:
+    jax.distributed.initialize(job.coordinator, num_processes=job.processes, process_id=job.process)
 
 
 def is_main() -> bool:
@@ -37,9 +33,14 @@ def is_main() -> bool:
   return jax.process_index() == 0
 
 
+def is_several() -> bool:
+  """Whether the job has more than one process."""
+  return jax.process_count() > 1
+
+
 def barrier(name: str) -> None:
   """Waits until every process is here."""
-  if jax.process_count() > 1:
+  if is_several():
     multihost_utils.sync_global_devices(name)
 
 

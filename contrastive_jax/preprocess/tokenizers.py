@@ -20,6 +20,7 @@ import tokenizers
 from jaxtyping import Bool, Int
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from contrastive_jax import paths
 from contrastive_jax.errors import UserError, nearest
 
 PAD, EOS = "<pad>", "<eos>"
@@ -295,7 +296,7 @@ def load(spec: str | os.PathLike, **options: Any) -> Tokenizer:
     if not colon or kind not in KINDS:
       known = ", ".join(f"{k}:FILE" for k in KINDS)
       raise UserError(f"tokenizer is {text!r}{nearest(kind, KINDS)}, it must be {known} or a directory")
-    path = pathlib.Path(name)
+    path = paths.typed("tokenizer.spec", name)
   if not path.is_file():
     raise UserError(f"tokenizer file {path} does not exist, give the path of a {kind} file")
   try:

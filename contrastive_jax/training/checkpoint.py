@@ -13,11 +13,14 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint.experimental.v1 as ocp
 
+from contrastive_jax import paths
 from contrastive_jax.errors import UserError
 from contrastive_jax.parallel import distributed
 from contrastive_jax.training.state import TrainState, towers
 
 log = logging.getLogger(__name__)
+
+paths.read_names_literally()
 
 
 def checksum(state: Any) -> dict[str, int]:
@@ -42,6 +45,12 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
   """What is written: no class of ours, so that checkpoints outlive the code. Absent parts are left out."""
   tree = {"step": state.step, "params": state.params, "slots": state.slots, "average": state.average}
   return {name: part for name, part in tree.items() if part is not None}
+
+
+def has_checkpoint(workdir: Path) -> bool:
+  """Whether a run has a complete checkpoint, found without reading any."""
+  folder = workdir / "checkpoints"
+  return folder.is_dir() and any(entry.name.isdigit() and entry.is_dir() for entry in folder.iterdir())
 
 
 class Checkpoints:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from contrastive_jax import paths
 from contrastive_jax.batch import Batch
 from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.models import flops, presets
@@ -19,7 +20,14 @@ from contrastive_jax.training.curriculum import Segment
 from contrastive_jax.training.loop import LoopOptions
 from contrastive_jax.training.objective import Objective, check_teacher, make_objective, term_options
 from contrastive_jax.training.shapes import TeacherDims
-from contrastive_jax.training.stages import distillation_weight, first_steps, learning_rate, segments_of, stages_of
+from contrastive_jax.training.stages import (
+  distillation_weight,
+  first_steps,
+  learning_rate,
+  segments_of,
+  stages_of,
+  weighted_sources,
+)
 from contrastive_jax.training.state import StateSpec
 from contrastive_jax.training.step import TrainStep, make_train_step
 
@@ -68,16 +76,20 @@ def check(config: Any) -> None:
   steps = tuple(config.profile_steps)
   if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
     raise UserError(f"profile_steps={steps} must be empty or (first, last), counted from 1")
-  if not config.data.sources or any(weight <= 0 for weight in config.data.sources.values()):
-    raise UserError(f"data.sources={dict(config.data.sources)} needs at least one source, each with a weight above 0")
-  if config.init_from and not (Path(config.init_from) / "config.json").is_file():
-    raise UserError(f"init_from={config.init_from} is not a run: it has no config.json")
+  if not weighted_sources("data.sources", config.data.sources.to_dict()):
+    raise UserError("data.sources={} needs at least one source, each with a weight above 0")
   objective_of(config)
   model = model_config(config)
   for segment in segments_of(config):
     check_model_fits(segment, model)
   make_schedule(config)
   teacher_dims(config)
+
+
+def check_init_from(config: Any) -> None:
+  """Raises a `UserError` when `init_from` is not a run. Only a run without checkpoints needs it."""
+  if config.init_from:
+    paths.run_to_read("init_from", config.init_from)
 
 
 def check_model_fits(segment: Segment, model: DualEncoderConfig) -> None:
@@ -141,7 +153,7 @@ def teacher_dims(config: Any) -> TeacherDims:
 
 def _features_of_teacher(distillation: Any) -> int:
   field, name = ("teacher", "config.json") if distillation.teacher else ("targets", "teacher.json")
-  path = Path(distillation[field]) / name
+  path = paths.typed(f"distillation.{field}", distillation[field]) / name
   if not path.is_file():
     raise UserError(
       f"distillation.{field}={distillation[field]} has no {name}: name a run, or a folder that distill.py wrote"

@@ -3,7 +3,9 @@
 import json
 import math
 import os
+import re
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -115,9 +117,27 @@ def _start_wandb(project: str, workdir: Path, config: Any) -> Any:
     import wandb
   except ImportError:
     raise UserError(f"wandb_project='{project}' needs Weights & Biases: pip install wandb") from None
-  return wandb.init(
-    project=project, name=workdir.name, dir=str(workdir), config=config, resume="allow", id=workdir.name
-  )
+  name = workdir.resolve().name
+  return wandb.init(project=project, name=name, dir=str(workdir), config=config, resume="allow", id=wandb_id(workdir))
+
+
+def wandb_id(workdir: Path) -> str:
+  """Returns the id of a run at Weights & Biases, which is drawn once and kept in `wandb_id.txt` of its directory.
+
+  A run that logged there before there was this file is known by the name of its directory, and stays so.
+  """
+  path = workdir / "wandb_id.txt"
+  if path.exists() and path.read_text().strip():
+    return path.read_text().strip()
+  name = workdir.resolve().name
+  if (workdir / "wandb").is_dir():
+    chosen = name
+  else:
+    chosen = f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)[:64]}-{uuid.uuid4().hex[:8]}"
+  whole = path.with_suffix(".tmp")
+  whole.write_text(chosen + "\n")
+  os.replace(whole, path)
+  return chosen
 
 
 class Bar:

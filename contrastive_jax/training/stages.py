@@ -2,16 +2,19 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from contrastive_jax.errors import UserError
+from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.preprocess.resolution import Resolution
 from contrastive_jax.training import optimizer as optimizers
 from contrastive_jax.training.curriculum import Clips, Rows, Segment
+
+_SOURCE_KEYS = ("name", "weight")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Stage:
     name: shown in the report.
     steps: number of steps; the last stage may say 0 for the rest of `total_steps`.
     batch_size: pairs a step; 0 is the run's.
-    sources: of images, name -> weight; empty are those of `data.sources`.
+    sources: of images, as `weighted_sources` reads them; empty are those of `data.sources`.
     mode: "fixed", "native" or "naflex", see `preprocess.resolution.Resolution`, as for the next four.
     size: 0 is that of the vision tower.
     min_tokens: of an image.
@@ -47,7 +50,7 @@ class Stage:
   name: str = ""
   steps: int = 0
   batch_size: int = 0
-  sources: dict[str, float] = dataclasses.field(default_factory=dict)
+  sources: dict[str, Any] = dataclasses.field(default_factory=dict)
   mode: str = "fixed"
   size: int = 0
   min_tokens: int = 1
@@ -59,7 +62,7 @@ class Stage:
   warmup_steps: int = 0
   distillation: tuple[float, float] = (1.0, 1.0)
   video_share: float = 0.0
-  video_sources: dict[str, float] = dataclasses.field(default_factory=dict)
+  video_sources: dict[str, Any] = dataclasses.field(default_factory=dict)
   frames: int = 8
   frame_rule: str = "random"
   frame_rate: float = 0.0
@@ -93,9 +96,6 @@ def segments_of(config: Any) -> tuple[Segment, ...]:
 
 
 def _segment(config: Any, stage: Stage) -> Segment:
-  def weighted(sources):
-    return tuple(sorted(sources.items()))
-
   size = stage.size or config.model.vision.image_size
   text = _rows("data.text", config.data.text_rows, config.data.text_row_length)
   clips = None
@@ -114,7 +114,7 @@ def _segment(config: Any, stage: Stage) -> Segment:
       )
     native = Resolution("native", min_tokens=1, max_tokens=stage.video_max_tokens) if stage.video_max_tokens else None
     clips = Clips(
-      weighted(stage.video_sources),
+      weighted_sources(f"video_sources of stage '{stage.name}'", stage.video_sources),
       stage.video_share,
       native or Resolution.fixed(stage.video_size or size),
       stage.frames,
@@ -126,7 +126,7 @@ def _segment(config: Any, stage: Stage) -> Segment:
   return Segment(
     steps=stage.steps,
     batch_size=stage.batch_size or config.batch_size,
-    sources=weighted(stage.sources or config.data.sources.to_dict()),
+    sources=weighted_sources("data.sources", stage.sources or config.data.sources.to_dict()),
     resolution=Resolution(stage.mode, size, stage.min_tokens, stage.max_tokens, stage.lengths),
     name=stage.name,
     rows=_rows("", stage.rows, stage.row_length),
@@ -135,6 +135,35 @@ def _segment(config: Any, stage: Stage) -> Segment:
     clips=clips,
     taught=bool(config.distillation.teacher or config.distillation.targets) and max(stage.distillation) > 0,
   )
+
+
+def weighted_sources(field: str, sources: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+  """Returns the names and weights of a config's sources, sorted by name.
+
+  Args:
+    field: shown in errors.
+    sources: of each source its name and weight, or a label and `{"name": ..., "weight": ...}`: a key of a config cannot
+      hold the dot of a name such as "tfds/coco_captions:1.1.0", and a value can. The weight is 1 when it is left out.
+
+  Raises:
+    UserError: for an entry without a name or with an unknown key, a weight that is not above 0, or a name given twice.
+  """
+  weights: dict[str, float] = {}
+  for label, entry in sources.items():
+    name, weight = label, entry
+    if isinstance(entry, Mapping):
+      for key in entry:
+        require_known(f"a key of {field}.{label}", key, _SOURCE_KEYS)
+      if not isinstance(entry.get("name"), str) or not entry["name"]:
+        raise UserError(f"{field}.{label} has no name: give it one, such as 'tfds/coco_captions:1.1.0'")
+      name, weight = entry["name"], entry.get("weight", 1.0)
+    number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not number or not 0 < weight < math.inf:
+      raise UserError(f"{field} gives {name!r} the weight {weight!r}: a weight is a number above 0")
+    if name in weights:
+      raise UserError(f"{field} names {name!r} twice: give it one entry")
+    weights[name] = float(weight)
+  return tuple(sorted(weights.items()))
 
 
 def _rows(name: str, count: int, length: int) -> Rows | None:

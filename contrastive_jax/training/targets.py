@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from contrastive_jax import paths
 from contrastive_jax.batch import Targets
 from contrastive_jax.errors import UserError
 
@@ -40,7 +41,7 @@ class TargetCache:
     Raises:
       UserError: if this is no cache, or it lacks a source.
     """
-    self._path, self._id_base = Path(path), dict(id_base)
+    self._path, self._id_base = paths.typed("distillation.targets", path), dict(id_base)
     if not (self._path / "teacher.json").is_file():
       raise UserError(f"distillation.targets={path} is no cache of targets: write one with distill.py")
     missing = [name for name in self._id_base if not has_source(self._path, name)]

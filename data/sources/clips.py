@@ -6,6 +6,7 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+from contrastive_jax import paths
 from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess.video import open_clip
 from data.sources import Example, Text, names_a_side, stable_hash
@@ -28,7 +29,7 @@ class ClipSource:
       UserError: if there is none, or a row lacks a file or a caption.
     """
     self.name = f"clips/{folder}"
-    self._folder = pathlib.Path(folder)
+    self._folder = paths.typed("clips/<folder>", folder)
     captions: dict[str, list[str]] = {}
     for file, caption in _rows(self._folder):
       captions.setdefault(file, []).append(caption)

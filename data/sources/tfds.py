@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from contrastive_jax import paths
 from contrastive_jax.errors import UserError, nearest
 from contrastive_jax.evaluation.benchmarks import GENERIC, GENERIC_TEMPLATES
 from contrastive_jax.evaluation.tasks import LabelledSet, PairSet
@@ -91,7 +92,7 @@ class Records(Sequence):
   def __init__(self, name: str, data_dir: str | os.PathLike | None, split: str):
     """Opens a split; see `TfdsSource`."""
     self.name, self._split = name, split
-    self._data_dir = os.fspath(data_dir) if data_dir else default_data_dir()
+    self._data_dir = os.fspath(paths.typed("data_dir", data_dir or default_data_dir()))
     self._open  # noqa: B018 - what is missing is told now, not at the first step.
 
   def __len__(self) -> int:

@@ -1,0 +1,217 @@
+"""One run a directory: a lock that ends with its process, whatever ends that, on local and on network file systems.
+
+The kernel's `flock` decides where it works. Where it does not reach (another machine, or a file system without it) the
+record in the file decides: who holds it, and a heartbeat, which is the file's time of modification.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.experimental import multihost_utils
+
+from contrastive_jax.errors import UserError
+from contrastive_jax.parallel import distributed
+
+NAME = "run.lock"
+HEARTBEAT_SECONDS = 10.0
+# A holder on another machine without a heartbeat for so long is taken to be dead.
+STALE_SECONDS = 60.0
+_NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+_MESSAGE_BYTES = 1024
+
+
+class RunLock:
+  """Holds a directory for the processes of one job; `with` releases it.
+
+  The main process takes the lock, and every process of the job learns whether it did.
+  """
+
+  def __init__(self, folder: Path):
+    """Prepares to lock a folder, which is made when it is not there.
+
+    Args:
+      folder: the run directory.
+    """
+    self._folder, self._path = folder, folder / NAME
+    self._file: int | None = None
+    self._made = False
+    self._ended = threading.Event()
+
+  def __enter__(self) -> "RunLock":
+    refusal = ""
+    if distributed.is_main():
+      try:
+        self._acquire()
+      except UserError as error:
+        refusal = str(error)
+      except OSError as error:
+        refusal = f"{self._folder} cannot be written ({error.strerror}): name another directory, or allow writing there"
+    refusal = _from_main(refusal)
+    if refusal:
+      raise UserError(refusal)
+    return self
+
+  def __exit__(self, *_) -> None:
+    if self._file is None:
+      return
+    self._ended.set()
+    try:
+      if self._is_ours():
+        self._path.unlink()
+      if self._made:
+        self._folder.rmdir()  # What was made for the lock alone; a folder that holds anything stays.
+    except OSError:
+      pass
+    os.close(self._file)
+    self._file = None
+
+  def _acquire(self) -> None:
+    self._made = not self._folder.exists()
+    self._folder.mkdir(parents=True, exist_ok=True)
+    while True:
+      file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+      try:
+        kernel = _flock(file)
+        if kernel and not _same_file(file, self._path):
+          os.close(file)  # Its holder has just removed it.
+          continue
+        self._refuse_if_held(file, kernel)
+        self._record = _me()
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps(self._record).encode(), 0)
+        if not kernel:
+          # Two may have found nobody at once: the last to write has it.
+          time.sleep(1.0)
+          if _read(self._path).get("token") != self._record["token"]:
+            raise _held(self._folder, _read(self._path))
+      except BaseException:
+        os.close(file)
+        raise
+      break
+    self._file = file
+    threading.Thread(target=self._beat, name="run lock", daemon=True).start()
+
+  def _refuse_if_held(self, file: int, kernel: bool | None) -> None:
+    holder = _read(self._path)
+    if kernel is False:
+      raise _held(self._folder, holder)
+    if not holder:
+      return
+    here = _me()
+    if holder.get("boot") == here["boot"] and holder.get("host") == here["host"]:
+      # The kernel gave us its lock, or says that its process is gone.
+      if kernel or _start_of(holder.get("pid", 0)) != holder.get("start"):
+        return
+      raise _held(self._folder, holder)
+    if self._age(file) < STALE_SECONDS:
+      raise _held(self._folder, holder, elsewhere=True)
+
+  def _age(self, file: int) -> float:
+    """Seconds since the last heartbeat by the file system's own clock, since clocks of machines differ."""
+    probe = self._folder / f".{NAME}.{uuid.uuid4().hex}"
+    probe.touch()
+    try:
+      return probe.stat().st_mtime - os.fstat(file).st_mtime
+    finally:
+      probe.unlink(missing_ok=True)
+
+  def _is_ours(self) -> bool:
+    return _read(self._path).get("token") == self._record["token"]
+
+  def _beat(self) -> None:
+    while not self._ended.wait(HEARTBEAT_SECONDS):
+      # A file system may be full or away for a while; the lock is not lost by that.
+      with contextlib.suppress(OSError, TypeError):
+        os.utime(self._file)
+
+
+def _flock(file: int) -> bool | None:
+  """Whether the kernel gave its lock; None where the file system has none."""
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+      return False
+    if error.errno in _NO_FLOCK:
+      return None
+    raise
+  return True
+
+
+def _same_file(file: int, path: Path) -> bool:
+  try:
+    return os.path.samestat(os.fstat(file), os.stat(path))
+  except FileNotFoundError:
+    return False
+
+
+def _read(path: Path) -> dict[str, Any]:
+  try:
+    record = json.loads(path.read_text())
+  except (OSError, ValueError):
+    return {}
+  return record if isinstance(record, dict) else {}
+
+
+def _me() -> dict[str, Any]:
+  return {
+    "host": socket.gethostname(),
+    "pid": os.getpid(),
+    "start": _start_of(os.getpid()),
+    "boot": _text("/proc/sys/kernel/random/boot_id"),
+    "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    "token": uuid.uuid4().hex,
+  }
+
+
+def _start_of(pid: int) -> str | None:
+  """When a process of this machine started, in ticks of its clock; "" where nobody says, None for no such process."""
+  stat = _text(f"/proc/{pid}/stat")
+  if stat:
+    return stat.rpartition(")")[2].split()[19]
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return None
+  except OSError:
+    pass
+  return ""
+
+
+def _text(path: str) -> str:
+  try:
+    return Path(path).read_text().strip()
+  except OSError:
+    return ""
+
+
+def _held(folder: Path, holder: dict[str, Any], *, elsewhere: bool = False) -> UserError:
+  who = (
+    f"process {holder['pid']} on {holder['host']} since {holder['since']}" if "since" in holder else "another process"
+  )
+  if elsewhere:
+    way_out = f"wait for it, or {STALE_SECONDS:.0f} seconds if that machine is gone, or name another directory"
+  else:
+    way_out = "wait for it, stop it, or name another directory"
+  return UserError(f"{folder} is in use by {who}: {way_out}")
+
+
+def _from_main(message: str) -> str:
+  """What the main process says, on every process."""
+  if not distributed.is_several():
+    return message
+  said = message.encode()[:_MESSAGE_BYTES]
+  buffer = np.zeros(_MESSAGE_BYTES, np.uint8)
+  buffer[: len(said)] = np.frombuffer(said, np.uint8)
+  sent = np.asarray(multihost_utils.broadcast_one_to_all(buffer), np.uint8)
+  return sent.tobytes().rstrip(b"\0").decode(errors="replace")
