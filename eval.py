@@ -54,9 +54,6 @@ def main() -> None:
     return
   if not WORKDIR.value:
     raise UserError("--workdir is missing: name a run, such as --workdir=runs/emoji")
-  workdir = paths.run_to_read("--workdir", WORKDIR.value)
-  paths.folder_to_write("--workdir", workdir / "eval")
-  output = paths.file_to_write("--output", OUTPUT.value) if OUTPUT.value else None
   distributed.initialize()
   idle = next((flag.name for flag in PROBE_FLAGS if flag.present and not PROBE.value), None)
   if idle:
@@ -64,6 +61,9 @@ def main() -> None:
   names = tasks.expand(TASKS.value)
   if PROBE.value:
     check_probe(names)
+  workdir = paths.run_to_read("--workdir", WORKDIR.value)
+  paths.folder_to_write("--workdir", workdir / "eval")
+  output = paths.file_to_write("--output", OUTPUT.value) if OUTPUT.value else None
   model = load(workdir, STEP.value, batch_size=BATCH_SIZE.value, progress=distributed.is_main())
   sets = [tasks.load(name, DATA_DIR.value) for name in names]
   architecture = json.loads((workdir / "config.json").read_text())["name"]

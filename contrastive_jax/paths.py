@@ -93,7 +93,7 @@ def run_to_read(field: str, text: str | os.PathLike) -> Path:
   _require_readable_by_tensorstore(field, text, path)
   if not (path / "config.json").is_file():
     why = "does not exist" if not path.exists() else "is a file" if path.is_file() else "has no config.json"
-    raise UserError(f"{field}={_short(text)} is not a run ({why}): name the directory of one")
+    raise UserError(f"{field}={_short(text)} is not a run directory ({why}): name one")
   return path
 
 

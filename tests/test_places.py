@@ -45,9 +45,18 @@ def test_the_second_run_at_once_is_refused_and_the_workers_of_a_killed_run_end(t
   while any(is_alive(worker) for worker in workers):
     assert time.monotonic() < deadline, "workers outlive their run"
     time.sleep(0.2)
-  # Before the first checkpoint nothing is kept: a tokenizer of other data is made anew.
-  (workdir / "tokenizer" / "tokenizer.json").write_text("{}")
-  runs.train(workdir, *SHORT)
+  # Before the first checkpoint nothing is kept: a tokenizer that a start left, of whatever data, is made anew.
+  stored = workdir / "tokenizer" / "tokenizer.json"
+  stored.write_text("{}")
+  second = runs.start("train.py", runs.TINY, f"--workdir={workdir}", *long)
+  try:
+    deadline = time.monotonic() + 200
+    while not stored.exists() or stored.read_text() in ("{}", ""):
+      assert second.poll() is None and time.monotonic() < deadline
+      time.sleep(0.5)
+  finally:
+    second.send_signal(signal.SIGKILL)
+    second.wait()
 
 
 def descendants(pid: int) -> list[int]:
@@ -72,4 +81,4 @@ def test_weights_that_are_gone_do_not_stop_a_run_that_has_checkpoints(tmp_path):
   runs.train(tmp_path / "b", *SHORT, start)
   os.rename(tmp_path / "a", tmp_path / "gone")
   assert "from step 4" in runs.train(tmp_path / "b", "--config.total_steps=6", *SHORT[1:], start)
-  assert "is not a run" in runs.train(tmp_path / "c", *SHORT, start, expected=2)
+  assert "is not a run directory" in runs.train(tmp_path / "c", *SHORT, start, expected=2)
