@@ -14,6 +14,7 @@ import contextlib
 import csv
 import importlib.metadata
 import json
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -62,10 +63,8 @@ def main() -> None:
   ids, items = images(Path(IMAGES.value)) if IMAGES.value else texts(Path(TEXTS.value))
   if IMAGES.value and Path(IMAGES.value).is_dir():
     for suffix, count in unopened(Path(IMAGES.value)).items():
-      print(
-        f"{count:,} {suffix} files cannot be opened and are left out: pip install {PACKAGES[suffix]} would help, or"
-      )
-      print("save them as PNG.")
+      remedy = f"save them as PNG, or decode them with {PACKAGES[suffix]}"
+      print(f"{count:,} {suffix} files cannot be opened and are left out: {remedy}")
   if not ids:
     raise UserError(f"{IMAGES.value or TEXTS.value} holds nothing to embed")
   model = load(WORKDIR.value, STEP.value, batch_size=BATCH_SIZE.value, progress=True)
@@ -277,7 +276,8 @@ def _version() -> str:
   try:
     return importlib.metadata.version("contrastive_jax")
   except importlib.metadata.PackageNotFoundError:
-    return "unknown"
+    # A checkout that is not installed.
+    return tomllib.loads((Path(__file__).parent / "pyproject.toml").read_text())["project"]["version"]
 
 
 def _lines(path: Path) -> list[str]:

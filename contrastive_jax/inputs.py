@@ -1,6 +1,7 @@
 """Checks what callers pass as texts, classes, templates and images, so that a wrong type is an error, not a result."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
@@ -152,7 +153,9 @@ def decode_error(error: Exception, item: Any, index: int, field: str = "images")
   where = f"{field}[{index}]"
   if isinstance(item, str | os.PathLike):
     where += f" ({os.fspath(item)!r})"
-  return DecodeError(f"{where}: {error}")
+  # Pillow names the buffer that it reads, which says nothing to a caller.
+  reason = re.sub(r" ?<_io\.BytesIO[^>]*>", "", str(error))
+  return DecodeError(f"{where}: {reason}")
 
 
 def _ordered(values: Any, field: str, what: str) -> Any:
