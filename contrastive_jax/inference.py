@@ -4,7 +4,7 @@ import copy
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ DECODING_THREADS = min(16, os.cpu_count() or 1)
 
 # Decoded pixels, a file, or an open picture; a clip, or its frames.
 AnyImage = UInt8[np.ndarray, "_ _ _"] | Image.Image | str | os.PathLike | Clip | UInt8[np.ndarray, "_ _ _ _"]
-AnyImages = Sequence[AnyImage] | Images
+AnyImages = Iterable[AnyImage] | Images
 # The rows of the answer that a batch holds, and this host's share of the batch.
 Batches = Iterator[tuple[np.ndarray, Any]]
 
@@ -194,7 +194,7 @@ class Model:
         batch = gather([mine[row] for row in some[self._host]], length, width=int(widest), padded=padded)
         yield np.take_along_axis(rows, some, axis=1).ravel(), batch
 
-  def encode_text(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
+  def encode_text(self, texts: Iterable[str]) -> Float[np.ndarray, "texts dim"]:
     """L2-normalised float32 embeddings of texts; those longer than the tower reads are truncated.
 
     Raises:
@@ -212,7 +212,7 @@ class Model:
     return self._encode(self._text_tower, batches, len(texts), self.config.embed_dim)
 
   def zero_shot(
-    self, images: AnyImages, classes: Sequence[str], templates: Sequence[str] = ("{}",)
+    self, images: AnyImages, classes: Iterable[str], templates: Iterable[str] = ("{}",)
   ) -> Float[np.ndarray, "images classes"]:
     """Probability of each class for each image, without training on any: rows sum to one.
 
@@ -230,7 +230,7 @@ class Model:
     unnormalised = np.exp(logits - logits.max(axis=1, keepdims=True))
     return unnormalised / unnormalised.sum(axis=1, keepdims=True)
 
-  def similarity(self, images: AnyImages, texts: Sequence[str]) -> Float[np.ndarray, "images texts"]:
+  def similarity(self, images: AnyImages, texts: Iterable[str]) -> Float[np.ndarray, "images texts"]:
     """Returns the cosine similarity of each image to each text, from -1 to 1.
 
     Args:
@@ -334,7 +334,7 @@ def load(
   if "model_type" in run or "model_cfg" in run:
     raise UserError(
       f"{path} holds weights in the format of another library: import them with "
-      f"python convert.py --source={path} --output=FOLDER, and open FOLDER"
+      f"python convert.py --from=huggingface:{path} --to=FOLDER, and open FOLDER"
     )
   config = model_config(run)
   tokenizer = tokenizers.load(str(path / "tokenizer"))

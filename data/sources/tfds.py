@@ -55,6 +55,7 @@ class TfdsSource:
     self._flip, self._salt = flip, stable_hash("tfds", name, split)
     self._records.require(image_key, caption_key)
     self._records.require_pictures(image_key)
+    self._records.require_one_class(caption_key)
     self._of_class: list[Text] | None = None
     if getattr(self._records.features[caption_key], "names", None):
       self._of_class = [
@@ -151,15 +152,18 @@ class Records(Sequence):
     """Names of the features that hold text."""
     return sorted(key for key, feature in self.features.items() if _holds_text(feature))
 
+  def require_one_class(self, key: str) -> None:
+    """Raises UserError if a feature holds a sequence of classes, which has the names of what it holds."""
+    feature = self.features[key]
+    if hasattr(feature, "feature") and getattr(feature, "names", None):
+      raise UserError(
+        f"feature {key!r} of the TFDS set {self.name!r} has several classes a record, name a feature with one class"
+      )
+
   def label_names(self, key: str) -> list[str]:
     """The names of a label's classes as TFDS has them, in the order of the labels."""
     feature = self.features[key]
     names = getattr(feature, "names", None)
-    # A sequence has the names of what it holds.
-    if names and hasattr(feature, "feature"):
-      raise UserError(
-        f"feature {key!r} of the TFDS set {self.name!r} has several classes a record, name a feature with one class"
-      )
     if not names:
       raise UserError(f"feature {key!r} of the TFDS set {self.name!r} has no class names, name its captions instead")
     return list(names)
@@ -289,6 +293,7 @@ def labelled(
   records = Records(name, data_dir, split)
   records.require(image_key, label_key)
   records.require_pictures(image_key)
+  records.require_one_class(label_key)
   classes = records.class_names(label_key)
   labels = np.array([records[k][label_key] for k in range(len(records))], np.int64)
   if len(labels) and labels.min() < 0:
