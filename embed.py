@@ -4,20 +4,25 @@ python embed.py --workdir=runs/emoji --images=FOLDER --output=images.parquet
 python embed.py --workdir=runs/emoji --images=TABLE.csv --output=images.npy      # a column "path", and "id" if wanted
 python embed.py --workdir=runs/emoji --texts=captions.txt --output=texts.parquet # a line each, or a column "text"
 
-Parquet files have the columns "id" and "embedding"; beside NAME.npy the ids lie in NAME.ids.txt, one a line. What
-cannot be read is left out and named.
+Parquet files have the columns "id" and "embedding"; beside NAME.npy the ids lie in NAME.ids.txt, one a line. The model,
+its step and the version are in the metadata of the Parquet schema, or in NAME.about.json. What cannot be read is left
+out and named. Tables end in .csv, .tsv, .json, .jsonl or .parquet.
 """
 
+import collections
 import contextlib
 import csv
+import importlib.metadata
 import json
-from collections.abc import Iterator, Sequence
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import flags
+from PIL import Image
 
 from contrastive_jax import cli, paths
 from contrastive_jax.errors import UserError
@@ -31,9 +36,13 @@ TEXTS = flags.DEFINE_string("texts", "", "A file of texts, one a line, or a tabl
 OUTPUT = flags.DEFINE_string("output", None, "A .parquet or .npy file.")
 STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest if not given.", lower_bound=0)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images or texts encoded at once.", lower_bound=1)
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the output if it is already there.")
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-TABLES = (".csv", ".jsonl", ".parquet")
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+# Formats that Pillow recognises but does not decode by itself, or that are not pictures.
+_NOT_PICTURES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+# What opens pictures that Pillow does not.
+PACKAGES = {".heic": "pillow-heif", ".heif": "pillow-heif", ".jxl": "pillow-jxl-plugin"}
 # Rows that are written together: what is held in memory of a long list.
 _CHUNK = 16_384
 # Spreadsheets put a byte order mark in front.
@@ -49,13 +58,20 @@ def main() -> None:
   workdir = paths.run_to_read("--workdir", WORKDIR.value)
   if output.suffix not in _WRITERS:
     raise UserError(f"--output={output} must end in {' or '.join(_WRITERS)}")
-  ids, items = (
-    images(paths.typed("--images", IMAGES.value)) if IMAGES.value else texts(paths.typed("--texts", TEXTS.value))
-  )
+  there = next((path for path in (output, *beside(output)) if path.exists()), None)
+  if there and not OVERWRITE.value:
+    raise UserError(f"--output={output}: {there} already exists, name another file or add --overwrite")
+  source = paths.typed("--images", IMAGES.value) if IMAGES.value else paths.typed("--texts", TEXTS.value)
+  ids, items = images(source) if IMAGES.value else texts(source)
+  if IMAGES.value and source.is_dir():
+    for suffix, count in unopened(source).items():
+      remedy = f"save them as PNG, or decode them with {PACKAGES[suffix]}"
+      print(f"{count:,} {suffix} files cannot be opened and are left out: {remedy}")
   if not ids:
-    raise UserError(f"{IMAGES.value or TEXTS.value} holds nothing to embed")
+    raise UserError(f"{source} holds nothing to embed")
   model = load(workdir, STEP.value, batch_size=BATCH_SIZE.value, progress=True)
-  unreadable = write(output, model, ids, items)
+  about = {"model": WORKDIR.value, "step": str(model.step), "version": _version()}
+  unreadable = write(output, model, ids, items, about)
   print(f"{output} holds {len(ids) - len(unreadable):,} embeddings of {model.config.embed_dim} numbers.")
   if unreadable:
     print(f"{len(unreadable):,} images cannot be read and were left out: {', '.join(unreadable[:MOST_NAMED])}")
@@ -71,10 +87,10 @@ def images(source: Path) -> tuple[list[str], Sequence[Path]]:
     UserError: if the table is not there, cannot be read or has no column "path".
   """
   if source.is_dir():
-    found = sorted(path for path in paths.files_below(source) if path.suffix.lower() in SUFFIXES)
+    found = sorted(path for path in paths.files_below(source) if _is_picture(path))
     return [paths.as_id(path.relative_to(source).as_posix()) for path in found], found
   rows = list(_rows(source, "path"))
-  return [str(row.get("id", row["path"])) for row in rows], [source.parent / row["path"] for row in rows]
+  return _ids(source, [row.get("id", row["path"]) for row in rows]), [source.parent / row["path"] for row in rows]
 
 
 def texts(source: Path) -> tuple[list[str], Sequence[str]]:
@@ -86,15 +102,28 @@ def texts(source: Path) -> tuple[list[str], Sequence[str]]:
   Raises:
     UserError: if it is not there, cannot be read or is a table without a column "text".
   """
-  if source.suffix not in TABLES:
+  if _kind(source) not in TABLES:
     with _reading(source):
       lines = _lines(source)
     return [str(number) for number in range(1, len(lines) + 1)], lines
   rows = list(_rows(source, "text"))
-  return [str(row.get("id", number)) for number, row in enumerate(rows, 1)], [row["text"] for row in rows]
+  return _ids(source, [row.get("id", number) for number, row in enumerate(rows, 1)]), [row["text"] for row in rows]
 
 
-def write(output: Path, model: Model, ids: Sequence[str], items: Sequence) -> list[str]:
+def unopened(folder: Path) -> dict[str, int]:
+  """Returns how many pictures of each type below a folder need a package that is not installed, by suffix."""
+  suffixes = (path.suffix.lower() for path in paths.files_below(folder))
+  return dict(collections.Counter(suffix for suffix in suffixes if suffix in PACKAGES and suffix not in _opened()))
+
+
+def beside(output: Path) -> tuple[Path, ...]:
+  """Returns the files that are written beside the output."""
+  return (output.with_suffix(".ids.txt"), output.with_suffix(".about.json")) if output.suffix == ".npy" else ()
+
+
+def write(
+  output: Path, model: Model, ids: Sequence[str], items: Sequence, about: Mapping[str, str] | None = None
+) -> list[str]:
   """Embeds and writes, some thousands at a time.
 
   Args:
@@ -102,6 +131,7 @@ def write(output: Path, model: Model, ids: Sequence[str], items: Sequence) -> li
     model: the encoder.
     ids: one an item.
     items: paths of images, or texts.
+    about: what is written with the embeddings, such as the model that they come from.
 
   Returns:
     The ids of what cannot be read.
@@ -109,7 +139,7 @@ def write(output: Path, model: Model, ids: Sequence[str], items: Sequence) -> li
   unreadable: list[str] = []
   partial = output.with_name(f".{output.name}.partial")
   output.parent.mkdir(parents=True, exist_ok=True)
-  with _discarded(partial), _WRITERS[output.suffix](partial, output, model.config.embed_dim) as append:
+  with _discarded(partial), _WRITERS[output.suffix](partial, output, model.config.embed_dim, about or {}) as append:
     for start in range(0, len(ids), _CHUNK):
       rows = range(start, min(start + _CHUNK, len(ids)))
       if isinstance(items[start], str):
@@ -149,8 +179,9 @@ def _is_readable(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _parquet(partial: Path, output: Path, dim: int) -> Iterator:
-  schema = pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.float32(), dim))])
+def _parquet(partial: Path, output: Path, dim: int, about: Mapping[str, str]) -> Iterator:
+  metadata = {f"contrastive_jax.{key}": value for key, value in about.items()}
+  schema = pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.float32(), dim))], metadata=metadata)
   with pq.ParquetWriter(partial, schema) as writer:
 
     def append(ids: list[str], embeddings: np.ndarray) -> None:
@@ -161,7 +192,7 @@ def _parquet(partial: Path, output: Path, dim: int) -> Iterator:
 
 
 @contextlib.contextmanager
-def _npy(partial: Path, output: Path, dim: int) -> Iterator:
+def _npy(partial: Path, output: Path, dim: int, about: Mapping[str, str]) -> Iterator:
   parts, names = [np.empty((0, dim), np.float32)], []
 
   def append(ids: list[str], embeddings: np.ndarray) -> None:
@@ -171,27 +202,84 @@ def _npy(partial: Path, output: Path, dim: int) -> Iterator:
   yield append
   with open(partial, "wb") as file:
     np.save(file, np.concatenate(parts))
-  write_atomically(output.with_suffix(".ids.txt"), "".join(f"{name}\n" for name in names))
+  ids_file, about_file = beside(output)
+  write_atomically(ids_file, "".join(f"{name}\n" for name in names))
+  write_atomically(about_file, json.dumps(dict(about), indent=2) + "\n")
 
 
 _WRITERS = {".parquet": _parquet, ".npy": _npy}
 
 
 def _rows(path: Path, column: str) -> Iterator[dict[str, str]]:
-  if path.suffix not in TABLES:
+  kind = _kind(path)
+  if kind not in TABLES:
     raise UserError(f"{path} must be a folder, or a table that ends in {', '.join(TABLES)}")
   with _reading(path):
-    if path.suffix == ".parquet":
+    if kind == ".parquet":
       rows = pq.read_table(path).to_pylist()
-    elif path.suffix == ".jsonl":
+    elif kind == ".json":
+      rows = json.loads(path.read_text(_ENCODING))
+      if not isinstance(rows, list):
+        raise UserError(f"{path} holds a {type(rows).__name__}: write a list with one object a row")
+    elif kind == ".jsonl":
       rows = [json.loads(line) for line in _lines(path) if line.strip()]
     else:
       with open(path, encoding=_ENCODING, newline="") as file:
-        rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(file, delimiter="\t" if kind == ".tsv" else ",", strict=True))
   for number, row in enumerate(rows, 1):
     if not isinstance(row, dict) or not isinstance(row.get(column), str):
       raise UserError(f"row {number} of {path} has no '{column}': name its column so")
+    if None in row:
+      raise UserError(f"row {number} of {path} has more fields than the header: put text that holds commas in quotes")
     yield row
+
+
+def _kind(path: Path) -> str:
+  """The suffix in lower case; of a Parquet file that suffix, whatever it is called."""
+  if path.is_file():
+    with open(path, "rb") as file:
+      if file.read(4) == b"PAR1":
+        return ".parquet"
+  return path.suffix.lower()
+
+
+def _ids(path: Path, values: Sequence) -> list[str]:
+  """Ids as strings; refuses those that are missing, that occur twice, or that would break lines."""
+  first: dict[str, int] = {}
+  for number, value in enumerate(values, 1):
+    if value is None or value == "" or value != value:  # NaN differs from itself.
+      raise UserError(f"row {number} of {path} has no 'id': give each row one, or leave out the column")
+    if isinstance(value, list | dict | float) or any(letter in str(value) for letter in "\r\n"):
+      raise UserError(
+        f"row {number} of {path} has the id {value!r}: write ids as text without line breaks, or integers"
+      )
+    if first.setdefault(str(value), number) != number:
+      raise UserError(f"rows {first[str(value)]} and {number} of {path} both have the id {value!r}: ids must differ")
+  return list(first)
+
+
+def _opened() -> frozenset[str]:
+  """Suffixes of the pictures that this installation of Pillow decodes."""
+  formats = Image.registered_extensions()
+  return frozenset(suffix for suffix, name in formats.items() if name in Image.OPEN and name not in _NOT_PICTURES)
+
+
+def _is_picture(path: Path) -> bool:
+  if path.suffix:
+    return path.suffix.lower() in _opened()
+  try:
+    with Image.open(path) as image:
+      return image.format not in _NOT_PICTURES
+  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    return False
+
+
+def _version() -> str:
+  try:
+    return importlib.metadata.version("contrastive_jax")
+  except importlib.metadata.PackageNotFoundError:
+    # A checkout that is not installed.
+    return tomllib.loads((Path(__file__).parent / "pyproject.toml").read_text())["project"]["version"]
 
 
 def _lines(path: Path) -> list[str]:

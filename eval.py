@@ -6,7 +6,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -41,8 +41,12 @@ OUTPUT = flags.DEFINE_string(
   "output", None, "Also writes all results as one JSON list here; or where the comparison goes."
 )
 DATA_DIR = flags.DEFINE_string("data_dir", "", "Where TFDS sets lie; TFDS' default if empty.")
+IMAGE_KEY = flags.DEFINE_string("image_key", "", "Feature of the image in TFDS sets; found if empty.")
+CAPTION_KEY = flags.DEFINE_string("caption_key", "", "Feature of the caption in TFDS sets; found if empty.")
+LABEL_KEY = flags.DEFINE_string("label_key", "", "Feature of the class in TFDS sets; found if empty.")
+KEY_FLAGS = (IMAGE_KEY, CAPTION_KEY, LABEL_KEY)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images or texts encoded at once.", lower_bound=1)
-SCORING_FLAGS = (WORKDIR, TASKS, STEP, PROBE, *PROBE_FLAGS, DATA_DIR, BATCH_SIZE)
+SCORING_FLAGS = (WORKDIR, TASKS, STEP, PROBE, *PROBE_FLAGS, DATA_DIR, *KEY_FLAGS, BATCH_SIZE)
 
 
 def main() -> None:
@@ -59,17 +63,21 @@ def main() -> None:
   if idle:
     raise UserError(f"--{idle} says how to probe: add --probe=linear or --probe=knn")
   names = tasks.expand(TASKS.value)
+  keys = named_features(names)
   if PROBE.value:
     check_probe(names)
   workdir = paths.run_to_read("--workdir", WORKDIR.value)
   paths.folder_to_write("--workdir", workdir / "eval")
   output = paths.file_to_write("--output", OUTPUT.value) if OUTPUT.value else None
   model = load(workdir, STEP.value, batch_size=BATCH_SIZE.value, progress=distributed.is_main())
-  sets = [tasks.load(name, DATA_DIR.value) for name in names]
-  architecture = json.loads((workdir / "config.json").read_text())["name"]
+  run = json.loads((workdir / "config.json").read_text())
+  # A set is scored by the features that the run trained on, unless others are named.
+  hints = {key: run["data"][key] for key in ("image_key", "caption_key") if run.get("data", {}).get(key)}
+  sets = [tasks.load(name, DATA_DIR.value, keys, hints) for name in names]
+  architecture = run["name"]
   about = {"workdir": workdir, "step": model.step, "architecture": architecture}
   if PROBE.value:
-    results = [probed(model, name, tested, **about) for name, tested in zip(names, sets, strict=True)]
+    results = [probed(model, name, tested, keys, hints, **about) for name, tested in zip(names, sets, strict=True)]
   else:
     results = evaluate(model, sets, thorough=True, **about)
   if distributed.is_main():
@@ -81,6 +89,18 @@ def main() -> None:
       print(f"{result.dataset}: {words['figure']} {words['sentence']}")
 
 
+def named_features(names: Sequence[str]) -> dict[str, str]:
+  """Returns the features that flags name.
+
+  Raises:
+    UserError: if a feature is named and no task is a TFDS set, so that the flag would be without effect.
+  """
+  keys = {flag.name: flag.value for flag in KEY_FLAGS if flag.value}
+  if keys and not any(name.startswith("tfds/") for name in names):
+    raise UserError(f"--{next(iter(keys))} names a feature of tfds/<set>, and none of --tasks={','.join(names)} is one")
+  return keys
+
+
 def check_probe(names: Sequence[str]) -> None:
   """Refuses, before anything is loaded, what the names alone show that no probe can be trained for.
 
@@ -88,16 +108,24 @@ def check_probe(names: Sequence[str]) -> None:
     UserError: if a set has no labels or no training split, or is scored on the split that the probe learns from.
   """
   for name in names:
-    benchmark = BENCHMARKS.get(name.partition("@")[0])
+    benchmark = BENCHMARKS.get(tasks.parse(name)[0])
     if name in tasks.EVALUATIONS or (benchmark and benchmark.kind != "classification"):
       raise without_labels(name)
     if tasks.split_of(learned_by(name)) == tasks.split_of(name):
       raise UserError(f"--probe_split={PROBE_SPLIT.value} is what {name} is scored on: name another split")
+  for name in names:
+    shared = tasks.shared_records(learned_by(name), name, DATA_DIR.value)
+    if shared:
+      raise UserError(
+        f"--probe_split={PROBE_SPLIT.value} holds {shared:,} of the records that {name} is scored on: "
+        f"name splits that do not overlap, such as --probe_split=train[:80%] for a set @train[80%:]"
+      )
 
 
 def learned_by(name: str) -> str:
   """What a probe of the set learns from, as `--tasks` calls it."""
-  return f"{name.partition('@')[0]}@{PROBE_SPLIT.value}"
+  known, _, keys = tasks.parse(name)
+  return ":".join([f"{known}@{PROBE_SPLIT.value}", *(f"{key}={value}" for key, value in keys.items())])
 
 
 def without_labels(name: str) -> UserError:
@@ -106,7 +134,9 @@ def without_labels(name: str) -> UserError:
   )
 
 
-def probed(model: Model, name: str, tested: EvaluationSet, **about) -> Result:
+def probed(
+  model: Model, name: str, tested: EvaluationSet, keys: Mapping[str, str], hints: Mapping[str, str], **about
+) -> Result:
   """Trains a probe on the training split of a set and scores it on the other.
 
   Raises:
@@ -114,7 +144,7 @@ def probed(model: Model, name: str, tested: EvaluationSet, **about) -> Result:
   """
   if not isinstance(tested, LabelledSet):
     raise without_labels(name)
-  train = tasks.load(learned_by(name), DATA_DIR.value)
+  train = tasks.load(learned_by(name), DATA_DIR.value, keys, hints)
   if list(train.classes) != list(tested.classes):
     raise UserError(f"--probe_split={PROBE_SPLIT.value}: that split of {name} has other classes")
   how = {"kind": PROBE.value, "projected": PROBE_PROJECTED.value, "shots": PROBE_SHOTS.value}

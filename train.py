@@ -74,7 +74,8 @@ def main() -> None:
       teacher = load_teacher(config.distillation.teacher, mesh, accumulate=config.accumulation)
       view = view_of(teacher, run_config.objective_of(config).needs_teacher_text)
     pipeline = build.make_pipeline(config, segments, sources, tokenizer, host_share(mesh), teacher=view)
-    sets = {name: tasks.load(name, config.data.data_dir) for name in all_evals}
+    hints = {key: config.data[key] for key in ("image_key", "caption_key")}
+    sets = {name: tasks.load(name, config.data.data_dir, hints=hints) for name in all_evals}
     if start >= config.total_steps and is_reported(workdir, sets, start):
       say(f"{workdir} is complete at step {start}; its report is {workdir / 'report.html'}")
       return

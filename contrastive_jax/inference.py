@@ -4,7 +4,7 @@ import copy
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,10 +13,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from contrastive_jax import paths
+from contrastive_jax import inputs, paths
+from contrastive_jax import progress as progress_bar
 from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation.tasks import Images
 from contrastive_jax.evaluation.zero_shot import classifier
@@ -32,6 +31,7 @@ from contrastive_jax.parallel.mesh import (
   replicated,
 )
 from contrastive_jax.preprocess import tokenizers
+from contrastive_jax.preprocess.images import DecodeError
 from contrastive_jax.preprocess.resolution import Resolution
 from contrastive_jax.preprocess.video import Clip
 from contrastive_jax.preprocess.views import Patches, Views, gather
@@ -44,7 +44,7 @@ DECODING_THREADS = min(16, os.cpu_count() or 1)
 
 # Decoded pixels, a file, or an open picture; a clip, or its frames.
 AnyImage = UInt8[np.ndarray, "_ _ _"] | Image.Image | str | os.PathLike | Clip | UInt8[np.ndarray, "_ _ _ _"]
-AnyImages = Sequence[AnyImage] | Images
+AnyImages = Iterable[AnyImage] | Images
 # The rows of the answer that a batch holds, and this host's share of the batch.
 Batches = Iterator[tuple[np.ndarray, Any]]
 
@@ -148,18 +148,30 @@ class Model:
     """L2-normalised float32 embeddings.
 
     Args:
-      images: PIL images, uint8 arrays `[height, width, 3 or 4]` or paths, and clips or arrays
-        `[frames, height, width, 3 or 4]`, in anything with a length and an index; they are read a batch at a time, and
-        brought to the resolution of the model (see `preprocess.views.Views`).
+      images: PIL images, paths, bytes of files or uint8 arrays `[height, width, 3 or 4]`, and clips or arrays
+        `[frames, height, width, 3 or 4]`; arrays may be of any library that converts them to NumPy on the CPU. They
+        come in anything with a length and an index, are read a batch at a time, and are brought to the resolution of
+        the model (see `preprocess.views.Views`). A pandas Series is read by position. No image gives no row.
       projected: into the space shared with texts; False gives the tower's own features, `vision.transformer.width` of
         them.
+
+    Raises:
+      UserError: if this is one image in place of a list, or an item is no image, such as an array of floats.
+      DecodeError: if a picture cannot be decoded; the error names its position and path.
     """
-    if isinstance(images, str | os.PathLike | Image.Image | Clip) or getattr(images, "ndim", 4) == 3:
-      raise UserError(f"encode_image takes a list of images, got one {type(images).__name__}: write [image]")
+    images = inputs.images(images)
+
+    def view(row: int) -> Patches:
+      item = inputs.image(images[row], row)
+      try:
+        return self.views(item)
+      except DecodeError as error:
+        raise inputs.decode_error(error, item, row) from error
+
     with ThreadPoolExecutor(DECODING_THREADS) as threads:
 
       def read(rows: list[int]) -> list[Patches]:
-        return list(threads.map(lambda row: self.views(images[row]), rows))
+        return list(threads.map(view, rows))
 
       dim = self.config.embed_dim if projected else self.config.vision.transformer.width
       return self._encode(self._image_towers[projected], self._image_batches(read, len(images)), len(images), dim)
@@ -181,10 +193,13 @@ class Model:
         batch = gather([mine[row] for row in some[self._host]], length, width=int(widest), padded=padded)
         yield np.take_along_axis(rows, some, axis=1).ravel(), batch
 
-  def encode_text(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
-    """L2-normalised float32 embeddings of texts; those longer than the tower reads are truncated."""
-    if isinstance(texts, str):
-      raise UserError(f"encode_text takes a list of texts, got one: write [{texts!r}]")
+  def encode_text(self, texts: Iterable[str]) -> Float[np.ndarray, "texts dim"]:
+    """L2-normalised float32 embeddings of texts; those longer than the tower reads are truncated.
+
+    Raises:
+      UserError: if this is one text in place of a list, or an item is not a string.
+    """
+    texts = inputs.texts(texts)
 
     def read(rows: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
       return list(zip(*self.tokenizer([texts[row] for row in rows], self.config.text.length), strict=True))
@@ -196,19 +211,42 @@ class Model:
     return self._encode(self._text_tower, batches, len(texts), self.config.embed_dim)
 
   def zero_shot(
-    self, images: AnyImages, classes: Sequence[str], templates: Sequence[str] = ("{}",)
+    self, images: AnyImages, classes: Iterable[str], templates: Iterable[str] = ("{}",)
   ) -> Float[np.ndarray, "images classes"]:
     """Probability of each class for each image, without training on any: rows sum to one.
 
     Args:
       images: see `encode_image`.
-      classes: class names.
+      classes: at least two class names, all different.
       templates: prompts in which `{}` stands for the class name, such as "a photo of a {}."; their embeddings are
         averaged.
+
+    Raises:
+      UserError: if the classes are fewer than two or not distinct, or a template has not exactly one `{}`.
     """
+    classes, templates = inputs.class_names(classes), inputs.templates(templates)
     logits = self.logit_scale * self.encode_image(images) @ classifier(self, classes, templates).T
     unnormalised = np.exp(logits - logits.max(axis=1, keepdims=True))
     return unnormalised / unnormalised.sum(axis=1, keepdims=True)
+
+  def similarity(self, images: AnyImages, texts: Iterable[str]) -> Float[np.ndarray, "images texts"]:
+    """Returns the cosine similarity of each image to each text, from -1 to 1.
+
+    Args:
+      images: see `encode_image`.
+      texts: see `encode_text`.
+    """
+    texts = inputs.texts(texts)
+    return self.encode_image(images) @ self.encode_text(texts).T
+
+  def __repr__(self) -> str:
+    vision, text = self.config.vision, self.config.text
+    count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+    step = "" if self.step is None else f"step={self.step}, "
+    return (
+      f"Model({step}{count:,} parameters, embed_dim={self.config.embed_dim}, image_size={vision.image_size}, "
+      f"patch_size={vision.patch_size}, text_length={text.length}, devices={self.mesh.size})"
+    )
 
   def _encode(self, tower: Callable[[Any, Any], jax.Array], batches: Batches, count: int, dim: int) -> np.ndarray:
     embeddings = np.empty((count, dim), np.float32)
@@ -254,22 +292,7 @@ class Model:
     return np.asarray(everywhere(put_batch(self.mesh, values))).reshape(hosts, *values.shape)
 
   def _shown(self, batches: Iterator[np.ndarray], count: int, what: str) -> Iterator[np.ndarray]:
-    if not self.progress:
-      yield from batches
-      return
-    columns = (
-      TextColumn(f"[bold]encoding {what}"),
-      BarColumn(),
-      MofNCompleteColumn(),
-      TextColumn("{task.fields[rate]}"),
-    )
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-      task = bar.add_task(what, total=count, rate="")
-      for rows in batches:
-        yield rows
-        bar.update(task, completed=int(rows.max()) + 1)
-        speed = bar.tasks[0].speed
-        bar.update(task, rate=f"{speed:,.0f} {what}/s" if speed else "")
+    return progress_bar.shown(batches, count, what) if self.progress else batches
 
 
 def load(
@@ -298,8 +321,20 @@ def load(
 
   path = paths.typed("the model's directory", path)
   if not (path / "config.json").is_file():
+    foreign = {"open_clip_config.json": "open_clip", "model.safetensors": "huggingface"}
+    kind = next((kind for name, kind in foreign.items() if (path / name).is_file()), None)
+    if kind:
+      raise UserError(
+        f"{path} holds weights in the format of another library: import them with "
+        f"python convert.py --from={kind}:{path} --to=FOLDER, and open FOLDER"
+      )
     raise UserError(f"{path} is not a run directory: it has no config.json")
   run = json.loads((path / "config.json").read_text())
+  if "model_type" in run or "model_cfg" in run:
+    raise UserError(
+      f"{path} holds weights in the format of another library: import them with "
+      f"python convert.py --from=huggingface:{path} --to=FOLDER, and open FOLDER"
+    )
   config = model_config(run)
   tokenizer = tokenizers.load(str(path / "tokenizer"))
   mesh = MeshSpec().make() if mesh is None else mesh

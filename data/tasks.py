@@ -1,16 +1,23 @@
 """Evaluation sets by name."""
 
 import dataclasses
-from collections.abc import Iterable
+import types
+from collections.abc import Iterable, Mapping
 
-from contrastive_jax.errors import require_known
+from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.evaluation.benchmarks import BENCHMARKS
 from contrastive_jax.evaluation.tasks import EvaluationSet
 from data import benchmarks, emoji_evaluation, motion, strips
 from data.emoji import LANGUAGES
 from data.sources import tfds
+from data.sources.splits import overlap
 
 EVALUATIONS = emoji_evaluation.EVALUATIONS | motion.EVALUATIONS | strips.EVALUATIONS
+# What may be named of a TFDS set: the features of its images, its captions and its classes.
+KEYS = ("image_key", "caption_key", "label_key")
+NO_KEYS: Mapping[str, str] = types.MappingProxyType({})
+# Names that captions commonly have, the first that a set has is taken.
+_CAPTIONS = ("captions", "caption")
 # One name for several sets.
 GROUPS = {
   "emoji_openmoji_languages": ("emoji_openmoji", *(f"emoji_openmoji_{language}" for language in LANGUAGES)),
@@ -33,8 +40,12 @@ def expand(names: Iterable[str]) -> list[str]:
   return single
 
 
-def load(name: str, data_dir: str = "") -> EvaluationSet:
+def load(
+  name: str, data_dir: str = "", keys: Mapping[str, str] = NO_KEYS, hints: Mapping[str, str] = NO_KEYS
+) -> EvaluationSet:
   """Opens an evaluation set: one of `EVALUATIONS`; or one of `BENCHMARKS` or "tfds/<set>", with an optional "@<split>".
+
+  A TFDS set's features are named behind it, as in "tfds/<set>@test:caption_key=title:image_key=photo".
 
   A TFDS set with labels is for zero-shot classification, one with captions for retrieval. A benchmark has class names,
   prompts and splits of its own; its "@train" is what a probe may learn from.
@@ -42,32 +53,120 @@ def load(name: str, data_dir: str = "") -> EvaluationSet:
   Args:
     name: of one set, as `expand` gives it.
     data_dir: TFDS's directory of sets, which also has the folders of pictures; "" is TFDS's own default.
+    keys: names of features, some of `KEYS`, for TFDS sets whose name does not say them. They must be there.
+    hints: names of features that are tried first where neither says them, such as those that a run trained with.
 
   Raises:
-    UserError: for an unknown name, or data that is not on this machine.
+    UserError: for an unknown name, a feature that a set does not have, or data that is not on this machine.
   """
   _check(name)
   if name in EVALUATIONS:
     return EVALUATIONS[name]()
-  known, where = name.partition("@")[0], (data_dir or None, split_of(name))
+  known, _, named = parse(name)
+  where = (data_dir or None, split_of(name))
   if known in BENCHMARKS:
     opened = benchmarks.load(BENCHMARKS[known], *where)
   else:
-    known = known.removeprefix("tfds/")
-    read = tfds.labelled if "label" in tfds.Records(known, *where).features else tfds.paired
-    opened = read(known, *where)
+    opened = _tfds(known.removeprefix("tfds/"), *where, {**keys, **named}, hints)
   # Results are filed under this name, and those of another split must not replace them.
   return dataclasses.replace(opened, name=name)
 
 
 def split_of(name: str) -> str:
   """The split that a benchmark or "tfds/<set>" opens, in TFDS's notation."""
-  known, _, split = name.partition("@")
+  known, split, _ = parse(name)
   if known not in BENCHMARKS:
     return split or "test"
   return {"": BENCHMARKS[known].split, "train": BENCHMARKS[known].train}.get(split, split)
 
 
+def parse(name: str) -> tuple[str, str, dict[str, str]]:
+  """Returns the set, the split ("" where none is named) and the features that a task name consists of.
+
+  Args:
+    name: such as "tfds/<set>@test:caption_key=title".
+
+  Raises:
+    UserError: if a feature is named that is none of `KEYS`, or of a set that is not TFDS's.
+  """
+  # A version also stands behind a colon, but holds no "=".
+  parts = name.split(":")
+  options = [part for part in parts[1:] if "=" in part]
+  known, _, split = ":".join(part for part in parts if part not in options).partition("@")
+  named = {}
+  for option in options:
+    key, _, value = option.partition("=")
+    require_known(f"task '{name}': feature", key, KEYS)
+    named[key] = value
+  if named and not known.startswith("tfds/"):
+    raise UserError(f"task '{name}' names features, which only a set of the form tfds/<set> needs: leave them out")
+  return known, split, named
+
+
+def shared_records(first: str, second: str, data_dir: str = "") -> int:
+  """Returns how many stored records two splits of one set share.
+
+  Args:
+    first: task name of a TFDS set, or of a benchmark that is one.
+    second: task name of the same set.
+    data_dir: see `load`.
+
+  Raises:
+    UserError: if a set or a split is not there.
+  """
+
+  def stored(name: str) -> tfds.Records:
+    known = parse(name)[0]
+    dataset = BENCHMARKS[known].tfds if known in BENCHMARKS else known.removeprefix("tfds/")
+    return tfds.Records(dataset, data_dir or None, split_of(name))
+
+  return overlap(stored(first).ranges, stored(second).ranges)
+
+
+def _tfds(
+  name: str, data_dir: str | None, split: str, keys: Mapping[str, str], hints: Mapping[str, str]
+) -> EvaluationSet:
+  records = tfds.Records(name, data_dir, split)
+  records.require(*keys.values())
+  features = records.features
+  image = keys.get("image_key") or _first(features, hints.get("image_key"), "image")
+  if image is None:
+    pictures = records.picture_keys
+    if len(pictures) != 1:
+      raise UserError(
+        f"the TFDS set {name!r} has no feature 'image': name one of {', '.join(pictures or sorted(features))} with "
+        f"--image_key, or as 'tfds/{name}:image_key=...'"
+      )
+    image = pictures[0]
+  caption, label = keys.get("caption_key"), keys.get("label_key")
+  if caption and label:
+    raise UserError(f"the TFDS set {name!r} is scored by its captions or by its labels: name one of the two features")
+  if not caption and not label:
+    label = "label" if "label" in features else None
+    caption = None if label else _first(features, _unless_common(hints.get("caption_key")), *_CAPTIONS)
+    if not caption and not label:
+      raise UserError(
+        f"the TFDS set {name!r} has no feature 'label', 'captions' or 'caption': name its text, one of "
+        f"{', '.join(records.text_keys) or 'none'}, with --caption_key, or its classes with --label_key"
+      )
+  # Training makes captions out of the names of classes; here a class is a label.
+  if caption and getattr(features[caption], "names", None):
+    caption, label = None, caption
+  if label:
+    return tfds.labelled(name, data_dir, split, image_key=image, label_key=label)
+  return tfds.paired(name, data_dir, split, image_key=image, caption_key=caption)
+
+
+def _first(features: Mapping, *names: str | None) -> str | None:
+  return next((name for name in names if name and name in features), None)
+
+
+def _unless_common(name: str | None) -> str | None:
+  # The default of a config, "caption", does not prefer one caption to all that a record has.
+  return None if name in _CAPTIONS else name
+
+
 def _check(name: str) -> None:
-  if not name.startswith("tfds/") and name.partition("@")[0] not in BENCHMARKS:
+  known = parse(name)[0]
+  if not known.startswith("tfds/") and known not in BENCHMARKS:
     require_known("task", name, (*EVALUATIONS, *GROUPS, *BENCHMARKS, "tfds/<set>"))

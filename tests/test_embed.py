@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -95,3 +96,81 @@ def test_an_interrupted_run_leaves_nothing(tmp_path):
   with pytest.raises(KeyboardInterrupt):
     embed.write(tmp_path / "t.parquet", Interrupted(), ["1"], ["one"])
   assert not list(tmp_path.iterdir())
+
+
+PICTURES = {
+  "a.PNG": "PNG", "b.avif": "AVIF", "c.jp2": "JPEG2000", "d.ppm": "PPM", "e.Tga": "TGA", "f.ico": "ICO",
+  "g.jfif": "JPEG", "h.BMP": "BMP", "i.tiff": "TIFF", "j.WebP": "WEBP", "k.gif": "GIF", "l.jpe": "JPEG", "m.pgm": "PPM",
+  "n.dds": "DDS",  "o.pcx": "PCX", "plain": "PNG",
+}  # fmt: skip
+
+
+def test_every_type_that_the_decoder_reads_is_embedded(tmp_path):
+  for name, kind in PICTURES.items():
+    Image.fromarray(np.full((16, 16, 3), 120, np.uint8)).save(tmp_path / name, kind)
+  for name in ("x.heic", "y.HEIC", "z.jxl", "notes.txt", "film.mpg", "Makefile"):
+    (tmp_path / name).write_bytes(b"anything")
+  (tmp_path / "folder.png").mkdir()
+  ids, items = embed.images(tmp_path)
+  assert ids == sorted(PICTURES)
+  assert not embed.write(tmp_path / "out.npy", Averaging(), ids, items)
+  np.testing.assert_allclose(np.load(tmp_path / "out.npy"), 120, atol=3)
+  assert embed.unopened(tmp_path) == {".heic": 2, ".jxl": 1}
+
+
+@pytest.mark.parametrize(
+  ("name", "content"),
+  [
+    ("t.CSV", "id,text\n7,one\n"),
+    ("t.tsv", "id\ttext\n7\tone\n"),
+    ("t.TSV", '\ufeffid\ttext\r\n7\t"one"\r\n'),
+    ("t.json", '[{"id": 7, "text": "one"}]'),
+    ("t.JSONL", '{"id": "7", "text": "one"}\n\n'),
+  ],
+)
+def test_tables_of_every_kind_in_any_case(tmp_path, name, content):
+  (tmp_path / name).write_bytes(content.encode())
+  assert embed.texts(tmp_path / name) == (["7"], ["one"])
+
+
+def test_a_parquet_file_is_known_by_its_content(tmp_path):
+  pq.write_table(pa.table({"id": [7], "text": ["one"]}), tmp_path / "t.pq")
+  assert embed.texts(tmp_path / "t.pq") == (["7"], ["one"])
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "said"),
+  [
+    ("t.csv", "id,text\n7\n", "row 1 of .* has no 'text'"),
+    ("t.csv", "id,text\n7,one,two\n", "row 1 of .* more fields"),
+    ("t.csv", "id,text\n,one\n", "row 1 of .* has no 'id'"),
+    ("t.csv", "id,text\n7,one\n7,two\n", "rows 1 and 2 of .* both have the id '7'"),
+    ("t.csv", 'id,text\n"a\nb",one\n', "without line breaks"),
+    ("t.csv", 'id,text\n7,"one\n', "cannot be read"),
+    ("t.jsonl", '{"id": null, "text": "one"}', "row 1 of .* has no 'id'"),
+    ("t.jsonl", '{"id": NaN, "text": "one"}', "row 1 of .* has no 'id'"),
+    ("t.jsonl", '{"id": 1.5, "text": "one"}', "write ids as text"),
+    ("t.jsonl", '{"id": 1, "text": 3}', "has no 'text'"),
+    ("t.jsonl", '{"id": 1, "text": "a"}\n{"id": "1", "text": "b"}', "rows 1 and 2"),
+    ("t.json", '{"text": "one"}', "holds a dict"),
+    ("t.json", '["one"]', "row 1 of .* has no 'text'"),
+    ("t.json", "[", "cannot be read"),
+    ("t.txt", None, "cannot be read"),
+  ],
+)
+def test_a_row_that_cannot_be_used_is_one_sentence(tmp_path, name, content, said):
+  # None stands for a file in UTF-16.
+  (tmp_path / name).write_bytes("one".encode("utf-16") if content is None else content.encode())
+  with pytest.raises(UserError, match=said):
+    embed.texts(tmp_path / name)
+
+
+def test_what_the_embeddings_come_from_is_written_with_them(tmp_path):
+  about = {"model": "runs/emoji", "step": "7", "version": "1"}
+  embed.write(tmp_path / "t.parquet", Averaging(), ["1"], ["one"], about)
+  metadata = pq.read_schema(tmp_path / "t.parquet").metadata
+  assert {key.decode(): value.decode() for key, value in metadata.items()} == {
+    f"contrastive_jax.{key}": value for key, value in about.items()
+  }
+  embed.write(tmp_path / "t.npy", Averaging(), ["1"], ["one"], about)
+  assert json.loads((tmp_path / "t.about.json").read_text()) == about

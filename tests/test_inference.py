@@ -212,3 +212,35 @@ def test_one_item_instead_of_a_list_is_refused(model, pictures):
     model.encode_text("a dog")
   with pytest.raises(UserError, match="batch_size=0"):
     Model(CONFIG, model.params, Letters(), batch_size=0)
+
+
+def test_similarity_is_the_cosine_of_each_pair(model, pictures):
+  expected = model.encode_image(pictures[:3]).astype(np.float64) @ model.encode_text(["a", "b"]).astype(np.float64).T
+  np.testing.assert_allclose(model.similarity(pictures[:3], iter(["a", "b"])), expected, atol=1e-6)
+  assert model.similarity([], ["a"]).shape == (0, 1) and model.similarity(pictures[:1], []).shape == (1, 0)
+  assert "embed_dim=16" in repr(model)
+
+
+def test_a_picture_that_cannot_be_decoded_is_named(model, pictures, tmp_path):
+  (tmp_path / "bad.png").write_bytes(b"no picture")
+  with pytest.raises(preprocess.DecodeError, match=r"images\[1\] \('.*bad\.png'\)") as caught:
+    model.encode_image([pictures[0], tmp_path / "bad.png"])
+  assert "BytesIO" not in str(caught.value)
+  with pytest.raises(UserError, match=r"images\[1\] is float64"):
+    model.encode_image([pictures[0], pictures[1] / 255])
+
+
+@pytest.mark.parametrize("arguments", [("cat",), (["cat"],), (["a", "b"], ["{0}"]), (["a", "b"], "{}")])
+def test_zero_shot_refuses_what_would_give_wrong_probabilities(model, pictures, arguments):
+  with pytest.raises(UserError, match=r"classes|templates"):
+    model.zero_shot(pictures[:1], *arguments)
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "kind"),
+  [("config.json", '{"model_type": "siglip"}', "huggingface"), ("open_clip_config.json", "{}", "open_clip")],
+)
+def test_weights_of_another_library_say_what_to_run(tmp_path, name, content, kind):
+  (tmp_path / name).write_text(content)
+  with pytest.raises(UserError, match=rf"convert\.py --from={kind}:.* --to=FOLDER"):
+    load(tmp_path)

@@ -7,6 +7,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
+from contrastive_jax import inputs
+from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess.video import Clip
 
 
@@ -85,17 +87,15 @@ class LabelledSet:
   templates_source: str = ""
 
   def __post_init__(self):
-    labels = np.asarray(self.labels)
-    object.__setattr__(self, "labels", labels)
+    labels = _checked(self)
     if labels.shape != (len(self.images),) or not np.issubdtype(labels.dtype, np.integer):
-      raise ValueError(
+      raise UserError(
         f"{self.name}: one integer label for each of {len(self.images)} images, got {labels.dtype}{list(labels.shape)}"
       )
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
-      raise ValueError(
+      raise UserError(
         f"{self.name}: labels run from {labels.min()} to {labels.max()}, there are {len(self.classes)} classes"
       )
-    _check_templates(self.name, self.templates)
     _check_group(self.name, "groups", self.groups, len(self.images))
 
 
@@ -122,14 +122,12 @@ class MultiLabelSet:
   templates_source: str = ""
 
   def __post_init__(self):
-    labels = np.asarray(self.labels)
-    object.__setattr__(self, "labels", labels)
+    labels = _checked(self)
     if labels.shape != (len(self.images), len(self.classes)) or labels.dtype != np.bool_:
-      raise ValueError(
+      raise UserError(
         f"{self.name}: labels is bool[{len(self.images)}, {len(self.classes)}], images by classes, "
         f"got {labels.dtype}{list(labels.shape)}"
       )
-    _check_templates(self.name, self.templates)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -153,12 +151,14 @@ class PairSet:
   language: str = "en"
 
   def __post_init__(self):
+    object.__setattr__(self, "images", inputs.images(self.images, f"{self.name}: images"))
+    object.__setattr__(self, "captions", inputs.texts(self.captions, f"{self.name}: captions"))
     for field, count in (("image_group", len(self.images)), ("caption_group", len(self.captions))):
       object.__setattr__(self, field, np.asarray(getattr(self, field)))
       _check_group(self.name, field, getattr(self, field), count)
     alone = np.setxor1d(self.image_group, self.caption_group)
     if len(alone):
-      raise ValueError(f"{self.name}: group {alone[0]} and {len(alone) - 1} more have images or captions but not both")
+      raise UserError(f"{self.name}: group {alone[0]} and {len(alone) - 1} more have images or captions but not both")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -178,11 +178,14 @@ class ChoiceSet:
   language: str = "en"
 
   def __post_init__(self):
+    object.__setattr__(self, "images", inputs.images(self.images, f"{self.name}: images"))
+    captions = [inputs.texts(some, f"{self.name}: captions[{k}]") for k, some in enumerate(self.captions)]
+    object.__setattr__(self, "captions", captions)
     lengths = sorted({len(some) for some in self.captions})
     if len(lengths) != 1 or not lengths[0]:
-      raise ValueError(f"{self.name}: every instance has equally many captions, got {lengths}")
+      raise UserError(f"{self.name}: every instance has equally many captions, got {lengths}")
     if not len(self.images) or len(self.images) % len(self.captions):
-      raise ValueError(
+      raise UserError(
         f"{self.name}: {len(self.captions)} instances have equally many images each, got {len(self.images)} in all"
       )
 
@@ -190,11 +193,22 @@ class ChoiceSet:
 EvaluationSet = LabelledSet | MultiLabelSet | PairSet | ChoiceSet
 
 
-def _check_templates(name: str, templates: Sequence[str]) -> None:
-  if isinstance(templates, str) or not templates or any("{}" not in text for text in templates):
-    raise ValueError(f"{name}: templates is a list of prompts that hold {{}} each, got {templates!r}")
+def _checked(labelled: LabelledSet | MultiLabelSet) -> np.ndarray:
+  """Puts images, classes, templates and labels into the order of their positions; returns the labels."""
+  name = labelled.name
+  # Published benchmarks have classes of equal name, and templates that occur twice.
+  least = 2 if isinstance(labelled, LabelledSet) else 1
+  fields = {
+    "images": inputs.images(labelled.images, f"{name}: images"),
+    "classes": inputs.class_names(labelled.classes, f"{name}: classes", least=least, distinct=False),
+    "templates": inputs.templates(labelled.templates, f"{name}: templates", distinct=False),
+    "labels": np.asarray(labelled.labels),
+  }
+  for field, value in fields.items():
+    object.__setattr__(labelled, field, value)
+  return fields["labels"]
 
 
 def _check_group(name: str, field: str, group: np.ndarray | None, count: int) -> None:
   if group is not None and (np.shape(group) != (count,) or not np.issubdtype(np.asarray(group).dtype, np.integer)):
-    raise ValueError(f"{name}: {field} holds one integer for each of {count} items, got shape {np.shape(group)}")
+    raise UserError(f"{name}: {field} holds one integer for each of {count} items, got shape {np.shape(group)}")

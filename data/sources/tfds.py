@@ -3,7 +3,6 @@
 import functools
 import os
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from contrastive_jax.evaluation.tasks import LabelledSet, PairSet
 from contrastive_jax.preprocess.images import WHITE, DecodeError, decode
 from data.sources import Example, Text, names_a_side, stable_hash
 from data.sources.frames import StoredFrames, read_videos_as_frames
+from data.sources.splits import Range, ranges
 
 # Sets that this project prepares itself.
 _OWN = {"sklearn_digits": "python -m data.digits --data_dir={data_dir}"}
@@ -55,6 +55,8 @@ class TfdsSource:
     self._image_key, self._caption_key = image_key, caption_key
     self._flip, self._salt = flip, stable_hash("tfds", name, split)
     self._records.require(image_key, caption_key)
+    self._records.require_pictures(image_key)
+    self._records.require_one_class(caption_key)
     self._of_class: list[Text] | None = None
     if getattr(self._records.features[caption_key], "names", None):
       self._of_class = [
@@ -106,6 +108,11 @@ class Records(Sequence):
     """The TFDS features by key."""
     return self._open[0].info.features
 
+  @property
+  def ranges(self) -> list[Range]:
+    """Ranges of the stored records that the split consists of."""
+    return ranges(self._split, self._open[0].info.splits, self.name)
+
   def require(self, *keys: str) -> None:
     """Raises UserError if the records lack one of the features."""
     for key in keys:
@@ -115,9 +122,49 @@ class Records(Sequence):
           f"the TFDS set {self.name!r} has no feature {key!r}{nearest(key, self.features)}, it has {known}"
         )
 
+  def require_pictures(self, key: str) -> None:
+    """Raises UserError if a feature holds neither pictures, nor clips, nor the uint8 or uint16 pixels of pictures."""
+    import tensorflow_datasets as tfds
+
+    if not _holds_pictures(self.features[key], tfds.features):
+      pictures = [name for name, feature in self.features.items() if _holds_pictures(feature, tfds.features)]
+      raise UserError(
+        f"feature {key!r} of the TFDS set {self.name!r} holds no pictures, it is {_described(self.features[key])}: "
+        f"name one of {', '.join(sorted(pictures)) or 'another set, this one has none'}"
+      )
+
+  def require_texts(self, key: str) -> None:
+    """Raises UserError if a feature holds anything but text, or a sequence of texts."""
+    if not _holds_text(self.features[key]):
+      raise UserError(
+        f"feature {key!r} of the TFDS set {self.name!r} holds no text, it is {_described(self.features[key])}: "
+        f"name one of {', '.join(self.text_keys) or 'another set, this one has none'}"
+      )
+
+  @property
+  def picture_keys(self) -> list[str]:
+    """Names of the features that hold pictures or clips."""
+    import tensorflow_datasets as tfds
+
+    return sorted(key for key, feature in self.features.items() if _is_picture(feature, tfds.features))
+
+  @property
+  def text_keys(self) -> list[str]:
+    """Names of the features that hold text."""
+    return sorted(key for key, feature in self.features.items() if _holds_text(feature))
+
+  def require_one_class(self, key: str) -> None:
+    """Raises UserError if a feature holds a sequence of classes, which has the names of what it holds."""
+    feature = self.features[key]
+    if hasattr(feature, "feature") and getattr(feature, "names", None):
+      raise UserError(
+        f"feature {key!r} of the TFDS set {self.name!r} has several classes a record, name a feature with one class"
+      )
+
   def label_names(self, key: str) -> list[str]:
     """The names of a label's classes as TFDS has them, in the order of the labels."""
-    names = getattr(self.features[key], "names", None)
+    feature = self.features[key]
+    names = getattr(feature, "names", None)
     if not names:
       raise UserError(f"feature {key!r} of the TFDS set {self.name!r} has no class names, name its captions instead")
     return list(names)
@@ -136,12 +183,7 @@ class Records(Sequence):
       builder = tfds.core.read_only_builder.builder_from_files(self.name, data_dir=self._data_dir)
     except tfds.core.registered.DatasetNotFoundError:
       raise UserError(f"the TFDS set {self.name!r} is not in {self._data_dir}, prepare it with: {command}") from None
-    split = re.match(r"\w*", self._split).group()
-    if split not in builder.info.splits:
-      known = ", ".join(sorted(builder.info.splits))
-      raise UserError(
-        f"the TFDS set {self.name!r} has no split {split!r}{nearest(split, builder.info.splits)}, it has {known}"
-      )
+    expected = sum(part.stop - part.start for part in ranges(self._split, builder.info.splits, self.name))
     pictures = [key for key, feature in builder.info.features.items() if _is_picture(feature, tfds.features)]
     try:
       records = builder.as_data_source(split=self._split, decoders=dict.fromkeys(pictures, _AsStored()))
@@ -151,7 +193,6 @@ class Records(Sequence):
         f"the TFDS set {self.name!r} is stored as {stored}, without random access, prepare it again with: {command}"
       ) from None
     # TFDS reads Parquet by whole splits only, and has been seen to write fewer records than it counts.
-    expected = builder.info.splits[self._split].num_examples
     if len(records) != expected:
       raise UserError(
         f"split {self._split!r} of the TFDS set {self.name!r} should hold {expected} records and gives {len(records)}, "
@@ -193,8 +234,37 @@ def _is_picture(feature: Any, features: Any) -> bool:
   return isinstance(getattr(feature, "feature", feature), features.Image)
 
 
-def _shown(stored: bytes | Sequence[bytes], background: tuple[int, int, int] | None) -> np.ndarray | StoredFrames:
+def _holds_pictures(feature: Any, features: Any) -> bool:
+  if _is_picture(feature, features):
+    return True
+  if not isinstance(feature, features.Tensor) or isinstance(feature, features.Text | features.ClassLabel):
+    return False
+  shape, dtype = feature.shape, feature.np_dtype
+  if not shape:
+    return _is_string(dtype)  # The bytes of a file.
+  return dtype in (np.uint8, np.uint16) and (len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3, 4)))
+
+
+def _holds_text(feature: Any) -> bool:
+  if hasattr(feature, "items"):
+    return any(_holds_text(inner) for _, inner in feature.items())
+  if hasattr(feature, "feature"):
+    return _holds_text(feature.feature)
+  return _is_string(getattr(feature, "np_dtype", None)) and not hasattr(feature, "encoding_format")
+
+
+def _is_string(dtype: Any) -> bool:
+  return dtype is not None and np.dtype(dtype).kind in "OSU"
+
+
+def _described(feature: Any) -> str:
+  return " ".join(repr(feature).split())
+
+
+def _shown(stored: Any, background: tuple[int, int, int] | None) -> np.ndarray | StoredFrames:
   if isinstance(stored, bytes):
+    return decode(stored, background)
+  if isinstance(stored, np.ndarray) and stored.dtype.kind != "O":
     return decode(stored, background)
   if not len(stored):
     raise DecodeError("the clip has no frames")
@@ -223,6 +293,8 @@ def labelled(
   """
   records = Records(name, data_dir, split)
   records.require(image_key, label_key)
+  records.require_pictures(image_key)
+  records.require_one_class(label_key)
   classes = records.class_names(label_key)
   labels = np.array([records[k][label_key] for k in range(len(records))], np.int64)
   if len(labels) and labels.min() < 0:
@@ -253,7 +325,15 @@ def paired(
   """
   records = Records(name, data_dir, split)
   records.require(image_key, caption_key)
+  records.require_pictures(image_key)
+  records.require_texts(caption_key)
   captions = [_strings(records[k][caption_key]) for k in range(len(records))]
+  silent = [k for k, texts in enumerate(captions) if not texts]
+  if silent:
+    raise UserError(
+      f"split {split!r} of the TFDS set {name!r} has {len(silent)} of {len(records)} records without a caption in "
+      f"{caption_key!r}, the first is record {silent[0]}: name another feature or split"
+    )
   owner = np.repeat(np.arange(len(records)), [len(texts) for texts in captions])
   flat = [text for texts in captions for text in texts]
   return PairSet(f"tfds/{name}", Images(records, image_key), flat, np.arange(len(records)), owner)

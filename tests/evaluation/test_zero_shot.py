@@ -215,8 +215,8 @@ def test_confusions_are_the_most_frequent_mistakes(rng):
     ({"labels": np.zeros(2, int)}, "one integer label for each of 3"),
     ({"labels": np.zeros(3)}, "one integer label"),
     ({"labels": np.array([0, 1, 2])}, "labels run from 0 to 2, there are 2"),
-    ({"templates": "a {}"}, "list of prompts"),
-    ({"templates": ["a photo"]}, "list of prompts"),
+    ({"templates": "a {}"}, "templates takes a list"),
+    ({"templates": ["a photo"]}, "exactly once"),
     ({"groups": np.zeros(4, int)}, "groups holds one integer"),
   ],
 )

@@ -1,0 +1,25 @@
+"""A progress bar on the terminal for embedding."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def shown(batches: Iterator[np.ndarray], count: int, what: str) -> Iterator[np.ndarray]:
+  """Yields the batches of row numbers, and shows how many of `count` rows are done, with rate and remaining time.
+
+  Args:
+    batches: row numbers in ascending order.
+    count: number of rows.
+    what: what the rows are, such as "images".
+  """
+  columns = (TextColumn(f"[bold]encoding {what}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+  with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+    task = bar.add_task(what, total=count, rate="")
+    for rows in batches:
+      yield rows
+      bar.update(task, completed=int(rows.max()) + 1)
+      speed = bar.tasks[0].speed
+      bar.update(task, rate=f"{speed:,.0f} {what}/s" if speed else "")
