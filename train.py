@@ -5,6 +5,7 @@ python train.py --config=configs/emoji.py --workdir=runs/emoji [--config.batch_s
 
 import json
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from contrastive_jax import cli
+from contrastive_jax import cli, sessions
 from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation.evaluate import evaluate, scalars
 from contrastive_jax.evaluation.report import write_report
@@ -43,6 +44,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; an unfinish
 
 
 def main() -> None:
+  began = time.monotonic()
   config = cli.config_value(CONFIG)
   if not WORKDIR.value:
     raise UserError("--workdir is missing: name a directory for the run, such as --workdir=runs/emoji")
@@ -88,7 +90,11 @@ def main() -> None:
       if not (workdir / "tokenizer").exists():
         tokenizer.save(workdir / "tokenizer")
       writer = Writer(
-        workdir, restored_step=start, wandb_project=config.wandb_project, config=run_config.as_json(config)
+        workdir,
+        restored_step=start,
+        wandb_project=config.wandb_project,
+        config=run_config.as_json(config),
+        session=sessions.Session(workdir, began=began, start=start, devices=list(mesh.devices.flat)),
       )
     distributed.barrier("run directory")
     introduce(config, spec, mesh, sources, start)
@@ -197,6 +203,7 @@ def introduce(config: Any, spec: StateSpec, mesh: jax.sharding.Mesh, sources: Ma
 def conclude(config: Any, workdir: Path, results: Sequence[Result], attribution: str, parameters: int) -> None:
   """Writes the report and prints the figures people ask for first."""
   stages = first_steps(stages_of(config)) if config.curriculum else []
+  worked = sessions.read(workdir)
   report = write_report(
     workdir / "report.html",
     title=config.name,
@@ -204,7 +211,8 @@ def conclude(config: Any, workdir: Path, results: Sequence[Result], attribution:
     metrics=read_json_lines(workdir / "metrics.jsonl"),
     evaluations=results,
     attribution=attribution,
-    facts={"Parameters": f"{parameters:,}"},
+    facts={"Parameters": f"{parameters:,}", **sessions.facts(worked)},
+    commands=sessions.commands(worked),
     stages=stages,
     by_stage=stage_scores(workdir, stages, config.total_steps) if stages else (),
   )
