@@ -1,4 +1,4 @@
-"""Trains a config into a run directory, or goes on with it.
+"""Trains a config into a run directory, or resumes an unfinished run there.
 
 python train.py --config=configs/emoji.py --workdir=runs/emoji [--config.batch_size=512 ...]
 """
@@ -40,7 +40,7 @@ from data.pipeline import Pipeline, TeacherView
 from data.sources import Source
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "What to run, such as configs/emoji.py.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; an unfinished run there goes on.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The run directory; an unfinished run in it is resumed.")
 
 
 def main() -> None:
@@ -115,7 +115,7 @@ def main() -> None:
     )
     say_what_was_changed(pipeline)
     if not complete:
-      say(f"Stopped at step {int(state.step)} of {config.total_steps}; run the same command again to go on.")
+      say(f"Stopped at step {int(state.step)} of {config.total_steps}; run the same command again to resume.")
       return
     results = score(state, sets)
     if writer is not None:
