@@ -1,7 +1,7 @@
 """Fills the figures of `make train` in README.md and docs/ from the files of its runs, and checks that they agree.
 
-python -m benchmarks.figures --runs=runs/emoji,runs/seed1,runs/seed2    # one run a seed, seed 0 first: fills the figures
-python -m benchmarks.figures --check                                    # compares the pages with docs/figures.json
+python -m benchmarks.figures --runs=runs/emoji,runs/seed1,runs/seed2   # one run a seed: fills the figures
+python -m benchmarks.figures --check   # compares the pages with docs/figures.json
 
 A figure stands between `<!-- figure: NAME -->` and `<!-- / -->`. docs/figures.json holds their values and the runs that
 they come from.
