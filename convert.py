@@ -1,9 +1,9 @@
-"""Weights in and out.
+"""Imports weights of other libraries, and exports runs to them.
 
 python convert.py --from=huggingface:FOLDER --to=runs/imported
 python convert.py --from=open_clip:FILE --to=runs/imported [--tokenizer=clip:bpe_simple_vocab_16e6.txt.gz]
 python convert.py --from=big_vision:FILE.npz --to=runs/imported --tokenizer=sentencepiece:FILE.model
-python convert.py --from=runs/emoji --to=huggingface:FOLDER        # or open_clip:FOLDER
+python convert.py --from=runs/emoji_clip --to=huggingface:FOLDER   # a run of configs/emoji_clip.py; or open_clip:FOLDER
 """
 
 from absl import flags
@@ -21,7 +21,7 @@ STEP = flags.DEFINE_integer("step", None, "Which checkpoint of a run; the newest
 
 def main() -> None:
   if not FROM.value or not TO.value:
-    raise UserError("--from and --to are needed, such as --from=runs/emoji --to=huggingface:exported")
+    raise UserError("--from and --to are needed, such as --from=runs/emoji_clip --to=huggingface:exported")
   inward, outward = _is_foreign(FROM.value, imports.READERS), _is_foreign(TO.value, exports.WRITERS)
   if inward == outward:
     raise UserError(

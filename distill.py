@@ -1,8 +1,8 @@
 """Embeds the images of a run's sources with a frozen teacher, once, for `distillation.targets`.
 
-python distill.py --teacher=runs/teacher --config=configs/student.py --output=runs/targets
+python distill.py --teacher=runs/emoji --config=configs/univitar_emoji.py --output=runs/targets
 
-An interrupted command goes on with the source that it was at. It runs in one process, on all its devices.
+An interrupted command resumes with the source at which it stopped. It runs in one process, on all its devices.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,12 +26,14 @@ from data import build
 from data.sources import Source
 
 CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "The run that is to learn; the sources of its stages that distil."
+  "config", None, "The config of the student; the sources of its stages that distil are embedded."
 )
 TEACHER = flags.DEFINE_string("teacher", None, "A run, or weights imported by convert.py.")
 STEP = flags.DEFINE_integer("step", None, "Which checkpoint of the teacher; the newest if not given.", lower_bound=0)
-OUTPUT = flags.DEFINE_string("output", None, "The folder to write; what is there of the same teacher is kept.")
-DTYPE = flags.DEFINE_enum("dtype", "float16", ("float16", "float32"), "Of the embeddings on disk.")
+OUTPUT = flags.DEFINE_string(
+  "output", None, "The folder to write; sources that it already holds from the same teacher are kept."
+)
+DTYPE = flags.DEFINE_enum("dtype", "float16", ("float16", "float32"), "The type of the embeddings on disk.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images embedded at once.", lower_bound=1)
 
 # Batches between two updates of the progress bar and two writes.

@@ -1,9 +1,15 @@
-"""Scores trained models: python eval.py --workdir=runs/emoji --tasks=emoji_openmoji,tfds/digits
+"""Scores a trained model on evaluation sets.
 
---probe=linear or --probe=knn learns from the frozen image embeddings of a set's training split instead.
---compare runs/a runs/b puts runs side by side in a table and a page.
+python eval.py --workdir=runs/emoji --tasks=emoji_openmoji,emoji_heldout
+python eval.py --tasks=list                                               # which sets there are
+python eval.py --workdir=runs/emoji --tasks=tfds/sklearn_digits --data_dir=runs/tfds --probe=linear
+python eval.py --compare runs/emoji runs/seed1                            # runs side by side, in a table and a page
+
+--probe=linear and --probe=knn train a classifier on the frozen image embeddings of a set's training split and score
+that, in place of zero-shot classification.
 """
 
+import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +17,8 @@ from pathlib import Path
 
 from absl import flags
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from contrastive_jax import cli, paths
 from contrastive_jax.errors import UserError
@@ -21,24 +29,30 @@ from contrastive_jax.evaluation.results import Result, as_json, headline, write_
 from contrastive_jax.evaluation.tasks import EvaluationSet, LabelledSet
 from contrastive_jax.inference import Model, load
 from contrastive_jax.parallel import distributed
-from data import tasks
+from data import task_list, tasks
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The run, or weights imported by convert.py.")
-TASKS = flags.DEFINE_list("tasks", ["emoji_openmoji"], "Names of evaluation sets, separated by commas.")
+TASKS = flags.DEFINE_list(
+  "tasks", ["emoji_openmoji"], "Names of evaluation sets, separated by commas; `list` prints all names."
+)
 STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest if not given.", lower_bound=0)
-PROBE = flags.DEFINE_enum("probe", None, list(PROBES), "Train on the frozen embeddings of a set, instead of zero-shot.")
-PROBE_SPLIT = flags.DEFINE_string("probe_split", "train", "Which split of a set the probe learns from.")
-PROBE_PROJECTED = flags.DEFINE_bool("probe_projected", True, "Whether it sees embeddings, or features before that.")
+PROBE = flags.DEFINE_enum(
+  "probe", None, list(PROBES), "Trains this classifier on frozen image embeddings, in place of zero-shot."
+)
+PROBE_SPLIT = flags.DEFINE_string("probe_split", "train", "The split of a set that the probe is trained on.")
+PROBE_PROJECTED = flags.DEFINE_bool(
+  "probe_projected", True, "Probes the projected embeddings; --noprobe_projected: the features before."
+)
 PROBE_SHOTS = flags.DEFINE_integer(
   "probe_shots",
   None,
-  f"Samples of each class it learns from, in the mean of {DRAWS} draws; all if not given.",
+  f"Training samples of each class; the score is the mean of {DRAWS} draws. All samples if not given.",
   lower_bound=1,
 )
 PROBE_FLAGS = (PROBE_SPLIT, PROBE_PROJECTED, PROBE_SHOTS)
 COMPARE = flags.DEFINE_list("compare", None, "Run directories to put side by side; nothing is scored.")
 OUTPUT = flags.DEFINE_string(
-  "output", None, "Also writes all results as one JSON list here; or where the comparison goes."
+  "output", None, "A file that gets all results as one JSON list; with --compare, the page's file."
 )
 DATA_DIR = flags.DEFINE_string("data_dir", "", "Where TFDS sets lie; TFDS' default if empty.")
 IMAGE_KEY = flags.DEFINE_string("image_key", "", "Feature of the image in TFDS sets; found if empty.")
@@ -55,6 +69,9 @@ def main() -> None:
     if idle:
       raise UserError(f"--{idle} is for scoring, and --compare scores nothing: leave one of them out")
     show_comparison(COMPARE.value, OUTPUT.value)
+    return
+  if TASKS.value == ["list"]:
+    show_tasks()
     return
   if not WORKDIR.value:
     raise UserError("--workdir is missing: name a run, such as --workdir=runs/emoji")
@@ -162,6 +179,17 @@ def show_comparison(workdirs: Sequence[str], output: str | None) -> None:
   console.print(compare.in_terminal(runs, compare.table(runs)))
   page = compare.write_comparison(output or Path(workdirs[0]).resolve().parent / "comparison.html", runs)
   print(f"Comparison: {page}")
+
+
+def show_tasks() -> None:
+  """Prints the name, the kind, the size and the origin of every evaluation set that has a name."""
+  table = Table("task", "kind", "size", "data", box=None, pad_edge=False, header_style="bold")
+  for row in task_list.rows():
+    table.add_row(*(Text(column) for column in dataclasses.astuple(row)))
+  console = Console()
+  if not console.is_terminal:
+    console = Console(width=1000)  # A file has no width at which lines would have to break.
+  console.print(table, highlight=False)
 
 
 def joined(arguments: Sequence[str]) -> list[str]:

@@ -35,11 +35,11 @@ TOPOLOGY = flags.DEFINE_string(
 )
 OUTPUT = flags.DEFINE_string("output", None, "Also writes the plan as JSON to this file.")
 MEMORY = flags.DEFINE_float("memory", None, "GiB of a device, if not what the chip usually has.", lower_bound=0.0)
-FIND_MAX_BATCH = flags.DEFINE_bool("find-max-batch", False, "Searches the largest batch_size that fits.")
+FIND_MAX_BATCH = flags.DEFINE_bool("find_max_batch", False, "Searches the largest batch_size that fits.")
 STAGE = flags.DEFINE_string(
   "stage", None, "Of a curriculum: its name, with /clip for clips; the most costly if not given."
 )
-SAVE_HLO = flags.DEFINE_string("save-hlo", None, "Also writes the optimised HLO to this file.")
+SAVE_HLO = flags.DEFINE_string("save_hlo", None, "Also writes the optimised HLO to this file.")
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ def attempt(config: Any, topology: Topology, console: Console) -> dict[str, Any]
 def search(config: Any, topology: Topology, console: Console) -> dict[str, Any]:
   """The plan of the largest batch that fits, with all that was tried."""
   if not (MEMORY.value or topology.chip.memory):
-    raise UserError(f"--find-max-batch needs to know the memory of {topology.name}: say it with --memory=GIB")
+    raise UserError(f"--find_max_batch needs to know the memory of {topology.name}: say it with --memory=GIB")
   data, fsdp, _ = MeshSpec(**config.mesh).sizes(topology.device_count)
 
   def with_batch(batch_size: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Trains a config into a run directory, or goes on with it.
+"""Trains a config into a run directory, or resumes an unfinished run there.
 
 python train.py --config=configs/emoji.py --workdir=runs/emoji [--config.batch_size=512 ...]
 """
@@ -6,6 +6,7 @@ python train.py --config=configs/emoji.py --workdir=runs/emoji [--config.batch_s
 import json
 import math
 import shutil
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from contrastive_jax import cli, paths
+from contrastive_jax import cli, paths, sessions
 from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation.evaluate import evaluate, scalars
 from contrastive_jax.evaluation.report import write_report
@@ -41,10 +42,11 @@ from data.pipeline import Pipeline, TeacherView
 from data.sources import Source
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "What to run, such as configs/emoji.py.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; an unfinished run there goes on.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The run directory; an unfinished run in it is resumed.")
 
 
 def main() -> None:
+  began = time.monotonic()
   config = cli.config_value(CONFIG)
   if not WORKDIR.value:
     raise UserError("--workdir is missing: name a directory for the run, such as --workdir=runs/emoji")
@@ -102,7 +104,11 @@ def main() -> None:
       if not (workdir / "tokenizer").exists():
         tokenizer.save(workdir / "tokenizer")
       writer = Writer(
-        workdir, restored_step=start, wandb_project=config.wandb_project, config=run_config.as_json(config)
+        workdir,
+        restored_step=start,
+        wandb_project=config.wandb_project,
+        config=run_config.as_json(config),
+        session=sessions.Session(workdir, began=began, start=start, devices=list(mesh.devices.flat)),
       )
     distributed.barrier("run directory")
     introduce(config, spec, mesh, sources, start)
@@ -123,7 +129,7 @@ def main() -> None:
     )
     say_what_was_changed(pipeline)
     if not complete:
-      say(f"Stopped at step {int(state.step)} of {config.total_steps}; run the same command again to go on.")
+      say(f"Stopped at step {int(state.step)} of {config.total_steps}; run the same command again to resume.")
       return
     results = score(state, sets)
     if writer is not None:
@@ -215,6 +221,7 @@ def introduce(config: Any, spec: StateSpec, mesh: jax.sharding.Mesh, sources: Ma
 def conclude(config: Any, workdir: Path, results: Sequence[Result], attribution: str, parameters: int) -> None:
   """Writes the report and prints the figures people ask for first."""
   stages = first_steps(stages_of(config)) if config.curriculum else []
+  worked = sessions.read(workdir)
   report = write_report(
     workdir / "report.html",
     title=config.name,
@@ -222,7 +229,8 @@ def conclude(config: Any, workdir: Path, results: Sequence[Result], attribution:
     metrics=read_json_lines(workdir / "metrics.jsonl"),
     evaluations=results,
     attribution=attribution,
-    facts={"Parameters": f"{parameters:,}"},
+    facts={"Parameters": f"{parameters:,}", **sessions.facts(worked)},
+    commands=sessions.commands(worked),
     stages=stages,
     by_stage=stage_scores(workdir, stages, config.total_steps) if stages else (),
   )

@@ -116,7 +116,7 @@ def train(root: Path, variant: str, seed: int, begins: str) -> Path:
   if begins:
     command.append(f"--config.init_from={root / f'{begins}-{seed}'}")
   if subprocess.run(command).returncode:
-    sys.exit(f"{workdir} stopped; run the same command again to go on")
+    sys.exit(f"{workdir} stopped; run the same command again to resume")
   return workdir
 
 

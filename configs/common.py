@@ -1,4 +1,4 @@
-"""The fields that every run has, with their defaults. A config starts from here and overrides what it is about."""
+"""The fields that every run has, with their defaults. A config starts from here and sets what differs."""
 
 import dataclasses
 import types
@@ -139,7 +139,7 @@ def get_config() -> ConfigDict:
   config.distillation.dim = 0  # Features of its embeddings, for plan.py on a machine without it; 0 is read from it.
 
   config.mesh = ConfigDict()
-  config.mesh.data = -1  # -1 is the rest of the devices.
+  config.mesh.data = -1  # Devices on each axis; one axis may be -1, which gets all remaining devices.
   config.mesh.fsdp = 1
   config.mesh.tensor = 1
 

@@ -35,13 +35,25 @@ def run(main: Callable[[], None]) -> None:
 
 def _parse(arguments: list[str]) -> list[str]:
   try:
-    return flags.FLAGS(arguments)
+    return flags.FLAGS(_underscored(arguments))
   except SystemExit:
     raise
   # Flag parsing loads and overrides the config file: absl, ml_collections, the import system and the config itself
   # each raise their own kinds.
   except Exception as error:
     _fail(_first_sentence(error))
+
+
+def _underscored(arguments: list[str]) -> list[str]:
+  """Spells the flags that are written with dashes, `--find-max-batch`, as they are named, `--find_max_batch`."""
+
+  def spelled(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    plain = name.lstrip("-").replace("-", "_")
+    known = plain in flags.FLAGS or (plain.startswith("no") and plain[2:] in flags.FLAGS)
+    return f"--{plain}{equals}{value}" if name.startswith("--") and known else argument
+
+  return [spelled(argument) for argument in arguments]
 
 
 def _first_sentence(error: Exception) -> str:

@@ -191,6 +191,15 @@ def name_classes(benchmark: Benchmark, labels: Sequence[str] | None) -> tuple[li
   return [name for name, keep in zip(names, kept, strict=True) if keep], np.where(kept, np.cumsum(kept) - 1, -1)
 
 
+def class_count(benchmark: Benchmark) -> int | None:
+  """The number of classes put to the model; None where only the prepared set has their names."""
+  if benchmark.subset:
+    return len(_read(benchmark.subset)["subset"])
+  # A file that was made for another set, as ImageNet's for the dogs, names more classes than this set has.
+  own = benchmark.classes and benchmark.classes == benchmark.templates
+  return len(_read(benchmark.classes)["classes"]) if own else None
+
+
 def _unlike(benchmark: Benchmark, what: str) -> UserError:
   return UserError(
     f"the benchmark {benchmark.name!r} does not know this TFDS set {benchmark.tfds!r}, which has {what}: prepare it "

@@ -74,6 +74,7 @@ def write_report(
   evaluations: Sequence[Result],
   attribution: str,
   facts: Mapping[str, str] | None = None,
+  commands: Sequence[str] = (),
   stages: Sequence[tuple[str, int]] = (),
   by_stage: Sequence[StageScores] = (),
 ) -> Path:
@@ -87,7 +88,8 @@ def write_report(
       "emoji_openmoji/acc1".
     evaluations: the first gives the headline.
     attribution: whose pictures these are and under which licence.
-    facts: what else to tell of the run, by label: {"Parameters": "4.2 M", "Training time": "5 min"}.
+    facts: what else to tell of the run, by label: {"Parameters": "4.2 M", "Time": "5 min 20 s"}.
+    commands: the command lines that make the run again, in order.
     stages: (name, first step) of each stage of a run that has several; the curves show where they begin.
     by_stage: scores at the end of each stage, see `stages.stage_scores`; a table of them where there are several.
   """
@@ -107,6 +109,7 @@ def write_report(
     languages=[language_bars(dataset, results) for dataset, results in several.items()],
     config=flat(config),
     facts=run_facts(config, metrics) | dict(facts or {}),
+    commands=commands,
     attribution=attribution,
   )
   return write_atomically(path, page)
@@ -158,6 +161,9 @@ def charts(rows: Sequence[Mapping[str, Any]], stages: Sequence[tuple[str, int]] 
   drawn = [
     ("Loss", {"loss": curves.series(rows, "loss")}, {"smooth": True}),
     ("Scores during training", score_series(rows), {"from_zero": True, "percent": True}),
+    ("Accuracy within the batch", accuracy_series(rows), {"smooth": True, "from_zero": True, "percent": True}),
+    ("Gradient norm", {"gradient norm": curves.series(rows, "grad_norm")}, {"smooth": True, "from_zero": True}),
+    ("Logit scale", {"logit scale": curves.series(rows, "logit_scale")}, {}),
     ("Learning rate", {"learning rate": curves.series(rows, "learning_rate")}, {"from_zero": True}),
     ("Images per second", {"images/s": speed_series(rows)}, {"from_zero": True, "smooth": True}),
   ]
@@ -182,6 +188,17 @@ def score_series(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[floa
       name = short if len(sets) == 1 else f"{dataset} {short}"
       drawn[name] = curves.series(rows, f"{dataset}/{metric}")
   return drawn
+
+
+def accuracy_series(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+  """How often the right partner wins within the batch, in both directions, of each term that measures it."""
+  ways = {"accuracy_image_to_text": "image to text", "accuracy_text_to_image": "text to image"}
+  found = {}
+  for key in dict.fromkeys(key for row in rows for key in row):
+    term, _, metric = key.rpartition("/")
+    if metric in ways:
+      found[f"{term} {ways[metric]}".strip()] = curves.series(rows, key)
+  return found
 
 
 def run_facts(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:

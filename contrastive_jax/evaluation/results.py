@@ -209,20 +209,20 @@ def headline(result: Result) -> Mapping[str, str]:
   if name == "acc1":
     chance = 1 / sizes["classes"]
     times = f"{metrics['acc1'] / chance:,.0f} times chance" if metrics["acc1"] >= 2 * chance else "near chance"
-    sentence = f"of {sizes[shown]:,} {shown} are given their right name out of {sizes['classes']:,}: {times}"
+    sentence = f"of {sizes[shown]:,} {shown} are classified correctly among {sizes['classes']:,} classes: {times}"
     sentence += f" ({percent(chance)})"
   elif name == "mean_average_precision":
     sentence = f"mean average precision of {sizes['classes']:,} classes among {sizes[shown]:,} {shown}"
   elif name in ("lp_acc1", "knn_acc1"):
-    by = "a linear probe" if name == "lp_acc1" else "their neighbours"
-    by += " before the projection" if result.task.startswith("unprojected_") else ""
-    sentence = f"of {sizes[shown]:,} {shown} are named right by {by}, with {sizes['training']:,} to learn from"
+    by = "a linear probe" if name == "lp_acc1" else "a nearest-neighbour classifier"
+    on = " features before the projection" if result.task.startswith("unprojected_") else f" {shown}"
+    sentence = f"of {sizes[shown]:,} {shown} are classified correctly by {by} trained on {sizes['training']:,}{on}"
   elif name == "acc":
-    sentence = f"of {sizes['instances']:,} sets of {shown} and captions that differ little are matched right"
+    sentence = f"of {sizes['instances']:,} groups of {shown} and similar captions are matched correctly"
   else:
     what = shown.removesuffix("s")
     sentence = (
-      f"of {sizes['captions']:,} captions find their {what} among the first {_cutoff(name)} of {sizes[shown]:,}"
+      f"of {sizes['captions']:,} captions rank their {what} among the first {_cutoff(name)} of {sizes[shown]:,}"
     )
   return {"metric": name, "figure": percent(metrics[name]), "sentence": sentence}
 

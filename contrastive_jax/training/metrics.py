@@ -1,9 +1,11 @@
 """Where numbers go: a JSONL file, TensorBoard, Weights & Biases, and the progress bar."""
 
+import collections
 import json
 import math
 import os
 import re
+import statistics
 import time
 import uuid
 from collections.abc import Mapping
@@ -13,8 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from contrastive_jax import sessions
 from contrastive_jax.errors import UserError
 
 # Dense bfloat16 peaks in FLOP/s of one device, from the vendors' data sheets; names as in `jax.Device.device_kind`.
@@ -82,9 +85,18 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 class Writer:
   """Sends each logged row to every place that is configured; only the main process makes one."""
 
-  def __init__(self, workdir: Path, *, restored_step: int, wandb_project: str = "", config: Any = None):
+  def __init__(
+    self,
+    workdir: Path,
+    *,
+    restored_step: int,
+    wandb_project: str = "",
+    config: Any = None,
+    session: sessions.Session | None = None,
+  ):
     from tensorboardX import SummaryWriter  # Half a second to import, and only training needs it.
 
+    self._session = session
     self._rows = JsonLines(workdir / "metrics.jsonl", restored_step=restored_step)
     self._board = SummaryWriter(str(workdir), purge_step=restored_step + 1 if restored_step else None)
     self._wandb = _start_wandb(wandb_project, workdir, config) if wandb_project else None
@@ -92,6 +104,8 @@ class Writer:
   def write(self, row: Mapping[str, Any]) -> None:
     """Writes one row; it must have a `step`, the number of updates done."""
     self._rows.write({name: _readable(value) for name, value in row.items()})
+    if self._session is not None:
+      self._session.reach(row["step"])
     numbers = {name: value for name, value in row.items() if name != "step" and isinstance(value, int | float)}
     for name, value in numbers.items():
       self._board.add_scalar(name, value, row["step"])
@@ -140,22 +154,53 @@ def wandb_id(workdir: Path) -> str:
   return chosen
 
 
+class Pace:
+  """How long the steps to come will take, judged by the latest ones.
+
+  The first step of a session holds its compilation, and a step that waited for an evaluation, a checkpoint or the
+  compilation of the next stage holds that too. Neither says how long other steps take, so both are left out.
+  """
+
+  # Steps that the estimate rests on: enough for stages whose steps take turns, few enough to follow a new stage.
+  RECENT = 64
+  # A step this many times as long as the median of its neighbours was waiting for something else.
+  OUTLIER = 5.0
+
+  def __init__(self):
+    self._last: float | None = None
+    self._seconds: collections.deque[float] = collections.deque(maxlen=self.RECENT)
+
+  def step(self, now: float) -> None:
+    """Notes that a step ended at the time `now`, in seconds of any clock."""
+    if self._last is not None:
+      self._seconds.append(now - self._last)
+    self._last = now
+
+  def remaining(self, steps: int) -> float | None:
+    """Seconds that `steps` more steps will take; None while only one step has ended."""
+    if not self._seconds:
+      return None
+    bound = self.OUTLIER * statistics.median(self._seconds)
+    return steps * statistics.fmean(seconds for seconds in self._seconds if seconds <= bound)
+
+
 class Bar:
   """A progress bar on a terminal; elsewhere one line for each logged row."""
 
   def __init__(self, *, start: int, total: int, quiet: bool = False):
     self._console = Console(stderr=True, quiet=quiet)
     self._total = total
+    self._pace = Pace()
     self._progress = Progress(
       TextColumn("[bold]training"),
       BarColumn(),
       MofNCompleteColumn(),
       TextColumn("{task.fields[numbers]}"),
-      TimeRemainingColumn(),
+      TextColumn("{task.fields[left]}"),
       console=self._console,
       disable=not self._console.is_terminal,
     )
-    self._task = self._progress.add_task("training", total=total, completed=start, numbers="compiling")
+    self._task = self._progress.add_task("training", total=total, completed=start, numbers="compiling", left="")
 
   def __enter__(self) -> "Bar":
     self._progress.start()
@@ -165,15 +210,22 @@ class Bar:
     self._progress.stop()
 
   def advance(self, step: int) -> None:
-    self._progress.update(self._task, completed=step)
+    """Shows that `step` updates have been made."""
+    self._pace.step(time.perf_counter())
+    self._progress.update(self._task, completed=step, left=self._left(step))
 
   def show(self, row: Mapping[str, Any]) -> None:
+    """Shows the figures of a logged row."""
     rate, waiting = row["images_per_second"], row["data_wait_fraction"]
     numbers = f"loss {row['loss']:.3f} · {rate:.0f} images/s · {waiting:.0%} waiting for data"
     self._progress.update(self._task, numbers=numbers)
     if not self._console.is_terminal:
-      left = (self._total - row["step"]) * row["step_seconds"]
-      self._console.print(f"step {row['step']}/{self._total} · {numbers} · {left:.0f} s left", highlight=False)
+      left = self._left(row["step"]) or f"first step with its compilation: {sessions.duration(row['step_seconds'])}"
+      self._console.print(f"step {row['step']}/{self._total} · {numbers} · {left}", highlight=False)
+
+  def _left(self, step: int) -> str:
+    seconds = self._pace.remaining(self._total - step)
+    return "" if seconds is None else f"{sessions.duration(seconds)} left"
 
   def say(self, message: str) -> None:
     """Prints a line above the bar."""

@@ -266,7 +266,8 @@ def check_teacher(objective: Objective, *, teacher: str, targets: str) -> None:
     )
   if objective.distils and not (teacher or targets):
     raise UserError(
-      "the objective distils, and nobody teaches: name a run in distillation.teacher or a cache in distillation.targets"
+      "the objective has a distillation term but no teacher: name a run in distillation.teacher or a cache in"
+      " distillation.targets"
     )
   if (teacher or targets) and not objective.distils:
     field, value = ("teacher", teacher) if teacher else ("targets", targets)

@@ -31,7 +31,7 @@ def test_zero_shot_shows_clips_as_sheets_of_frames():
   labels = np.array([0, 1, 2, 3, 5, 4])
   result = evaluate_zero_shot(Encoder(), LabelledSet("toy", clips(6), labels, list("012345"), ["{}"]))
   assert result.metrics["acc1"] == 4 / 6 and result.sizes == {"clips": 6, "classes": 6}
-  assert headline(result)["sentence"].startswith("of 6 clips are given their right name out of 6")
+  assert headline(result)["sentence"].startswith("of 6 clips are classified correctly among 6 classes")
   guess = next(guess for guess in result.guesses if guess.truth == "3")
   assert guess.image.shape == (42, 62, 3)
   corners = guess.image[[0, 0, -1, -1], [0, -1, 0, -1], 0]
@@ -44,7 +44,7 @@ def test_retrieval_finds_clips():
   numbers = np.arange(6)
   result = evaluate_retrieval(Encoder(), PairSet("toy", clips(6), list("012345"), numbers, numbers), examples=2)
   assert result.metrics["image_retrieval_recall@1"] == result.metrics["text_retrieval_recall@1"] == 1
-  assert headline(result)["sentence"] == "of 6 captions find their clip among the first 5 of 6"
+  assert headline(result)["sentence"] == "of 6 captions rank their clip among the first 5 of 6"
   assert result.searches[0].found[0][0].shape == (42, 62, 3)
 
 

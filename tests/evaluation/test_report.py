@@ -218,3 +218,43 @@ def test_diagnostics_are_numbers_and_not_percentages(tmp_path):
   path = write_report(tmp_path / "r.html", title="", config={}, metrics=[], evaluations=[result], attribution="")
   text = " ".join(Page(path.read_text(encoding="utf-8")).text)
   assert "1.23" in text and "-2.75" in text and "123" not in text.replace("1.23", "") and "-275" not in text
+
+
+def test_accuracy_gradient_norm_and_logit_scale_have_curves():
+  rows = [
+    {
+      "step": step,
+      "loss": 1.0,
+      "grad_norm": 2.0,
+      "logit_scale": 10.0 + step,
+      "accuracy_image_to_text": 0.5,
+      "accuracy_text_to_image": step / 100,
+    }
+    for step in range(1, 50)
+  ]
+  drawn = {chart.title: chart for chart in charts(rows)}
+  assert {"Loss", "Accuracy within the batch", "Gradient norm", "Logit scale"} <= drawn.keys()
+  accuracy = {line.name: line.last for line in drawn["Accuracy within the batch"].lines if line.kind == "main"}
+  assert accuracy == {"image to text": "50%", "text to image": "49%"}
+  assert [line.last for line in drawn["Logit scale"].lines] == ["59"]
+
+
+def test_a_loss_without_accuracy_has_no_empty_chart():
+  rows = [{"step": step, "loss": 1.0, "grad_norm": 2.0, "logit_scale": 10.0} for step in range(1, 50)]
+  assert "Accuracy within the batch" not in {chart.title for chart in charts(rows)}
+
+
+def test_the_commands_of_the_run_are_shown_as_text(tmp_path, results):
+  commands = ["python train.py --config=a.py --workdir='" + ATTACK + "'", "python train.py --config=a.py"]
+  path = write_report(
+    tmp_path / "report.html",
+    title="run",
+    config={},
+    metrics=ROWS,
+    evaluations=results,
+    attribution="",
+    commands=commands,
+  )
+  page = Page(path.read_text(encoding="utf-8"))
+  assert [text for text in page.text if text.startswith("python train.py")] == commands
+  assert "script" not in page.tags

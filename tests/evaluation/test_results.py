@@ -71,7 +71,7 @@ def test_thumbnails_are_small_and_keep_their_shape(size, expected):
 def test_headline_names_the_figure_and_chance():
   assert headline(CLASSIFICATION)["figure"] == "50.0%"
   assert headline(CLASSIFICATION)["sentence"] == (
-    "of 4 images are given their right name out of 10: 5 times chance (10.0%)"
+    "of 4 images are classified correctly among 10 classes: 5 times chance (10.0%)"
   )
   retrieval = Result(
     dataset="coco",
@@ -81,7 +81,7 @@ def test_headline_names_the_figure_and_chance():
     sizes={"images": 5000, "captions": 25000},
   )
   assert headline(retrieval)["figure"] == "30.0%"
-  assert headline(retrieval)["sentence"] == "of 25,000 captions find their image among the first 10 of 5,000"
+  assert headline(retrieval)["sentence"] == "of 25,000 captions rank their image among the first 10 of 5,000"
 
 
 @pytest.mark.parametrize(
@@ -95,12 +95,12 @@ def test_headline_names_the_figure_and_chance():
     (
       {"lp_acc1": 0.5, "lp_mean_per_class_recall": 0.25},
       {"images": 360, "classes": 10, "training": 1437},
-      "of 360 images are named right by a linear probe, with 1,437 to learn from",
+      "of 360 images are classified correctly by a linear probe trained on 1,437 images",
     ),
     (
       {"image_acc": 1.0, "text_acc": 0.5, "acc": 0.5},
       {"images": 300, "captions": 600, "instances": 300},
-      "of 300 sets of images and captions that differ little are matched right",
+      "of 300 groups of images and similar captions are matched correctly",
     ),
   ],
 )
@@ -113,7 +113,8 @@ def test_a_headline_says_which_features_a_probe_saw():
   sizes = {"images": 360, "classes": 10, "training": 50}
   words = headline(Result("toy", "unprojected_5_shot_knn_probe", {"knn_acc1": 0.5}, "en", sizes))
   assert words["sentence"] == (
-    "of 360 images are named right by their neighbours before the projection, with 50 to learn from"
+    "of 360 images are classified correctly by a nearest-neighbour classifier trained on 50 features before the"
+    " projection"
   )
 
 

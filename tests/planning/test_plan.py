@@ -116,7 +116,7 @@ MISTAKES = {
   "--topology is missing": [],
   "mesh.data=3, mesh.fsdp=1, mesh.tensor=1 does not fit 4 devices": ["--topology=cpu:4", "--config.mesh.data=3"],
   "batch_size=33 does not divide over 4 devices": ["--topology=cpu:4", "--config.batch_size=33"],
-  "--find-max-batch needs to know the memory of cpu:4": ["--topology=cpu:4", "--find-max-batch"],
+  "--find_max_batch needs to know the memory of cpu:4": ["--topology=cpu:4", "--find-max-batch"],
 }
 
 

@@ -326,7 +326,7 @@ def test_what_does_not_go_together_is_named():
   similarity = make_objective({"softmax": 1.0, "distill_similarity": 1.0}, {})
   plain = make_objective({"softmax": 1.0}, {})
   for objective, teacher, targets, message in (
-    (features, "", "", "nobody teaches"),
+    (features, "", "", "has a distillation term but no teacher"),
     (features, "runs/a", "runs/b", "distillation.teacher=runs/a and distillation.targets=runs/b"),
     (plain, "runs/a", "", "distillation.teacher=runs/a has no use"),
     (plain, "", "runs/b", "distillation.targets=runs/b has no use"),
