@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from contrastive_jax import cli
+from contrastive_jax.bad_records import FILE, BadRecords
 from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation.evaluate import evaluate, scalars
 from contrastive_jax.evaluation.report import write_report
@@ -61,12 +62,16 @@ def main() -> None:
     start = int(restored.step) if restored else 0
     segments = build.make_segments(config, about.get("segments", ()), start, data_changed)
     sources = build.make_sources(config.data, {name for segment in segments for name in segment.all_sources()})
-    tokenizer = find_tokenizer(config, workdir, about.get("tokenizer"), sources)
+    listed = workdir / (FILE if distributed.is_main() else f"{jax.process_index()}.{FILE}")
+    bad_records = BadRecords(listed, limit=config.data.max_bad_share)
+    tokenizer = find_tokenizer(config, workdir, about.get("tokenizer"), sources, bad_records)
     teacher = view = None
     if config.distillation.teacher:
       teacher = load_teacher(config.distillation.teacher, mesh, accumulate=config.accumulation)
       view = view_of(teacher, run_config.objective_of(config).needs_teacher_text)
-    pipeline = build.make_pipeline(config, segments, sources, tokenizer, host_share(mesh), teacher=view)
+    pipeline = build.make_pipeline(
+      config, segments, sources, tokenizer, host_share(mesh), teacher=view, bad_records=bad_records
+    )
     sets = {name: tasks.load(name, config.data.data_dir) for name in all_evals}
     if start >= config.total_steps and is_reported(workdir, sets, start):
       say(f"{workdir} is complete at step {start}; its report is {workdir / 'report.html'}")
@@ -145,7 +150,9 @@ def resolutions_at(segments: Sequence[Segment], step: int) -> dict[str, Any]:
   return {"resolution": segment.resolution, "clips": segment.clips.resolution, "frames": segment.clips.frames}
 
 
-def find_tokenizer(config: Any, workdir: Path, expected: str | None, sources: Mapping[str, Source]) -> Tokenizer:
+def find_tokenizer(
+  config: Any, workdir: Path, expected: str | None, sources: Mapping[str, Source], bad_records: BadRecords | None = None
+) -> Tokenizer:
   """The run's own tokenizer if it has one, else that of the weights it starts from, else what the config names.
 
   Raises:
@@ -167,7 +174,7 @@ def find_tokenizer(config: Any, workdir: Path, expected: str | None, sources: Ma
       )
     build.check_vocabulary(tokenizer, vocab_size)
     return tokenizer
-  return build.make_tokenizer(config.tokenizer, vocab_size, sources.values())
+  return build.make_tokenizer(config.tokenizer, vocab_size, sources.values(), bad_records)
 
 
 def is_reported(workdir: Path, sets: Iterable[str], step: int) -> bool:

@@ -93,7 +93,9 @@ def trim(pixels: UInt8[np.ndarray, "height width 4"]) -> UInt8[np.ndarray, "rows
   return in_square(pixels[top : top + height, left : left + width], 0)
 
 
-def in_square(pixels: UInt8[np.ndarray, "height width channels"], level: int) -> UInt8[np.ndarray, "side side channels"]:
+def in_square(
+  pixels: UInt8[np.ndarray, "height width channels"], level: int
+) -> UInt8[np.ndarray, "side side channels"]:
   """Puts a picture into the middle of a square of one level; a square that would be huge is made smaller with it."""
   height, width, channels = pixels.shape
   side = max(height, width)
