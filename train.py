@@ -85,7 +85,8 @@ def main() -> None:
     def score(state: TrainState, names: Iterable[str]) -> list[Result]:
       scored = model.with_params(state.evaluated()).with_resolution(**resolutions_at(segments, int(state.step)))
       chosen = [sets[name] for name in names]
-      return evaluate(scored, chosen, workdir=workdir, step=int(state.step), architecture=config.name)
+      about = {"workdir": workdir, "step": int(state.step), "architecture": config.name}
+      return evaluate(scored, chosen, **about, unreadable=say)
 
     writer = None
     if distributed.is_main():
