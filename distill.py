@@ -16,14 +16,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from contrastive_jax import cli, paths
+from contrastive_jax.bad_records import FILE, BadRecord, BadRecords, retried
 from contrastive_jax.errors import UserError
 from contrastive_jax.inference import Model, load
-from contrastive_jax.preprocess.images import DecodeError
+from contrastive_jax.preprocess.decoding import DecodeError
 from contrastive_jax.run_lock import RunLock
 from contrastive_jax.training import targets
 from contrastive_jax.training.stages import segments_of, stages_of
 from data import build
 from data.sources import Source
+from data.substitution import shard_of
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The config of the student; the sources of its stages that distil are embedded."
@@ -43,18 +45,22 @@ CHUNK = 8
 class Pictures(Sequence):
   """Consecutive samples of a source, un-augmented, and their ids once they have been read."""
 
-  def __init__(self, source: Source, start: int, stop: int):
-    self._source, self._start = source, start
+  def __init__(self, source: Source, start: int, stop: int, bad_records: BadRecords | None = None):
+    self._source, self._start, self._bad_records = source, start, bad_records or BadRecords()
     self.ids = np.full(stop - start, -1, np.int64)
 
   def __len__(self) -> int:
     return len(self.ids)
 
   def __getitem__(self, index: int) -> object:
+    at = self._start + index
     try:
-      example = self._source[self._start + index]
-    except DecodeError:
+      example = retried(lambda: self._source[at])
+    except DecodeError as error:
       # It keeps the id of no sample, and what is made of this picture is dropped.
+      split, shard = getattr(self._source, "split", ""), shard_of(self._source, at)
+      record = BadRecord(self._source.name, at, str(error), split=split, shard=shard, use="distillation")
+      self._bad_records.add(record)
       return np.zeros((1, 1, 3), np.uint8)
     self.ids[index] = example.id
     transparent = isinstance(example.image, np.ndarray) and example.image.shape[2:] == (4,)
@@ -78,17 +84,17 @@ def main() -> None:
   sources = build.make_sources(config.data, taught_sources(config))
   model = load(teacher, STEP.value, batch_size=BATCH_SIZE.value)
   with RunLock(output):
-    write(output, model, sources)
+    write(output, model, sources, BadRecords(output / FILE, limit=config.data.max_bad_share))
 
 
-def write(output: Path, model: Model, sources: Mapping[str, Source]) -> None:
+def write(output: Path, model: Model, sources: Mapping[str, Source], bad_records: BadRecords) -> None:
   """Embeds the sources that are not there yet."""
   targets.describe(output, {"teacher": TEACHER.value, "step": model.step, "dim": model.config.embed_dim})
   for name, source in sources.items():
     if targets.has_source(output, name):
       print(f"{name}: already there")
       continue
-    written = targets.write_source(output, name, embedded(model, name, source), DTYPE.value)
+    written = targets.write_source(output, name, embedded(model, name, source, bad_records), DTYPE.value)
     unread = len(source) - written
     print(f"{name}: {written:,} samples" + (f", {unread:,} could not be read or repeat another's id" if unread else ""))
 
@@ -102,16 +108,21 @@ def taught_sources(config: Any) -> list[str]:
   return list(dict.fromkeys(names))
 
 
-def embedded(model: Model, name: str, source: Source) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def embedded(
+  model: Model, name: str, source: Source, bad_records: BadRecords | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Ids and embeddings of the samples that can be read, a chunk at a time."""
+  ledger = bad_records or BadRecords()
   columns = TextColumn(f"[bold]{name}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")
   with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
     task = bar.add_task(name, total=len(source), rate="")
     size = CHUNK * model.batch_size
     for start in range(0, len(source), size):
-      pictures = Pictures(source, start, min(start + size, len(source)))
+      pictures = Pictures(source, start, min(start + size, len(source)), ledger)
       images = model.encode_image(pictures)
       readable = pictures.ids >= 0
+      ledger.read(len(pictures))
+      ledger.check()
       yield pictures.ids[readable], images[readable]
       bar.update(task, advance=len(pictures))
       speed = bar.tasks[0].speed

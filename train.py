@@ -16,6 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from contrastive_jax import cli, paths, sessions
+from contrastive_jax.bad_records import FILE, BadRecords
 from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation.evaluate import evaluate, scalars
 from contrastive_jax.evaluation.report import write_report
@@ -70,12 +71,16 @@ def main() -> None:
     start = int(restored.step) if restored else 0
     segments = build.make_segments(config, about.get("segments", ()), start, data_changed)
     sources = build.make_sources(config.data, {name for segment in segments for name in segment.all_sources()})
-    tokenizer = find_tokenizer(config, workdir, restored is not None, about.get("tokenizer"), sources)
+    listed = workdir / (FILE if distributed.is_main() else f"{jax.process_index()}.{FILE}")
+    bad_records = BadRecords(listed, limit=config.data.max_bad_share)
+    tokenizer = find_tokenizer(config, workdir, restored is not None, about.get("tokenizer"), sources, bad_records)
     teacher = view = None
     if config.distillation.teacher:
       teacher = load_teacher(config.distillation.teacher, mesh, accumulate=config.accumulation)
       view = view_of(teacher, run_config.objective_of(config).needs_teacher_text)
-    pipeline = build.make_pipeline(config, segments, sources, tokenizer, host_share(mesh), teacher=view)
+    pipeline = build.make_pipeline(
+      config, segments, sources, tokenizer, host_share(mesh), teacher=view, bad_records=bad_records
+    )
     hints = {key: config.data[key] for key in ("image_key", "caption_key")}
     sets = {name: tasks.load(name, config.data.data_dir, hints=hints) for name in all_evals}
     if start >= config.total_steps and is_reported(workdir, sets, start):
@@ -94,7 +99,8 @@ def main() -> None:
     def score(state: TrainState, names: Iterable[str]) -> list[Result]:
       scored = model.with_params(state.evaluated()).with_resolution(**resolutions_at(segments, int(state.step)))
       chosen = [sets[name] for name in names]
-      return evaluate(scored, chosen, workdir=workdir, step=int(state.step), architecture=config.name)
+      about = {"workdir": workdir, "step": int(state.step), "architecture": config.name}
+      return evaluate(scored, chosen, **about, unreadable=say)
 
     writer = None
     if distributed.is_main():
@@ -166,7 +172,12 @@ def resolutions_at(segments: Sequence[Segment], step: int) -> dict[str, Any]:
 
 
 def find_tokenizer(
-  config: Any, workdir: Path, resumed: bool, expected: str | None, sources: Mapping[str, Source]
+  config: Any,
+  workdir: Path,
+  resumed: bool,
+  expected: str | None,
+  sources: Mapping[str, Source],
+  bad_records: BadRecords | None = None,
 ) -> Tokenizer:
   """The tokenizer of a resumed run; else that of the weights it starts from, else what the config names.
 
@@ -191,7 +202,7 @@ def find_tokenizer(
       )
     build.check_vocabulary(tokenizer, vocab_size)
     return tokenizer
-  return build.make_tokenizer(config.tokenizer, vocab_size, sources.values())
+  return build.make_tokenizer(config.tokenizer, vocab_size, sources.values(), bad_records)
 
 
 def is_reported(workdir: Path, sets: Iterable[str], step: int) -> bool:

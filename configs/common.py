@@ -126,6 +126,7 @@ def get_config() -> ConfigDict:
   config.data.threads = 8
   config.data.workers = 0  # Processes; 0 decodes in threads.
   config.data.prefetch_bytes = 256 * 2**20
+  config.data.max_bad_share = 0.1  # A run stops when more of its records than this cannot be read.
 
   config.data.pack_pairs = 0  # Consecutive pairs whose images, clips or captions share rows; 0 packs nothing.
   config.data.text_rows = 0  # That the captions of a pack share; 0 gives each a padded row of `model.text.length`.

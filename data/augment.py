@@ -21,6 +21,8 @@ Size = tuple[int, int]
 DRAWS = 28
 _LUMA = np.array([0.299, 0.587, 0.114])
 # Below this scale bilinear sampling skips pixels; the image is first shrunk by area averaging.
+# OpenCV addresses the pixels that it warps with 16 bits.
+_LONGEST_WARPED = 32_000
 _SHRINK_BELOW = 0.6
 
 
@@ -196,8 +198,19 @@ def _warp(image: np.ndarray, warp: np.ndarray, size: tuple[int, int]) -> np.ndar
     ratio = np.array([width / smaller[0], height / smaller[1]])
     image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
     warp = np.column_stack([warp[:, :2] * ratio, warp[:, 2] + warp[:, :2] @ ((ratio - 1) / 2)])
+  if max(image.shape[:2]) > _LONGEST_WARPED:
+    image, warp = _shortened(image, warp)
   border = cv2.BORDER_REFLECT_101 if image.shape[2] == 3 else cv2.BORDER_CONSTANT
   return cv2.warpAffine(image, warp, size[::-1], flags=cv2.INTER_LINEAR, borderMode=border)
+
+
+def _shortened(image: np.ndarray, warp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """A picture with its longer side as long as OpenCV can warp, and the warp that then shows the same."""
+  height, width = image.shape[:2]
+  smaller = min(width, _LONGEST_WARPED), min(height, _LONGEST_WARPED)
+  ratio = np.array([width / smaller[0], height / smaller[1]])
+  shrunk = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
+  return shrunk, np.column_stack([warp[:, :2] * ratio, warp[:, 2] + warp[:, :2] @ ((ratio - 1) / 2)])
 
 
 @functools.cache

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from contrastive_jax.bad_records import BadRecords, readable
 from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.tokenizers import Tokenizer
@@ -59,25 +60,46 @@ def attribution(names: Iterable[str]) -> str:
   return emoji.ATTRIBUTION if any(name in EMOJI_SOURCES for name in names) else ""
 
 
-def all_captions(sources: Iterable[Source]) -> list[str]:
-  """Every caption of the sources once, sorted."""
-  return sorted({caption for source in sources for i in range(len(source)) for caption in source.text(i).captions})
+def all_captions(sources: Iterable[Source], bad_records: BadRecords | None = None) -> list[str]:
+  """Returns every caption of the sources once, sorted; records whose captions cannot be read are counted and left out.
+
+  Args:
+    sources: what is read.
+    bad_records: counts and names them.
+
+  Raises:
+    UserError: if too many cannot be read, or all of a source.
+  """
+  ledger = bad_records or BadRecords()
+  found: set[str] = set()
+  for source in sources:
+    split, before = getattr(source, "split", ""), ledger.count
+    reads = (functools.partial(source.text, index) for index in range(len(source)))
+    for _, text in readable(reads, source.name, ledger=ledger, split=split, use="captions"):
+      found.update(text.captions)
+    if len(source) and ledger.count - before == len(source):
+      raise UserError(f"data source {source.name!r} has {len(source):,} records and no caption that can be read")
+    ledger.check()
+  return sorted(found)
 
 
-def make_tokenizer(options: Any, vocab_size: int, sources: Iterable[Source]) -> Tokenizer:
+def make_tokenizer(
+  options: Any, vocab_size: int, sources: Iterable[Source], bad_records: BadRecords | None = None
+) -> Tokenizer:
   """The tokenizer that `config.tokenizer` names, or one trained on the captions of the sources.
 
   Args:
     options: `config.tokenizer`.
     vocab_size: rows of the text tower's embedding table.
     sources: their captions train a "bpe".
+    bad_records: counts the captions that cannot be read.
 
   Raises:
     UserError: if the tokenizer has more tokens than the text tower has rows.
   """
   if options.spec == "bpe":
     how = {"lowercase": options.lowercase, "straight_quotes": options.straight_quotes}
-    return tokenizers.train_bpe(all_captions(sources), vocab_size, **how)
+    return tokenizers.train_bpe(all_captions(sources, bad_records), vocab_size, **how)
   tokenizer = tokenizers.load(options.spec)
   check_vocabulary(tokenizer, vocab_size)
   return tokenizer
@@ -112,6 +134,7 @@ def make_pipeline(
   share: tuple[int, int],
   *,
   teacher: TeacherView | None = None,
+  bad_records: BadRecords | None = None,
 ) -> Pipeline:
   """The pipeline of a run.
 
@@ -122,6 +145,7 @@ def make_pipeline(
     tokenizer: of the captions.
     share: (index, count) of this host's part of every batch.
     teacher: how a frozen teacher that runs beside the model reads the pairs.
+    bad_records: counts and names what cannot be read.
   """
   cache = config.distillation.targets
   return Pipeline(
@@ -133,6 +157,7 @@ def make_pipeline(
     seed=config.seed,
     tubelet=config.model.vision.tubelet,
     teacher=teacher,
+    bad_records=bad_records,
     targets=TargetCache(cache, _taught_bases(segments)).lookup if cache else None,
     augment=Augment(**config.data.augment),
     host_index=share[0],

@@ -7,8 +7,6 @@ step gives what `batch` gives for each.
 
 import dataclasses
 import functools
-import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,10 +16,10 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int
 
+from contrastive_jax.bad_records import BadRecords
 from contrastive_jax.batch import Batch, Targets, TeacherInputs, TextBatch
 from contrastive_jax.errors import UserError, nearest
 from contrastive_jax.preprocess import packing
-from contrastive_jax.preprocess.images import DecodeError
 from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.training.curriculum import Feed, Segment, segment_at, total_steps
 from data.augment import DRAWS, Augment
@@ -29,12 +27,9 @@ from data.groups import group_labels, key_of
 from data.lifetime import follow_parent
 from data.mixture import drawn, uniforms
 from data.rendering import Renderer, with_frames
-from data.sources import Example, Source, Text, stable_hash
+from data.sources import Example, Source
+from data.substitution import note, planned_key, read_or_substitute
 
-# Seconds before each further attempt to read a record after an I/O error; then the run stops.
-RETRY_DELAYS = (0.1, 1.0, 5.0)
-# Records tried in the place of a bad one before the source counts as broken.
-SUBSTITUTES = 16
 # Rows worked on at once. Small enough to share a batch among threads, large enough for vectorised work.
 CHUNK_ROWS = 64
 _CACHED_CAPTIONS = 1 << 18
@@ -80,6 +75,7 @@ class Pipeline:
     augment: Augment | None = None,
     teacher: TeacherView | None = None,
     targets: Callable[[Int[np.ndarray, "pairs"]], Targets] | None = None,
+    bad_records: BadRecords | None = None,
     host_index: int = 0,
     host_count: int = 1,
     threads: int = 2,
@@ -99,6 +95,7 @@ class Pipeline:
       augment: None only resizes, onto white.
       teacher: adds the inputs of a frozen teacher to every batch.
       targets: looks up outputs of a frozen teacher by sample ids, for every batch.
+      bad_records: counts and names what cannot be read, in this process wherever it was read; None counts alone.
       host_index: this host; it serves the rows from `host_index * batch_size / host_count` on.
       host_count: hosts that share each batch.
       threads: that read in each process; 0 reads when asked.
@@ -117,6 +114,7 @@ class Pipeline:
     self._augment = augment or Augment()
     self._render = Renderer(self._augment, patch_size, tubelet)
     self._teacher, self._targets = teacher, targets
+    self._bad_records = bad_records or BadRecords()
     self._host_index, self._host_count = host_index, host_count
     self._threads, self._workers, self._prefetch_bytes = threads, workers, prefetch_bytes
     self._tokens: dict[tuple[str, int, str], tuple[np.ndarray, np.ndarray]] = {}
@@ -202,15 +200,17 @@ class Pipeline:
     segment = self._segments[at]
     feed = segment.feed(segment.turn(offset)[0])
     frames = uniforms(self._seed, "frames", plan.position, count, 4)[:, 0]
-    examples, captions, planned, bad = [], [], [], []
+    examples, captions, planned, bad, failed = [], [], [], [], []
     for k in range(count):
       source = self._sources[plan.names[plan.source[k]]]
       prepare = functools.partial(with_frames, feed=feed, draw=float(frames[k]))
-      example, replaced = _read_or_substitute(source, int(plan.index[k]), prepare)
+      example, failures = read_or_substitute(source, int(plan.index[k]), prepare)
+      replaced = failures != ""
       bad.append(replaced)
+      failed.append(failures)
       examples.append(example)
       captions.append(example.text.choose(chosen[k]))
-      planned.append(_planned_key(source, int(plan.index[k]), chosen[k]) if replaced else None)
+      planned.append(planned_key(source, int(plan.index[k]), chosen[k]) if replaced else None)
     actual = np.array([key_of(e.text.group, c) for e, c in zip(examples, captions, strict=True)], np.int64)
     draws = uniforms(self._seed, "augment", plan.position, count, DRAWS)
     image, shrunk = self._render(examples, feed, draws, self._row_length(feed, step))
@@ -224,6 +224,7 @@ class Pipeline:
       "actual": actual,
       "planned": np.array([a if p is None else p for a, p in zip(actual, planned, strict=True)], np.int64),
       "bad": np.array(bad),
+      "failed": np.array(failed),
       "shrunk": np.array([shrunk]),
       "truncated": np.array([truncated]),
     }
@@ -261,6 +262,7 @@ class Pipeline:
     planned = fields["planned"] if self._host_count == 1 else self._plan_keys(step, mine, fields["planned"])
     group = group_labels(planned, mine, fields["actual"], fields["bad"])
     self.substituted += int(fields["bad"].sum())
+    note(self._bad_records, fields["failed"])
     self.shrunk += int(fields["shrunk"].sum())
     self.truncated += int(fields["truncated"].sum())
     image, text, teacher = fields["image"], fields["text"], fields["teacher"]
@@ -283,7 +285,7 @@ class Pipeline:
     keys[mine] = known
     for k in [*range(mine.start), *range(mine.stop, size)]:
       source = self._sources[plan.names[plan.source[k]]]
-      keys[k] = _planned_key(source, int(plan.index[k]), chosen[k])
+      keys[k] = planned_key(source, int(plan.index[k]), chosen[k])
     return keys
 
   def _tokenize(self, tokenizer: Tokenizer, captions: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -313,7 +315,8 @@ class Pipeline:
     return self._segments[segment_at(self._segments, step)[0]]
 
   def __getstate__(self) -> dict[str, Any]:
-    return self.__dict__ | {"_tokens": {}}
+    # Only the process that delivers batches counts.
+    return self.__dict__ | {"_tokens": {}, "_bad_records": None}
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     # The first that a worker process does for us is to unpickle what it is to read.
@@ -387,34 +390,3 @@ def _chunk_rows(share: int) -> int:
   """Rows of a chunk: a divisor of the share of at most CHUNK_ROWS, or all when only slivers divide it."""
   best = max(rows for rows in range(1, CHUNK_ROWS + 1) if share % rows == 0)
   return best if best >= min(share, CHUNK_ROWS // 4) else share
-
-
-def _read_or_substitute(source: Source, index: int, prepare: Callable[[Example], Example]) -> tuple[Example, bool]:
-  """Reads and prepares a sample, or the first after it that can be when it is bad for good, and says if it did."""
-  for attempt in range(SUBSTITUTES + 1):
-    try:
-      return _retry(lambda at: prepare(source[at]), (index + attempt) % len(source)), attempt > 0
-    except DecodeError as error:
-      logging.getLogger(__name__).warning("%s: record %d is bad (%s)", source.name, index + attempt, error)
-      last = error
-  raise UserError(f"data source {source.name!r} has {SUBSTITUTES + 1} bad records in a row from {index} on ({last})")
-
-
-def _planned_key(source: Source, index: int, draw: float) -> tuple[int, int]:
-  """What groups a pair that some host reads, known without its image; a pair of its own when the text is bad too."""
-  try:
-    text: Text = _retry(source.text, index)
-  except DecodeError:
-    lone = stable_hash("bad", source.name, index)
-    return lone, lone
-  return key_of(text.group, text.choose(draw))
-
-
-def _retry(read: Callable[[int], Any], index: int) -> Any:
-  for delay in (*RETRY_DELAYS, None):
-    try:
-      return read(index)
-    except OSError:
-      if delay is None:
-        raise
-      time.sleep(delay)

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from contrastive_jax.bad_records import FILE, BadRecords
 from contrastive_jax.evaluation.choices import evaluate_choices
 from contrastive_jax.evaluation.diagnostics import pair_diagnostics
 from contrastive_jax.evaluation.multilabel import evaluate_multilabel
@@ -26,6 +27,7 @@ from contrastive_jax.evaluation.tasks import (
   PairSet,
   kind_of,
 )
+from contrastive_jax.evaluation.unreadable import UnreadableSet, embedded, keep
 from contrastive_jax.evaluation.zero_shot import evaluate_zero_shot
 
 PROBES = {"linear": ("linear_probe", linear_probe), "knn": ("knn_probe", knn_probe)}
@@ -34,7 +36,14 @@ DRAWS = 3
 
 
 def evaluate(
-  model: Encoder, sets: Iterable[EvaluationSet], *, workdir: Path, step: int, architecture: str, thorough: bool = False
+  model: Encoder,
+  sets: Iterable[EvaluationSet],
+  *,
+  workdir: Path,
+  step: int,
+  architecture: str,
+  thorough: bool = False,
+  unreadable: Callable[[str], None] | None = None,
 ) -> list[Result]:
   """Zero-shot classification of labelled and multi-label sets, retrieval of pair sets, matching of hard pairs.
 
@@ -48,12 +57,27 @@ def evaluate(
     step: of the checkpoint.
     architecture: what the results call the model.
     thorough: also the diagnostics of pair sets that take longer: global AUC and separability.
+    unreadable: told, in a sentence, of a set without any image that can be read, which then has no result.
 
   Returns:
-    One result a set, in their order, on every process.
+    One result a set, in their order, on every process. Images that cannot be read are left out of a set, counted in its
+    result and named in `<workdir>/bad_records.jsonl`.
+
+  Raises:
+    UnreadableSet: if no image of a set can be read and nobody is to be told.
   """
-  model = _Remembering(model)
-  return [_written(_score(model, scored, thorough), workdir, step, architecture) for scored in sets]
+  model, ledger = _Remembering(model), _ledger(workdir)
+  results = []
+  for scored in sets:
+    try:
+      result = _score(model, scored, thorough, ledger)
+    except UnreadableSet as error:
+      if unreadable is None:
+        raise
+      unreadable(str(error))
+    else:
+      results.append(_written(result, workdir, step, architecture))
+  return results
 
 
 def probe(
@@ -93,7 +117,17 @@ def probe(
     task, draws = f"{shots}_shot_{task}", [few_shot(train.labels, shots, seed=draw) for draw in range(DRAWS)]
   used = np.unique(np.concatenate(draws))
   embed = model.encode_image if projected else functools.partial(model.encode_image, projected=False)
-  learned, tested = embed(Chosen(train.images, used)), embed(test.images)
+  ledger = _ledger(workdir)
+  learned, good = embedded(embed, Chosen(train.images, used), f"{train.name} (to learn from)", ledger)
+  if not good.any():
+    raise UnreadableSet(f"none of the {len(used):,} images of {train.name} can be read: the probe has nothing to learn")
+  learned, used = learned[good], used[good]
+  draws = [rows[np.isin(rows, used)] for rows in draws]
+  tested, good = embedded(embed, test.images, test.name, ledger)
+  left_out = int(np.sum(~good))
+  if left_out:
+    test, rows = keep(test, good)
+    tested = tested[rows]
   measured = [
     measure(learned[np.isin(used, rows)], train.labels[rows], tested, test.labels, classes=len(test.classes))
     for rows in draws
@@ -104,6 +138,7 @@ def probe(
     metrics={name: float(np.mean([metrics[name] for metrics in measured])) for name in measured[0]},
     language=test.language,
     sizes={kind_of(test.images): len(test.images), "classes": len(test.classes), "training": len(draws[0])},
+    left_out=left_out,
   )
   return _written(result, workdir, step, architecture)
 
@@ -135,13 +170,34 @@ class _Remembering:
       self.image, self._images = self._model.encode_image(images), images
     return self.image
 
+  def readable(self, scored: EvaluationSet, ledger: BadRecords) -> EvaluationSet:
+    """The set without the images that cannot be read; those that can are embedded by then."""
+    if scored.images is self._images or not len(scored.images):
+      return scored
+    self.image, good = embedded(self._model.encode_image, scored.images, scored.name, ledger)
+    if not good.all():
+      scored, rows = keep(scored, good)
+      self.image = self.image[rows]
+    self._images = scored.images
+    return scored
+
   def encode_text(self, texts: Sequence[str]) -> np.ndarray:
     if list(texts) != self._texts:
       self.text, self._texts = self._model.encode_text(texts), list(texts)
     return self.text
 
 
-def _score(model: _Remembering, scored: EvaluationSet, thorough: bool) -> Result:
+def _ledger(workdir: Path) -> BadRecords:
+  return BadRecords(workdir / FILE if jax.process_index() == 0 else None)
+
+
+def _score(model: _Remembering, scored: EvaluationSet, thorough: bool, ledger: BadRecords) -> Result:
+  readable = model.readable(scored, ledger)
+  result = _score_readable(model, readable, thorough)
+  return dataclasses.replace(result, left_out=len(scored.images) - len(readable.images))
+
+
+def _score_readable(model: _Remembering, scored: EvaluationSet, thorough: bool) -> Result:
   if isinstance(scored, ChoiceSet):
     return evaluate_choices(model, scored)
   if isinstance(scored, PairSet):

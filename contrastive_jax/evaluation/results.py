@@ -100,6 +100,7 @@ class Result:
     language: of the prompts or captions.
     sizes: what the set holds: {"images": 10000, "classes": 10} or {"clips": 5000, "captions": 25000}.
     templates_source: who wrote the prompts, or that none are published for the set; "" where they are the set's own.
+    left_out: images of the set that cannot be read, which `sizes` and `metrics` know nothing of.
     guesses: some images and their predictions.
     confusions: the worst confusions, most frequent first.
     searches: some queries and what they found.
@@ -111,6 +112,7 @@ class Result:
   language: str
   sizes: dict[str, int]
   templates_source: str = ""
+  left_out: int = 0
   guesses: tuple[Guess, ...] = ()
   confusions: tuple[Confusion, ...] = ()
   searches: tuple[Search, ...] = ()
@@ -143,7 +145,9 @@ def _at_most(image: Picture, side: int) -> Picture:
 
 
 def as_json(result: Result, *, model: str, pretrained: str) -> dict[str, object]:
-  """The result in CLIP_benchmark's schema, and "templates_source" where the prompts are not the set's own.
+  """The result in CLIP_benchmark's schema, and two more fields where they say anything.
+
+  "templates_source" tells whose the prompts are that are not the set's own, "left_out" how many images cannot be read.
 
   Args:
     result: of one task.
@@ -158,7 +162,8 @@ def as_json(result: Result, *, model: str, pretrained: str) -> dict[str, object]
     "metrics": {name: float(value) for name, value in result.metrics.items()},
     "language": result.language,
   }
-  return content | ({"templates_source": result.templates_source} if result.templates_source else {})
+  content |= {"templates_source": result.templates_source} if result.templates_source else {}
+  return content | ({"left_out": result.left_out} if result.left_out else {})
 
 
 def result_path(workdir: str | os.PathLike, dataset: str, step: int, task: str = "") -> Path:
@@ -224,6 +229,8 @@ def headline(result: Result) -> Mapping[str, str]:
     sentence = (
       f"of {sizes['captions']:,} captions rank their {what} among the first {_cutoff(name)} of {sizes[shown]:,}"
     )
+  if result.left_out:
+    sentence += f"; {result.left_out:,} more cannot be read and were left out"
   return {"metric": name, "figure": percent(metrics[name]), "sentence": sentence}
 
 

@@ -1,29 +1,30 @@
 """Files, bytes, PIL images and arrays to uint8 pixels, and pixels to patches."""
 
 import functools
-import io
-import os
 from typing import Any
 
 import cv2
 import numpy as np
 from jaxtyping import Int16, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
 from contrastive_jax.batch import ImageBatch
+from contrastive_jax.preprocess import decoding
+from contrastive_jax.preprocess.decoding import DecodeError
 
 Pixels = UInt8[np.ndarray, "height width channels"]
 WHITE = (255, 255, 255)
 
 
-class DecodeError(ValueError):
-  """The record itself is bad, and reading it again would not help. I/O errors are left as they are."""
+# Pixels that resizing may hold at once between its two directions, and the side of what stands in a square.
+_MOST_BETWEEN, _MOST_SIDE = 1 << 24, 1 << 12
 
 
 def decode(source: Any, background: tuple[int, int, int] | None = WHITE) -> Pixels:
   """Reads a picture, upright and in 8-bit RGB.
 
-  EXIF orientation is applied; palettes, CMYK, greyscale and 16-bit pictures are converted.
+  EXIF orientation is applied where it can be read, whatever else the metadata hold; palettes, CMYK, greyscale and
+  16-bit pictures are converted. Of several pages or frames the first is read.
 
   Args:
     source: a path, the bytes of a file, a PIL image, or an array `[height, width]` or `[height, width, 1|3|4]` of
@@ -35,15 +36,22 @@ def decode(source: Any, background: tuple[int, int, int] | None = WHITE) -> Pixe
     multiplied by alpha (what warps and blends correctly).
 
   Raises:
-    DecodeError: if this is no picture that can be read.
+    DecodeError: if this is no picture that can be read, or takes more memory than `decoding.MAX_BYTES`.
     OSError: if the path cannot be read.
   """
   if isinstance(source, np.ndarray):
     pixels = _from_array(source)
   elif isinstance(source, Image.Image):
-    pixels = _from_pil(source)
+    try:
+      pixels = decoding.from_pil(source)
+    except DecodeError:
+      raise
+    except Exception as error:
+      if getattr(error, "errno", None) is not None:
+        raise  # The file behind a lazy image could not be read.
+      raise decoding.undecodable(error) from error
   else:
-    pixels = _from_bytes(source if isinstance(source, bytes) else _read(source))
+    pixels = decoding.from_bytes(source if isinstance(source, bytes) else decoding.read_file(source))
   if pixels.shape[2] == 3:
     return pixels
   pixels = premultiply(pixels)
@@ -52,16 +60,29 @@ def decode(source: Any, background: tuple[int, int, int] | None = WHITE) -> Pixe
 
 def premultiply(pixels: UInt8[np.ndarray, "height width 4"]) -> UInt8[np.ndarray, "height width 4"]:
   """Multiplies colour by alpha, rounding to nearest."""
-  scaled = (pixels[..., :3].astype(np.uint16) * pixels[..., 3:] + 127) // 255
-  return np.dstack([scaled.astype(np.uint8), pixels[..., 3]])
+  scaled = np.empty(pixels.shape, np.uint8)
+  for rows in _strips(pixels):
+    scaled[rows, :, :3] = (pixels[rows, :, :3].astype(np.uint16) * pixels[rows, :, 3:] + 127) // 255
+  scaled[..., 3] = pixels[..., 3]
+  return scaled
 
 
 def composite(
   pixels: UInt8[np.ndarray, "height width 4"], background: tuple[int, int, int] = WHITE
 ) -> UInt8[np.ndarray, "height width 3"]:
   """Puts premultiplied pixels on a plain background."""
-  behind = (np.asarray(background, np.uint16) * (255 - pixels[..., 3:]).astype(np.uint16) + 127) // 255
-  return (pixels[..., :3] + behind).astype(np.uint8)
+  colour = np.asarray(background, np.uint16)
+  plain = np.empty((*pixels.shape[:2], 3), np.uint8)
+  for rows in _strips(pixels):
+    behind = (colour * (255 - pixels[rows, :, 3:]).astype(np.uint16) + 127) // 255
+    plain[rows] = pixels[rows, :, :3] + behind
+  return plain
+
+
+def _strips(pixels: np.ndarray) -> list[slice]:
+  """Rows to work on at once, so that wider numbers never exist for a whole large picture."""
+  rows = max(1, (1 << 18) // max(1, pixels.shape[1]))
+  return [slice(start, start + rows) for start in range(0, pixels.shape[0], rows)]
 
 
 def trim(pixels: UInt8[np.ndarray, "height width 4"]) -> UInt8[np.ndarray, "rows columns 4"]:
@@ -69,10 +90,21 @@ def trim(pixels: UInt8[np.ndarray, "height width 4"]) -> UInt8[np.ndarray, "rows
   left, top, width, height = cv2.boundingRect((pixels[..., 3] > 8).astype(np.uint8))
   if not width:
     return pixels
-  side = max(width, height)
-  square = np.zeros((side, side, 4), np.uint8)
+  return in_square(pixels[top : top + height, left : left + width], 0)
+
+
+def in_square(
+  pixels: UInt8[np.ndarray, "height width channels"], level: int
+) -> UInt8[np.ndarray, "side side channels"]:
+  """Puts a picture into the middle of a square of one level; a square that would be huge is made smaller with it."""
+  height, width, channels = pixels.shape
+  side = max(height, width)
+  if side > _MOST_SIDE and side * side > _MOST_BETWEEN and side > 2 * min(height, width):
+    height, width = (max(1, round(length * _MOST_SIDE / side)) for length in (height, width))
+    pixels, side = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), max(height, width)
+  square = np.full((side, side, channels), level, np.uint8)
   down, across = (side - height) // 2, (side - width) // 2
-  square[down : down + height, across : across + width] = pixels[top : top + height, left : left + width]
+  square[down : down + height, across : across + width] = pixels
   return square
 
 
@@ -82,7 +114,12 @@ def resize(
   """Resizes, "bicubic" or "bilinear", antialiased as in PIL, which the published CLIP and SigLIP preprocessing uses."""
   if image.shape[:2] == (height, width):
     return image
-  return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling[interpolation.upper()]))
+  method = Image.Resampling[interpolation.upper()]
+  if image.shape[0] * width > _MOST_BETWEEN and image.shape[1] * height < image.shape[0] * width:
+    # PIL resizes along x first, which makes a tall strip huge for a moment: along y first it is small.
+    turned = Image.fromarray(np.ascontiguousarray(image.swapaxes(0, 1))).resize((height, width), method)
+    return np.ascontiguousarray(np.asarray(turned).swapaxes(0, 1))
+  return np.asarray(Image.fromarray(image).resize((width, height), method))
 
 
 def center_crop(
@@ -91,10 +128,29 @@ def center_crop(
   """Resizes the shorter side to `size` and cuts the middle square (CLIP's preprocessing)."""
   height, width = image.shape[:2]
   short = min(height, width)
+  if size * size * max(height, width) // short > _MOST_BETWEEN:
+    return _center_of_strip(image, size, interpolation)
   # Rounded down, as torchvision does.
   height, width = size * height // short, size * width // short
   top, left = (height - size) // 2, (width - size) // 2
   return np.ascontiguousarray(resize(image, height, width, interpolation)[top : top + size, left : left + size])
+
+
+def _center_of_strip(image: np.ndarray, size: int, interpolation: str) -> np.ndarray:
+  """What `center_crop` gives, of a picture so thin that it would be huge with its shorter side resized."""
+  height, width = image.shape[:2]
+  short = min(height, width)
+  # The kernel of "bicubic" reaches two pixels to each side, more where it reduces.
+  reach = short // 2 + 2 * max(1, -(-short // size)) + 2
+  middle = (height / 2, width / 2)
+  top, left = (max(0, int(at) - reach) for at in middle)
+  near = image[top : top + 2 * reach + 1, left : left + 2 * reach + 1]
+  box = (middle[1] - short / 2 - left, middle[0] - short / 2 - top)
+  box = (*box, box[0] + short, box[1] + short)
+  resized = Image.fromarray(np.ascontiguousarray(near)).resize(
+    (size, size), Image.Resampling[interpolation.upper()], box=box
+  )
+  return np.asarray(resized)
 
 
 def patchify(images: UInt8[np.ndarray, "rows height width channels"], patch_size: int) -> ImageBatch:
@@ -167,45 +223,13 @@ def _grid(t: int, y: int, x: int) -> np.ndarray:
   return coords
 
 
-def _read(path: str | os.PathLike) -> bytes:
-  with open(path, "rb") as file:
-    return file.read()
-
-
 def _from_array(array: np.ndarray) -> np.ndarray:
   if array.ndim == 2:
     array = array[..., None]
   if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
     raise DecodeError(f"an image array is [height, width] or [height, width, 1|3|4], got {list(array.shape)}")
   if array.dtype == np.uint16:
-    array = _eight_bits(array)
+    array = decoding.eight_bits(array)
   if array.dtype != np.uint8:
     raise DecodeError(f"an image array is uint8 or uint16, got {array.dtype}")
   return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
-
-
-def _from_bytes(data: bytes) -> np.ndarray:
-  # OpenCV decodes JPEG several times faster than PIL, but fills what a truncated file lacks with grey, so that only
-  # files with their end marker take this path; it has its own idea of CMYK, so these do not take it either.
-  if data[:2] == b"\xff\xd8" and b"\xff\xd9" in data[-64:] and b"Adobe" not in data[:4096]:
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    if pixels is not None:
-      return pixels
-  try:
-    with Image.open(io.BytesIO(data)) as image:
-      return _from_pil(image)
-  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-    raise DecodeError(f"not a picture that can be decoded ({error})") from error
-
-
-def _from_pil(image: Image.Image) -> np.ndarray:
-  image = ImageOps.exif_transpose(image)
-  if image.mode.startswith("I"):
-    return np.repeat(_eight_bits(np.asarray(image).clip(0, 65535))[..., None], 3, axis=2)
-  transparent = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
-  return np.asarray(image.convert("RGBA" if transparent else "RGB"))
-
-
-def _eight_bits(values: np.ndarray) -> np.ndarray:
-  """16-bit samples to the nearest of 256 levels (65535 is 255)."""
-  return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -14,14 +15,20 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from contrastive_jax.errors import UserError, require_known
-from contrastive_jax.preprocess.images import WHITE, DecodeError, decode
+from contrastive_jax.preprocess.decoding import MAX_FILE_BYTES, DecodeError, check_affordable, undecodable
+from contrastive_jax.preprocess.images import WHITE, decode
 
 Frames = UInt8[np.ndarray, "frames height width channels"]
 RULES = ("uniform", "random", "fps")
 
 # How browsers play animated pictures that do not say how long a frame lasts.
 _UNTIMED = 0.1
-_PIL_ERRORS = (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError)
+# Bytes for each pixel while a frame is decoded: of an animated picture with its predecessors, of a video.
+_ANIMATION_BYTES, _VIDEO_BYTES = 24, 6
+# Pixels of all frames of an animated picture, which are all decoded to open it.
+_MOST_ANIMATED = 1 << 29
+# A read that fails for one of these may succeed later: the file is not to blame.
+_PASSING = (errno.EIO, errno.ETIMEDOUT, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
 @runtime_checkable
@@ -86,6 +93,10 @@ def open_clip(source: str | os.PathLike | bytes) -> Clip:
     OSError: if the path cannot be read.
   """
   if isinstance(source, bytes):
+    if len(source) > MAX_FILE_BYTES:
+      raise DecodeError(
+        f"a clip of {len(source) / 1e6:,.0f} MB in a record is more than {MAX_FILE_BYTES / 1e6:,.0f} MB"
+      )
     head = source[:16]
   else:
     source = os.fspath(source)
@@ -142,17 +153,20 @@ class _Animation:
 
   def read(self, indices: Sequence[int] | Int[np.ndarray, " n"], /) -> Frames:
     wanted, position = np.unique(np.asarray(indices, int), return_inverse=True)
+    check_frames(len(position), self.height, self.width, 3 + self.transparent)
+    frames = np.empty((len(position), self.height, self.width, 3 + self.transparent), np.uint8)
     with _pillow(self.source) as image:
-      frames = []
-      for index in wanted:
+      for k, index in enumerate(wanted):
         image.seek(int(index))
-        frames.append(_frame(image, self.transparent))
-    return np.stack(frames)[position]
+        frames[position == k] = _frame(image, self.transparent)
+    return frames
 
 
 def _open_animation(source: str | bytes) -> _Animation:
   with _pillow(source) as image:
     count = getattr(image, "n_frames", 1)
+    if count * image.width * image.height > _MOST_ANIMATED:
+      raise DecodeError(f"{count} frames of {image.width}x{image.height} pixels are too many for one record")
     first = decode(image.convert("RGBA"), background=None)
     seconds = 0.0
     for index in range(count):
@@ -171,12 +185,9 @@ def _frame(image: Image.Image, transparent: bool) -> np.ndarray:
 @contextlib.contextmanager
 def _pillow(source: str | bytes) -> Iterator[Image.Image]:
   file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: SIM115
-  with file:
-    try:
-      with Image.open(file) as image:
-        yield image
-    except _PIL_ERRORS as error:
-      raise DecodeError(f"not an animated picture that can be decoded ({error})") from error
+  with file, _as_decode_error("animated picture"), Image.open(file) as image:
+    check_affordable(image.width * image.height * _ANIMATION_BYTES, f"a frame of {image.width}x{image.height} pixels")
+    yield image
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -207,28 +218,35 @@ class _Video:
   def read(self, indices: Sequence[int] | Int[np.ndarray, " n"], /) -> Frames:
     wanted, position = np.unique(self.times[np.asarray(indices, int)], return_inverse=True)
     entry = np.maximum(np.searchsorted(self.entries[:, 0], wanted, side="right") - 1, 0)
+    check_frames(len(position), self.height, self.width, 3)
+    frames = np.empty((len(position), self.height, self.width, 3), np.uint8)
     with _ffmpeg(self.source) as (container, stream):
-      frames = []
+      done = 0
       for each in np.unique(entry):
         # Containers index keyframes by either time; the earlier is never behind the frames wanted.
         container.seek(int(self.entries[each].min()), stream=stream, backward=True)
-        frames += self._decoded(container.decode(stream), wanted[entry == each].tolist())
-    return np.stack(frames)[position]
+        times = wanted[entry == each].tolist()
+        for frame in self._decoded(container.decode(stream), times):
+          frames[position == done] = frame
+          done += 1
+    return frames
 
-  def _decoded(self, decoding: Iterator[av.VideoFrame], times: list[int]) -> list[np.ndarray]:
+  def _decoded(self, decoding: Iterator[av.VideoFrame], times: list[int]) -> Iterator[np.ndarray]:
     """The frames on screen at ascending times, upright."""
-    found: list[np.ndarray] = []
+    found = 0
     shown = None
     for frame in decoding:
       # VP8 has packets that show nothing: what was there before stays.
-      while len(found) < len(times) and shown is not None and times[len(found)] < frame.pts:
-        found.append(self._upright(shown))
+      while found < len(times) and shown is not None and times[found] < frame.pts:
+        yield self._upright(shown)
+        found += 1
       shown = frame
-      if len(found) < len(times) and times[len(found)] == frame.pts:
-        found.append(self._upright(shown))
-      if len(found) == len(times):
-        return found
-    raise DecodeError(f"the video ends before its frame {int(np.searchsorted(self.times, times[len(found)]))}")
+      if found < len(times) and times[found] == frame.pts:
+        yield self._upright(shown)
+        found += 1
+      if found == len(times):
+        return
+    raise DecodeError(f"the video ends before its frame {int(np.searchsorted(self.times, times[found]))}")
 
   def _upright(self, frame: av.VideoFrame) -> np.ndarray:
     if frame.is_corrupt:
@@ -256,13 +274,32 @@ def _open_video(source: str | bytes) -> _Video:
 
 @contextlib.contextmanager
 def _ffmpeg(source: str | bytes) -> Iterator[tuple[Any, Any]]:
+  with _as_decode_error("video"), av.open(io.BytesIO(source) if isinstance(source, bytes) else source) as container:
+    stream = container.streams.best("video")
+    if stream is None:
+      raise DecodeError("the file has no video")
+    context = stream.codec_context
+    size = f"{context.width}x{context.height} pixels"
+    check_affordable(context.width * context.height * _VIDEO_BYTES, f"a frame of {size}")
+    # Clips are read by many threads at once: more inside each would get into their way.
+    context.thread_count = 1
+    yield container, stream
+
+
+def check_frames(count: int, height: int, width: int, channels: int) -> None:
+  """Raises a `DecodeError` when the frames that are wanted of a clip take more memory than one record may."""
+  # A third is left to the decoder.
+  check_affordable(count * height * width * channels * 3 // 2, f"{count} frames of {width}x{height} pixels")
+
+
+@contextlib.contextmanager
+def _as_decode_error(what: str) -> Iterator[None]:
+  """Turns whatever a decoder raises into `DecodeError`, and leaves errors of the file system as they are."""
   try:
-    with av.open(io.BytesIO(source) if isinstance(source, bytes) else source) as container:
-      stream = container.streams.best("video")
-      if stream is None:
-        raise DecodeError("the file has no video")
-      # Clips are read by many threads at once: more inside each would get into their way.
-      stream.codec_context.thread_count = 1
-      yield container, stream
-  except av.FFmpegError as error:
-    raise DecodeError(f"not a video that can be decoded ({error})") from error
+    yield
+  except (DecodeError, UserError):
+    raise
+  except Exception as error:
+    if isinstance(error, OSError) and error.errno in _PASSING:
+      raise
+    raise undecodable(error, what) from error

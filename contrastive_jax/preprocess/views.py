@@ -127,12 +127,7 @@ def _square(resolution: Resolution, patch: int, times: int) -> int:
 
 def squared(pixels: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "side side 3"]:
   """The picture in the middle of a white square."""
-  height, width = pixels.shape[:2]
-  side = max(height, width)
-  square = np.full((side, side, 3), 255, np.uint8)
-  top, left = (side - height) // 2, (side - width) // 2
-  square[top : top + height, left : left + width] = pixels
-  return square
+  return images.in_square(pixels, 255)
 
 
 def _ladder(resolution: Resolution, patch: int, times: int) -> tuple[int, ...]:

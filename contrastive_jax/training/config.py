@@ -47,6 +47,7 @@ _FREE_ON_RESUME = (
   "data.workers",
   "data.prefetch_bytes",
   "data.data_dir",
+  "data.max_bad_share",
 )
 
 
@@ -62,6 +63,8 @@ def check(config: Any) -> None:
   _positive(
     config, "total_steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "checkpoint_keep_last"
   )
+  if not 0 <= config.data.max_bad_share <= 1:
+    raise UserError(f"data.max_bad_share={config.data.max_bad_share} is the share of bad records, give 0 to 1")
   require_known("on_nonfinite", config.on_nonfinite, ("stop", "skip"))
   for name in ("compute_dtype", "loss_dtype"):
     require_known(name, config[name], ("float32", "bfloat16"))

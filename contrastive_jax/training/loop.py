@@ -118,13 +118,14 @@ def train(
       stopping = stop.agree()
       last = done == options.total_steps or stopping
       due = options.eval_every and done % options.eval_every == 0
+      if last or done % options.checkpoint_every == 0 or options.ends_stage(done):
+        # A checkpoint is only ever made of a state whose loss is known to be finite, and before an evaluation that
+        # may fail.
+        steps.settle()
+        checkpoints.save(state, about)
       if evaluate and (due or options.ends_stage(done)):
         steps.settle()
         steps.record({"step": done, **evaluate(state)})
-      if last or done % options.checkpoint_every == 0 or options.ends_stage(done):
-        # A checkpoint is only ever made of a state whose loss is known to be finite.
-        steps.settle()
-        checkpoints.save(state, about)
       if last:
         break
     steps.settle()
@@ -217,6 +218,9 @@ class _Steps:
         "data_wait_fraction": self._waited / seconds,
         **_fill(batch),
       }
+      bad = getattr(self._pipeline, "substituted", 0)
+      if bad:
+        row["bad_records"] = bad
       if self._options.stages:
         row["stage"] = self._options.stage(step)
       if self._options.flops_per_pair and not first:

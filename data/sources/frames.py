@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
+from contrastive_jax.preprocess.decoding import DecodeError
 from contrastive_jax.preprocess.images import decode
-from contrastive_jax.preprocess.video import Frames
+from contrastive_jax.preprocess.video import Frames, check_frames
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,7 +38,17 @@ class StoredFrames:
 
   def read(self, indices: Sequence[int] | Int[np.ndarray, " n"], /) -> Frames:
     """The frames, RGB. Raises DecodeError if one is bad."""
-    return np.stack([decode(self.files[index]) for index in np.asarray(indices, int)])
+    indices = np.asarray(indices, int)
+    check_frames(len(indices), self.height, self.width, 3)
+    frames = np.empty((len(indices), self.height, self.width, 3), np.uint8)
+    for k, index in enumerate(indices.tolist()):
+      frame = decode(self.files[index])
+      if frame.shape != frames.shape[1:]:
+        raise DecodeError(
+          f"frame {index} is {frame.shape[1]}x{frame.shape[0]} pixels, the first {self.width}x{self.height}"
+        )
+      frames[k] = frame
+    return frames
 
   @functools.cached_property
   def _first(self) -> np.ndarray:

@@ -12,8 +12,9 @@ from contrastive_jax import paths
 from contrastive_jax.errors import UserError, nearest
 from contrastive_jax.evaluation.benchmarks import GENERIC, GENERIC_TEMPLATES
 from contrastive_jax.evaluation.tasks import LabelledSet, PairSet
-from contrastive_jax.preprocess.images import WHITE, DecodeError, decode
-from data.sources import Example, Text, names_a_side, stable_hash
+from contrastive_jax.preprocess.decoding import DecodeError
+from contrastive_jax.preprocess.images import WHITE, decode
+from data.sources import Example, Text, names_a_side, stable_hash, stores
 from data.sources.frames import StoredFrames, read_videos_as_frames
 from data.sources.splits import Range, ranges
 
@@ -50,7 +51,7 @@ class TfdsSource:
     Raises:
       UserError: if the set is not there or lacks a feature.
     """
-    self.name = f"tfds/{name}"
+    self.name, self.split = f"tfds/{name}", split
     self._records = Records(name, data_dir, split)
     self._image_key, self._caption_key = image_key, caption_key
     self._flip, self._salt = flip, stable_hash("tfds", name, split)
@@ -76,13 +77,17 @@ class TfdsSource:
   def text(self, index: int) -> Text:
     return self._text(index, self._records[index])
 
+  def shard_of(self, index: int) -> str:
+    """The file that holds a record."""
+    return self._records.shard_of(index)
+
   def _text(self, index: int, record: Mapping[str, Any]) -> Text:
     value = record[self._caption_key]
     if self._of_class is not None:
-      if not 0 <= value < len(self._of_class):
+      if np.ndim(value) or not 0 <= value < len(self._of_class):
         raise DecodeError(f"label {value} is none of {len(self._of_class)} classes")
       return self._of_class[int(value)]
-    captions = tuple(_strings(value))
+    captions = tuple(caption for caption in _strings(value) if caption.strip())
     if not captions:
       raise DecodeError("the record has no caption")
     return Text(captions, (self._salt + index) & (2**63 - 1))
@@ -101,7 +106,20 @@ class Records(Sequence):
     return len(self._open[1])
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    return self._open[1][index]
+    """Reads a record.
+
+    Raises:
+      DecodeError: if its bytes are damaged.
+      UserError: if the whole shard is.
+      OSError: if it cannot be read now.
+    """
+    if not 0 <= index < len(self):
+      raise IndexError(f"record {index} of {len(self)}")
+    return stores.read(self._open[1], index, self.name)
+
+  def shard_of(self, index: int) -> str:
+    """The file that holds a record; "" where that is not known."""
+    return stores.shard_of(self._open[1], index)
 
   @property
   def features(self) -> Mapping[str, Any]:
@@ -181,8 +199,8 @@ class Records(Sequence):
     command = _OWN.get(self.name, _PREPARE).format(name=self.name, data_dir=self._data_dir)
     try:
       builder = tfds.core.read_only_builder.builder_from_files(self.name, data_dir=self._data_dir)
-    except tfds.core.registered.DatasetNotFoundError:
-      raise UserError(f"the TFDS set {self.name!r} is not in {self._data_dir}, prepare it with: {command}") from None
+    except Exception as error:  # TFDS raises what its parsers do for files that are damaged.
+      raise stores.unopened(self.name, self._data_dir, error, command) from error
     expected = sum(part.stop - part.start for part in ranges(self._split, builder.info.splits, self.name))
     pictures = [key for key, feature in builder.info.features.items() if _is_picture(feature, tfds.features)]
     try:
@@ -192,6 +210,11 @@ class Records(Sequence):
       raise UserError(
         f"the TFDS set {self.name!r} is stored as {stored}, without random access, prepare it again with: {command}"
       ) from None
+    except (UserError, IndexError):
+      raise
+    except Exception as error:
+      raise stores.unopened(self.name, self._data_dir, error, command) from error
+    stores.check_shards(records, self.name, command)
     # TFDS reads Parquet by whole splits only, and has been seen to write fewer records than it counts.
     if len(records) != expected:
       raise UserError(
@@ -266,6 +289,8 @@ def _shown(stored: Any, background: tuple[int, int, int] | None) -> np.ndarray |
     return decode(stored, background)
   if isinstance(stored, np.ndarray) and stored.dtype.kind != "O":
     return decode(stored, background)
+  if stored is None:
+    raise DecodeError("the record has no picture")
   if not len(stored):
     raise DecodeError("the clip has no frames")
   return StoredFrames(list(stored))
@@ -351,6 +376,8 @@ def _strings(value: Any) -> list[str]:
       raise UserError(f"a caption feature holds text or a sequence of text, got the keys {', '.join(value)}")
     value = value["text"] if "text" in value else next(iter(value.values()))
   items = [value] if isinstance(value, str | bytes) else list(np.asarray(value, object).reshape(-1))
+  if not all(isinstance(item, str | bytes) for item in items):
+    raise DecodeError("a caption is no text")
   try:
     return [item.decode("utf-8") if isinstance(item, bytes) else str(item) for item in items]
   except UnicodeDecodeError as error:

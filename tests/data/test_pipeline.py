@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from toy import ToySource, WordTokenizer
 
+from contrastive_jax import bad_records
 from contrastive_jax.errors import UserError
 from contrastive_jax.training.curriculum import Segment, truncate
 from data import pipeline as pipeline_module
@@ -151,7 +152,7 @@ def test_only_bad_records_stop_the_run():
 
 
 def test_input_output_errors_are_retried_and_then_stop_the_run(monkeypatch):
-  monkeypatch.setattr(pipeline_module, "RETRY_DELAYS", (0, 0, 0))
+  monkeypatch.setattr(bad_records, "RETRY_DELAYS", (0, 0, 0))
 
   class Flaky(ToySource):
     failures = 2

@@ -1,0 +1,136 @@
+"""Evaluation sets without the pictures that cannot be read: which these are, agreed on by all processes."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Bool, Float, Int
+
+from contrastive_jax.bad_records import BadRecord, BadRecords, retried
+from contrastive_jax.errors import UserError
+from contrastive_jax.evaluation.tasks import (
+  ChoiceSet,
+  Chosen,
+  EvaluationSet,
+  Images,
+  LabelledSet,
+  MultiLabelSet,
+  PairSet,
+)
+from contrastive_jax.preprocess.decoding import DecodeError
+from contrastive_jax.preprocess.images import decode
+from contrastive_jax.preprocess.video import Clip
+
+_ELSEWHERE = "cannot be read by another process"
+
+
+class UnreadableSet(UserError):
+  """No picture of an evaluation set can be read."""
+
+
+class Tolerant(Sequence):
+  """Images with a grey pixel in the place of each that cannot be read; once read, it knows what was wrong with these.
+
+  Attributes:
+    reasons: what was wrong, by the index of the image.
+  """
+
+  def __init__(self, images: Images):
+    self._images = images
+    self.reasons: dict[int, str] = {}
+
+  def __len__(self) -> int:
+    return len(self._images)
+
+  def __getitem__(self, index: int) -> Any:
+    try:
+      item = retried(lambda: self._images[index])
+      if isinstance(item, Clip):
+        return _TolerantClip(item, self.reasons, index)
+      return item if isinstance(item, np.ndarray) and item.ndim == 4 else retried(lambda: decode(item, background=None))
+    except DecodeError as error:
+      self.reasons[index] = str(error)
+      return np.full((1, 1, 3), 128, np.uint8)
+
+
+class _TolerantClip:
+  """A clip whose frames are grey where they cannot be read."""
+
+  def __init__(self, clip: Clip, reasons: dict[int, str], index: int):
+    self._clip, self._reasons, self._index = clip, reasons, index
+    self.count, self.fps = clip.count, clip.fps
+    try:
+      self.height, self.width = clip.height, clip.width
+    except DecodeError as error:
+      reasons[index] = str(error)
+      self.height = self.width = 1
+
+  def read(self, indices: Sequence[int] | Int[np.ndarray, " n"], /) -> np.ndarray:
+    try:
+      return retried(lambda: self._clip.read(indices))
+    except DecodeError as error:
+      self._reasons[self._index] = str(error)
+      return np.full((len(indices), 1, 1, 3), 128, np.uint8)
+
+
+def embedded(
+  encode: Callable[[Images], Float[np.ndarray, "images dim"]], images: Images, name: str, ledger: BadRecords
+) -> tuple[Float[np.ndarray, "images dim"], Bool[np.ndarray, "images"]]:
+  """Embeds images, and says which could be read; every process makes the same call and gets the same answer.
+
+  Args:
+    encode: embeds images.
+    images: read a batch at a time.
+    name: of the set.
+    ledger: counts and names what cannot be read.
+
+  Returns:
+    An embedding for each image, which means nothing where the second array is False.
+  """
+  tolerant = Tolerant(images)
+  embeddings = encode(tolerant)
+  bad = np.zeros(len(images), bool)
+  bad[list(tolerant.reasons)] = True
+  if jax.process_count() > 1:
+    bad = np.asarray(multihost_utils.process_allgather(bad)).reshape(-1, len(bad)).any(axis=0)
+  ledger.read(len(images))
+  for index in np.flatnonzero(bad).tolist():
+    ledger.add(BadRecord(name, index, tolerant.reasons.get(index, _ELSEWHERE), use="evaluation"))
+  return embeddings, ~bad
+
+
+def keep(scored: EvaluationSet, good: Bool[np.ndarray, "images"]) -> tuple[EvaluationSet, Int[np.ndarray, "kept"]]:
+  """Leaves images out of a set, with what belongs to them alone.
+
+  Args:
+    scored: the set.
+    good: which images stay. Of a `ChoiceSet` those instances stay whose images all do.
+
+  Returns:
+    The set, and the rows of the images that stay.
+
+  Raises:
+    UnreadableSet: if nothing stays.
+  """
+  each = len(scored.images) // len(scored.captions) if isinstance(scored, ChoiceSet) else 1
+  whole = np.asarray(good).reshape(-1, each).all(axis=1)
+  rows = np.flatnonzero(np.repeat(whole, each))
+  if not len(rows):
+    raise UnreadableSet(f"none of the {len(scored.images):,} images of {scored.name} can be read: nothing was scored")
+  images = Chosen(scored.images, rows)
+  if isinstance(scored, LabelledSet):
+    groups = None if scored.groups is None else np.asarray(scored.groups)[rows]
+    return dataclasses.replace(scored, images=images, labels=scored.labels[rows], groups=groups), rows
+  if isinstance(scored, MultiLabelSet):
+    return dataclasses.replace(scored, images=images, labels=scored.labels[rows]), rows
+  if isinstance(scored, PairSet):
+    groups = scored.image_group[rows]
+    kept = np.flatnonzero(np.isin(scored.caption_group, groups))
+    captions = [scored.captions[k] for k in kept.tolist()]
+    fields = {"images": images, "image_group": groups, "captions": captions}
+    return dataclasses.replace(scored, **fields, caption_group=scored.caption_group[kept]), rows
+  captions = [scored.captions[k] for k in np.flatnonzero(whole).tolist()]
+  return dataclasses.replace(scored, images=images, captions=captions), rows

@@ -1,0 +1,209 @@
+"""Encoded pictures to pixels: within a budget of memory, upright, and with one error for whatever a decoder raises."""
+
+import io
+import os
+import struct
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+# What decoding a single picture may take, its file included. The estimates below are measured upper bounds.
+MAX_BYTES = 295_000_000
+# Larger files are not even read: no picture of affordable size needs more.
+MAX_FILE_BYTES = 100_000_000
+# Bytes for each pixel: the decoded picture, its 8-bit RGB and what a copy to NumPy takes.
+_BYTES_A_PIXEL = 11
+# What the formats' own decoders need beside that.
+_FORMAT_BYTES = {"WEBP": 14, "AVIF": 14, "JPEG2000": 18, "GIF": 10, "TIFF": 6, "JPEG": 9, "MPO": 9}
+_TRANSPARENT_BYTES = 5
+_TURNED_BYTES = 4
+# Rows worked on at once where numbers are wider than a pixel.
+_STRIP_PIXELS = 1 << 20
+
+_TURNS = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+
+
+class DecodeError(ValueError):
+  """The record itself is bad, and reading it again would not help. I/O errors are left as they are."""
+
+
+def read_file(path: str | os.PathLike) -> bytes:
+  """Reads a file that is to be decoded.
+
+  Raises:
+    DecodeError: if it is larger than `MAX_FILE_BYTES`.
+    OSError: if it cannot be read.
+  """
+  with open(path, "rb") as file:
+    _check_file(os.fstat(file.fileno()).st_size)
+    return file.read()
+
+
+def from_bytes(data: bytes) -> np.ndarray:
+  """Decodes the bytes of a file to uint8 `[height, width, 3 or 4]`, alpha not multiplied.
+
+  Raises:
+    DecodeError: whatever the decoder raises, and for what would take more than `MAX_BYTES`.
+  """
+  _check_file(len(data))
+  # OpenCV decodes JPEG several times faster than PIL, but fills what a truncated file lacks with grey, so that only
+  # files with their end marker take this path; it has its own idea of CMYK, so these do not take it either.
+  if data[:2] == b"\xff\xd8" and b"\xff\xd9" in data[-64:] and b"Adobe" not in data[:4096]:
+    _check_jpeg(data)
+    try:
+      pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error:
+      pixels = None
+    if pixels is not None:
+      return pixels
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      return from_pil(image, len(data))
+  except DecodeError:
+    raise
+  except Exception as error:  # Decoders raise what they like for damaged files: SyntaxError, struct.error, KeyError ...
+    raise undecodable(error) from error
+
+
+def undecodable(error: Exception, what: str = "picture") -> DecodeError:
+  """The one error that stands for all that decoders raise."""
+  said = " ".join(str(error).split())[:200]
+  return DecodeError(f"not a {what} that can be decoded ({type(error).__name__}{': ' if said else ''}{said})")
+
+
+def from_pil(image: Image.Image, file_bytes: int = 0) -> np.ndarray:
+  """Converts a PIL image to upright uint8 `[height, width, 3 or 4]`, alpha not multiplied.
+
+  16-bit grey levels are scaled so that 65535 (or the largest value of the bits that a TIFF names) is white. Pictures of
+  32-bit integers or floats have no such value and are refused.
+
+  Args:
+    image: any image, decoded or not yet.
+    file_bytes: what its file takes in memory.
+
+  Raises:
+    DecodeError: if it takes too much memory or has pixels without a known white.
+  """
+  orientation = orientation_of(image)
+  transparent = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+  each = _BYTES_A_PIXEL + _FORMAT_BYTES.get(image.format or "", 0)
+  each += _TRANSPARENT_BYTES * transparent + _TURNED_BYTES * (orientation != 1)
+  check_affordable(image.width * image.height * each + file_bytes, f"{image.width}x{image.height} pixels")
+  deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+  if image.mode in ("I", "F") and not deep:
+    kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
+    raise DecodeError(f"the pixels are {kind}, of which none is known to be white: save 8 or 16 bits")
+  image.load()
+  if orientation != 1:
+    image = _with_source(image.transpose(_TURNS[orientation]), image)
+  if deep:
+    return _grey(image)
+  mode = "RGBA" if transparent else "RGB"
+  return np.asarray(image if image.mode == mode else image.convert(mode))
+
+
+def orientation_of(image: Image.Image) -> int:
+  """The EXIF orientation, from 1 to 8; 1 where there is none that can be read, whatever the other tags hold."""
+  try:
+    value = image.getexif().get(_ORIENTATION, 1)
+    value = int(value[0] if isinstance(value, tuple) and len(value) == 1 else value)
+  except Exception:  # Metadata that nobody can read leave the picture as it is.
+    return 1
+  return value if value in _TURNS else 1
+
+
+def eight_bits(values: np.ndarray, white: int = 65535) -> np.ndarray:
+  """Scales integers from 0 to `white` to the nearest of 256 levels, some rows at a time."""
+  levels = np.empty(values.shape, np.uint8)
+  rows = max(1, _STRIP_PIXELS // max(1, values[:1].size))
+  for start in range(0, len(values), rows):
+    strip = np.minimum(values[start : start + rows].astype(np.uint32), white)
+    levels[start : start + rows] = (strip * 255 + white // 2) // white
+  return levels
+
+
+def check_affordable(needed: int, what: str) -> None:
+  """Raises a `DecodeError` when decoding would take more memory than one record may."""
+  if needed > MAX_BYTES:
+    raise DecodeError(f"{what} would take {needed / 1e6:,.0f} MB to decode, more than {MAX_BYTES / 1e6:,.0f} MB")
+
+
+def _check_file(size: int) -> None:
+  if size > MAX_FILE_BYTES:
+    raise DecodeError(f"a file of {size / 1e6:,.0f} MB is more than the {MAX_FILE_BYTES / 1e6:,.0f} MB of one picture")
+
+
+def _check_jpeg(data: bytes) -> None:
+  """Checks what a JPEG says of its size before anything is decoded."""
+  try:
+    frame = _jpeg_frame(data)
+  except (struct.error, IndexError, ZeroDivisionError):
+    frame = None
+  if frame is None:
+    return  # The decoder says what is wrong.
+  kind, height, width, components = frame
+  if not components or not height or not width:
+    return
+  largest = max(h * v for h, v in components)
+  samples = sum(h * v for h, v in components) / max(1, largest)  # For each pixel, chroma subsampled.
+  # A progressive file keeps all coefficients, 16 bits each; the picture and a turned or resized copy are always there.
+  each = 7 + (2 * samples if kind == 2 else 0)
+  check_affordable(int(height * width * each) + len(data), f"{width}x{height} pixels")
+  # Huffman codes take a bit for each block at the least: a file with less was cut or lies, and would come out grey.
+  if kind <= 2 and len(data) * 8 < height * width * samples / 64:
+    raise DecodeError(f"{len(data):,} bytes cannot hold {width}x{height} pixels")
+
+
+def _jpeg_frame(data: bytes) -> tuple[int, int, int, list[tuple[int, int]]] | None:
+  """(kind of frame, height, width, sampling factors of each component) of the first frame header."""
+  at = 2
+  while at + 4 <= len(data):
+    if data[at] != 0xFF:
+      at += 1
+      continue
+    marker = data[at + 1]
+    if marker == 0xFF:
+      at += 1
+    elif marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:
+      at += 2
+    elif marker in (0xD9, 0xDA):
+      return None
+    elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+      height, width, count = struct.unpack_from(">HHB", data, at + 5)
+      factors = [data[at + 11 + 3 * k] for k in range(count)]
+      return marker - 0xC0, height, width, [(factor >> 4, factor & 15) for factor in factors]
+    else:
+      at += 2 + struct.unpack_from(">H", data, at + 2)[0]
+  return None
+
+
+def _with_source(turned: Image.Image, image: Image.Image) -> Image.Image:
+  """Keeps what the conversion of a turned image has to know of its file."""
+  for name in ("tag_v2", "format"):
+    if hasattr(image, name):
+      setattr(turned, name, getattr(image, name))
+  return turned
+
+
+def _grey(image: Image.Image) -> np.ndarray:
+  """Levels of 16 bits, or of as many as a TIFF says, as three equal channels."""
+  tags: Any = getattr(image, "tag_v2", {})
+  bits = tags.get(_BITS_PER_SAMPLE, (16,))
+  bits = int(bits[0] if isinstance(bits, tuple) else bits)
+  values = np.asarray(image)
+  levels = eight_bits(values.clip(0, None) if values.dtype.kind == "i" else values, 2 ** min(max(bits, 9), 16) - 1)
+  if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+    levels = 255 - levels
+  return np.repeat(levels[..., None], 3, axis=2)

@@ -1,0 +1,85 @@
+"""What stands in for a record that is bad for good, and how word of it gets from where it was read to who counts."""
+
+import functools
+import json
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Shaped
+
+from contrastive_jax.bad_records import BadRecord, BadRecords, retried
+from contrastive_jax.errors import UserError
+from contrastive_jax.preprocess.decoding import DecodeError
+from data.groups import key_of
+from data.sources import Example, Source, Text, stable_hash
+
+# Records tried in the place of a bad one before the source counts as broken.
+SUBSTITUTES = 16
+# Characters of a reason that travel with a batch.
+_MOST_SAID = 300
+
+
+def read_or_substitute(source: Source, index: int, prepare: Callable[[Example], Example]) -> tuple[Example, str]:
+  """Reads and prepares a sample, or the first after it that can be when it is bad for good.
+
+  Args:
+    source: what is read.
+    index: the sample that is wanted.
+    prepare: applied to what is read; may find it bad too.
+
+  Returns:
+    The sample, and what `note` makes of the bad ones before it; empty where there are none.
+
+  Raises:
+    UserError: if there is no good record among the next `SUBSTITUTES`.
+    OSError: if a record cannot be read after several attempts.
+  """
+  failures = []
+  for attempt in range(SUBSTITUTES + 1):
+    at = (index + attempt) % len(source)
+    try:
+      example = retried(lambda at=at: prepare(source[at]))
+    except DecodeError as error:
+      shard = shard_of(source, at)
+      failures.append((source.name, getattr(source, "split", ""), shard, at, str(error)[:_MOST_SAID]))
+    else:
+      return example, json.dumps(failures) if failures else ""
+  said = failures[-1][-1]
+  raise UserError(f"data source {source.name!r} has {SUBSTITUTES + 1} bad records in a row from {index} on ({said})")
+
+
+def note(ledger: BadRecords, failed: Shaped[np.ndarray, " rows"], use: str = "training") -> None:
+  """Tells the ledger what the rows of a batch failed to read.
+
+  Args:
+    ledger: counts and names.
+    failed: the texts that `read_or_substitute` returned, one a row. Texts pass through every queue between processes.
+    use: see `BadRecord`.
+
+  Raises:
+    UserError: if too many records are bad.
+  """
+  ledger.read(len(failed))
+  for said in failed[failed != ""].tolist():
+    for name, split, shard, index, reason in json.loads(said):
+      ledger.add(BadRecord(name, index, reason, split=split, shard=shard, use=use))
+  ledger.check()
+
+
+def shard_of(source: object, index: int) -> str:
+  """The file that holds a record, where the source knows."""
+  find = getattr(source, "shard_of", None)
+  return find(index) if find else ""
+
+
+def planned_key(source: Source, index: int, draw: float) -> tuple[int, int]:
+  """Returns what groups a pair that some host reads, from its caption alone.
+
+  A pair whose caption cannot be read gets a key of its own.
+  """
+  try:
+    text: Text = retried(functools.partial(source.text, index))
+  except DecodeError:
+    lone = stable_hash("bad", source.name, index)
+    return lone, lone
+  return key_of(text.group, text.choose(draw))

@@ -1,0 +1,74 @@
+"""Damaged, huge and odd pictures are read rightly or refused with one error."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.fuzz_records import fuzz
+from contrastive_jax.preprocess.decoding import DecodeError
+from contrastive_jax.preprocess.images import center_crop, decode, resize
+
+
+def stored(image, kind, **options):
+  file = io.BytesIO()
+  image.save(file, kind, **options)
+  return file.getvalue()
+
+
+def png_of(width, height):
+  """A PNG whose header promises a size."""
+  header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+  chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+  body = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+  return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize(("width", "height"), [(65500, 65500), (30000, 30000), (4000, 4000), (65500, 100)])
+def test_a_jpeg_that_lies_about_its_size_is_refused(width, height):
+  data = stored(Image.new("RGB", (8, 8)), "JPEG")
+  at = data.index(b"\xff\xc0") + 5
+  with pytest.raises(DecodeError, match=f"{width}x{height}"):
+    decode(data[:at] + struct.pack(">HH", height, width) + data[at + 4 :])
+
+
+@pytest.mark.parametrize(("width", "height"), [(30000, 30000), (9000, 9000), (1, 2**30)])
+def test_a_picture_that_takes_too_much_memory_is_refused_before_it_is_decoded(width, height):
+  with pytest.raises(DecodeError):
+    decode(png_of(width, height))
+
+
+@pytest.mark.parametrize("pixels", [np.full((4, 4), 200.0, np.float32), np.full((4, 4), 200, np.int32)])
+def test_pixels_without_a_known_white_are_refused(pixels):
+  with pytest.raises(DecodeError, match="none is known to be white"):
+    decode(stored(Image.fromarray(pixels), "TIFF"))
+
+
+def test_sixteen_bits_of_a_tiff_are_scaled():
+  deep = np.array([[0, 257, 32768, 65535]], np.uint16)
+  np.testing.assert_array_equal(decode(stored(Image.fromarray(deep), "TIFF"))[..., 0], [[0, 1, 128, 255]])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_garbage_in_the_metadata_does_not_cost_the_picture(kind, rng):
+  picture = rng.integers(0, 256, (6, 9, 3), np.uint8)
+  options = {"lossless": True} if kind == "WEBP" else {}
+  exif = b"" if kind == "TIFF" else b"Exif\x00\x00" + rng.bytes(60)
+  data = stored(Image.fromarray(picture), kind, **options, **({"exif": exif} if exif else {}))
+  np.testing.assert_array_equal(decode(data), picture)
+
+
+def test_thin_pictures_are_cropped_as_others_are(rng):
+  strip = np.repeat(rng.integers(0, 256, (1, 20_000, 3), np.uint8), 3, axis=0)
+  middle = center_crop(np.ascontiguousarray(strip[:, 9_900:10_100]), 96)
+  assert np.abs(center_crop(strip, 96).astype(int) - middle).max() <= 1
+  tall = np.full((2_000_000, 2, 3), 77, np.uint8)
+  assert (resize(tall, 32, 32) == 77).all()
+
+
+def test_damage_gives_a_picture_or_one_error():
+  counts = fuzz(600)
+  assert all(count["read"] and count["refused"] for count in counts.values())
