@@ -117,14 +117,14 @@ def train(
       steps.finish(done, metrics)
       stopping = stop.agree()
       last = done == options.total_steps or stopping
+      if last or done % options.checkpoint_every == 0 or options.ends_stage(done):
+        # A checkpoint is only ever made of a state whose loss is known to be finite, and before anything that may fail.
+        steps.settle()
+        checkpoints.save(state, about)
       due = options.eval_every and done % options.eval_every == 0
       if evaluate and (due or options.ends_stage(done)):
         steps.settle()
         steps.record({"step": done, **evaluate(state)})
-      if last or done % options.checkpoint_every == 0 or options.ends_stage(done):
-        # A checkpoint is only ever made of a state whose loss is known to be finite.
-        steps.settle()
-        checkpoints.save(state, about)
       if last:
         break
     steps.settle()
