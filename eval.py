@@ -17,10 +17,11 @@ from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation import compare
 from contrastive_jax.evaluation.benchmarks import BENCHMARKS
 from contrastive_jax.evaluation.evaluate import DRAWS, PROBES, evaluate, probe
-from contrastive_jax.evaluation.results import Result, as_json, headline, write_atomically
+from contrastive_jax.evaluation.results import Result, as_json, headline
 from contrastive_jax.evaluation.tasks import EvaluationSet, LabelledSet
 from contrastive_jax.inference import Model, load
 from contrastive_jax.parallel import distributed
+from contrastive_jax.runs import read_config, write_atomically
 from data import tasks
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The run, or weights imported by convert.py.")
@@ -64,7 +65,7 @@ def main() -> None:
     check_probe(names)
   model = load(workdir, STEP.value, batch_size=BATCH_SIZE.value, progress=distributed.is_main())
   sets = [tasks.load(name, DATA_DIR.value) for name in names]
-  architecture = json.loads((workdir / "config.json").read_text())["name"]
+  architecture = read_config(workdir)["name"]
   about = {"workdir": workdir, "step": model.step, "architecture": architecture}
   if PROBE.value:
     results = [probed(model, name, tested, **about) for name, tested in zip(names, sets, strict=True)]

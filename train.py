@@ -3,8 +3,8 @@
 python train.py --config=configs/emoji.py --workdir=runs/emoji [--config.batch_size=512 ...]
 """
 
-import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from contrastive_jax import cli
 from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation.evaluate import evaluate, scalars
 from contrastive_jax.evaluation.report import write_report
-from contrastive_jax.evaluation.results import Result, headline, result_path, write_atomically
+from contrastive_jax.evaluation.results import Result, headline, result_path
 from contrastive_jax.evaluation.stages import stage_scores
 from contrastive_jax.inference import Model
 from contrastive_jax.models import dual_encoder
@@ -25,13 +25,14 @@ from contrastive_jax.parallel import distributed
 from contrastive_jax.parallel.mesh import MeshSpec, host_share
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.tokenizers import Tokenizer
+from contrastive_jax.runs import read_json_lines, write_config, write_folder
 from contrastive_jax.training import config as run_config
 from contrastive_jax.training import curriculum, loop
 from contrastive_jax.training.checkpoint import Checkpoints
 from contrastive_jax.training.curriculum import Segment
 from contrastive_jax.training.distillation import Teacher, load_teacher
 from contrastive_jax.training.initialize import initial_state
-from contrastive_jax.training.metrics import Writer, read_json_lines
+from contrastive_jax.training.metrics import Writer
 from contrastive_jax.training.stages import first_steps, stages_of
 from contrastive_jax.training.state import StateSpec, TrainState
 from data import build, tasks
@@ -84,15 +85,16 @@ def main() -> None:
 
     writer = None
     if distributed.is_main():
-      write_atomically(workdir / "config.json", json.dumps(run_config.as_json(config), indent=2))
+      write_config(workdir, run_config.as_json(config))
       if not (workdir / "tokenizer").exists():
-        tokenizer.save(workdir / "tokenizer")
+        write_folder(workdir / "tokenizer", tokenizer.save)
       writer = Writer(
         workdir, restored_step=start, wandb_project=config.wandb_project, config=run_config.as_json(config)
       )
     distributed.barrier("run directory")
     introduce(config, spec, mesh, sources, start)
 
+    stop = distributed.StopRequest(mesh)
     state, complete = loop.train(
       workdir,
       state,
@@ -106,11 +108,15 @@ def main() -> None:
       evaluate=lambda state: scalars(score(state, evals)),
       teach=teacher and teacher.targets,
       ahead=run_config.abstract_batches(config, curriculum.ahead(segments, start), mesh),
+      stop=stop,
     )
     say_what_was_changed(pipeline)
     if not complete:
-      say(f"Stopped at step {int(state.step)} of {config.total_steps}; run the same command again to go on.")
-      return
+      say(
+        f"Stopped at step {int(state.step)} of {config.total_steps}, which is saved;"
+        " run the same command again to go on."
+      )
+      sys.exit(stop.exit_code)
     results = score(state, sets)
     if writer is not None:
       writer.write({"step": int(state.step), **scalars(results)})

@@ -1,6 +1,7 @@
 """What the command-line tools share: a user's mistake is one sentence and exit code 2, never a traceback."""
 
 import ast
+import errno
 import re
 import sys
 from collections.abc import Callable
@@ -11,7 +12,9 @@ from absl import app, flags, logging
 
 from contrastive_jax.errors import UserError
 
-USER_ERROR = 2
+USER_ERROR, WRITE_ERROR, INTERRUPTED = 2, 4, 130
+# What a disk or a network file system says when a file cannot be written, and no mistake of ours.
+WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -25,7 +28,14 @@ def run(main: Callable[[], None]) -> None:
     try:
       main()
     except UserError as error:
-      _fail(error)
+      _fail(error, error.exit_code)
+    except KeyboardInterrupt:
+      _fail("interrupted", INTERRUPTED)
+    except OSError as error:
+      if error.errno not in WRITE_ERRORS:
+        raise
+      where = f"{error.filename}: " if error.filename else ""
+      _fail(f"{where}{error.strerror}; mend that and run the same command again", WRITE_ERROR)
 
   app.run(guarded, flags_parser=_parse)
 
@@ -75,6 +85,6 @@ def config_value(flag: flags.FlagHolder) -> Any:
   return config
 
 
-def _fail(message: object) -> None:
+def _fail(message: object, code: int = USER_ERROR) -> None:
   print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
-  sys.exit(USER_ERROR)
+  sys.exit(code)

@@ -1,7 +1,6 @@
 """A trained dual encoder in use: embed images, embed texts, name what is in a picture."""
 
 import copy
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.resolution import Resolution
 from contrastive_jax.preprocess.video import Clip
 from contrastive_jax.preprocess.views import Patches, Views, gather
+from contrastive_jax.runs import read_config
 
 # Batches dispatched and not yet read back: one is computed while the next is decoded.
 IN_FLIGHT = 2
@@ -297,9 +297,7 @@ def load(
   from contrastive_jax.training.config import model_config
 
   path = Path(path)
-  if not (path / "config.json").is_file():
-    raise UserError(f"{path} is not a run directory: it has no config.json")
-  run = json.loads((path / "config.json").read_text())
+  run = read_config(path)
   config = model_config(run)
   tokenizer = tokenizers.load(str(path / "tokenizer"))
   mesh = MeshSpec().make() if mesh is None else mesh
