@@ -5,10 +5,12 @@ import logging
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from contrastive_jax import losses, runs
 from contrastive_jax.errors import NonFiniteError, SaveError, UserError
+from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.training.checkpoint import Checkpoints, restore_params
 from contrastive_jax.training.metrics import Board, Writer
 from contrastive_jax.training.state import TrainState
@@ -16,7 +18,8 @@ from contrastive_jax.training.state import TrainState
 
 def state(step=1, value=0.5):
   params = {"image": {"kernel": jnp.full((4, 3), value)}, "log_logit_scale": jnp.float32(2)}
-  return TrainState(step=jnp.int32(step), params=params, slots={"mu": jnp.ones((4, 3))}, average=None)
+  slots = (optax.ScaleByAdamState(jnp.int32(step), {"k": jnp.ones((4, 3))}, {}), {})
+  return TrainState(step=jnp.int32(step), params=params, slots=slots, average=None)
 
 
 @pytest.fixture
@@ -67,7 +70,7 @@ def test_a_wrong_leaf_is_named(run):
     about["checksum"]["['params']['log_logit_scale']"] += 1
 
   edit_metadata(run, 2, swap)
-  with pytest.raises(UserError, match=r"checkpoint 2 of .* damaged: the checksum of \['params'\]\['log_logit_scale'\]"):
+  with pytest.raises(UserError, match=r"checkpoint 2 of .* damaged: the checksum of params/log_logit_scale differs"):
     restore_params(run, 2)
 
 
@@ -90,7 +93,7 @@ def test_every_file_of_a_checkpoint_may_be_cut_or_missing(run):
 def test_what_is_saved_is_finite(tmp_path):
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
     checkpoints.save(state(1), {})
-    with pytest.raises(NonFiniteError, match=r"step 2: \['params'\]\['image'\]\['kernel'\].*last good checkpoint: 1$"):
+    with pytest.raises(NonFiniteError, match=r"step 2: params/image/kernel .*last good checkpoint: 1$"):
       checkpoints.save(state(2, np.inf), {})
     assert checkpoints.steps == [1]
 
@@ -121,6 +124,24 @@ def test_config_is_protected_by_its_digest(tmp_path):
         assert {"name": "tiny", "rate": 0.25, "sizes": [1, 2]}.items() <= read.items()
   path.write_text('{"name": "old"}')
   assert runs.read_config(tmp_path) == {"name": "old"}
+
+
+DESCRIPTIONS = [
+  b"",
+  b"{",
+  b"[1]",
+  b"\xff",
+  b"null",
+  b'{"kind": "file"}',
+  b'{"kind": "fild", "file": "x", "options": {}}',
+]
+
+
+@pytest.mark.parametrize("content", DESCRIPTIONS)
+def test_a_damaged_description_of_a_tokenizer_is_one_sentence(tmp_path, content):
+  (tmp_path / tokenizers._KIND_FILE).write_bytes(content)
+  with pytest.raises(UserError, match="is damaged"):
+    tokenizers.load(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"null", b"[" * 100_000])

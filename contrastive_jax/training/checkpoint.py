@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import shutil
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,6 +51,24 @@ def checksum(state: Any) -> tuple[dict[str, int], list[str]]:
   return {name: int(value[0]) for name, value in named.items()}, [name for name in named if not named[name][1]]
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+  """False for tracebacks of Orbax's threads and tasks: what failed in them is raised to us, and told in a sentence."""
+  trace = record.exc_info[2] if record.exc_info else None
+  if trace is None:
+    return True
+  frames = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace))
+  return not any("orbax" in Path(name).parts for name in frames)
+
+
+for _name in ("absl", "asyncio"):
+  logging.getLogger(_name).addFilter(_is_news)
+
+
+def _plain(name: str) -> str:
+  """`slots/1/count` of `['slots'][1].count`: named tuples are read back as dictionaries, and their leaves renamed."""
+  return "/".join(re.findall(r"[^\[\]'.]+", name))
+
+
 def _verified(
   manager: ocp.training.Checkpointer, step: int, choose: Callable[[Any], Any]
 ) -> tuple[Any, dict[str, Any]]:
@@ -81,25 +100,22 @@ def _verified(
     raise _Damaged("its metadata holds no checksums")
   if written is not None and runs.digest([expected, about]) != written:
     raise _Damaged("its metadata is not what was written")
-  read = {
-    jax.tree_util.keystr(path): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(restored)
-    if leaf is not ocp.PLACEHOLDER
-  }
-  # What is left out on purpose is left out of both.
-  left_out = {
-    jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(wanted) if leaf is ocp.PLACEHOLDER
-  }
-  found, not_finite = checksum(list(read.values()))
-  found = dict(zip(read, found.values(), strict=True))
+  expected = {_plain(name): value for name, value in expected.items()}
+  read, left_out = {}, set()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(restored):
+    name = _plain(jax.tree_util.keystr(path))
+    if leaf is ocp.PLACEHOLDER:
+      left_out.add(name)
+    else:
+      read[name] = leaf
+  found, not_finite = checksum(read)
+  found = {_plain(name): value for name, value in found.items()}
   wrong = [name for name in sorted({*expected, *found} - left_out) if found.get(name) != expected.get(name)]
   if wrong:
-    more = f" and {len(wrong) - 1} more differ" if len(wrong) > 1 else " differs"
+    more = f" and those of {len(wrong) - 1} more leaves differ" if len(wrong) > 1 else " differs"
     raise _Damaged(f"the checksum of {wrong[0]}{more}")
   if not_finite:
-    names = list(read)
-    first = names[int(not_finite[0].strip("[]"))]
-    raise _Damaged(f"{first} is not finite, as are {len(not_finite) - 1} more")
+    raise _Damaged(f"{_plain(not_finite[0])} is not finite, nor are {len(not_finite) - 1} more leaves")
   return restored, about
 
 
@@ -170,13 +186,13 @@ class Checkpoints:
       NonFiniteError: if a leaf is not finite; nothing is written then.
       SaveError: if this or the checkpoint before it cannot be written.
     """
+    self.wait()  # What failed has its own step in the message, and no second one is begun on a full disk.
     tree, step = _as_dict(state), int(state.step)
     sums, not_finite = checksum(tree)
     if not_finite:
-      self.wait()
       raise NonFiniteError(
-        f"step {step}: {not_finite[0]} and {len(not_finite) - 1} more leaves of the state are not finite after the"
-        f" update, so nothing was saved; last good checkpoint: {self.last_good()}"
+        f"step {step}: {_plain(not_finite[0])} and {len(not_finite) - 1} more leaves of the state are not finite after"
+        f" the update, so nothing was saved; last good checkpoint: {self.last_good()}"
       )
     about = json.loads(json.dumps(dict(about)))
     about = {**about, "checksum": sums, "digest": runs.digest([sums, about])}
@@ -204,6 +220,12 @@ class Checkpoints:
       self._failed = True
       raise SaveError(f"checkpoint {self._saving} was written and is gone: {self._directory} was removed or replaced")
     self._saving = None
+
+  def describe(self, step: int) -> dict[str, Any]:
+    """Shapes and dtypes of all leaves of a checkpoint, on the first device."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    described = self._manager.checkpointables_metadata(step).metadata["state"]
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), described)
 
   def last_good(self) -> str:
     """The newest complete checkpoint, for messages."""
