@@ -61,7 +61,7 @@ def moment(disk: Path, step: int, delay: float) -> tuple[bool, str]:
   code, said = process.returncode, output.strip().splitlines()[-1:]
   filler.unlink()
   if "Traceback" in output:
-    return False, f"exit code {code} with a traceback: {said}"
+    return False, f"exit code {code} with a traceback: {output[-1500:]}"
   again = subprocess.run(_command(workdir), capture_output=True, text=True, timeout=TIMEOUT, check=False)
   if again.returncode:
     return False, f"exit code {code}, {said}; with room again {again.returncode}, {again.stderr.strip()[-200:]}"

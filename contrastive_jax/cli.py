@@ -2,6 +2,8 @@
 
 import ast
 import errno
+import multiprocessing
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from contrastive_jax.errors import UserError
+from contrastive_jax.errors import SaveError, UserError
 
 USER_ERROR, WRITE_ERROR, INTERRUPTED = 2, 4, 130
 # What a disk or a network file system says when a file cannot be written, and no mistake of ours.
@@ -27,6 +29,13 @@ def run(main: Callable[[], None]) -> None:
     logging.set_verbosity(logging.WARNING)
     try:
       main()
+    except SaveError as error:
+      # Tasks of the failed save still wait in threads, and Python's end would print a traceback for each.
+      print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr, flush=True)
+      sys.stdout.flush()
+      for child in multiprocessing.active_children():
+        child.terminate()
+      os._exit(error.exit_code)
     except UserError as error:
       _fail(error, error.exit_code)
     except KeyboardInterrupt:
