@@ -26,9 +26,9 @@ from PIL import Image
 
 from contrastive_jax import cli, paths
 from contrastive_jax.errors import UserError
-from contrastive_jax.evaluation.results import write_atomically
 from contrastive_jax.inference import Model, load
 from contrastive_jax.preprocess.images import DecodeError, decode
+from contrastive_jax.runs import write_atomically
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A run, or weights imported by convert.py.")
 IMAGES = flags.DEFINE_string("images", "", "A folder of images, with those below it, or a table with a column path.")

@@ -25,10 +25,11 @@ from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation import compare
 from contrastive_jax.evaluation.benchmarks import BENCHMARKS
 from contrastive_jax.evaluation.evaluate import DRAWS, PROBES, evaluate, probe
-from contrastive_jax.evaluation.results import Result, as_json, headline, write_atomically
+from contrastive_jax.evaluation.results import Result, as_json, headline
 from contrastive_jax.evaluation.tasks import EvaluationSet, LabelledSet
 from contrastive_jax.inference import Model, load
 from contrastive_jax.parallel import distributed
+from contrastive_jax.runs import read_config, write_atomically
 from data import task_list, tasks
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The run, or weights imported by convert.py.")
@@ -87,7 +88,7 @@ def main() -> None:
   paths.folder_to_write("--workdir", workdir / "eval")
   output = paths.file_to_write("--output", OUTPUT.value) if OUTPUT.value else None
   model = load(workdir, STEP.value, batch_size=BATCH_SIZE.value, progress=distributed.is_main())
-  run = json.loads((workdir / "config.json").read_text())
+  run = read_config(workdir)
   # A set is scored by the features that the run trained on, unless others are named.
   hints = {key: run["data"][key] for key in ("image_key", "caption_key") if run.get("data", {}).get(key)}
   sets = [tasks.load(name, DATA_DIR.value, keys, hints) for name in names]

@@ -3,9 +3,9 @@
 python train.py --config=configs/emoji.py --workdir=runs/emoji [--config.batch_size=512 ...]
 """
 
-import json
 import math
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ from contrastive_jax.bad_records import FILE, BadRecords
 from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation.evaluate import evaluate, scalars
 from contrastive_jax.evaluation.report import write_report
-from contrastive_jax.evaluation.results import Result, headline, result_path, write_atomically
+from contrastive_jax.evaluation.results import Result, headline, result_path
 from contrastive_jax.evaluation.stages import stage_scores
 from contrastive_jax.inference import Model
 from contrastive_jax.models import dual_encoder
@@ -29,13 +29,14 @@ from contrastive_jax.parallel.mesh import MeshSpec, host_share
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.run_lock import RunLock
+from contrastive_jax.runs import read_json_lines, write_config, write_folder
 from contrastive_jax.training import config as run_config
 from contrastive_jax.training import curriculum, loop
 from contrastive_jax.training.checkpoint import Checkpoints, has_checkpoint
 from contrastive_jax.training.curriculum import Segment
 from contrastive_jax.training.distillation import Teacher, load_teacher
 from contrastive_jax.training.initialize import initial_state
-from contrastive_jax.training.metrics import Writer, read_json_lines
+from contrastive_jax.training.metrics import Writer
 from contrastive_jax.training.stages import first_steps, stages_of
 from contrastive_jax.training.state import StateSpec, TrainState
 from data import build, tasks
@@ -104,11 +105,11 @@ def main() -> None:
 
     writer = None
     if distributed.is_main():
-      write_atomically(workdir / "config.json", json.dumps(run_config.as_json(config), indent=2))
+      write_config(workdir, run_config.as_json(config))
       if restored is None and (workdir / "tokenizer").exists():
         shutil.rmtree(workdir / "tokenizer")  # Of a start that made no checkpoint, maybe from other data.
       if not (workdir / "tokenizer").exists():
-        tokenizer.save(workdir / "tokenizer")
+        write_folder(workdir / "tokenizer", tokenizer.save)
       writer = Writer(
         workdir,
         restored_step=start,
@@ -119,6 +120,7 @@ def main() -> None:
     distributed.barrier("run directory")
     introduce(config, spec, mesh, sources, start)
 
+    stop = distributed.StopRequest(mesh)
     state, complete = loop.train(
       workdir,
       state,
@@ -132,11 +134,15 @@ def main() -> None:
       evaluate=lambda state: scalars(score(state, evals)),
       teach=teacher and teacher.targets,
       ahead=run_config.abstract_batches(config, curriculum.ahead(segments, start), mesh),
+      stop=stop,
     )
     say_what_was_changed(pipeline)
     if not complete:
-      say(f"Stopped at step {int(state.step)} of {config.total_steps}; run the same command again to resume.")
-      return
+      say(
+        f"Stopped at step {int(state.step)} of {config.total_steps}, which is saved;"
+        " run the same command again to resume."
+      )
+      sys.exit(stop.exit_code)
     results = score(state, sets)
     if writer is not None:
       writer.write({"step": int(state.step), **scalars(results)})

@@ -153,6 +153,7 @@ def get_config() -> ConfigDict:
   config.evals = ()  # Tasks evaluated every `eval_every` steps and at the end.
   config.final_evals = ()  # Tasks evaluated at the end only.
   config.on_nonfinite = "stop"  # "stop" the run, or "skip" the update.
+  config.max_skipped_steps = 10  # More skipped updates in a row end the run.
   config.profile_steps = ()  # (first, last) update of a jax.profiler trace.
   config.wandb_project = ""
   return config

@@ -1,6 +1,8 @@
 """What the command-line tools share: a user's mistake is one sentence and exit code 2, never a traceback."""
 
 import ast
+import errno
+import multiprocessing
 import os
 import re
 import sys
@@ -10,10 +12,12 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from contrastive_jax.errors import UserError
+from contrastive_jax.errors import SaveError, UserError
 from contrastive_jax.parallel import environment
 
-USER_ERROR = 2
+USER_ERROR, WRITE_ERROR, INTERRUPTED = 2, 4, 130
+# What a disk or a network file system says when a file cannot be written, and no mistake of ours.
+WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -27,8 +31,22 @@ def run(main: Callable[[], None]) -> None:
     try:
       environment.check_names(os.environ)
       main()
+    except SaveError as error:
+      # Tasks of the failed save still wait in threads, and Python's end would print a traceback for each.
+      print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr, flush=True)
+      sys.stdout.flush()
+      for child in multiprocessing.active_children():
+        child.terminate()
+      os._exit(error.exit_code)
     except UserError as error:
-      _fail(error)
+      _fail(error, error.exit_code)
+    except KeyboardInterrupt:
+      _fail("interrupted", INTERRUPTED)
+    except OSError as error:
+      if error.errno not in WRITE_ERRORS:
+        raise
+      where = f"{error.filename}: " if error.filename else ""
+      _fail(f"{where}{error.strerror}; mend that and run the same command again", WRITE_ERROR)
 
   app.run(guarded, flags_parser=_parse)
 
@@ -90,6 +108,6 @@ def config_value(flag: flags.FlagHolder) -> Any:
   return config
 
 
-def _fail(message: object) -> None:
+def _fail(message: object, code: int = USER_ERROR) -> None:
   print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
-  sys.exit(USER_ERROR)
+  sys.exit(code)

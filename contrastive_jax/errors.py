@@ -7,6 +7,20 @@ from collections.abc import Iterable
 class UserError(ValueError):
   """A mistake the user can mend: the message names the field, its value and what would work."""
 
+  exit_code = 2
+
+
+class NonFiniteError(UserError):
+  """The loss, its gradient or the parameters are infinite or not a number; the message says where to look."""
+
+  exit_code = 3
+
+
+class SaveError(UserError):
+  """A checkpoint could not be written; the message names the last good one."""
+
+  exit_code = 4
+
 
 def nearest(name: str, options: Iterable[str]) -> str:
   """Returns " (did you mean 'x'?)" for the closest of `options`, or "" when nothing is close."""

@@ -1,11 +1,11 @@
 """A trained dual encoder in use: embed images, embed texts, name what is in a picture."""
 
 import copy
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,6 +35,7 @@ from contrastive_jax.preprocess.images import DecodeError
 from contrastive_jax.preprocess.resolution import Resolution
 from contrastive_jax.preprocess.video import Clip
 from contrastive_jax.preprocess.views import Patches, Views, gather
+from contrastive_jax.runs import read_config, read_json
 
 # Batches dispatched and not yet read back: one is computed while the next is decoded.
 IN_FLIGHT = 2
@@ -320,21 +321,8 @@ def load(
   from contrastive_jax.training.config import model_config
 
   path = paths.typed("the model's directory", path)
-  if not (path / "config.json").is_file():
-    foreign = {"open_clip_config.json": "open_clip", "model.safetensors": "huggingface"}
-    kind = next((kind for name, kind in foreign.items() if (path / name).is_file()), None)
-    if kind:
-      raise UserError(
-        f"{path} holds weights in the format of another library: import them with "
-        f"python convert.py --from={kind}:{path} --to=FOLDER, and open FOLDER"
-      )
-    raise UserError(f"{path} is not a run directory: it has no config.json")
-  run = json.loads((path / "config.json").read_text())
-  if "model_type" in run or "model_cfg" in run:
-    raise UserError(
-      f"{path} holds weights in the format of another library: import them with "
-      f"python convert.py --from=huggingface:{path} --to=FOLDER, and open FOLDER"
-    )
+  _refuse_foreign(path)
+  run = read_config(path)
   config = model_config(run)
   tokenizer = tokenizers.load(str(path / "tokenizer"))
   mesh = MeshSpec().make() if mesh is None else mesh
@@ -353,6 +341,25 @@ def load(
     progress=progress,
     step=restored.step,
   )
+
+
+def _refuse_foreign(path: Path) -> None:
+  """Says how weights of other libraries are imported."""
+  described = path / "config.json"
+  kind = ""
+  if described.is_file():
+    config = read_json(described)
+    if isinstance(config, dict) and ("model_type" in config or "architectures" in config):
+      kind = "huggingface"
+  elif (path / "model.safetensors").is_file():
+    kind = "huggingface"
+  if (path / "open_clip_config.json").is_file():
+    kind = "open_clip"
+  if kind:
+    raise UserError(
+      f"{path} holds weights in the format of another library: import them with "
+      f"python convert.py --from={kind}:{path} --to=FOLDER, and open FOLDER"
+    )
 
 
 def _last_stage(run: Mapping[str, Any], config: DualEncoderConfig) -> dict[str, Any]:

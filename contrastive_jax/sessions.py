@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from contrastive_jax.evaluation.results import write_atomically
+from contrastive_jax.runs import write_atomically
 
 FILE = "sessions.json"
 # The packages whose versions decide what a run computes.

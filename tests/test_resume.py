@@ -57,7 +57,7 @@ def test_a_signal_saves_and_the_run_goes_on_from_there(uninterrupted, tmp_path):
     assert process.poll() is None, process.communicate()[0]
     time.sleep(0.01)
   process.send_signal(signal.SIGTERM)
-  assert "Stopped at step" in runs.finish(process)
+  assert "Stopped at step" in runs.finish(process, expected=128 + signal.SIGTERM)
   output = runs.train(tmp_path)
   assert "from step" in output
   runs.assert_same_bits(runs.final_state(tmp_path), runs.final_state(uninterrupted))

@@ -14,8 +14,8 @@ from rich.text import Text
 from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation import curves
 from contrastive_jax.evaluation.report import flat, metric_name, render, speed_series
-from contrastive_jax.evaluation.results import PLAIN_METRICS, figure, main_metric, scored_sets, write_atomically
-from contrastive_jax.training.metrics import read_json_lines
+from contrastive_jax.evaluation.results import PLAIN_METRICS, figure, main_metric, scored_sets
+from contrastive_jax.runs import read_config, read_json_lines, write_atomically
 
 # (data set, task): a set may have been scored zero-shot and by a probe.
 Task = tuple[str, str]
@@ -105,7 +105,7 @@ def _read(workdir: Path, name: str) -> Run:
     task = (result["dataset"], result["task"])
     if int(step) >= steps.get(task, 0):
       scores[task], steps[task] = result["metrics"], int(step)
-  config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+  config = read_config(workdir)
   return Run(name, config, scores, steps, read_json_lines(workdir / "metrics.jsonl"))
 
 

@@ -20,9 +20,9 @@ from contrastive_jax.evaluation.results import (
   main_metric,
   percent,
   scored_sets,
-  write_atomically,
 )
 from contrastive_jax.evaluation.stages import StageScores
+from contrastive_jax.runs import write_atomically
 
 _FIXED_NAMES = {
   "acc1": "Top-1 accuracy",

@@ -12,6 +12,7 @@ from PIL import Image
 
 from contrastive_jax.preprocess.images import composite, decode
 from contrastive_jax.preprocess.video import Clip, choose_frames
+from contrastive_jax.runs import write_atomically
 
 # Examples are kept in memory and written into the report: large enough to recognise, small enough to be many.
 THUMBNAIL_SIZE = 112
@@ -191,19 +192,6 @@ def write_result(path: str | os.PathLike, result: Result, *, model: str, pretrai
   """
   text = json.dumps(as_json(result, model=model, pretrained=pretrained), indent=2, ensure_ascii=False, allow_nan=False)
   return write_atomically(path, text + "\n")
-
-
-def write_atomically(path: str | os.PathLike, text: str) -> Path:
-  """Writes UTF-8 text beside `path` and renames it into place."""
-  path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f".{path.name}.{os.getpid()}")
-  try:
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
-  return path
 
 
 def headline(result: Result) -> Mapping[str, str]:

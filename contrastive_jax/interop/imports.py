@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from contrastive_jax.models import dual_encoder
 from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.tokenizers import Tokenizer
+from contrastive_jax.runs import write_config
 from contrastive_jax.training.checkpoint import Checkpoints
 from contrastive_jax.training.stages import Stage
 from contrastive_jax.training.state import TrainState
@@ -87,7 +87,7 @@ def save(imported: Imported, workdir: Path) -> None:
       state = TrainState(step=jnp.int32(0), params=params, slots=None, average=None)
       checkpoints.save(state, {"tokenizer": imported.tokenizer.fingerprint})
       checkpoints.wait()
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    write_config(folder, config)
 
 
 def _huggingface(folder: Path, tokenizer: str) -> Imported:

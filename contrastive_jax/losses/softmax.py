@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from contrastive_jax.errors import UserError
@@ -41,8 +42,8 @@ def softmax_loss(
 
   Returns:
     The loss of the global batch and `{"loss_image_to_text", "loss_text_to_image", "accuracy_image_to_text",
-    "accuracy_text_to_image"}` (top-1 within the batch), equal on every device. Gradients taken outside `jax.shard_map`
-    are exact on any mesh.
+    "accuracy_text_to_image"}` (top-1 within the batch, where a tie is no hit), equal on every device. Gradients taken
+    outside `jax.shard_map` are exact on any mesh.
 
   Raises:
     UserError: for an unknown strategy, a tile below 1 or a label smoothing outside [0, 1).
@@ -140,6 +141,11 @@ def weighted_softmax_loss(
   def mean(values):
     return pairwise.global_sum(jnp.sum(values), axes) / pairs
 
+  # The positive and the negatives come from different summations of the same products: what is nearer than their
+  # rounding is a tie, and a tie is no hit.
+  norms = jnp.linalg.norm(image.astype(scale.dtype), axis=1) * jnp.linalg.norm(text.astype(scale.dtype), axis=1)
+  tolerance = lax.stop_gradient(4 * math.sqrt(image.shape[1]) * jnp.finfo(scale.dtype).eps * norms * scale)
+
   metrics = {}
   directions = {"image_to_text": (of_images, image_extra), "text_to_image": (of_texts, text_extra)}
   for direction, (statistics, extra) in directions.items():
@@ -153,7 +159,7 @@ def weighted_softmax_loss(
       # How far the positive logit lies above the mean of all classes.
       loss = loss - label_smoothing * statistics.total / (statistics.count + 1)
     metrics[f"loss_{direction}"] = mean(loss)
-    metrics[f"accuracy_{direction}"] = mean((largest < 0).astype(scale.dtype))
+    metrics[f"accuracy_{direction}"] = mean((largest < -tolerance).astype(scale.dtype))
   return (metrics["loss_image_to_text"] + metrics["loss_text_to_image"]) / 2, metrics
 
 

@@ -1,5 +1,6 @@
 """What the processes of one job do together: start, agree to stop, and wait for each other."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -49,10 +50,14 @@ class StopRequest:
 
   Each step, `agree` starts a tiny all-reduce of the hosts' flags and returns the answer of the step before, so that no
   host waits for a round trip. A second signal acts as if nothing had been installed.
+
+  Attributes:
+    exit_code: what an interrupted command ends with, 128 and the number of the signal; SIGTERM's if this host got none.
   """
 
   def __init__(self, mesh: Mesh):
     self._requested = threading.Event()
+    self.exit_code = 128 + signal.SIGTERM
     self._mesh = mesh
     self._previous: dict[int, Any] = {}
     self._pending: jax.Array | None = None
@@ -70,6 +75,11 @@ class StopRequest:
 
   def _on_signal(self, number: int, _frame) -> None:
     self._requested.set()
+    self.exit_code = 128 + number
+    # Straight to the descriptor: the handler may have interrupted a print.
+    name = signal.Signals(number).name
+    with contextlib.suppress(OSError):
+      os.write(2, f"{name}: stopping after this step, with a checkpoint; a second signal ends at once.\n".encode())
     signal.signal(number, self._previous[number])
 
   def agree(self) -> bool:

@@ -289,8 +289,12 @@ def load(spec: str | os.PathLike, **options: Any) -> Tokenizer:
     described = pathlib.Path(text) / _KIND_FILE
     if not described.is_file():
       raise UserError(f"tokenizer directory {text} has no {_KIND_FILE}, it was not written by a run")
-    fields = json.loads(described.read_text())
-    kind, path, options = fields["kind"], pathlib.Path(text) / fields["file"], fields["options"] | options
+    try:
+      fields = json.loads(described.read_text())
+      kind, path, options = fields["kind"], pathlib.Path(text) / fields["file"], fields["options"] | options
+      KINDS[kind]
+    except (ValueError, LookupError, TypeError) as error:
+      raise UserError(f"{described} is damaged ({' '.join(str(error).split())[:80]}); put back the original") from None
   else:
     kind, colon, name = text.partition(":")
     if not colon or kind not in KINDS:

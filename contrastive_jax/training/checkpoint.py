@@ -3,9 +3,13 @@
 Orbax's `experimental.v1` interface is used here and nowhere else.
 """
 
+import contextlib
+import json
 import logging
+import re
 import shutil
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint.experimental.v1 as ocp
 
-from contrastive_jax import paths
-from contrastive_jax.errors import UserError
+from contrastive_jax import paths, runs
+from contrastive_jax.errors import NonFiniteError, SaveError, UserError
 from contrastive_jax.parallel import distributed
 from contrastive_jax.training.state import TrainState, towers
 
@@ -23,8 +27,14 @@ log = logging.getLogger(__name__)
 paths.read_names_literally()
 
 
-def checksum(state: Any) -> dict[str, int]:
-  """A number for each leaf that changes with any of its bits but not with how the leaf is sharded.
+class _Damaged(Exception):
+  """What is wrong with a checkpoint, as the end of a sentence."""
+
+
+def checksum(state: Any) -> tuple[dict[str, int], list[str]]:
+  """A number for each leaf, and the names of the leaves that are not finite, in one pass.
+
+  The number changes with any of its bits but not with how the leaf is sharded.
 
   The sum of the bits, read as unsigned integers modulo 2^32. Integer addition is associative, so every mesh agrees.
   """
@@ -34,11 +44,81 @@ def checksum(state: Any) -> dict[str, int]:
       leaf = jax.random.key_data(leaf)
     width = jnp.dtype(leaf.dtype).itemsize
     bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * min(width, 4)}"))
-    return jnp.sum(bits.astype(jnp.uint32))
+    finite = jnp.all(jnp.isfinite(leaf)) if jnp.issubdtype(leaf.dtype, jnp.inexact) else True
+    return jnp.stack([jnp.sum(bits.astype(jnp.uint32)), jnp.asarray(finite, jnp.uint32)])
 
   sums = jax.jit(lambda tree: jax.tree.map(add, tree))(state)
   paths = jax.tree_util.tree_leaves_with_path(jax.device_get(sums))
-  return {jax.tree_util.keystr(path): int(value) for path, value in paths}
+  named = {jax.tree_util.keystr(path): value for path, value in paths}
+  return {name: int(value[0]) for name, value in named.items()}, [name for name in named if not named[name][1]]
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  """False for tracebacks of Orbax's threads and tasks: what failed in them is raised to us, and told in a sentence."""
+  trace = record.exc_info[2] if record.exc_info else None
+  if trace is None:
+    return True
+  frames = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace))
+  return not any("orbax" in Path(name).parts for name in frames)
+
+
+for _name in ("absl", "asyncio"):
+  logging.getLogger(_name).addFilter(_is_news)
+
+
+def _plain(name: str) -> str:
+  """`slots/1/count` of `['slots'][1].count`: named tuples are read back as dictionaries, and their leaves renamed."""
+  return "/".join(re.findall(r"[^\[\]'.]+", name))
+
+
+def _verified(
+  manager: ocp.training.Checkpointer, step: int, choose: Callable[[Any], Any]
+) -> tuple[Any, dict[str, Any]]:
+  """Reads leaves of a checkpoint and compares each with its checksum.
+
+  Args:
+    manager: an open directory of checkpoints.
+    step: which checkpoint.
+    choose: maps what the checkpoint says it holds to what is read of it, with placeholders for what is not.
+
+  Returns:
+    The tree that was read, and what the checkpoint holds beside its state.
+
+  Raises:
+    _Damaged: if anything of it cannot be read, or was not written so.
+  """
+  try:
+    metadata = manager.checkpointables_metadata(step)
+    about = dict(metadata.custom_metadata)
+    wanted = choose(metadata.metadata["state"])
+    restored = manager.load_checkpointables(step, {"state": wanted})["state"]
+  except (jax.errors.JaxRuntimeError, UserError, MemoryError):
+    raise  # An accelerator without memory damages nothing.
+  except Exception as error:  # Orbax, TensorStore, JSON and the file system each have their own.
+    reason = " ".join(str(error).split())[:120]
+    raise _Damaged(f"{type(error).__name__}: {reason}") from None
+  expected, written = about.pop("checksum", None), about.pop("digest", None)
+  if not isinstance(expected, dict):
+    raise _Damaged("its metadata holds no checksums")
+  if written is not None and runs.digest([expected, about]) != written:
+    raise _Damaged("its metadata is not what was written")
+  expected = {_plain(name): value for name, value in expected.items()}
+  read, left_out = {}, set()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(restored):
+    name = _plain(jax.tree_util.keystr(path))
+    if leaf is ocp.PLACEHOLDER:
+      left_out.add(name)
+    else:
+      read[name] = leaf
+  found, not_finite = checksum(read)
+  found = {_plain(name): value for name, value in found.items()}
+  wrong = [name for name in sorted({*expected, *found} - left_out) if found.get(name) != expected.get(name)]
+  if wrong:
+    more = f" and those of {len(wrong) - 1} more leaves differ" if len(wrong) > 1 else " differs"
+    raise _Damaged(f"the checksum of {wrong[0]}{more}")
+  if not_finite:
+    raise _Damaged(f"{_plain(not_finite[0])} is not finite, nor are {len(not_finite) - 1} more leaves")
+  return restored, about
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
@@ -67,6 +147,8 @@ class Checkpoints:
     self._directory = directory.absolute()
     self._keep_last = keep_last
     self._keep_every = keep_every
+    self._saving: int | None = None
+    self._failed = False
     if distributed.is_main():
       # What a killed process left half written. Orbax would do it in a thread that outlives a quick exit.
       for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
@@ -88,8 +170,13 @@ class Checkpoints:
   def __enter__(self) -> "Checkpoints":
     return self
 
-  def __exit__(self, *_) -> None:
-    self._manager.close()
+  def __exit__(self, kind: Any, *_) -> None:
+    try:
+      self._manager.close()
+    except Exception:
+      # What ended the block says more than that its last save failed as well.
+      if kind is None:
+        raise
 
   @property
   def steps(self) -> list[int]:
@@ -97,19 +184,78 @@ class Checkpoints:
     return [found.step for found in self._manager.checkpoints]
 
   def save(self, state: TrainState, about: Mapping[str, Any]) -> None:
-    """Starts writing; waits only for the checkpoint before this one.
+    """Starts writing; waits only for the checkpoint before this one. A failure after it returned is told by `poll`.
 
     Args:
       state: may be donated as soon as this returns.
       about: JSON that is needed to continue: segments, tokenizer fingerprint.
+
+    Raises:
+      NonFiniteError: if a leaf is not finite; nothing is written then.
+      SaveError: if this or the checkpoint before it cannot be written.
     """
-    tree = _as_dict(state)
-    about = {**about, "checksum": checksum(tree)}
-    self._manager.save_checkpointables_async(int(state.step), {"state": tree}, custom_metadata=about)
+    self.wait()  # What failed has its own step in the message, and no second one is begun on a full disk.
+    tree, step = _as_dict(state), int(state.step)
+    sums, not_finite = checksum(tree)
+    if not_finite:
+      raise NonFiniteError(
+        f"step {step}: {_plain(not_finite[0])} and {len(not_finite) - 1} more leaves of the state are not finite after"
+        f" the update, so nothing was saved; last good checkpoint: {self.last_good()}"
+      )
+    about = json.loads(json.dumps(dict(about)))
+    about = {**about, "checksum": sums, "digest": runs.digest([sums, about])}
+    if not self._directory.parent.is_dir():
+      raise SaveError(f"checkpoint {step} cannot be written: {self._directory.parent} is gone")
+    with self._writing(step):
+      self._manager.save_checkpointables_async(step, {"state": tree}, custom_metadata=about)
+    self._saving = step
+
+  def poll(self) -> None:
+    """Raises a `SaveError` when the checkpoint that was being written has failed; never waits."""
+    # With several processes the end of a save is a barrier, which all must reach together.
+    if self._saving is not None and jax.process_count() == 1 and not self._manager.is_saving_in_progress():
+      self.wait()
 
   def wait(self) -> None:
-    """Returns when everything is on disk."""
-    self._manager.wait()
+    """Returns when everything is on disk.
+
+    Raises:
+      SaveError: if it could not be written.
+    """
+    with self._writing(self._saving):
+      self._manager.wait()
+    if self._saving is not None and not (self._directory / str(self._saving)).is_dir():
+      self._failed = True
+      raise SaveError(f"checkpoint {self._saving} was written and is gone: {self._directory} was removed or replaced")
+    self._saving = None
+
+  def describe(self, step: int) -> dict[str, Any]:
+    """Shapes and dtypes of all leaves of a checkpoint, on the first device."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    described = self._manager.checkpointables_metadata(step).metadata["state"]
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), described)
+
+  def last_good(self) -> str:
+    """The newest complete checkpoint, for messages."""
+    found = [int(path.name) for path in self._directory.glob("*") if path.name.isdecimal()]
+    return str(max(found)) if found else "none"
+
+  @contextlib.contextmanager
+  def _writing(self, step: int | None) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:  # TensorStore raises ValueError for a full disk, Orbax and the file system their own.
+      if self._failed or step is None:
+        raise
+      self._failed = True
+      for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(unfinished, ignore_errors=True)  # It holds the space that the next try needs.
+      reason = " ".join(str(error).split())
+      full = re.search(r"No space left on device|Disk quota exceeded|Read-only file system|Permission denied", reason)
+      raise SaveError(
+        f"checkpoint {step} could not be written to {self._directory} ({full[0] if full else reason[:120]}); last good"
+        f" checkpoint: {self.last_good()}; mend that and run the same command again"
+      ) from None
 
   def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
     """The newest checkpoint that can be read and whose checksum holds, or None.
@@ -126,15 +272,9 @@ class Checkpoints:
     damaged: dict[int, str] = {}
     for step in reversed(self.steps):
       try:
-        about = dict(self._manager.checkpointables_metadata(step).custom_metadata)
-        restored = self._manager.load_checkpointables(step, {"state": tree})["state"]
-      except Exception as error:  # Orbax, TensorStore, JSON and the file system each have their own.
-        damaged[step] = f"{type(error).__name__}: {str(error)[:120]}"
-        continue
-      found, expected = checksum(restored), about.pop("checksum")
-      wrong = [name for name in expected if found.get(name) != expected[name]]
-      if wrong:
-        damaged[step] = f"the checksum of {wrong[0]} and {len(wrong) - 1} more differs"
+        restored, about = _verified(self._manager, step, lambda _: tree)
+      except _Damaged as error:
+        damaged[step] = str(error)
         continue
       for bad, why in damaged.items():
         log.warning("Checkpoint %d is damaged (%s); going on from checkpoint %d.", bad, why, step)
@@ -171,11 +311,11 @@ def restore_params(workdir: Path, step: int | None, place: Callable[[Any], Any] 
 
   Args:
     workdir: a run.
-    step: which checkpoint; None is the newest.
+    step: which checkpoint; None is the newest that is sound, and a warning tells of newer ones that are not.
     place: maps the abstract parameters to the same with shardings; None puts them on the first device.
 
   Raises:
-    UserError: if the run has no such checkpoint.
+    UserError: if the run has no such checkpoint, or it is damaged.
   """
   directory = (Path(workdir) / "checkpoints").absolute()
   if not directory.is_dir():
@@ -185,18 +325,30 @@ def restore_params(workdir: Path, step: int | None, place: Callable[[Any], Any] 
     if not steps or (step is not None and step not in steps):
       wanted = "no finished checkpoint" if not steps else f"no checkpoint of step {step}; it has {steps}"
       raise UserError(f"{workdir} has {wanted}")
-    step = steps[-1] if step is None else step
-    metadata = manager.checkpointables_metadata(step)
-    described = metadata.metadata["state"]
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), described)
-    skipped = jax.tree.map(lambda _: ocp.PLACEHOLDER, shapes)
-    wanted = {name: towers(shapes[name]) for name in ("params", "average") if name in shapes}
-    if place is not None:
-      wanted = {name: place(part) for name, part in wanted.items()}
-    loaded = manager.load_checkpointables(step, {"state": _overlay(skipped, wanted)})["state"]
+
+    def choose(described: Any) -> Any:
+      shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), described)
+      wanted = {name: towers(shapes[name]) for name in ("params", "average") if name in shapes}
+      if place is not None:
+        wanted = {name: place(part) for name, part in wanted.items()}
+      return _overlay(jax.tree.map(lambda _: ocp.PLACEHOLDER, shapes), wanted)
+
+    damaged: dict[int, str] = {}
+    for candidate in reversed(steps) if step is None else [step]:
+      try:
+        loaded, about = _verified(manager, candidate, choose)
+      except _Damaged as error:
+        damaged[candidate] = str(error)
+        continue
+      for bad, why in damaged.items():
+        log.warning("Checkpoint %d of %s is damaged (%s): reading %d instead.", bad, workdir, why, candidate)
+      break
+    else:
+      newest, why = next(iter(damaged.items()))
+      raise UserError(f"checkpoint {newest} of {workdir} is damaged: {why}")
   params = _overlay(towers(loaded["params"]), towers(loaded.get("average", {})))
-  return Restored(params, step, dict(metadata.custom_metadata))
+  return Restored(params, candidate, about)
 
 
 def _overlay(base: Any, over: Any) -> Any:

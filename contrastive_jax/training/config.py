@@ -14,6 +14,7 @@ from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.models import flops, presets
 from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.parallel.mesh import MeshSpec, batch_shards
+from contrastive_jax.runs import read_config
 from contrastive_jax.training import optimizer as optimizers
 from contrastive_jax.training import shapes
 from contrastive_jax.training.curriculum import Segment
@@ -43,6 +44,7 @@ _FREE_ON_RESUME = (
   "profile_steps",
   "wandb_project",
   "on_nonfinite",
+  "max_skipped_steps",
   "data.threads",
   "data.workers",
   "data.prefetch_bytes",
@@ -183,6 +185,7 @@ def loop_options(config: Any) -> LoopOptions:
     log_sample_ids=config.log_sample_ids,
     profile_steps=tuple(config.profile_steps),
     stop_on_nonfinite=config.on_nonfinite == "stop",
+    max_skipped_steps=config.get("max_skipped_steps", 10),
     # A backward pass costs two forward passes.
     # The stages of a curriculum have no one number of tokens a pair.
     flops_per_pair=0.0 if config.curriculum else 3 * flops.forward_flops_per_pair(model_config(config)),
@@ -266,7 +269,7 @@ def check_resume(workdir: Path, config: Any) -> bool:
   path = workdir / "config.json"
   if not path.exists():
     return False
-  started = json.loads(path.read_text())
+  started = read_config(workdir)
   # Fields that towers and losses have got since then are at their defaults.
   model = dataclasses.asdict(model_config(started))
   del model["dtype"]

@@ -1,7 +1,6 @@
 """Starting a run from another run or from imported weights, whole or by tower."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from flax import traverse_util
 from contrastive_jax.errors import UserError
 from contrastive_jax.models import resizing
 from contrastive_jax.models.config import VisionConfig
+from contrastive_jax.runs import read_config
 from contrastive_jax.training.checkpoint import restore_params
 from contrastive_jax.training.config import model_config
 from contrastive_jax.training.state import PROJECTIONS, StateSpec, TrainState
@@ -78,7 +78,7 @@ def _taken(theirs: Parameters, init_from: str, towers: str, params: dict[str, An
 
 def _adapted(theirs: Parameters, init_from: Path, vision: VisionConfig) -> tuple[Parameters, list[str]]:
   """Their parameters, those that depend on sizes of patches, clips and grids brought to ours; and what was done."""
-  old = model_config(json.loads((init_from / "config.json").read_text())).vision
+  old = model_config(read_config(init_from)).vision
   if old.channels != vision.channels:
     return theirs, []
   adapted, sentences = dict(theirs), []

@@ -1,6 +1,8 @@
 """The training loop: batches in, steps out, and what happens every so many steps."""
 
 import dataclasses
+import json
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,17 +13,17 @@ import jax
 import numpy as np
 
 from contrastive_jax.batch import Batch
+from contrastive_jax.errors import NonFiniteError
 from contrastive_jax.parallel import distributed
 from contrastive_jax.parallel.mesh import host_share, put_batch
+from contrastive_jax.runs import JsonLines, write_atomically
 from contrastive_jax.training.checkpoint import Checkpoints
-from contrastive_jax.training.metrics import Bar, JsonLines, Writer, peak_flops
+from contrastive_jax.training.metrics import Bar, Writer, peak_flops
 from contrastive_jax.training.programs import Programs
 from contrastive_jax.training.state import TrainState
 from contrastive_jax.training.step import TrainStep
 
-
-class NonFiniteError(RuntimeError):
-  """The loss or its gradient is infinite or not a number; the message says where to look."""
+log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -45,6 +47,7 @@ class LoopOptions:
     log_sample_ids: writes the ids of every batch to `sample_ids.jsonl`.
     profile_steps: (first, last) update of a `jax.profiler` trace, or empty.
     stop_on_nonfinite: raise when a loss or gradient is not finite.
+    max_skipped_steps: with `stop_on_nonfinite` off, more skipped updates in a row than this raise as well.
     flops_per_pair: of one training step, for the utilisation; 0 reports none.
     stages: (name, steps before it) of the stages of a curriculum. At the end of each there is a checkpoint and an
       evaluation.
@@ -57,6 +60,7 @@ class LoopOptions:
   log_sample_ids: bool = False
   profile_steps: tuple[int, ...] = ()
   stop_on_nonfinite: bool = True
+  max_skipped_steps: int = 10
   flops_per_pair: float = 0.0
   stages: tuple[tuple[str, int], ...] = ()
 
@@ -83,6 +87,7 @@ def train(
   evaluate: Callable[[TrainState], dict[str, float]] | None = None,
   teach: Callable[[Batch], Batch] | None = None,
   ahead: Iterable[Batch] = (),
+  stop: distributed.StopRequest | None = None,
 ) -> tuple[TrainState, bool]:
   """Trains until `total_steps` or until somebody asks to stop.
 
@@ -99,24 +104,35 @@ def train(
     evaluate: returns numbers that are logged with their step.
     teach: adds to a batch on the devices what a frozen teacher makes of it.
     ahead: abstract batches of the stages to come, in order, which are compiled in the background.
+    stop: tells when to stop; None makes one.
 
   Returns:
     The state, and whether the run is complete.
 
   Raises:
-    NonFiniteError: with the step, its sample ids and the last good checkpoint.
+    NonFiniteError: with the step, the file of its sample ids and the last good checkpoint.
+    SaveError: at the step after a checkpoint could not be written.
   """
   start = int(state.step)
   steps = _Steps(workdir, pipeline, checkpoints, writer, options, mesh, start)
-  with distributed.StopRequest(mesh) as stop, steps.bar, Programs(train_step, state, say=steps.bar.say) as programs:
+  with (
+    stop or distributed.StopRequest(mesh) as stop,
+    steps.bar,
+    Programs(train_step, state, say=steps.bar.say) as programs,
+  ):
     programs.prepare(ahead)
     for index, batch in steps.batches():
       batch = put_batch(mesh, batch.on_device())
       state, metrics = programs(state, batch if teach is None else teach(batch))
       done = index + 1
       steps.finish(done, metrics)
+      checkpoints.poll()
       stopping = stop.agree()
       last = done == options.total_steps or stopping
+      if last or done % options.checkpoint_every == 0 or options.ends_stage(done):
+        # A checkpoint is only ever made of a state whose loss is known to be finite, and before anything that may fail.
+        steps.settle()
+        checkpoints.save(state, about)
       due = options.eval_every and done % options.eval_every == 0
       if last or done % options.checkpoint_every == 0 or options.ends_stage(done):
         # A checkpoint is only ever made of a state whose loss is known to be finite, and before an evaluation that
@@ -149,6 +165,7 @@ class _Steps:
     self._batch: Batch | None = None
     self._hosts = host_share(mesh)[1]
     self._profiling = False
+    self._skipped = 0
     self._reset_clocks()
 
   def _reset_clocks(self) -> None:
@@ -175,12 +192,20 @@ class _Steps:
       return
     first, last = self._options.profile_steps
     if not self._profiling and first <= step <= last:
-      jax.profiler.start_trace(str(self._workdir / "profile"))
-      self._profiling = True
+      self._profiling = self._trace(lambda: jax.profiler.start_trace(str(self._workdir / "profile")))
     elif self._profiling and step > last:
       self.settle()
-      jax.profiler.stop_trace()
+      self._trace(jax.profiler.stop_trace)
       self._profiling = False
+
+  def _trace(self, call: Callable[[], object]) -> bool:
+    """Starts or ends the profile; one that fails costs the profile and not the run."""
+    try:
+      call()
+    except Exception as error:  # The profiler's own, and those of the file system.
+      log.warning("The profile could not be written (%s).", " ".join(str(error).split())[:120])
+      return False
+    return True
 
   def finish(self, step: int, metrics: dict[str, jax.Array]) -> None:
     """Takes the metrics of a step that has been dispatched and looks at those of the step before it."""
@@ -196,13 +221,11 @@ class _Steps:
 
   def _look(self, step: int, metrics: dict[str, jax.Array], batch: Batch) -> None:
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if self._options.stop_on_nonfinite and not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+    finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
+    self._skipped = 0 if finite else self._skipped + 1
+    if not finite and (self._options.stop_on_nonfinite or self._skipped > self._options.max_skipped_steps):
       self._checkpoints.wait()
-      good = self._checkpoints.steps
-      raise NonFiniteError(
-        f"step {step}: loss is {values['loss']}, gradient norm {values['grad_norm']}; sample ids of the batch:"
-        f" {self._pipeline.ids(step - 1).tolist()}; last good checkpoint: {good[-1] if good else 'none'}"
-      )
+      raise NonFiniteError(self._not_finite(step, values))
     self._steps += 1
     self._seen += batch.pairs * self._hosts
     self.bar.advance(step)
@@ -230,6 +253,21 @@ class _Steps:
       # The first row holds the compilation; rates of the next window must not.
       self._reset_clocks()
 
+  def _not_finite(self, step: int, values: dict[str, float]) -> str:
+    ids = self._pipeline.ids(step - 1).tolist()
+    path = self._workdir / "nonfinite_ids.json"
+    where = f"are in {path}"
+    if distributed.is_main():
+      try:
+        write_atomically(path, json.dumps({"step": step, "ids": ids}) + "\n")
+      except OSError as error:
+        where = f"could not be written to {path} ({error.strerror})"
+    skips = f" after {self._skipped - 1} skipped updates in a row" if not self._options.stop_on_nonfinite else ""
+    return (
+      f"step {step}: loss is {values['loss']}, gradient norm {values['grad_norm']}{skips}; the ids of its {len(ids):,}"
+      f" pairs {where}; last good checkpoint: {self._checkpoints.last_good()}"
+    )
+
   def record(self, row: dict[str, Any]) -> None:
     """Writes a row; time spent on evaluation does not count against the next rate."""
     if self._writer is not None:
@@ -238,7 +276,7 @@ class _Steps:
 
   def close(self) -> None:
     if self._profiling:
-      jax.profiler.stop_trace()
+      self._trace(jax.profiler.stop_trace)
     if self._ids is not None:
       self._ids.close()
 

@@ -1,14 +1,16 @@
 """Where numbers go: a JSONL file, TensorBoard, Weights & Biases, and the progress bar."""
 
 import collections
-import json
+import contextlib
+import errno
+import logging
 import math
 import os
 import re
 import statistics
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from contrastive_jax import sessions
 from contrastive_jax.errors import UserError
+from contrastive_jax.runs import JsonLines, write_atomically
+
+log = logging.getLogger(__name__)
 
 # Dense bfloat16 peaks in FLOP/s of one device, from the vendors' data sheets; names as in `jax.Device.device_kind`.
 PEAK_FLOPS = {
@@ -53,37 +58,65 @@ def peak_flops(devices: list[jax.Device]) -> float:
   return measured if kind == "cpu" else measured * len(devices)
 
 
-class JsonLines:
-  """A file of one JSON object a line, which a restart cuts back to the step it restored."""
+class Board:
+  """TensorBoard's event file, written in this thread: one that fails in a thread of its own blocks the run for ever.
 
-  def __init__(self, path: Path, *, restored_step: int):
-    """Opens `path` for appending, without the rows after `restored_step` or a line that a kill left unfinished."""
-    rows = []
-    if path.exists():
-      for line in path.read_text().splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > restored_step:
-          break
-        rows.append(line)
-    whole = path.with_suffix(".tmp")
-    whole.write_text("".join(rows))
-    os.replace(whole, path)
-    self._file = path.open("a")
+  Rows that cannot be written are dropped and counted; the rows after them go into a new file once there is room.
 
-  def write(self, row: Mapping[str, Any]) -> None:
-    self._file.write(json.dumps(row) + "\n")
-    self._file.flush()
+  Attributes:
+    dropped: rows that were lost.
+  """
+
+  def __init__(self, workdir: Path, *, purge_step: int | None):
+    """Opens no file before the first row; rows from `purge_step` on that an earlier start wrote are hidden."""
+    self._workdir, self._purge_step = workdir, purge_step
+    self._events: Any = None
+    self._files = 0
+    self.dropped = 0
+
+  def write(self, numbers: Mapping[str, float], step: int) -> None:
+    # Half a second to import, and only training needs it.
+    from tensorboardX.proto import event_pb2
+    from tensorboardX.summary import scalar
+
+    try:
+      if self._events is None:
+        self._open(event_pb2)
+      for name, value in numbers.items():
+        self._events.write_event(event_pb2.Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+      self._events.flush()
+    except OSError as error:
+      if not self.dropped:
+        log.warning("TensorBoard's file cannot be written (%s): its rows are dropped until it can.", error.strerror)
+      self.dropped += 1
+      self._abandon()
+
+  def _open(self, event_pb2: Any) -> None:
+    from tensorboardX.event_file_writer import EventsWriter
+
+    if not self._workdir.is_dir():
+      raise FileNotFoundError(errno.ENOENT, "the run directory is gone")
+    self._files += 1
+    self._events = EventsWriter(str(self._workdir / "events"), f".{os.getpid()}.{self._files}")
+    if self._purge_step is not None:
+      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._events.write_event(event_pb2.Event(wall_time=time.time(), step=self._purge_step, session_log=start))
+      self._purge_step = None
+
+  def _abandon(self) -> None:
+    events, self._events = self._events, None
+    with contextlib.suppress(OSError):
+      if events is not None:
+        events.close()
 
   def close(self) -> None:
-    self._file.close()
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-  """Rows of a `JsonLines` file; empty when there is none."""
-  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    self._abandon()
+    if self.dropped:
+      log.warning("TensorBoard: %d rows could not be written and are lost.", self.dropped)
 
 
 class Writer:
-  """Sends each logged row to every place that is configured; only the main process makes one."""
+  """Sends each logged row to every place that is configured; only the main process makes one. It never ends a run."""
 
   def __init__(
     self,
@@ -94,12 +127,11 @@ class Writer:
     config: Any = None,
     session: sessions.Session | None = None,
   ):
-    from tensorboardX import SummaryWriter  # Half a second to import, and only training needs it.
-
     self._session = session
     self._rows = JsonLines(workdir / "metrics.jsonl", restored_step=restored_step)
-    self._board = SummaryWriter(str(workdir), purge_step=restored_step + 1 if restored_step else None)
+    self._board = Board(workdir, purge_step=restored_step + 1 if restored_step else None)
     self._wandb = _start_wandb(wandb_project, workdir, config) if wandb_project else None
+    self._wandb_dropped = 0
 
   def write(self, row: Mapping[str, Any]) -> None:
     """Writes one row; it must have a `step`, the number of updates done."""
@@ -107,16 +139,25 @@ class Writer:
     if self._session is not None:
       self._session.reach(row["step"])
     numbers = {name: value for name, value in row.items() if name != "step" and isinstance(value, int | float)}
-    for name, value in numbers.items():
-      self._board.add_scalar(name, value, row["step"])
-    if self._wandb is not None:
-      self._wandb.log(numbers, step=row["step"])
+    self._board.write(numbers, row["step"])
+    self._to_wandb(lambda wandb: wandb.log(numbers, step=row["step"]))
+
+  def _to_wandb(self, call: Callable[[Any], object]) -> None:
+    if self._wandb is None:
+      return
+    try:
+      call(self._wandb)
+    except Exception as error:  # Its client has errors of its own, and those of the network.
+      if not self._wandb_dropped:
+        log.warning("Weights & Biases takes no rows (%s): they are dropped until it does.", str(error)[:100])
+      self._wandb_dropped += 1
 
   def close(self) -> None:
     self._rows.close()
     self._board.close()
-    if self._wandb is not None:
-      self._wandb.finish()
+    self._to_wandb(lambda wandb: wandb.finish())
+    if self._wandb_dropped:
+      log.warning("Weights & Biases: %d calls failed and their rows are lost.", self._wandb_dropped)
 
 
 def _readable(value: Any) -> Any:
@@ -148,9 +189,7 @@ def wandb_id(workdir: Path) -> str:
     chosen = name
   else:
     chosen = f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)[:64]}-{uuid.uuid4().hex[:8]}"
-  whole = path.with_suffix(".tmp")
-  whole.write_text(chosen + "\n")
-  os.replace(whole, path)
+  write_atomically(path, chosen + "\n")
   return chosen
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from contrastive_jax import losses
-from contrastive_jax.errors import UserError
+from contrastive_jax.errors import NonFiniteError, UserError
 from contrastive_jax.parallel.mesh import MeshSpec, put_batch
 from contrastive_jax.training import config as run_config
 from contrastive_jax.training import loop
@@ -157,11 +157,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(pipeline, tmp_pa
   spec, step = poisoned(config, mesh, bad_group=777_000)
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
     options = loop.LoopOptions(total_steps=20, checkpoint_every=5)
-    with pytest.raises(loop.NonFiniteError) as caught:
+    with pytest.raises(NonFiniteError) as caught:
       loop.train(tmp_path, spec.create(0), step, Poisoned(), checkpoints, None, options, mesh=mesh, about={})
     message = str(caught.value)
     assert message.startswith("step 7:") and "last good checkpoint: 5" in message
-    assert str(pipeline.ids(6).tolist()) in message
+    assert json.loads((tmp_path / "nonfinite_ids.json").read_text()) == {"step": 7, "ids": pipeline.ids(6).tolist()}
     assert checkpoints.steps == [5]
 
 

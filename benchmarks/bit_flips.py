@@ -1,0 +1,172 @@
+"""One bit flipped in every file of a run, read by all that read runs: nothing may differ in silence, nothing may crash.
+
+  python -m benchmarks.bit_flips --workdir=runs/emoji               # 500 places a file
+  python -m benchmarks.bit_flips --workdir=runs/emoji --places=10   # a quick look
+  python -m benchmarks.bit_flips --workdir=runs/emoji --cost        # seconds per GiB that reading and verifying take
+
+The readers are those that the commands share: a resuming train.py ("resume"), `contrastive_jax.load` that eval.py,
+embed.py, convert.py and teachers go through ("load"), and init_from ("initialize"). Each answers with what it read:
+parameters, config, tokenizer and step. The outcomes: "same", "fallback" (another checkpoint was read, and a warning
+said so), "refused" (one sentence), "silent" (something differs and nobody said so), "traceback". The last two fail the
+command.
+"""
+
+import collections
+import hashlib
+import logging
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from absl import logging as absl_logging
+
+import contrastive_jax
+from contrastive_jax.errors import UserError
+from contrastive_jax.preprocess import tokenizers
+from contrastive_jax.runs import digest, read_config, read_json_lines
+from contrastive_jax.training.checkpoint import Checkpoints, checksum, restore_params
+
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "The run to damage copies of; it must have a checkpoint.", required=True
+)
+_PLACES = flags.DEFINE_integer("places", 500, "Places in each file, one bit each.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the places.")
+_COST = flags.DEFINE_bool("cost", False, "Measures the cost of verifying instead.")
+OUTCOMES = ("same", "fallback", "refused", "silent", "traceback")
+
+
+def _bits(tree: Any) -> str:
+  """SHA-256 of the names and bits of all leaves."""
+  total = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    total.update(jax.tree_util.keystr(path).encode())
+    total.update(np.ascontiguousarray(leaf).tobytes())
+  return total.hexdigest()
+
+
+def _initialize(workdir: Path) -> Any:
+  restored = restore_params(workdir, None)
+  return restored.step, _bits(restored.params), digest(read_config(workdir))
+
+
+def _load(workdir: Path) -> Any:
+  model = contrastive_jax.load(workdir)
+  return model.step, _bits(model.params), repr(model.config), model.tokenizer.fingerprint
+
+
+def _resume(workdir: Path, abstract: Any) -> Any:
+  config = digest(read_config(workdir))
+  with Checkpoints(workdir / "checkpoints") as checkpoints:
+    found = checkpoints.restore(abstract)
+  state, about = found or (None, {})
+  tokenizer = tokenizers.load(str(workdir / "tokenizer"))
+  if about.get("tokenizer") not in (None, tokenizer.fingerprint):
+    raise UserError("the tokenizer is not the one that the checkpoint was trained with")
+  read_json_lines(workdir / "metrics.jsonl")
+  return state and int(state.step), _bits(state), config, digest(about), tokenizer.fingerprint
+
+
+class _Heard(logging.Handler):
+  """Remembers whether anything was said."""
+
+  def __init__(self):
+    super().__init__(logging.WARNING)
+    self.said = False
+
+  def emit(self, record: logging.LogRecord) -> None:
+    self.said = True
+
+
+def outcome(read: Callable[[], Any], expected: Any, heard: _Heard) -> str:
+  """What a reader made of a damaged run."""
+  heard.said = False
+  try:
+    found = read()
+  except UserError as error:
+    return "refused" if "\n" not in str(error) else "traceback"
+  except Exception:
+    return "traceback"
+  if found == expected:
+    return "same"
+  return "fallback" if heard.said else "silent"
+
+
+def sweep(source: Path, places: int, seed: int) -> dict[tuple[str, str], collections.Counter]:
+  """Outcomes by kind of file and reader; `source` is not touched."""
+  from contrastive_jax.training.state import TrainState
+
+  heard = _Heard()
+  logging.getLogger("contrastive_jax").addHandler(heard)
+  with tempfile.TemporaryDirectory() as scratch:
+    pristine = Path(scratch) / "run"
+    shutil.copytree(source, pristine)
+    steps = sorted(int(path.name) for path in (pristine / "checkpoints").iterdir() if path.name.isdecimal())
+    with Checkpoints(pristine / "checkpoints") as checkpoints:
+      abstract = TrainState(**{"average": None, **checkpoints.describe(steps[-1])})
+    readers = {"resume": lambda work: _resume(work, abstract), "load": _load, "initialize": _initialize}
+    expected = {name: read(pristine) for name, read in readers.items()}
+    draw, table = random.Random(seed), {}
+    older = pristine / "checkpoints" / str(steps[-1])
+    files = [path for path in sorted(pristine.rglob("*")) if path.is_file() and path.stat().st_size]
+    # Of the checkpoints only the newest is read.
+    files = [path for path in files if "checkpoints" not in path.parts or older in path.parents]
+    for path in files:
+      kind = _kind(path.relative_to(pristine))
+      content = path.read_bytes()
+      for _ in range(places):
+        damaged = bytearray(content)
+        damaged[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        for name, read in readers.items():
+          path.write_bytes(damaged)
+          found = outcome(lambda read=read: read(pristine), expected[name], heard)
+          table.setdefault((kind, name), collections.Counter())[found] += 1
+          for aside in (pristine / "checkpoints").glob("*.damaged*"):
+            aside.rename(aside.with_name(aside.name.partition(".")[0]))  # A resume moves what is damaged.
+          path.write_bytes(content)
+  logging.getLogger("contrastive_jax").removeHandler(heard)
+  return table
+
+
+def _kind(path: Path) -> str:
+  if path.parts[0] != "checkpoints":
+    return path.parts[0] if not path.name.startswith("events") else "events of TensorBoard"
+  return "checkpoint: " + (path.name if path.name.startswith("_") or "." in path.name else "arrays")
+
+
+def cost(gibibytes: float = 1.0) -> None:
+  """Prints the seconds that checksums of a tree on the default device take."""
+  leaves = [jax.numpy.ones((int(gibibytes * 2**28) // 16,), jax.numpy.float32) for _ in range(16)]
+  seconds = []
+  for _ in range(4):
+    start = time.perf_counter()
+    checksum(leaves)
+    seconds.append(time.perf_counter() - start)
+  device = jax.devices()[0].device_kind
+  print(
+    f"Verifying takes {min(seconds[1:]) / gibibytes:.3f} s per GiB on {device} ({seconds[0]:.2f} s with compilation)."
+  )
+
+
+def main(_: list[str]) -> None:
+  absl_logging.set_verbosity(absl_logging.WARNING)
+  if _COST.value:
+    cost()
+    return
+  table = sweep(Path(_WORKDIR.value), _PLACES.value, _SEED.value)
+  print(f"{'file':36}{'reader':12}" + "".join(f"{name:>10}" for name in OUTCOMES))
+  for (kind, reader), counts in sorted(table.items()):
+    print(f"{kind:36}{reader:12}" + "".join(f"{counts[name]:10}" for name in OUTCOMES))
+  if any(counts["silent"] or counts["traceback"] for counts in table.values()):
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+  app.run(main)
