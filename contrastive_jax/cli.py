@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def run(main: Callable[[], None]) -> None:
 
 def _parse(arguments: list[str]) -> list[str]:
   try:
-    return flags.FLAGS(_underscored(arguments))
+    return flags.FLAGS(_underscored(arguments, flags.FLAGS))
   except SystemExit:
     raise
   # Flag parsing loads and overrides the config file: absl, ml_collections, the import system and the config itself
@@ -62,13 +62,13 @@ def _parse(arguments: list[str]) -> list[str]:
     _fail(_first_sentence(error))
 
 
-def _underscored(arguments: list[str]) -> list[str]:
+def _underscored(arguments: list[str], defined: Container[str]) -> list[str]:
   """Spells the flags that are written with dashes, `--find-max-batch`, as they are named, `--find_max_batch`."""
 
   def spelled(argument: str) -> str:
     name, equals, value = argument.partition("=")
     plain = name.lstrip("-").replace("-", "_")
-    known = plain in flags.FLAGS or (plain.startswith("no") and plain[2:] in flags.FLAGS)
+    known = plain in defined or (plain.startswith("no") and plain[2:] in defined)
     return f"--{plain}{equals}{value}" if name.startswith("--") and known else argument
 
   return [spelled(argument) for argument in arguments]
