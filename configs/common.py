@@ -82,7 +82,7 @@ def get_config() -> ConfigDict:
   config.model = model("siglip_b16")
   config.compute_dtype = "bfloat16"  # Of matrix products; parameters stay float32.
   config.max_logit_scale = 100.0
-  config.frozen = ()  # Regular expressions: ("vision/",) trains the text tower alone (LiT).
+  config.frozen = ()  # Regular expressions: ("image/",) trains the text tower alone (LiT).
   config.init_from = ""  # A run, or imported weights.
   config.init_towers = "all"  # "all", "image" or "text": what is taken from `init_from`.
 
@@ -93,9 +93,9 @@ def get_config() -> ConfigDict:
   config.optimizer.clip_norm = 1.0  # 0 is off.
   config.optimizer.b1 = 0.9
   config.optimizer.b2 = 0.95
-  config.optimizer.eps = 1e-6
+  config.optimizer.eps = 1e-6  # Of AdamW, and of both parts of Muon.
   config.optimizer.adafactor_decay = 0.8  # Exponent of Adafactor's second-moment decay.
-  config.optimizer.muon_learning_rate = 0.01  # Of the matrices; all else follows Adam at `learning_rate`.
+  config.optimizer.muon_learning_rate = 0.01  # Of the matrices; all else follows AdamW at `learning_rate`.
   config.optimizer.muon_beta = 0.95
   config.optimizer.muon_rms = 0.2  # Root mean square of Muon's update at rate 1: about that of Adam's.
 

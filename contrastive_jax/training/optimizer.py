@@ -1,11 +1,13 @@
 """Optimisers and learning-rate schedules by name, and the split of parameters into trained and frozen."""
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import traverse_util
 from jaxtyping import Array, Float, Int
@@ -88,15 +90,13 @@ def decayed(params: Params) -> Any:
   return jax.tree_util.tree_map_with_path(lambda path, leaf: _layer_ndim(path, leaf) >= 2, params)
 
 
-def _orthogonalised(params: Params) -> Any:
-  """Muon's (rows, columns) of each matrix product's kernel; None for what Adam trains: tables, norms, biases."""
+def _groups(params: Params) -> Any:
+  """Returns "muon" for the kernel of each matrix product, and "adam" for all else: tables, norms, biases, the scale."""
 
-  def dimensions(path, leaf):
-    if path[-1].key == "kernel" and _layer_ndim(path, leaf) == 2:
-      return optax.contrib.MuonDimensionNumbers((leaf.ndim - 2,), (leaf.ndim - 1,))
-    return None
+  def group(path, leaf):
+    return "muon" if path[-1].key == "kernel" and _layer_ndim(path, leaf) == 2 else "adam"
 
-  return jax.tree_util.tree_map_with_path(dimensions, params)
+  return jax.tree_util.tree_map_with_path(group, params)
 
 
 def _adamw(rate, options):
@@ -109,32 +109,115 @@ def _lion(rate, options):
 
 def _adafactor(rate, options):
   # As in Scaling Vision Transformers: first moment kept, no relative step, no scaling by the parameter's size.
-  factored = optax.adafactor(
-    None,
-    multiply_by_parameter_scale=False,
-    clipping_threshold=1.0,
-    momentum=options.b1 or None,
-    decay_rate=options.adafactor_decay,
-  )
+  momentum = [optax.ema(options.b1, debias=False)] if options.b1 else []
+  # The identities keep every part of the state at the place that it has in checkpoints.
+  factored = optax.chain(_scale_by_factored_rms(options.adafactor_decay), _clip_rms(1.0), *momentum, optax.identity())
   decay = optax.add_decayed_weights(options.weight_decay, mask=decayed)
-  # `optax.adafactor` ends by flipping the sign; it is flipped back so that one rate scales the step and the decay.
-  return optax.chain(factored, optax.scale(-1.0), decay, optax.scale_by_learning_rate(rate))
+  return optax.chain(factored, optax.identity(), decay, optax.scale_by_learning_rate(rate))
+
+
+def _scale_by_factored_rms(decay_rate: float, *, least: int = 128, epsilon: float = 1e-30):
+  """Divides by Adafactor's estimate of the root mean square of each gradient (arXiv 1804.04235, algorithm 4).
+
+  It is `optax.scale_by_factored_rms` for layers that are stacked in one array: which two axes are factored, and
+  whether any are, follows from the shape of one layer.
+
+  Args:
+    decay_rate: exponent of the decay of the estimate, which is `1 - t^-decay_rate` at the t-th update.
+    least: two axes are factored where both have at least this size; other parameters keep a full estimate.
+    epsilon: added to the squared gradient.
+  """
+
+  def factored_axes(path, leaf):
+    stacked = leaf.ndim - _layer_ndim(path, leaf)
+    order = np.argsort(leaf.shape[stacked:])
+    if len(order) < 2 or leaf.shape[stacked:][order[-2]] < least:
+      return None
+    return int(order[-2]) + stacked, int(order[-1]) + stacked
+
+  def init(params):
+    def estimates(path, leaf):
+      axes, unused = factored_axes(path, leaf), jnp.zeros((1,), leaf.dtype)
+      if axes is None:
+        return unused, unused, jnp.zeros_like(leaf)
+      second, largest = axes
+      row, column = (jnp.zeros(np.delete(leaf.shape, axis), leaf.dtype) for axis in (largest, second))
+      return row, column, unused
+
+    return optax.FactoredState(jnp.zeros([], jnp.int32), *_unzip(estimates, 3, params))
+
+  def update(gradients, state, params=None):
+    del params
+    kept = 1 - jnp.float32(state.count + 1) ** -decay_rate
+
+    def scale(path, gradient, row, column, full):
+      axes, square = factored_axes(path, gradient), jnp.square(gradient) + epsilon
+      if axes is None:
+        full = kept * full + (1 - kept) * square
+        return gradient * full**-0.5, row, column, full
+      second, largest = axes
+      row = kept * row + (1 - kept) * jnp.mean(square, axis=largest)
+      column = kept * column + (1 - kept) * jnp.mean(square, axis=second)
+      mean = jnp.mean(row, axis=second - (second > largest), keepdims=True)
+      by_row, by_column = (row / mean) ** -0.5, column**-0.5
+      return gradient * jnp.expand_dims(by_row, largest) * jnp.expand_dims(by_column, second), row, column, full
+
+    updates, *estimates = _unzip(scale, 4, gradients, state.v_row, state.v_col, state.v)
+    return updates, optax.FactoredState(optax.safe_increment(state.count), *estimates)
+
+  return optax.GradientTransformation(init, update)
+
+
+def _unzip(function: Callable, count: int, *trees: Any) -> list[Any]:
+  """Returns `count` trees, of the first, second, ... of what `function` of a path and its leaves returns."""
+  results = jax.tree_util.tree_map_with_path(function, *trees)
+  structure = jax.tree.structure(trees[0])
+  return [jax.tree.unflatten(structure, [parts[i] for parts in structure.flatten_up_to(results)]) for i in range(count)]
+
+
+def _clip_rms(threshold: float) -> optax.GradientTransformation:
+  """Scales down the update of each layer's parameter whose root mean square is above `threshold`."""
+
+  def clip(path, update):
+    axes = tuple(range(update.ndim - _layer_ndim(path, update), update.ndim))
+    rms = jnp.sqrt(jnp.mean(jnp.square(update), axis=axes, keepdims=True))
+    return update / jnp.maximum(1.0, rms / threshold)
+
+  return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(clip, updates))
 
 
 def _muon(rate, options):
   ratio = options.muon_learning_rate / options.learning_rate
-  return optax.contrib.muon(
-    lambda step: ratio * rate(step),
-    adam_learning_rate=rate,
-    beta=options.muon_beta,
-    weight_decay=options.weight_decay,
-    weight_decay_mask=decayed,
-    adam_b1=options.b1,
-    adam_b2=options.b2,
-    adam_weight_decay=options.weight_decay,
-    muon_weight_dimension_numbers=_orthogonalised,
-    consistent_rms=options.muon_rms,
+  matrices = optax.chain(
+    optax.contrib.scale_by_muon(
+      beta=options.muon_beta, eps=options.eps, weight_dimension_numbers=functools.partial(jax.tree.map, _last_two_axes)
+    ),
+    optax.stateless(lambda updates, _: jax.tree.map(functools.partial(_with_rms, options.muon_rms), updates)),
+    optax.add_decayed_weights(options.weight_decay, mask=decayed),
+    optax.scale_by_learning_rate(lambda step: ratio * rate(step)),
   )
+  rest = optax.chain(
+    optax.scale_by_adam(options.b1, options.b2, options.eps, nesterov=True),
+    # `optax.adamw` with a mask would have another state than checkpoints have.
+    optax.stateless(functools.partial(_add_decay, options.weight_decay)),
+    optax.scale_by_learning_rate(rate),
+  )
+  return optax.partition({"muon": matrices, "adam": rest}, _groups)
+
+
+def _add_decay(weight_decay: float, updates: Params, params: Params) -> Params:
+  return jax.tree.map(
+    lambda decays, update, param: update + weight_decay * param if decays else update, decayed(params), updates, params
+  )
+
+
+def _last_two_axes(matrices: Float[Array, "*layers rows columns"]) -> optax.contrib.MuonDimensionNumbers:
+  return optax.contrib.MuonDimensionNumbers((matrices.ndim - 2,), (matrices.ndim - 1,))
+
+
+def _with_rms(rms: float, orthogonal: Float[Array, "*layers rows columns"]) -> Float[Array, "*layers rows columns"]:
+  """Scales matrices with singular values of 1 to a root mean square of `rms` (arXiv 2502.16982, equation 4)."""
+  return jnp.sqrt(jnp.float32(max(orthogonal.shape[-2:]))) * rms * orthogonal
 
 
 OPTIMIZERS = {"adamw": _adamw, "lion": _lion, "adafactor": _adafactor, "muon": _muon}
@@ -147,12 +230,35 @@ def make_optimizer(options: Any, schedule: Schedule) -> optax.GradientTransforma
     options: `name`, `weight_decay`, `clip_norm` (0 is off), `b1`, `b2`, `eps`, `adafactor_decay`, and Muon's
       `muon_learning_rate`, `muon_beta` and `muon_rms`.
     schedule: learning rate of each step.
+
+  Returns:
+    A transformation that counts its own calls; `at_step` gives its schedules the step of the run instead.
   """
   require_known("optimizer.name", options.name, OPTIMIZERS)
   transforms = [OPTIMIZERS[options.name](schedule, options)]
   if options.clip_norm:
     transforms.insert(0, optax.clip_by_global_norm(options.clip_norm))
   return optax.chain(*transforms)
+
+
+def at_step(slots: Any, step: Int[Array, ""] | int) -> Any:
+  """Returns the optimiser's state with its learning rate at `step` of the run.
+
+  A run has one count of steps, and a step whose update is skipped is one of them: the rate goes on. What an optimiser
+  counts for its moments (bias corrections, Adafactor's decay) stays the number of gradients that went into them.
+
+  Args:
+    slots: state of an optimiser that `make_optimizer` made.
+    step: number of steps before this one, skipped ones included.
+  """
+
+  def is_schedule(node):
+    return isinstance(node, optax.ScaleByScheduleState)
+
+  def moved(node):
+    return node._replace(count=jnp.asarray(step, node.count.dtype)) if is_schedule(node) else node
+
+  return jax.tree.map(moved, slots, is_leaf=is_schedule)
 
 
 def split_frozen(params: Params, patterns: Sequence[str]) -> tuple[dict, dict]:

@@ -113,7 +113,7 @@ def make_train_step(
   Args:
     spec: model, optimiser and placement.
     objective: what is minimised.
-    schedule: learning rate of each step, reported in the metrics.
+    schedule: learning rate of each step, reported in the metrics; that of `spec.optimizer`.
     seed: dropout and drop path of row i in step k draw from `(seed, k, i)`.
     accumulate: see `make_value_and_grad`.
     average_decay: of the moving average; its first steps use `(1 + step) / (10 + step)` where that is smaller.
@@ -134,7 +134,7 @@ def make_train_step(
     (loss, metrics), gradients = value_and_grad(trained, frozen, batch, key, factor)
     with jax.named_scope("optimizer"):
       norm = optax.tree.norm(gradients)
-      updates, slots = spec.optimizer.update(gradients, state.slots, trained)
+      updates, slots = spec.optimizer.update(gradients, optimizers.at_step(state.slots, state.step), trained)
       updated = optax.apply_updates(trained, updates)
     if "log_logit_scale" in updated:
       updated["log_logit_scale"] = jnp.clip(updated["log_logit_scale"], 0.0, math.log(max_logit_scale))

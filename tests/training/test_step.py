@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from contrastive_jax import losses
@@ -140,6 +141,14 @@ def test_a_skipped_update_leaves_everything_but_the_step(pipeline):
   assert metrics["skipped"] == 1 and int(state.step) == 2
   for part in ("params", "slots", "average"):
     jax.tree.map(np.testing.assert_array_equal, getattr(jax.device_get(state), part), getattr(kept, part))
+  # The next update is the third of the schedule and the second of the moments.
+  state, metrics = step(state, put_batch(mesh, pipeline.batch(2).on_device()))
+  assert metrics["learning_rate"] == run_config.make_schedule(config)(2)
+  counted = optax.ScaleByAdamState, optax.ScaleByScheduleState
+  nodes = jax.tree.leaves(state.slots, is_leaf=lambda node: isinstance(node, counted))
+  assert {type(node): int(node.count) for node in nodes if isinstance(node, counted)} == dict(
+    zip(counted, (2, 3), strict=True)
+  )
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(pipeline, tmp_path):
