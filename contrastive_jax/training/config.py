@@ -20,6 +20,7 @@ from contrastive_jax.training import shapes
 from contrastive_jax.training.curriculum import Segment
 from contrastive_jax.training.loop import LoopOptions
 from contrastive_jax.training.objective import Objective, check_teacher, make_objective, term_options
+from contrastive_jax.training.ranges import check_ranges
 from contrastive_jax.training.shapes import TeacherDims
 from contrastive_jax.training.stages import (
   distillation_weight,
@@ -53,31 +54,14 @@ _FREE_ON_RESUME = (
 )
 
 
-def _positive(config: Any, *names: str) -> None:
-  for name in names:
-    value = config[name]
-    if value < 1:
-      raise UserError(f"{name}={value} must be at least 1")
-
-
 def check(config: Any) -> None:
   """Raises a `UserError` for values that cannot work on any machine."""
-  _positive(
-    config, "total_steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "checkpoint_keep_last"
-  )
-  if not 0 <= config.data.max_bad_share <= 1:
-    raise UserError(f"data.max_bad_share={config.data.max_bad_share} is the share of bad records, give 0 to 1")
+  check_ranges(as_json(config))
   require_known("on_nonfinite", config.on_nonfinite, ("stop", "skip"))
   for name in ("compute_dtype", "loss_dtype"):
     require_known(name, config[name], ("float32", "bfloat16"))
   require_known("init_towers", config.init_towers, ("all", "image", "text"))
   require_known("optimizer.name", config.optimizer.name, optimizers.OPTIMIZERS)
-  if not 0 <= config.average_decay < 1:
-    raise UserError(f"average_decay={config.average_decay} must be at least 0 (no average) and below 1")
-  if config.optimizer.learning_rate <= 0:
-    raise UserError(f"optimizer.learning_rate={config.optimizer.learning_rate} must be above 0")
-  if config.max_logit_scale < 1:
-    raise UserError(f"max_logit_scale={config.max_logit_scale} must be at least 1")
   steps = tuple(config.profile_steps)
   if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
     raise UserError(f"profile_steps={steps} must be empty or (first, last), counted from 1")

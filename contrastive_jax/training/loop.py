@@ -134,11 +134,6 @@ def train(
         steps.settle()
         checkpoints.save(state, about)
       due = options.eval_every and done % options.eval_every == 0
-      if last or done % options.checkpoint_every == 0 or options.ends_stage(done):
-        # A checkpoint is only ever made of a state whose loss is known to be finite, and before an evaluation that
-        # may fail.
-        steps.settle()
-        checkpoints.save(state, about)
       if evaluate and (due or options.ends_stage(done)):
         steps.settle()
         steps.record({"step": done, **evaluate(state)})

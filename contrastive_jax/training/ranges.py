@@ -1,0 +1,128 @@
+"""The range of every numeric field of a config: one table, checked before anything is built.
+
+A field of the config that holds numbers and has no row here fails `tests/training/test_ranges.py`.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from contrastive_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+  """What a finite number may be.
+
+  Attributes:
+    least: the smallest value.
+    most: the largest value.
+    above: excludes `least` itself.
+    below: excludes `most` itself.
+  """
+
+  least: float | int = -math.inf
+  most: float | int = math.inf
+  above: bool = False
+  below: bool = False
+
+  def holds(self, value: float | int) -> bool:
+    """Whether a number is finite and within the range."""
+    low = value > self.least if self.above else value >= self.least
+    high = value < self.most if self.below else value <= self.most
+    return math.isfinite(value) and low and high
+
+  def __str__(self) -> str:
+    low = f"{'above' if self.above else 'at least'} {self.least:g}" if math.isfinite(self.least) else ""
+    high = f"{'below' if self.below else 'at most'} {self.most:g}" if math.isfinite(self.most) else ""
+    return " and ".join(part for part in (low, high) if part) or "finite"
+
+
+FINITE = Range()
+NOT_NEGATIVE = Range(0)
+POSITIVE = Range(0, above=True)
+COUNT = Range(1)
+SHARE = Range(0, 1)
+BELOW_ONE = Range(0, 1, below=True)
+DEGREES = Range(0, 360)
+
+# Regular expressions of whole field names -> range; the first that matches holds.
+RANGES: Mapping[str, Range] = {
+  r"seed": FINITE,
+  r"total_steps|batch_size|accumulation|log_every|checkpoint_every|checkpoint_keep_last": COUNT,
+  r"checkpoint_keep_every|eval_every|max_skipped_steps|profile_steps": NOT_NEGATIVE,
+  r"average_decay": BELOW_ONE,
+  r"max_logit_scale": COUNT,
+  r"mesh\.\w+": Range(-1),
+  r"objective\..+": POSITIVE,
+  r"optimizer\.(learning_rate|muon_learning_rate|muon_rms|eps)": POSITIVE,
+  r"optimizer\.(weight_decay|clip_norm)": NOT_NEGATIVE,
+  r"optimizer\.(b1|b2|muon_beta)": BELOW_ONE,
+  r"optimizer\.adafactor_decay": Range(0, 1, above=True),
+  r"schedule\.(warmup_steps|cooldown_steps)": NOT_NEGATIVE,
+  r"schedule\.end_factor": SHARE,
+  r"schedule\.timescale": POSITIVE,
+  r"loss_options\.\w+\.tile": COUNT,
+  r"loss_options\.\w+\.(temperature|teacher_temperature)": POSITIVE,
+  r"loss_options\.\w+\.label_smoothing": BELOW_ONE,
+  r"distillation\.dim": NOT_NEGATIVE,
+  r"model\.embed_dim|model\.text\.(length|vocab_size)": COUNT,
+  r"model\.init_logit_(scale|bias)": FINITE,
+  r"model\.vision\.(channels|image_size|patch_size|tubelet|max_time)": COUNT,
+  # Pixels are scaled to [0, 1] before the mean is taken off.
+  r"model\.vision\.mean": SHARE,
+  r"model\.vision\.std": Range(0, 1, above=True),
+  r"model\.\w+\.transformer\.(width|depth|heads|mlp_dim)": COUNT,
+  r"model\.\w+\.transformer\.attention_length": NOT_NEGATIVE,
+  r"model\.\w+\.transformer\.(drop_path|dropout)": BELOW_ONE,
+  r"model\.\w+\.transformer\.(norm_eps|layer_scale)": POSITIVE,
+  r"model\.\w+\.transformer\.(qk_norm|rope)": FINITE,
+  r"model\.(text|vision)\.\w+": FINITE,
+  r"data\.max_bad_share": SHARE,
+  r"data\.prefetch_bytes": COUNT,
+  r"data\.(threads|workers|pack_pairs|text_rows|text_row_length)": NOT_NEGATIVE,
+  r"data\.sources\..+": POSITIVE,
+  r"data\.captions\.\w+": SHARE,
+  r"data\.augment\.(rotate|hue)": DEGREES,
+  r"data\.augment\.(contrast|saturation|zoom|brightness|colour|shift|shear|stretch|blur)": NOT_NEGATIVE,
+  r"data\.augment\.(background|flatten|flip|grey|outline|unfill)": SHARE,
+  r"curriculum\.\d+\.steps": COUNT,
+  r"curriculum\.\d+\.(distillation|learning_rate)": NOT_NEGATIVE,
+  r"curriculum\.\d+\.video_share": SHARE,
+  r"curriculum\.\d+\.\w+sources\..+|curriculum\.\d+\.sources\..+": POSITIVE,
+  r"curriculum\.\d+\.\w+": NOT_NEGATIVE,
+}
+
+
+def range_of(name: str) -> Range | None:
+  """Returns the range of a field by its full name, such as "optimizer.b1"; None where the table has none."""
+  return next((limits for pattern, limits in RANGES.items() if re.fullmatch(pattern, name)), None)
+
+
+def check_ranges(config: Mapping[str, Any]) -> None:
+  """Compares every number of a config with the table.
+
+  Args:
+    config: nested dictionaries and lists.
+
+  Raises:
+    UserError: for the first number that is not finite or outside its range, with the field and what would work.
+  """
+  for name, value in numbers(config):
+    limits = range_of(name) or FINITE
+    if not limits.holds(value):
+      raise UserError(f"{name}={value} must be {limits}")
+
+
+def numbers(node: Any, name: str = "") -> Iterator[tuple[str, float | int]]:
+  """Yields every number of a config with the full name of its field; the items of a tuple share the field's name."""
+  if isinstance(node, Mapping):
+    for key, value in node.items():
+      yield from numbers(value, f"{name}.{key}" if name else str(key))
+  elif isinstance(node, list | tuple):
+    for index, value in enumerate(node):
+      yield from numbers(value, f"{name}.{index}" if isinstance(value, Mapping) else name)
+  elif isinstance(node, int | float) and not isinstance(node, bool):
+    yield name, node
