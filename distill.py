@@ -113,8 +113,9 @@ def embedded(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Ids and embeddings of the samples that can be read, a chunk at a time."""
   ledger = bad_records or BadRecords()
-  columns = TextColumn(f"[bold]{name}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")
-  with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+  columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
+  rate = TextColumn("{task.fields[rate]}"), TimeRemainingColumn()
+  with Progress(*columns, *rate, console=Console(stderr=True), transient=True) as bar:
     task = bar.add_task(name, total=len(source), rate="")
     size = CHUNK * model.batch_size
     for start in range(0, len(source), size):

@@ -9,7 +9,9 @@ python eval.py --compare runs/emoji runs/seed1                            # runs
 that, in place of zero-shot classification.
 """
 
+import csv
 import dataclasses
+import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -85,15 +87,17 @@ def main() -> None:
   if PROBE.value:
     check_probe(names)
   workdir = paths.run_to_read("--workdir", WORKDIR.value)
-  paths.folder_to_write("--workdir", workdir / "eval")
   output = paths.file_to_write("--output", OUTPUT.value) if OUTPUT.value else None
+  keep_in_run = paths.is_writable(workdir / "eval")
+  if not keep_in_run and not output:
+    raise UserError(f"--workdir={workdir} cannot be written: name a file for the results with --output=FILE")
   model = load(workdir, STEP.value, batch_size=BATCH_SIZE.value, progress=distributed.is_main())
   run = read_config(workdir)
   # A set is scored by the features that the run trained on, unless others are named.
   hints = {key: run["data"][key] for key in ("image_key", "caption_key") if run.get("data", {}).get(key)}
   sets = [tasks.load(name, DATA_DIR.value, keys, hints) for name in names]
   architecture = run["name"]
-  about = {"workdir": workdir, "step": model.step, "architecture": architecture}
+  about = {"workdir": workdir, "step": model.step, "architecture": architecture, "keep_in_run": keep_in_run}
   if PROBE.value:
     results = [probed(model, name, tested, keys, hints, **about) for name, tested in zip(names, sets, strict=True)]
   else:
@@ -102,6 +106,8 @@ def main() -> None:
     rows = [as_json(result, model=architecture, pretrained=f"{workdir}@{model.step}") for result in results]
     if output:
       write_atomically(output, json.dumps(rows, indent=2) + "\n")
+      if not keep_in_run:
+        print(f"{workdir} cannot be written: the results are in {output} alone.")
     for result in results:
       words = headline(result)
       print(f"{result.dataset}: {words['figure']} {words['sentence']}")
@@ -199,7 +205,9 @@ def joined(arguments: Sequence[str]) -> list[str]:
     return list(arguments)
   start = arguments.index("--compare") + 1
   stop = next((k for k in range(start, len(arguments)) if arguments[k].startswith("-")), len(arguments))
-  return [*arguments[: start - 1], f"--compare={','.join(arguments[start:stop])}", *arguments[stop:]]
+  line = io.StringIO()
+  csv.writer(line, lineterminator="").writerow(arguments[start:stop])  # As absl reads a list: a name may hold a comma.
+  return [*arguments[: start - 1], f"--compare={line.getvalue()}", *arguments[stop:]]
 
 
 if __name__ == "__main__":

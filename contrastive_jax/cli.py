@@ -52,6 +52,8 @@ def run(main: Callable[[], None]) -> None:
       where = f"{error.filename}: " if error.filename else ""
       _fail(f"{where}{error.strerror}; mend that and run the same command again", WRITE_ERROR)
 
+  # Names of files may hold what a terminal cannot show; that must not end what has been computed.
+  sys.stdout.reconfigure(errors="backslashreplace")
   app.run(guarded, flags_parser=_parse)
 
 
@@ -67,10 +69,15 @@ def _parse(arguments: list[str]) -> list[str]:
 
 
 def _underscored(arguments: list[str], defined: Container[str]) -> list[str]:
-  """Spells the flags that are written with dashes, `--find-max-batch`, as they are named, `--find_max_batch`."""
+  """Spells the flags that are written with dashes, `--find-max-batch`, as they are named, `--find_max_batch`.
+
+  A `~` at the beginning of the config's path is the home folder.
+  """
 
   def spelled(argument: str) -> str:
     name, equals, value = argument.partition("=")
+    if name == "--config":
+      value = os.path.expanduser(value)  # A shell does this only at the beginning of a word.
     plain = name.lstrip("-").replace("-", "_")
     known = plain in defined or (plain.startswith("no") and plain[2:] in defined)
     return f"--{plain}{equals}{value}" if name.startswith("--") and known else argument

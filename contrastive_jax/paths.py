@@ -3,11 +3,13 @@
 Every command takes its places from here, before it computes anything.
 """
 
-import errno
 import glob
+import hashlib
 import os
 import re
+import stat
 import tempfile
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +17,14 @@ from etils import epath
 
 from contrastive_jax.errors import UserError
 
+# Of a name that is written beside another: most file systems allow 255.
+_NAME_BYTES = 200
+
 
 def typed(field: str, text: str | os.PathLike) -> Path:
   """Returns the path that a person meant, with `~` expanded as a shell does; a relative one stays so.
+
+  `file:///folder` is the path `/folder`. Addresses of other kinds, such as `gs://bucket`, are refused.
 
   Args:
     field: flag or config field that holds it, such as "--workdir".
@@ -25,24 +32,26 @@ def typed(field: str, text: str | os.PathLike) -> Path:
 
   Raises:
     UserError: if the text is empty or blank, holds a NUL, has a name that is too long, names no known user, or leads
-      round in a circle of links.
+      round in a circle of links, lies below a folder that may not be entered, or is an address of another machine.
   """
   text = os.fspath(text)
   if not text.strip():
     raise UserError(f"{field}={text!r} is empty: name a path")
   if "\0" in text:
     raise UserError(f"{field}={text!r} holds a NUL character, which no path may: leave it out")
+  local = _without_scheme(field, text)
   try:
-    path = Path(text).expanduser()
+    path = Path(local).expanduser()
   except RuntimeError:
     raise UserError(f"{field}={text} names a home folder that does not exist: write the whole path") from None
   if not os.path.lexists(path) and ".." in path.parts:
     path = Path(os.path.normpath(path))
   try:
     path.stat()
+  except (FileNotFoundError, NotADirectoryError):
+    pass  # Whether it has to be there is for the caller to say.
   except OSError as error:
-    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-      raise UserError(f"{field}={_short(text)} cannot be used ({error.strerror}): name another path") from None
+    raise UserError(f"{field}={_short(text)} cannot be used ({error.strerror}): name another path") from None
   except UnicodeEncodeError:
     raise UserError(f"{field}={text!r} cannot be a path in this locale: name another, or set LC_ALL=C.UTF-8") from None
   return path
@@ -69,14 +78,20 @@ def folder_to_write(field: str, text: str | os.PathLike) -> Path:
 def file_to_write(field: str, text: str | os.PathLike) -> Path:
   """Returns the path of a file that can be written, whether or not it is there; makes nothing.
 
+  A link to a file gives the path of that file, so that the link stays when the file is replaced.
+
   Raises:
-    UserError: if the path is a folder or a dangling link, or its folder cannot be made or written.
+    UserError: if the path is a folder, a dangling link or a device, or its folder cannot be made or written.
   """
   path = typed(field, text)
   if path.is_dir() or os.fspath(text).endswith(os.sep):
     raise UserError(f"{field}={_short(text)} is a folder, and a file is needed: name a file in it")
   if path.is_symlink() and not path.exists():
     raise UserError(f"{field}={_short(text)} is a link that leads nowhere: name another path")
+  if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+    raise UserError(f"{field}={_short(text)} is no ordinary file and must not be replaced: name another path")
+  if path.is_symlink():
+    path = path.resolve()
   if path.exists() and not os.access(path, os.W_OK):
     raise UserError(f"{field}={_short(text)} cannot be written: name another path, or allow writing there")
   _require_place(field, text, path)
@@ -91,6 +106,8 @@ def run_to_read(field: str, text: str | os.PathLike) -> Path:
   """
   path = typed(field, text)
   _require_readable_by_tensorstore(field, text, path)
+  if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+    raise UserError(f"{field}={_short(text)} may not be read by this user: allow reading there")
   if not (path / "config.json").is_file():
     why = "does not exist" if not path.exists() else "is a file" if path.is_file() else "has no config.json"
     raise UserError(f"{field}={_short(text)} is not a run directory ({why}): name one")
@@ -98,7 +115,13 @@ def run_to_read(field: str, text: str | os.PathLike) -> Path:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-  """Yields the files below a folder. Linked folders are followed, each place once: links may lead round in a circle."""
+  """Yields the files below a folder, and links that lead nowhere, which whoever reads them is to name.
+
+  Linked folders are followed, each place once: links may lead round in a circle.
+
+  Raises:
+    UserError: if one of the folders may not be read.
+  """
   seen: set[tuple[int, int]] = set()
 
   def walk(current: Path) -> Iterator[Path]:
@@ -107,19 +130,44 @@ def files_below(folder: Path) -> Iterator[Path]:
       return
     seen.add((about.st_dev, about.st_ino))
     linked = []
-    for entry in sorted(os.scandir(current), key=lambda entry: entry.name):
+    try:
+      entries = sorted(os.scandir(current), key=lambda entry: entry.name)
+    except OSError as error:
+      raise UserError(f"{_short(current)} cannot be read ({error.strerror}): allow reading there") from None
+    for entry in entries:
       path = current / entry.name
       if entry.is_dir(follow_symlinks=False):
         yield from walk(path)
       elif entry.is_dir():
         linked.append(path)
-      elif entry.is_file():
+      elif entry.is_file() or (entry.is_symlink() and not path.exists()):
         yield path
     # After the others, so that a folder is found under its own name and not under that of a link beside it.
     for path in linked:
       yield from walk(path)
 
   yield from walk(folder)
+
+
+def beside(path: Path, end: str) -> Path:
+  """Returns the hidden path next to `path` under which its content is written before it is renamed.
+
+  Args:
+    path: what is to be written. Its name may be as long as the file system allows.
+    end: what the hidden name ends in.
+  """
+  name = os.fsencode(path.name)
+  short = path.name if len(name) + len(end) < _NAME_BYTES else hashlib.sha256(name).hexdigest()[:16]
+  return path.with_name(f".{short}.{end}")
+
+
+def is_writable(folder: Path) -> bool:
+  """Whether files can be made in a folder, or in the nearest one above it where it is not there yet."""
+  try:
+    folder_to_write("", folder)
+  except UserError:
+    return False
+  return True
 
 
 def as_id(name: str) -> str:
@@ -137,6 +185,22 @@ def as_id(name: str) -> str:
     return plain
   text = raw.replace(b"%", b"%25").replace(b"\r", b"%0D").replace(b"\n", b"%0A").decode(errors="surrogateescape")
   return re.sub("[\udc80-\udcff]", lambda found: f"%{ord(found[0]) - 0xDC00:02X}", text)
+
+
+def _without_scheme(field: str, text: str) -> str:
+  """The path in the address of a file; any other text as it is."""
+  if re.match(r"file:/", text, re.IGNORECASE):
+    address = re.fullmatch(r"file:(?://(?:localhost)?)?(/.*)", text, re.IGNORECASE | re.DOTALL)
+    if not address:
+      raise UserError(f"{field}={_short(text)} names a file of another machine: write file:///folder or a plain path")
+    return urllib.parse.unquote(address[1], errors="surrogateescape")
+  scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
+  if scheme:
+    raise UserError(
+      f"{field}={_short(text)} is an address of the kind {scheme[1]}://, and only folders of this machine can be used: "
+      f"mount it as a folder and name that, or write ./{_short(text)} for a folder that is really called so"
+    )
+  return text
 
 
 def _require_place(field: str, text: str | os.PathLike, path: Path) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from contrastive_jax import paths
 from contrastive_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -27,9 +28,10 @@ def write_atomically(path: str | os.PathLike, text: str) -> Path:
   """Writes UTF-8 text beside `path`, waits until it is on disk, and renames it into place."""
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f".{path.name}.{os.getpid()}")
+  partial = paths.beside(path, str(os.getpid()))
   try:
-    with partial.open("w", encoding="utf-8") as file:
+    # Names of files that are not UTF-8 stand in texts as Python keeps them.
+    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
       file.write(text)
       file.flush()
       os.fsync(file.fileno())
@@ -43,9 +45,11 @@ def write_folder(path: str | os.PathLike, write: Callable[[Path], None]) -> Path
   """Has a folder written beside `path` and renames it into place; a writer that died leaves nothing at `path`."""
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  for left_over in path.parent.glob(f".{path.name}.partial-*"):
-    shutil.rmtree(left_over, ignore_errors=True)
-  partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+  partial = paths.beside(path, f"partial-{os.getpid()}")
+  left_over = paths.beside(path, "partial-").name
+  for other in path.parent.iterdir():
+    if other.name.startswith(left_over):
+      shutil.rmtree(other, ignore_errors=True)
   try:
     write(partial)
     for file in partial.rglob("*"):
@@ -143,7 +147,7 @@ class JsonLines:
     self._failed = False
     self.dropped = 0
     kept = [line for line, row in json_lines(path) if row["step"] <= restored_step] if path.exists() else []
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = paths.beside(path, str(os.getpid()))
     try:
       with partial.open("wb") as file:
         file.writelines(kept)

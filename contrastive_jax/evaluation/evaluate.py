@@ -44,6 +44,7 @@ def evaluate(
   architecture: str,
   thorough: bool = False,
   unreadable: Callable[[str], None] | None = None,
+  keep_in_run: bool = True,
 ) -> list[Result]:
   """Zero-shot classification of labelled and multi-label sets, retrieval of pair sets, matching of hard pairs.
 
@@ -58,6 +59,7 @@ def evaluate(
     architecture: what the results call the model.
     thorough: also the diagnostics of pair sets that take longer: global AUC and separability.
     unreadable: told, in a sentence, of a set without any image that can be read, which then has no result.
+    keep_in_run: whether anything is written into `workdir`, which may be read-only.
 
   Returns:
     One result a set, in their order, on every process. Images that cannot be read are left out of a set, counted in its
@@ -66,7 +68,7 @@ def evaluate(
   Raises:
     UnreadableSet: if no image of a set can be read and nobody is to be told.
   """
-  model, ledger = _Remembering(model), _ledger(workdir)
+  model, ledger = _Remembering(model), _ledger(workdir if keep_in_run else None)
   results = []
   for scored in sets:
     try:
@@ -76,7 +78,7 @@ def evaluate(
         raise
       unreadable(str(error))
     else:
-      results.append(_written(result, workdir, step, architecture))
+      results.append(_written(result, workdir, step, architecture) if keep_in_run else result)
   return results
 
 
@@ -91,6 +93,7 @@ def probe(
   workdir: Path,
   step: int,
   architecture: str,
+  keep_in_run: bool = True,
 ) -> Result:
   """How well frozen embeddings classify, written beside the zero-shot result of the same set.
 
@@ -104,6 +107,7 @@ def probe(
     workdir: see `evaluate`.
     step: see `evaluate`.
     architecture: see `evaluate`.
+    keep_in_run: see `evaluate`.
 
   Returns:
     The metrics of the probe, means over the draws where `shots` is given.
@@ -117,7 +121,7 @@ def probe(
     task, draws = f"{shots}_shot_{task}", [few_shot(train.labels, shots, seed=draw) for draw in range(DRAWS)]
   used = np.unique(np.concatenate(draws))
   embed = model.encode_image if projected else functools.partial(model.encode_image, projected=False)
-  ledger = _ledger(workdir)
+  ledger = _ledger(workdir if keep_in_run else None)
   learned, good = embedded(embed, Chosen(train.images, used), f"{train.name} (to learn from)", ledger)
   if not good.any():
     raise UnreadableSet(f"none of the {len(used):,} images of {train.name} can be read: the probe has nothing to learn")
@@ -140,7 +144,7 @@ def probe(
     sizes={kind_of(test.images): len(test.images), "classes": len(test.classes), "training": len(draws[0])},
     left_out=left_out,
   )
-  return _written(result, workdir, step, architecture)
+  return _written(result, workdir, step, architecture) if keep_in_run else result
 
 
 def scalars(results: Iterable[Result]) -> dict[str, float]:
@@ -187,8 +191,8 @@ class _Remembering:
     return self.text
 
 
-def _ledger(workdir: Path) -> BadRecords:
-  return BadRecords(workdir / FILE if jax.process_index() == 0 else None)
+def _ledger(workdir: Path | None) -> BadRecords:
+  return BadRecords(workdir / FILE if workdir and jax.process_index() == 0 else None)
 
 
 def _score(model: _Remembering, scored: EvaluationSet, thorough: bool, ledger: BadRecords) -> Result:

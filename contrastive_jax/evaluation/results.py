@@ -1,6 +1,7 @@
 """What an evaluation found: numbers for machines in CLIP_benchmark's JSON, examples for people in the report."""
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping
@@ -33,6 +34,9 @@ PLAIN_METRICS = (
 MAIN_METRICS = ("acc1", "mean_average_precision", "lp_acc1", "knn_acc1", "acc")
 # With a cut-off behind it: what is asked for where a result has none of them.
 IMAGE_RECALL = "image_retrieval_recall@"
+
+# Of the name of a result's file: file systems allow 255, and what is written beside it has a longer name.
+_NAME_BYTES = 200
 
 # Anonymous sizes: the pictures of one example need not be equally large.
 Picture = UInt8[np.ndarray, "_ _ 3"]
@@ -178,7 +182,11 @@ def result_path(workdir: str | os.PathLike, dataset: str, step: int, task: str =
       what reads `*@<step>.json` meets that one alone.
   """
   probe = f".{task}" if task.endswith("_probe") else ""
-  return Path(workdir) / "eval" / f"{dataset.replace('/', '_')}@{step}{probe}.json"
+  name, end = dataset.replace("/", "_"), f"@{step}{probe}.json"
+  # A split of many parts may be longer than a file system's names.
+  if len(name.encode()) + len(end) > _NAME_BYTES:
+    name = f"{name[:100]}...{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+  return Path(workdir) / "eval" / f"{name}{end}"
 
 
 def write_result(path: str | os.PathLike, result: Result, *, model: str, pretrained: str) -> Path:

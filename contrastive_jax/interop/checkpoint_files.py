@@ -128,7 +128,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
   """
   require_new(folder)
   folder = folder.resolve()
-  partial = folder.with_name(f".{folder.name}.partial")
+  partial = paths.beside(folder, "partial")
   shutil.rmtree(partial, ignore_errors=True)
   partial.mkdir(parents=True)
   try:

@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from contrastive_jax.preprocess import formats
+
 # What decoding a single picture may take, its file included. The estimates below are measured upper bounds.
 MAX_BYTES = 295_000_000
 # Larger files are not even read: no picture of affordable size needs more.
@@ -17,6 +19,7 @@ MAX_FILE_BYTES = 100_000_000
 _BYTES_A_PIXEL = 11
 # What the formats' own decoders need beside that.
 _FORMAT_BYTES = {"WEBP": 14, "AVIF": 14, "JPEG2000": 18, "GIF": 10, "TIFF": 6, "JPEG": 9, "MPO": 9}
+_FORMAT_BYTES |= {"HEIF": 10, "JXL": 12}
 _TRANSPARENT_BYTES = 5
 _TURNED_BYTES = 4
 # Rows worked on at once where numbers are wider than a pixel.
@@ -68,13 +71,15 @@ def from_bytes(data: bytes) -> np.ndarray:
       pixels = None
     if pixels is not None:
       return pixels
+  formats.add_plugins()
   try:
     with Image.open(io.BytesIO(data)) as image:
       return from_pil(image, len(data))
   except DecodeError:
     raise
   except Exception as error:  # Decoders raise what they like for damaged files: SyntaxError, struct.error, KeyError ...
-    raise undecodable(error) from error
+    remedy = formats.remedy(data)
+    raise DecodeError(f"not a picture that can be decoded here: {remedy}") if remedy else undecodable(error) from error
 
 
 def undecodable(error: Exception, what: str = "picture") -> DecodeError:

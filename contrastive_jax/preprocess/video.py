@@ -274,7 +274,9 @@ def _open_video(source: str | bytes) -> _Video:
 
 @contextlib.contextmanager
 def _ffmpeg(source: str | bytes) -> Iterator[tuple[Any, Any]]:
-  with _as_decode_error("video"), av.open(io.BytesIO(source) if isinstance(source, bytes) else source) as container:
+  # Not by its name, in which FFmpeg finds protocols ("a:b.mp4") and numbered sequences ("%03d.png").
+  file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: SIM115
+  with file, _as_decode_error("video"), av.open(file) as container:
     stream = container.streams.best("video")
     if stream is None:
       raise DecodeError("the file has no video")

@@ -7,6 +7,7 @@
 Captions are not in it: which of them a step shows is drawn anew each time.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -52,8 +53,8 @@ class TargetCache:
       )
     self._names = sorted(self._id_base, key=self._id_base.__getitem__)
     self._bases = np.array([self._id_base[name] for name in self._names], np.int64)
-    self._ids = [np.load(self._path / name / "ids.npy", mmap_mode="r") for name in self._names]
-    self._images = [np.load(self._path / name / "image.npy", mmap_mode="r") for name in self._names]
+    self._ids = [np.load(_folder_of(self._path, name) / "ids.npy", mmap_mode="r") for name in self._names]
+    self._images = [np.load(_folder_of(self._path, name) / "image.npy", mmap_mode="r") for name in self._names]
     self.dim = int(self._images[0].shape[1])
 
   def lookup(self, ids: Int[np.ndarray, "pairs"]) -> Targets:
@@ -86,7 +87,7 @@ class TargetCache:
 
 def has_source(path: Path, name: str) -> bool:
   """Whether the targets of a source are all there."""
-  return (path / name / "ids.npy").is_file()
+  return (_folder_of(path, name) / "ids.npy").is_file()
 
 
 def describe(path: Path, teacher: Mapping[str, Any]) -> None:
@@ -125,7 +126,7 @@ def write_source(
   Returns:
     Number of samples written.
   """
-  folder = path / name
+  folder = _folder_of(path, name)
   folder.mkdir(parents=True, exist_ok=True)
   unsorted, ids, dim = folder / "unsorted", [np.empty(0, np.int64)], 0
   with unsorted.open("wb") as file:
@@ -144,3 +145,10 @@ def write_source(
     (folder / "writing.npy").rename(folder / "ids.npy")
   unsorted.unlink()
   return len(known)
+
+
+def _folder_of(path: Path, name: str) -> Path:
+  """The folder of a source's targets: as the source is called, whose name never leads out of the cache."""
+  parts = ["%2E%2E" if part == ".." else part for part in name.split("/")]
+  short = [part if len(part.encode()) < 200 else hashlib.sha256(part.encode()).hexdigest()[:16] for part in parts]
+  return path.joinpath(*(part for part in short if part))

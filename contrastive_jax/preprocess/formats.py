@@ -1,0 +1,69 @@
+"""Which files are pictures: what Pillow decodes here, with its plug-ins where they are installed."""
+
+import contextlib
+import functools
+import importlib
+from pathlib import Path
+
+from PIL import Image
+
+# Formats that Pillow recognises but does not decode by itself, or that are not pictures.
+_NOT_PICTURES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+# What a file without a telling suffix may be: the other formats begin with bytes that any file may begin with.
+_MARKED = ("PNG", "JPEG", "MPO", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "HEIF", "JXL")
+# What opens pictures that Pillow does not, by the suffixes of their files.
+PACKAGES = {
+  **dict.fromkeys((".heic", ".heif", ".hif", ".heics", ".heifs"), "pillow-heif"),
+  ".jxl": "pillow-jxl-plugin",
+  **dict.fromkeys((".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"), "rawpy"),
+  **dict.fromkeys((".svg", ".svgz"), "resvg-py"),
+}
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+_JXL_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
+
+
+@functools.cache
+def add_plugins() -> None:
+  """Lets Pillow open HEIC and JPEG XL where pillow-heif and pillow-jxl-plugin are installed; once a process."""
+  # A plug-in that does not fit this Pillow raises what it likes: its pictures are then among those that nothing opens.
+  with contextlib.suppress(Exception):
+    importlib.import_module("pillow_heif").register_heif_opener()
+  with contextlib.suppress(Exception):
+    importlib.import_module("pillow_jxl")  # Registers itself.
+
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+  """Suffixes, in lower case, of the pictures that are decoded here."""
+  add_plugins()
+  formats = Image.registered_extensions()
+  return frozenset(suffix for suffix, name in formats.items() if name in Image.OPEN and name not in _NOT_PICTURES)
+
+
+def is_picture(path: Path) -> bool:
+  """Whether a file is to be read as a picture: by its suffix in any case, or by its content where that says nothing."""
+  known = path.suffix.lower()
+  if known in suffixes():
+    return True
+  if known in PACKAGES or not path.is_file():
+    return False
+  try:
+    with Image.open(path, formats=[name for name in _MARKED if name in Image.OPEN]):
+      return True
+  except Exception:  # Any file may stand here, and Pillow raises what it likes.
+    return False
+
+
+def package_for(path: Path) -> str:
+  """The package that decodes a type of picture which cannot be decoded here; "" for anything else."""
+  known = path.suffix.lower()
+  return "" if known in suffixes() else PACKAGES.get(known, "")
+
+
+def remedy(data: bytes) -> str:
+  """Says of an encoded picture that nothing here opens which package would; "" where none is known."""
+  if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and "HEIF" not in Image.OPEN:
+    return "it is HEIC: pip install pillow-heif"
+  if data.startswith(_JXL_STARTS) and "JXL" not in Image.OPEN:
+    return "it is JPEG XL: pip install pillow-jxl-plugin"
+  return ""

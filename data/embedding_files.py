@@ -1,0 +1,135 @@
+"""Files of embeddings with their ids: written in chunks, and there only when they are complete.
+
+Parquet files have the columns "id" and "embedding", and what the embeddings come from in the metadata of their schema.
+Beside NAME.npy the ids lie in NAME.ids.txt, one a line, and what they come from in NAME.about.json. What could not be
+read is named in NAME.bad_records.jsonl.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float
+
+from contrastive_jax import paths
+from contrastive_jax.bad_records import BadRecord, BadRecords
+from contrastive_jax.errors import UserError
+from contrastive_jax.inference import Model
+from contrastive_jax.preprocess.decoding import DecodeError
+from contrastive_jax.preprocess.images import decode
+from contrastive_jax.runs import write_atomically
+
+Append = Callable[[list[str], Float[np.ndarray, "rows dim"]], None]
+# Rows that are embedded together: what is held in memory of a long list.
+CHUNK = 16_384
+
+
+def beside(output: Path) -> tuple[Path, ...]:
+  """Returns the files written next to an output: of a .npy its ids and its origin, and last what was left out."""
+  ends = (".ids.txt", ".about.json") if output.suffix == ".npy" else ()
+  return tuple(output.with_suffix(end) for end in (*ends, ".bad_records.jsonl"))
+
+
+def write(
+  output: Path, model: Model, ids: Sequence[str], items: Sequence, about: Mapping[str, str] | None = None
+) -> list[str]:
+  """Embeds and writes, some thousands at a time.
+
+  Args:
+    output: ends in ".parquet" or ".npy"; is there only when it is complete.
+    model: the encoder.
+    ids: one an item.
+    items: paths of images, or texts.
+    about: what is written with the embeddings, such as the model that they come from.
+
+  Returns:
+    The ids of what cannot be read.
+
+  Raises:
+    UserError: if nothing of it can be read; then nothing is written.
+  """
+  unreadable: list[str] = []
+  partial = paths.beside(output, "partial")
+  output.parent.mkdir(parents=True, exist_ok=True)
+  *_, left_out = beside(output)
+  left_out.unlink(missing_ok=True)
+  ledger = BadRecords(left_out)
+  with _discarded(partial), WRITERS[output.suffix](partial, output, model.config.embed_dim, about or {}) as append:
+    for start in range(0, len(ids), CHUNK):
+      rows = list(range(start, min(start + CHUNK, len(ids))))
+      if isinstance(items[start], str):
+        embeddings = model.encode_text([items[row] for row in rows])
+      else:
+        try:
+          embeddings = model.encode_image([items[row] for row in rows])
+        except (DecodeError, OSError):
+          # Only now is it worth to read every file twice.
+          wrong = {row: reason for row in rows if (reason := _wrong_with(items[row]))}
+          for row, reason in wrong.items():
+            unreadable.append(ids[row])
+            ledger.add(BadRecord(ids[row], row, reason, use="embedding"))
+          rows = [row for row in rows if row not in wrong]
+          if not rows:
+            continue
+          embeddings = model.encode_image([items[row] for row in rows])
+      append([ids[row] for row in rows], embeddings)
+    if len(unreadable) == len(ids):
+      raise UserError(f"none of the {len(ids):,} images can be read, see {left_out}: nothing was written")
+  partial.replace(output)
+  return unreadable
+
+
+def _wrong_with(path: Path) -> str:
+  """Why a picture cannot be read; "" when it can."""
+  try:
+    decode(path)
+  except (DecodeError, OSError) as error:
+    return getattr(error, "strerror", None) or str(error)
+  return ""
+
+
+@contextlib.contextmanager
+def _discarded(partial: Path) -> Iterator[None]:
+  """Leaves nothing half written behind."""
+  try:
+    yield
+  except BaseException:
+    partial.unlink(missing_ok=True)
+    raise
+
+
+@contextlib.contextmanager
+def _parquet(partial: Path, output: Path, dim: int, about: Mapping[str, str]) -> Iterator[Append]:
+  metadata = {f"contrastive_jax.{key}": value for key, value in about.items()}
+  schema = pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.float32(), dim))], metadata=metadata)
+  # An open file, since Arrow takes some names for addresses.
+  with open(partial, "wb") as file, pq.ParquetWriter(file, schema) as writer:
+
+    def append(ids: list[str], embeddings: np.ndarray) -> None:
+      vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel(), pa.float32()), dim)
+      writer.write_table(pa.table([pa.array(ids), vectors], schema=schema))
+
+    yield append
+
+
+@contextlib.contextmanager
+def _npy(partial: Path, output: Path, dim: int, about: Mapping[str, str]) -> Iterator[Append]:
+  parts, names = [np.empty((0, dim), np.float32)], []
+
+  def append(ids: list[str], embeddings: np.ndarray) -> None:
+    parts.append(embeddings)
+    names.extend(ids)
+
+  yield append
+  with open(partial, "wb") as file:
+    np.save(file, np.concatenate(parts))
+  ids_file, about_file, _ = beside(output)
+  write_atomically(ids_file, "".join(f"{name}\n" for name in names))
+  write_atomically(about_file, json.dumps(dict(about), indent=2) + "\n")
+
+
+WRITERS = {".parquet": _parquet, ".npy": _npy}
