@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -21,15 +20,14 @@ from contrastive_jax.errors import UserError
 from contrastive_jax.inference import Model, load
 from contrastive_jax.preprocess.decoding import DecodeError
 from contrastive_jax.run_lock import RunLock
+from contrastive_jax.training import config as run_config
 from contrastive_jax.training import targets
 from contrastive_jax.training.stages import segments_of, stages_of
 from data import build
 from data.sources import Source
 from data.substitution import shard_of
 
-CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "The config of the student; the sources of its stages that distil are embedded."
-)
+CONFIG = cli.define_config("The config of the student; the sources of its stages that distil are embedded.")
 TEACHER = flags.DEFINE_string("teacher", None, "A run, or weights imported by convert.py.")
 STEP = flags.DEFINE_integer("step", None, "Which checkpoint of the teacher; the newest if not given.", lower_bound=0)
 OUTPUT = flags.DEFINE_string(
@@ -79,6 +77,7 @@ def main() -> None:
   for flag, example in ((TEACHER, "runs/teacher"), (OUTPUT, "runs/targets")):
     if not flag.value:
       raise UserError(f"--{flag.name} is missing: name a folder such as --{flag.name}={example}")
+  run_config.check_names_and_numbers(config)
   teacher = paths.run_to_read("--teacher", TEACHER.value)
   output = paths.folder_to_write("--output", OUTPUT.value)
   sources = build.make_sources(config.data, taught_sources(config))

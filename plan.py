@@ -18,7 +18,6 @@ import json
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 from rich.console import Console
 
 from contrastive_jax import cli, paths
@@ -29,7 +28,7 @@ from contrastive_jax.planning.plan import make_plan
 from contrastive_jax.planning.search import find_max_batch
 from contrastive_jax.planning.topologies import Topology
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "What to plan, such as configs/siglip_b16.py.")
+CONFIG = cli.define_config("What to plan, such as configs/siglip_b16.py.")
 TOPOLOGY = flags.DEFINE_string(
   "topology", None, "v5e:16x16, v5p:4x4x8, v6e:16x16, h100:8, h100:4x8 (hosts x GPUs), cpu:8."
 )

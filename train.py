@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from contrastive_jax import cli, paths, sessions
 from contrastive_jax.bad_records import FILE, BadRecords
@@ -43,7 +42,7 @@ from data import build, tasks
 from data.pipeline import Pipeline, TeacherView
 from data.sources import Source
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "What to run, such as configs/emoji.py.")
+CONFIG = cli.define_config("What to run, such as configs/emoji.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run directory; an unfinished run in it is resumed.")
 
 

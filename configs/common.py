@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from contrastive_jax.errors import require_known
 from contrastive_jax.models import presets
 from contrastive_jax.training import objective
 from contrastive_jax.training.stages import Stage
@@ -26,6 +27,9 @@ def model(preset: str, **overrides: Any) -> ConfigDict:
 
 def stage(name: str, steps: int, **overrides: Any) -> ConfigDict:
   """A stage of `config.curriculum`; see `contrastive_jax.training.stages.Stage` for its fields."""
+  known = [field.name for field in dataclasses.fields(Stage)]
+  for field in overrides:
+    require_known(f"stage '{name}': field", field, known)
   return as_config(Stage(name, steps, **overrides))
 
 

@@ -4,20 +4,31 @@ Other exit codes: 3 after a loss, gradient or state that is not finite; 4 when a
 and the same command goes on once it can; 130 after SIGINT and 143 after SIGTERM, with the steps so far saved.
 """
 
-import ast
 import errno
+import importlib.util
+import inspect
 import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Callable, Container
+import traceback
+import types
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
+import ml_collections
 from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags import config_path
 
-from contrastive_jax.errors import SaveError, UserError
+from contrastive_jax import paths
+from contrastive_jax.errors import SaveError, UserError, nearest
 from contrastive_jax.parallel import environment
+from contrastive_jax.training import fields
+
+# Flags that this module defines are listed in the help of the script that asks for them.
+flags.disclaim_key_flags()
 
 USER_ERROR, WRITE_ERROR, INTERRUPTED = 2, 4, 130
 # What a disk or a network file system says when a file cannot be written, and no mistake of ours.
@@ -60,12 +71,26 @@ def run(main: Callable[[], None]) -> None:
 def _parse(arguments: list[str]) -> list[str]:
   try:
     return flags.FLAGS(_underscored(arguments, flags.FLAGS))
-  except SystemExit:
-    raise
-  # Flag parsing loads and overrides the config file: absl, ml_collections, the import system and the config itself
-  # each raise their own kinds.
+  except ConfigFileError as error:
+    # What a config file raised is a mistake in code, and is shown as Python shows it.
+    raise error.__cause__ from None
+  except flags.Error as error:
+    # absl wraps what a parser raises; ours say which file or flag they are about.
+    said = error.__context__ if isinstance(error.__context__, UserError) else error
+    if isinstance(error, flags.UnrecognizedFlagError) and error.flagname.removeprefix("no").startswith("config."):
+      said = "--config is missing: name a file such as --config=configs/emoji.py"
+    _fail(" ".join(str(said).split()))
   except Exception as error:
-    _fail(_first_sentence(error))
+    # A value that a field refuses is told by ml_collections with errors of Python.
+    if not _was_raised_by(error, ml_collections):
+      raise
+    _fail(" ".join(str(error.args[0] if error.args else error).split()))
+
+
+def _was_raised_by(error: Exception, package: types.ModuleType) -> bool:
+  """Whether the innermost frame of an error lies in a package."""
+  *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
+  return Path(package.__file__).parent in Path(innermost.f_code.co_filename).parents
 
 
 def _underscored(arguments: list[str], defined: Container[str]) -> list[str]:
@@ -85,38 +110,93 @@ def _underscored(arguments: list[str], defined: Container[str]) -> list[str]:
   return [spelled(argument) for argument in arguments]
 
 
-def _first_sentence(error: Exception) -> str:
-  text = str(error)
-  if text.startswith(("'", '"')):
-    text = ast.literal_eval(text)  # A KeyError shows the repr of its message.
-  unknown = re.match(r"""["']*(\w+)['"]*\s+Did you mean "(\w+)\"""", text)
-  if unknown:
-    return f"--config has no field '{unknown[1]}' (did you mean '{unknown[2]}'?)"
-  unknown = re.fullmatch(r"""["']*(\w+)["']*""", text)
-  if unknown:
-    return f"--config has no field '{unknown[1]}': see configs/common.py for the fields"
-  if "Traceback" in text:
-    # A config file that raised: what it said stands at the end, behind the name of the exception.
-    return re.sub(r"^[\w.]+: ", "", text.strip().splitlines()[-1])
-  return " ".join(text.split())
+def define_config(help_text: str) -> flags.FlagHolder:
+  """Defines `--config=FILE` and `--config.<field>=<value>`; `config_value` returns the config."""
+  holder = config_flags.DEFINE_config_file("config", None, help_text)
+  flags.FLAGS["config"].parser = _ConfigFileParser()
+  return holder
 
 
 def config_value(flag: flags.FlagHolder) -> Any:
-  """The config that a `DEFINE_config_file` flag loaded.
+  """The config that `define_config` loaded.
 
   Raises:
-    UserError: if the flag was not given or its file cannot be loaded.
+    UserError: if the flag was not given.
   """
-  try:
-    config = flag.value
-    if config is not None:
-      config.keys()  # A file that failed to load says so at the first use.
-  except OSError:
-    given = next((word for word in sys.argv if word.startswith(f"--{flag.name}=")), f"--{flag.name}")
-    raise UserError(f"{given} cannot be loaded: name a file such as configs/emoji.py") from None
-  if config is None:
+  if flag.value is None:
     raise UserError(f"--{flag.name} is missing: name a file such as --{flag.name}=configs/emoji.py")
-  return config
+  return flag.value
+
+
+class ConfigFileError(Exception):
+  """A config file, or code that it calls, raised the error that is this one's cause."""
+
+
+class _ConfigFileParser(flags.ArgumentParser):
+  """Loads a config file. absl and ml_collections would make sentences without file and line of what it raises."""
+
+  def parse(self, path: str) -> Any:
+    name, *argument = path.split(":", 1)
+    file = paths.typed("--config", name)
+    if not file.is_file():
+      near = nearest(file.stem, (other.stem for other in file.parent.glob("*.py"))) if file.parent.is_dir() else ""
+      what = "is a folder" if file.is_dir() else "does not exist"
+      raise UserError(f"--config={name} {what}{near}: name a file such as configs/emoji.py")
+    if file.suffix != ".py":
+      raise UserError(f"--config={name} is not a Python file: name one such as configs/emoji.py")
+    try:
+      spec = importlib.util.spec_from_file_location("config_file", file)
+      module = importlib.util.module_from_spec(spec)
+      sys.modules[spec.name] = module
+      spec.loader.exec_module(module)
+      make = getattr(module, "get_config", None)
+      if make is None:
+        raise UserError("it has no function get_config: define one, as configs/emoji.py does")
+      try:
+        inspect.signature(make).bind(*argument)
+      except TypeError as error:
+        raise UserError(f"get_config() does not take the arguments {argument}: {error}") from None
+      config = make(*argument)
+      if not isinstance(config, ConfigDict):
+        raise UserError(f"get_config() returned {type(config).__name__}: return a ConfigDict, as configs/emoji.py does")
+    except UserError as error:
+      walked = traceback.walk_tb(error.__traceback__)
+      lines = [line for frame, line in walked if Path(frame.f_code.co_filename).absolute() == file.absolute()]
+      raise UserError(f"{name}{f', line {lines[-1]}' if lines else ''}: {error}") from None
+    except Exception as error:
+      raise ConfigFileError(name) from error
+    config.lock()
+    for override in _overrides(flags.FLAGS.read_flags_from_files(sys.argv, force_gnu=False)):
+      _check_override(config, override)
+    return config
+
+
+def _overrides(arguments: Sequence[str]) -> list[str]:
+  """Names of the fields that `--config.<field>=<value>` sets."""
+  found = (re.match(r"--?(?:no)?config\.([^=]*)", argument) for argument in arguments[1:])
+  return list(dict.fromkeys(match[1] for match in found if match))
+
+
+def _check_override(config: ConfigDict, override: str) -> None:
+  """Raises a `UserError` when the command line sets a field that the config does not have."""
+  try:
+    parts = config_path.split(override)
+  except ValueError:
+    raise UserError(f"--config.{override} is no name of a field: see configs/common.py for the fields") from None
+  node, walked = config, ""
+  for part in parts:
+    full = f"{walked}[{part!r}]" if isinstance(part, int) else f"{walked}.{part}".lstrip(".")
+    if isinstance(node, ConfigDict):
+      if part not in node:
+        raise UserError(f"--config.{override}: {fields.unknown_field(full, node)}")
+      node = node[part]
+    elif isinstance(node, list | tuple) and isinstance(part, int):
+      if not -len(node) <= part < len(node):
+        raise UserError(f"--config.{override}: {walked} has {len(node)} items, so there is no {full}")
+      node = node[part]
+    else:
+      raise UserError(f"--config.{override}: {walked} has no fields")
+    walked = full
 
 
 def _fail(message: object, code: int = USER_ERROR) -> None:

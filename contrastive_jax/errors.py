@@ -22,10 +22,30 @@ class SaveError(UserError):
   exit_code = 4
 
 
+def closest(name: str, options: Iterable[str]) -> str | None:
+  """Returns the option that a misspelt name most likely means, or None when nothing is close.
+
+  A name may be the initials of an option, such as "lr", resemble it in its letters, or be one of its words.
+  """
+  known = list(dict.fromkeys(str(option) for option in options))
+  if name in known:
+    return name
+  asked = name.lower().replace("-", "_")
+  initials = [option for option in known if len(asked) > 1 and _initials(option) == asked]
+  plain = {option.lower().replace("-", "_"): option for option in reversed(known)}
+  alike = [plain[match] for match in difflib.get_close_matches(asked, plain, n=1)]
+  parts = [option for option in known if asked in option.split("_")]
+  return next(iter([*initials, *alike, *parts]), None)
+
+
+def _initials(option: str) -> str:
+  return "".join(word[:1] for word in option.split("_"))
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
   """Returns " (did you mean 'x'?)" for the closest of `options`, or "" when nothing is close."""
-  matches = difflib.get_close_matches(name, [str(option) for option in options], n=1)
-  return f" (did you mean '{matches[0]}'?)" if matches else ""
+  match = closest(name, options)
+  return f" (did you mean '{match}'?)" if match is not None else ""
 
 
 def require_known(field: str, name: str, options: Iterable[str]) -> None:

@@ -18,6 +18,7 @@ from contrastive_jax.runs import read_config
 from contrastive_jax.training import optimizer as optimizers
 from contrastive_jax.training import shapes
 from contrastive_jax.training.curriculum import Segment
+from contrastive_jax.training.fields import check_fields
 from contrastive_jax.training.loop import LoopOptions
 from contrastive_jax.training.objective import Objective, check_teacher, make_objective, term_options
 from contrastive_jax.training.ranges import check_ranges
@@ -54,9 +55,16 @@ _FREE_ON_RESUME = (
 )
 
 
+def check_names_and_numbers(config: Any) -> None:
+  """Raises a `UserError` for a field that no config has, one that is missing, of another type or out of its range."""
+  content = as_json(config)
+  check_fields(content)
+  check_ranges(content)
+
+
 def check(config: Any) -> None:
   """Raises a `UserError` for values that cannot work on any machine."""
-  check_ranges(as_json(config))
+  check_names_and_numbers(config)
   require_known("on_nonfinite", config.on_nonfinite, ("stop", "skip"))
   for name in ("compute_dtype", "loss_dtype"):
     require_known(name, config[name], ("float32", "bfloat16"))
@@ -181,8 +189,9 @@ def build(config: Any, mesh: jax.sharding.Mesh) -> tuple[StateSpec, TrainStep]:
   """The state's specification and the train step of a checked config.
 
   Raises:
-    UserError: if the batch does not divide over the mesh or `frozen` is wrong.
+    UserError: if a field is unknown, the batch does not divide over the mesh or `frozen` is wrong.
   """
+  check_names_and_numbers(config)
   shards = batch_shards(mesh)
   for segment in segments_of(config):
     size, pack = segment.batch_size, segment.pack_pairs or 1

@@ -232,7 +232,8 @@ def make_objective(
       no contrastive loss at all.
   """
   for name, weight in weights.items():
-    require_known("loss", name, _TERMS)
+    if name not in _TERMS:
+      raise UserError(f"the objective has no term '{name}'{nearest(name, _TERMS)}: choose from {', '.join(_TERMS)}")
     if not weight > 0:
       raise UserError(f"objective.{name}={weight} must be above 0: leave the term out to switch it off")
   if not any(name in losses.OBJECTIVES for name in weights):
@@ -277,6 +278,11 @@ def check_teacher(objective: Objective, *, teacher: str, targets: str) -> None:
     )
   if targets and objective.needs_teacher_text:
     raise UserError(NO_TEACHER_TEXT)
+
+
+def term_names() -> tuple[str, ...]:
+  """Names of all terms that an objective may weigh."""
+  return tuple(_TERMS)
 
 
 def term_options() -> dict[str, dict[str, inspect.Parameter]]:

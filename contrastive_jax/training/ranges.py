@@ -88,7 +88,8 @@ RANGES: Mapping[str, Range] = {
   r"data\.augment\.(rotate|hue)": DEGREES,
   r"data\.augment\.(contrast|saturation|zoom|brightness|colour|shift|shear|stretch|blur)": NOT_NEGATIVE,
   r"data\.augment\.(background|flatten|flip|grey|outline|unfill)": SHARE,
-  r"curriculum\.\d+\.steps": COUNT,
+  # The last stage may say 0, which is the rest of the run.
+  r"curriculum\.\d+\.steps": NOT_NEGATIVE,
   r"curriculum\.\d+\.(distillation|learning_rate)": NOT_NEGATIVE,
   r"curriculum\.\d+\.video_share": SHARE,
   r"curriculum\.\d+\.\w+sources\..+|curriculum\.\d+\.sources\..+": POSITIVE,

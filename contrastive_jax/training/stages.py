@@ -78,7 +78,8 @@ def stages_of(config: Any) -> tuple[Stage, ...]:
   Raises:
     UserError: if their steps do not add up to `total_steps`.
   """
-  stages = [Stage(**stage.to_dict()) for stage in config.curriculum] or [Stage()]
+  listed = (stage.to_dict() if hasattr(stage, "to_dict") else stage for stage in config.curriculum)
+  stages = [Stage(**stage) for stage in listed] or [Stage()]
   rest = config.total_steps - sum(stage.steps for stage in stages[:-1])
   last = stages[-1]
   if rest < 1 or last.steps not in (0, rest):
