@@ -35,14 +35,14 @@ MOST_NAMED = 5
 def main() -> None:
   if not WORKDIR.value or not OUTPUT.value or bool(IMAGES.value) == bool(TEXTS.value):
     raise UserError("--workdir, --output and one of --images and --texts are needed")
-  what, flag = ("images", IMAGES) if IMAGES.value else ("texts", TEXTS)
+  flag = IMAGES if IMAGES.value else TEXTS
   source = paths.typed(f"--{flag.name}", flag.value)
   output = output_to_write(source)
   workdir = paths.run_to_read("--workdir", WORKDIR.value)
   ids, items = listings.images(source) if IMAGES.value else listings.texts(source)
   if IMAGES.value and source.is_dir():
     for suffix, (count, package) in listings.unopened(source).items():
-      print(f"{count:,} {suffix} files cannot be opened and are left out: pip install {package}, or save them as PNG")
+      print(f"Left out {count:,} {suffix} that nothing here opens: pip install {package}, or save as PNG")
   blank = []
   if TEXTS.value:
     ids, items, blank = listings.without_blank(ids, items)
@@ -53,10 +53,10 @@ def main() -> None:
   unreadable = embedding_files.write(output, model, ids, items, about)
   print(f"{output} holds {len(ids) - len(unreadable):,} embeddings of {model.config.embed_dim} numbers.")
   if blank:
-    print(f"{len(blank):,} texts are empty and were left out: {shown(blank)}")
+    print(f"Left out {len(blank):,} that hold no text: {shown(blank)}")
   if unreadable:
     *_, listed = embedding_files.beside(output)
-    print(f"{len(unreadable):,} {what} cannot be read and were left out, see {listed}: {shown(unreadable)}")
+    print(f"Left out {len(unreadable):,} that cannot be read, see {listed}: {shown(unreadable)}")
 
 
 def output_to_write(source: Path) -> Path:

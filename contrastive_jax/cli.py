@@ -84,7 +84,18 @@ def _parse(arguments: list[str]) -> list[str]:
     # A value that a field refuses is told by ml_collections with errors of Python.
     if not _was_raised_by(error, ml_collections):
       raise
-    _fail(" ".join(str(error.args[0] if error.args else error).split()))
+    _fail(_with_dot(" ".join(str(error.args[0] if error.args else error).split())))
+
+
+def _with_dot(said: str) -> str:
+  """What ml_collections says of a name, with the way out where it refuses the dot in one."""
+  refused = re.search(r"does not accept dots in field names .*but the key (.+) contains one", said)
+  if not refused:
+    return said
+  return (
+    f"--config: the name '{refused[1]}' holds a dot, which no field may: write it as a value under a label of your own, "
+    f'such as {{"mine": {{"name": "{refused[1]}", "weight": 1.0}}}}'
+  )
 
 
 def _was_raised_by(error: Exception, package: types.ModuleType) -> bool:
@@ -94,15 +105,10 @@ def _was_raised_by(error: Exception, package: types.ModuleType) -> bool:
 
 
 def _underscored(arguments: list[str], defined: Container[str]) -> list[str]:
-  """Spells the flags that are written with dashes, `--find-max-batch`, as they are named, `--find_max_batch`.
-
-  A `~` at the beginning of the config's path is the home folder.
-  """
+  """Spells the flags that are written with dashes, `--find-max-batch`, as they are named, `--find_max_batch`."""
 
   def spelled(argument: str) -> str:
     name, equals, value = argument.partition("=")
-    if name == "--config":
-      value = os.path.expanduser(value)  # A shell does this only at the beginning of a word.
     plain = name.lstrip("-").replace("-", "_")
     known = plain in defined or (plain.startswith("no") and plain[2:] in defined)
     return f"--{plain}{equals}{value}" if name.startswith("--") and known else argument

@@ -168,6 +168,8 @@ class Model:
         return self.views(item)
       except DecodeError as error:
         raise inputs.decode_error(error, item, row) from error
+      except OSError as error:
+        raise inputs.read_error(error, row) from error
 
     with ThreadPoolExecutor(DECODING_THREADS) as threads:
 

@@ -103,7 +103,7 @@ def images(values: Any, field: str = "images") -> Any:
   """
   dims = getattr(values, "ndim", None)
   if dims in (2, 3) and not hasattr(values, "iloc"):
-    raise UserError(f"{field} takes a list of images, got one {type(values).__name__} {_shape(values)}: write [image]")
+    raise UserError(f"{field} takes a list of images, got one {type(values).__name__}{_shape(values)}: write [image]")
   return _ordered(values, field, "images")
 
 
@@ -158,6 +158,13 @@ def decode_error(error: Exception, item: Any, index: int, field: str = "images")
   return DecodeError(f"{where}: {reason}")
 
 
+def read_error(error: OSError, index: int, field: str = "images") -> OSError:
+  """Returns the error of a file that cannot be read, of the same kind, which names its position too."""
+  if error.errno is None:
+    return error
+  return OSError(error.errno, f"{field}[{index}]: {error.strerror}", error.filename)
+
+
 def _ordered(values: Any, field: str, what: str) -> Any:
   if isinstance(values, _ONE):
     raise UserError(f"{field} takes a list of {what}, got one {type(values).__name__}: write [{_brief(values)}]")
@@ -166,7 +173,7 @@ def _ordered(values: Any, field: str, what: str) -> Any:
   dims = getattr(values, "ndim", 1)
   if dims == 0 or (dims != 1 and (what == "texts" or hasattr(values, "iloc"))):
     raise UserError(
-      f"{field} takes a list of {what}, got a {type(values).__name__} {_shape(values)}: pass one column of it"
+      f"{field} takes a list of {what}, got a {type(values).__name__}{_shape(values)}: pass one column of it"
     )
   if hasattr(values, "iloc"):
     # A Series looks up labels where a list looks up positions; it is iterated in the order of its positions.
@@ -203,4 +210,5 @@ def _brief(value: Any) -> str:
 
 
 def _shape(values: Any) -> str:
-  return f"of shape {list(values.shape)}"
+  shape = getattr(values, "shape", None)
+  return "" if shape is None else f" of shape {list(shape)}"

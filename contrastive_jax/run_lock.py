@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -19,13 +20,16 @@ from typing import Any
 import numpy as np
 from jax.experimental import multihost_utils
 
-from contrastive_jax.errors import UserError
+from contrastive_jax.errors import SaveError, UserError
 from contrastive_jax.parallel import distributed
 
 NAME = "run.lock"
 HEARTBEAT_SECONDS = 10.0
 # A holder on another machine without a heartbeat for so long is taken to be dead.
 STALE_SECONDS = 60.0
+POLL_SECONDS = 1.0
+# Within which two that start at once without `flock` have both written their record.
+SETTLE_SECONDS = 1.0
 _NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 _MESSAGE_BYTES = 1024
 
@@ -48,17 +52,21 @@ class RunLock:
     self._ended = threading.Event()
 
   def __enter__(self) -> "RunLock":
-    refusal = ""
+    refusal, full = "", False
     if distributed.is_main():
       try:
         self._acquire()
       except UserError as error:
         refusal = str(error)
       except OSError as error:
-        refusal = f"{self._folder} cannot be written ({error.strerror}): name another directory, or allow writing there"
-    refusal = _from_main(refusal)
-    if refusal:
-      raise UserError(refusal)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        way_out = "free some space there and run the same command again" if full else "name another, or allow writing"
+        refusal = f"{self._folder} cannot be written ({error.strerror}): {way_out}"
+    # The exit code is part of what all processes are told.
+    told = _from_main(f"{'full' if full else 'held'} {refusal}" if refusal else "")
+    if told:
+      kind, _, sentence = told.partition(" ")
+      raise (SaveError if kind == "full" else UserError)(sentence)
     return self
 
   def __exit__(self, *_) -> None:
@@ -86,12 +94,15 @@ class RunLock:
           os.close(file)  # Its holder has just removed it.
           continue
         self._refuse_if_held(file, kernel)
+        if not _same_file(file, self._path):
+          os.close(file)  # Its holder has released it while we were looking.
+          continue
         self._record = _me()
         os.ftruncate(file, 0)
         os.pwrite(file, json.dumps(self._record).encode(), 0)
         if not kernel:
           # Two may have found nobody at once: the last to write has it.
-          time.sleep(1.0)
+          time.sleep(SETTLE_SECONDS)
           if _read(self._path).get("token") != self._record["token"]:
             raise _held(self._folder, _read(self._path))
       except BaseException:
@@ -108,13 +119,35 @@ class RunLock:
     if not holder:
       return
     here = _me()
-    if holder.get("boot") == here["boot"] and holder.get("host") == here["host"]:
+    # Containers of one machine share its boot, and each counts processes on its own.
+    if all(holder.get(name) == here[name] for name in ("boot", "host", "namespace")):
       # The kernel gave us its lock, or says that its process is gone.
       if kernel or _start_of(holder.get("pid", 0)) != holder.get("start"):
         return
       raise _held(self._folder, holder)
-    if self._age(file) < STALE_SECONDS:
-      raise _held(self._folder, holder, elsewhere=True)
+    age = self._age(file)
+    if age < STALE_SECONDS and self._beats(max(0.0, STALE_SECONDS - max(0.0, age)), holder):
+      raise _held(self._folder, holder)
+
+  def _beats(self, seconds: float, holder: dict[str, Any]) -> bool:
+    """Whether the holder gives a sign of life within so many seconds; says once that it is waited for."""
+    last = self._path.stat().st_mtime_ns
+    print(
+      f"{self._folder} was last in use by {_named(holder)}: waiting up to {seconds:.0f} s to see whether it still is.",
+      file=sys.stderr,
+      flush=True,
+    )
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+      time.sleep(min(POLL_SECONDS, seconds))
+      try:
+        # Network file systems answer from a cache, unless the file is opened anew.
+        with open(self._path, "rb") as again:
+          if os.fstat(again.fileno()).st_mtime_ns != last:
+            return True
+      except FileNotFoundError:
+        return False  # It has ended and released the directory; the caller finds that out and begins again.
+    return False
 
   def _age(self, file: int) -> float:
     """Seconds since the last heartbeat by the file system's own clock, since clocks of machines differ."""
@@ -169,6 +202,7 @@ def _me() -> dict[str, Any]:
     "pid": os.getpid(),
     "start": _start_of(os.getpid()),
     "boot": _text("/proc/sys/kernel/random/boot_id"),
+    "namespace": _link("/proc/self/ns/pid"),
     "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     "token": uuid.uuid4().hex,
   }
@@ -195,15 +229,21 @@ def _text(path: str) -> str:
     return ""
 
 
-def _held(folder: Path, holder: dict[str, Any], *, elsewhere: bool = False) -> UserError:
-  who = (
-    f"process {holder['pid']} on {holder['host']} since {holder['since']}" if "since" in holder else "another process"
-  )
-  if elsewhere:
-    way_out = f"wait for it, or {STALE_SECONDS:.0f} seconds if that machine is gone, or name another directory"
-  else:
-    way_out = "wait for it, stop it, or name another directory"
-  return UserError(f"{folder} is in use by {who}: {way_out}")
+def _link(path: str) -> str:
+  try:
+    return os.readlink(path)
+  except OSError:
+    return ""
+
+
+def _held(folder: Path, holder: dict[str, Any]) -> UserError:
+  return UserError(f"{folder} is in use by {_named(holder)}: wait for it, stop it, or name another directory")
+
+
+def _named(holder: dict[str, Any]) -> str:
+  if not {"pid", "host", "since"} <= holder.keys():
+    return "another process"
+  return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
 
 
 def _from_main(message: str) -> str:

@@ -193,3 +193,17 @@ def test_tensors_of_pytorch_are_arrays_like_any_other():
     inputs.image(torch.rand(3, 4, 5), 7)
   with pytest.raises(UserError, match="NumPy array"):
     inputs.image(torch.rand(4, 5, 3, requires_grad=True), 7)
+
+
+@pytest.mark.slow
+def test_pandas_series_are_read_by_position_whatever_their_index_is():
+  pandas = pytest.importorskip("pandas")
+  table = pandas.DataFrame({"text": ["one", "three", "a cat", "sun"], "number": [1, 2, 3, 4]})
+  shuffled, filtered = table.sample(frac=1, random_state=1), table[table.number > 2]
+  for column in (shuffled.text, filtered.text, table.set_index("number").text, pandas.concat([table, table]).text):
+    assert inputs.texts(column) == column.tolist() == inputs.texts(column.to_numpy()) == inputs.texts(column.array)
+    assert list(inputs.images(column)) == column.tolist()
+  assert inputs.texts(table.text.astype("category")) == table.text.tolist()
+  for wrong in (table, table[["text"]], table.groupby("text"), pandas.Series(["a", None]), pandas.Series([1, 2])):
+    with pytest.raises(UserError):
+      inputs.texts(wrong)

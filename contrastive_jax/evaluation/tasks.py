@@ -96,6 +96,8 @@ class LabelledSet:
       raise UserError(
         f"{self.name}: labels run from {labels.min()} to {labels.max()}, there are {len(self.classes)} classes"
       )
+    if self.groups is not None:
+      object.__setattr__(self, "groups", np.asarray(self.groups))
     _check_group(self.name, "groups", self.groups, len(self.images))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from contrastive_jax.errors import UserError
 from contrastive_jax.parallel import environment
 
 
@@ -22,11 +23,21 @@ def initialize() -> None:
   `CJAX_COORDINATOR` (host:port), `CJAX_PROCESSES` and `CJAX_PROCESS` for each process.
 
   Raises:
-    UserError: naming a variable that is unknown, has no usable value or lacks the others.
+    UserError: naming a variable that is unknown, has no usable value or lacks the others, or if the job cannot be
+      joined.
   """
   job = environment.job(os.environ)
-  if job is not None:
+  if job is None:
+    return
+  try:
     jax.distributed.initialize(job.coordinator, num_processes=job.processes, process_id=job.process)
+  except (ValueError, RuntimeError) as error:
+    reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+    if job.coordinator:
+      named = f"CJAX_COORDINATOR={job.coordinator}, CJAX_PROCESSES={job.processes}, CJAX_PROCESS={job.process}"
+    else:
+      named = "CJAX_MULTIHOST=1, which needs a cluster that JAX knows, or set CJAX_COORDINATOR in its place"
+    raise UserError(f"this process cannot join its job ({reason}): check {named}") from error
 
 
 def is_main() -> bool:

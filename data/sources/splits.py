@@ -47,6 +47,11 @@ def ranges(spec: str, infos: Mapping[str, Any], name: str) -> list[Range]:
     Range(part.splitname, part.from_ or 0, infos[part.splitname].num_examples if part.to is None else part.to)
     for part in parts
   ]
+  backwards = next((part for part in found if part.start > part.stop), None)
+  if backwards:
+    # TFDS reads other records than these, or none.
+    shown = f"{backwards.split}[{backwards.start}:{backwards.stop}]"
+    raise UserError(f"split {spec!r} of the TFDS set {name!r}: its part {shown} ends before it begins")
   found = [part for part in found if part.start < part.stop]
   if not found:
     sizes = ", ".join(f"{key} has {info.num_examples}" for key, info in sorted(infos.items()))

@@ -77,6 +77,8 @@ def unopened(name: str, data_dir: str, error: Exception, command: str) -> UserEr
     error: what TFDS raised.
     command: prepares the set.
   """
+  if "Parsing builder name" in str(error):
+    return UserError(f"{name!r} is no name of a TFDS set: write name, name/config or name/config:1.0.0")
   folder = pathlib.Path(data_dir) / name.partition(":")[0]
   if not folder.is_dir():
     return UserError(f"the TFDS set {name!r} is not in {data_dir}, prepare it with: {command}")

@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -196,7 +197,7 @@ class Records(Sequence):
     import tensorflow_datasets as tfds  # Half a second, for who reads such sets.
 
     read_videos_as_frames()
-    command = _OWN.get(self.name, _PREPARE).format(name=self.name, data_dir=self._data_dir)
+    command = _OWN.get(self.name, _PREPARE).format(name=self.name, data_dir=shlex.quote(self._data_dir))
     try:
       builder = tfds.core.read_only_builder.builder_from_files(self.name, data_dir=self._data_dir)
     except Exception as error:  # TFDS raises what its parsers do for files that are damaged.

@@ -1,5 +1,8 @@
 """Splits in TFDS's notation hold the records that TFDS itself reads, and their overlaps are counted."""
 
+import itertools
+import random
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -110,7 +113,9 @@ def test_a_split_holds_what_tfds_reads(builder, spec):
   [
     ("train[:1%]", "holds no record: a-b has 7"),
     ("train[:0]", "holds no record"),
-    ("train[8:3]", "holds no record"),
+    ("train[8:3]", "ends before it begins"),
+    ("train[80%:3]", "ends before it begins"),
+    ("test+train[-1:2]+a-b", r"its part train\[9:2\] ends before"),
     ("train[5shard]", "holds no record"),
     ("train[:99]", "incompatible with 10 examples"),
     ("trian", "did you mean 'train'"),
@@ -130,6 +135,36 @@ def test_what_tfds_cannot_read_is_one_sentence(builder, spec, said):
   with pytest.raises(UserError, match=said) as caught:
     Records("numbered", builder.data_path.parent.parent, spec)
   assert "\n" not in str(caught.value)
+
+
+def random_split(random):
+  """One to three parts of which most can be read and some cannot."""
+
+  def edge():
+    size = random.randint(-12, 12)
+    return random.choice(["", f"{size}", f"{size}", f"{10 * size}%", f"{10 * size}%", f"{size / 0.3:.1f}%", "1shard"])
+
+  def part():
+    name = random.choice(["train", "a-b", "test"])
+    return random.choice([name, *[f"{name}[{edge()}:{edge()}]"] * 4, f"{name}[{edge()}]", "all"])
+
+  return random.choice(["+", " + "]).join(part() for _ in range(random.choice([1, 1, 2, 3])))
+
+
+def test_random_splits_hold_what_tfds_reads_or_are_one_sentence(builder):
+  draw, read = random.Random(0), {}
+  for _ in range(400):
+    spec = random_split(draw)
+    try:
+      read[spec] = numbers(builder, spec)
+    except UserError as error:
+      assert len(str(error).splitlines()) == 1
+  for spec in list(read)[:40]:
+    assert read[spec] == [int(record["number"]) for record in builder.as_data_source(split=spec)]
+  assert len(read) > 60
+  for first, second in itertools.product(list(read)[:30], list(read)[-30:]):
+    shared = sum(read[second].count(number) for number in read[first])
+    assert overlap(*(ranges(spec, builder.info.splits, "numbered") for spec in (first, second))) == shared
 
 
 @pytest.mark.parametrize(
