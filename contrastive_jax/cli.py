@@ -79,7 +79,7 @@ def _parse(arguments: list[str]) -> list[str]:
     said = error.__context__ if isinstance(error.__context__, UserError) else error
     if isinstance(error, flags.UnrecognizedFlagError) and error.flagname.removeprefix("no").startswith("config."):
       said = "--config is missing: name a file such as --config=configs/emoji.py"
-    _fail(" ".join(str(said).split()))
+    _fail(_with_dot(" ".join(str(said).split())))
   except Exception as error:
     # A value that a field refuses is told by ml_collections with errors of Python.
     if not _was_raised_by(error, ml_collections):
@@ -93,7 +93,7 @@ def _with_dot(said: str) -> str:
   if not refused:
     return said
   return (
-    f"--config: the name '{refused[1]}' holds a dot, which no field may: write it as a value under a label of your own, "
+    f"--config: the name '{refused[1]}' holds a dot, which no field may: write it as a value under a label of yours, "
     f'such as {{"mine": {{"name": "{refused[1]}", "weight": 1.0}}}}'
   )
 
