@@ -29,12 +29,12 @@ from data.substitution import shard_of
 
 CONFIG = cli.define_config("The config of the student; the sources of its stages that distil are embedded.")
 TEACHER = flags.DEFINE_string("teacher", None, "A run, or weights imported by convert.py.")
-STEP = flags.DEFINE_integer("step", None, "Which checkpoint of the teacher; the newest if not given.", lower_bound=0)
+STEP = flags.DEFINE_integer("step", None, "Step of the teacher's checkpoint; the newest if not given.", lower_bound=0)
 OUTPUT = flags.DEFINE_string(
   "output", None, "The folder to write; sources that it already holds from the same teacher are kept."
 )
 DTYPE = flags.DEFINE_enum("dtype", "float16", ("float16", "float32"), "The type of the embeddings on disk.")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images embedded at once.", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Number of images embedded at once.", lower_bound=1)
 
 # Batches between two updates of the progress bar and two writes.
 CHUNK = 8

@@ -6,7 +6,7 @@ python embed.py --workdir=runs/emoji --texts=captions.txt --output=texts.parquet
 
 Parquet files have the columns "id" and "embedding"; beside NAME.npy the ids lie in NAME.ids.txt, one a line. The model,
 its step and the version are in the metadata of the Parquet schema, or in NAME.about.json. What cannot be read is left
-out, and named in NAME.bad_records.jsonl. Tables end in .csv, .tsv, .json, .jsonl or .parquet.
+out, and listed in OUTPUT.bad_records.jsonl. Tables end in .csv, .tsv, .json, .jsonl or .parquet.
 """
 
 import importlib.metadata
@@ -21,12 +21,14 @@ from contrastive_jax.inference import load
 from data import embedding_files, listings
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A run, or weights imported by convert.py.")
-IMAGES = flags.DEFINE_string("images", "", "A folder of images, with those below it, or a table with a column path.")
-TEXTS = flags.DEFINE_string("texts", "", "A file of texts, one a line, or a table with a column text.")
-OUTPUT = flags.DEFINE_string("output", None, "A .parquet or .npy file.")
-STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest if not given.", lower_bound=0)
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images or texts encoded at once.", lower_bound=1)
-OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the output if it is already there.")
+IMAGES = flags.DEFINE_string(
+  "images", "", "Folder whose images are embedded, subfolders included, or a table with a column path."
+)
+TEXTS = flags.DEFINE_string("texts", "", "File with one text a line, or a table with a column text.")
+OUTPUT = flags.DEFINE_string("output", None, "File to write, which ends in .parquet or .npy.")
+STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint to use; the newest if not given.", lower_bound=0)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Number of images or texts encoded at once.", lower_bound=1)
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the output where it already exists.")
 
 # What was left out and is named on the terminal.
 MOST_NAMED = 5

@@ -3,10 +3,11 @@
 python eval.py --workdir=runs/emoji --tasks=emoji_openmoji,emoji_heldout
 python eval.py --tasks=list                                               # which sets there are
 python eval.py --workdir=runs/emoji --tasks=tfds/sklearn_digits --data_dir=runs/tfds --probe=linear
-python eval.py --compare runs/emoji runs/seed1                            # runs side by side, in a table and a page
+python eval.py --compare runs/emoji runs/seed1                            # compares runs, in a table and a page
 
 --probe=linear and --probe=knn train a classifier on the frozen image embeddings of a set's training split and score
-that, in place of zero-shot classification.
+that, in place of zero-shot classification. Results are written to WORKDIR/eval/<task>@<step>.json. Images that cannot
+be read are left out, counted in the result and listed in WORKDIR/bad_records.jsonl.
 """
 
 import csv
@@ -38,31 +39,45 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The run, or weights imported by 
 TASKS = flags.DEFINE_list(
   "tasks", ["emoji_openmoji"], "Names of evaluation sets, separated by commas; `list` prints all names."
 )
-STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest if not given.", lower_bound=0)
+STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint to score; the newest if not given.", lower_bound=0)
 PROBE = flags.DEFINE_enum(
-  "probe", None, list(PROBES), "Trains this classifier on frozen image embeddings, in place of zero-shot."
+  "probe", None, list(PROBES), "Classifier to train on frozen image embeddings, in place of zero-shot classification."
 )
-PROBE_SPLIT = flags.DEFINE_string("probe_split", "train", "The split of a set that the probe is trained on.")
+PROBE_SPLIT = flags.DEFINE_string("probe_split", "train", "Split of each set on which the probe is trained.")
 PROBE_PROJECTED = flags.DEFINE_bool(
-  "probe_projected", True, "Probes the projected embeddings; --noprobe_projected: the features before."
+  "probe_projected",
+  True,
+  "Probe the embeddings that are shared with texts; --noprobe_projected probes the image tower's own features.",
 )
 PROBE_SHOTS = flags.DEFINE_integer(
   "probe_shots",
   None,
-  f"Training samples of each class; the score is the mean of {DRAWS} draws. All samples if not given.",
+  f"Number of training samples of each class; the score is the mean of {DRAWS} random draws. All samples if not given.",
   lower_bound=1,
 )
 PROBE_FLAGS = (PROBE_SPLIT, PROBE_PROJECTED, PROBE_SHOTS)
-COMPARE = flags.DEFINE_list("compare", None, "Run directories to put side by side; nothing is scored.")
-OUTPUT = flags.DEFINE_string(
-  "output", None, "A file that gets all results as one JSON list; with --compare, the page's file."
+COMPARE = flags.DEFINE_list(
+  "compare", None, "Run directories to compare, by the scores that they have; nothing is scored anew."
 )
-DATA_DIR = flags.DEFINE_string("data_dir", "", "Where TFDS sets lie; TFDS' default if empty.")
-IMAGE_KEY = flags.DEFINE_string("image_key", "", "Feature of the image in TFDS sets; found if empty.")
-CAPTION_KEY = flags.DEFINE_string("caption_key", "", "Feature of the caption in TFDS sets; found if empty.")
-LABEL_KEY = flags.DEFINE_string("label_key", "", "Feature of the class in TFDS sets; found if empty.")
+OUTPUT = flags.DEFINE_string(
+  "output",
+  None,
+  "File for all results as one JSON list, which a run that cannot be written needs; with --compare, file of the page.",
+)
+DATA_DIR = flags.DEFINE_string(
+  "data_dir", "", "Directory that holds the TFDS sets; TFDS's default, ~/tensorflow_datasets, if empty."
+)
+IMAGE_KEY = flags.DEFINE_string(
+  "image_key", "", "Feature of TFDS sets that holds the image; 'image' or the only one if empty."
+)
+CAPTION_KEY = flags.DEFINE_string(
+  "caption_key",
+  "",
+  "Feature of TFDS sets that holds the captions; that of the run's config, 'captions' or 'caption' if empty.",
+)
+LABEL_KEY = flags.DEFINE_string("label_key", "", "Feature of TFDS sets that holds the class; 'label' if empty.")
 KEY_FLAGS = (IMAGE_KEY, CAPTION_KEY, LABEL_KEY)
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images or texts encoded at once.", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Number of images or texts encoded at once.", lower_bound=1)
 SCORING_FLAGS = (WORKDIR, TASKS, STEP, PROBE, *PROBE_FLAGS, DATA_DIR, *KEY_FLAGS, BATCH_SIZE)
 
 

@@ -30,15 +30,21 @@ from contrastive_jax.planning.topologies import Topology
 
 CONFIG = cli.define_config("What to plan, such as configs/siglip_b16.py.")
 TOPOLOGY = flags.DEFINE_string(
-  "topology", None, "v5e:16x16, v5p:4x4x8, v6e:16x16, h100:8, h100:4x8 (hosts x GPUs), cpu:8."
+  "topology",
+  None,
+  "Devices to compile for: v5e:16x16, v5p:4x4x8, v6e:16x16 (TPU slices), h100:8, h100:4x8 (hosts x GPUs) or cpu:8.",
 )
-OUTPUT = flags.DEFINE_string("output", None, "Also writes the plan as JSON to this file.")
-MEMORY = flags.DEFINE_float("memory", None, "GiB of a device, if not what the chip usually has.", lower_bound=0.0)
-FIND_MAX_BATCH = flags.DEFINE_bool("find_max_batch", False, "Searches the largest batch_size that fits.")
+OUTPUT = flags.DEFINE_string("output", None, "File that also gets the plan, as JSON.")
+MEMORY = flags.DEFINE_float(
+  "memory", None, "Memory of a device in GiB, where it differs from the chip's data sheet.", lower_bound=0.0
+)
+FIND_MAX_BATCH = flags.DEFINE_bool("find_max_batch", False, "Search for the largest batch_size that fits.")
 STAGE = flags.DEFINE_string(
-  "stage", None, "Of a curriculum: its name, with /clip for clips; the most costly if not given."
+  "stage",
+  None,
+  "Stage of a curriculum to plan, by its name; NAME/clip plans its steps on clips. The most costly one if not given.",
 )
-SAVE_HLO = flags.DEFINE_string("save_hlo", None, "Also writes the optimised HLO to this file.")
+SAVE_HLO = flags.DEFINE_string("save_hlo", None, "File that also gets the optimised HLO of the step.")
 
 
 def main() -> None:

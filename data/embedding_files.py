@@ -2,7 +2,7 @@
 
 Parquet files have the columns "id" and "embedding", and what the embeddings come from in the metadata of their schema.
 Beside NAME.npy the ids lie in NAME.ids.txt, one a line, and what they come from in NAME.about.json. What could not be
-read is named in NAME.bad_records.jsonl.
+read is listed in OUTPUT.bad_records.jsonl.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ CHUNK = 16_384
 def beside(output: Path) -> tuple[Path, ...]:
   """Returns the files written next to an output: of a .npy its ids and its origin, and last what was left out."""
   ends = (".ids.txt", ".about.json") if output.suffix == ".npy" else ()
-  return tuple(output.with_suffix(end) for end in (*ends, ".bad_records.jsonl"))
+  return (*(output.with_suffix(end) for end in ends), output.with_name(f"{output.name}.bad_records.jsonl"))
 
 
 def write(

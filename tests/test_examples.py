@@ -3,13 +3,16 @@
 import ast
 import functools
 import importlib.util
+import os
 import re
 import shlex
 import subprocess
 import sys
 
 import pytest
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from PIL import Image
 
 from tests import runs
 
@@ -44,7 +47,9 @@ def examples() -> list[tuple[str, str]]:
 def flags_of(script: str) -> frozenset[str]:
   """Names of the flags that a script defines, read from its source."""
   path = runs.ROOT / script if script.endswith(".py") else runs.ROOT / f"{script.replace('.', '/')}.py"
-  return frozenset(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", path.read_text(encoding="utf-8")))
+  source = path.read_text(encoding="utf-8")
+  config = {"config"} if "define_config(" in source else set()
+  return frozenset(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", source)) | config
 
 
 @functools.cache
@@ -109,3 +114,92 @@ def test_help_shows_the_examples(path):
   shown = subprocess.run([sys.executable, path.name, "--help"], cwd=runs.ROOT, capture_output=True, text=True)
   docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
   assert docstring.splitlines()[0] in shown.stdout
+
+
+# What makes a run of an example short; the examples themselves stay as they are written.
+_TINY_RUN = [
+  "--config.total_steps=1",
+  "--config.schedule.warmup_steps=0",
+  "--config.batch_size=8",
+  "--config.final_evals=()",
+  "--config.evals=()",
+  "--config.eval_every=0",
+  "--config.model.text.vocab_size=512",
+  "--config.model.embed_dim=16",
+  "--config.model.vision.transformer.depth=1",
+  "--config.model.text.transformer.depth=1",
+]
+_TINY_PLAN = ["--topology=cpu:2", "--config.batch_size=8", "--config.model.vision.transformer.depth=1"]
+# Files that the examples name and nobody has here: their flags are checked above.
+_NOT_HERE = ("--from=big_vision:", "--from=open_clip:")
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+  """A folder in which the repository's commands are typed, with the files that the examples name."""
+  desk = tmp_path_factory.mktemp("desk")
+  for path in runs.ROOT.iterdir():
+    if path.name not in ("runs", ".git", ".venv", "tests"):
+      (desk / path.name).symlink_to(path)
+  (desk / "FOLDER").mkdir()
+  Image.new("RGB", (40, 30), (200, 30, 30)).save(desk / "FOLDER" / "a.png")
+  (desk / "TABLE.csv").write_text("path,id\nFOLDER/a.png,red\n")
+  (desk / "captions.txt").write_text("a cat\na dog\n")
+  compiled = {"JAX_COMPILATION_CACHE_DIR": str(desk / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+  environment = {**os.environ, **compiled, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+
+  def typed(command: str) -> subprocess.Popen:
+    words = [sys.executable, *shlex.split(command)[1:]]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(words, cwd=desk, env=environment, **options)
+
+  return typed
+
+
+def done(processes: dict[str, subprocess.Popen]) -> None:
+  """Waits for commands, and shows what a failed one said."""
+  for command, process in processes.items():
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, f"{command}\n{said}"
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_help_texts_run(desk):
+  """In the order in which one needs what another makes, a few at a time."""
+  written = {where: [] for where, _ in EXAMPLES}
+  for where, command in EXAMPLES:
+    written[where].append(re.sub(r"\s*\[--[^\]]*\]", "", command))
+  tiny = " ".join(_TINY_RUN)
+  (train,) = written["train.py"]
+  compare = next(command for command in written["eval.py"] if "--compare" in command)
+  digits = "python -m data.digits --data_dir=runs/tfds"  # As README has it.
+  assert ("README.md", digits) in EXAMPLES
+  clip = "python train.py --config=configs/emoji_clip.py --workdir=runs/emoji_clip"
+  seed = "python train.py --config=configs/emoji.py --workdir=runs/seed1 --config.seed=1"
+  first = {command: desk(f"{command} {tiny}") for command in (train, clip)}
+  done(first | {digits: desk(digits)})
+  scored = [command for command in written["eval.py"] if command != compare]
+  rest = [*scored, *written["embed.py"], *written["distill.py"]]
+  # What is exported is a folder of its own, which the import then reads.
+  export = next(command for command in written["convert.py"] if "--to=huggingface:" in command)
+  rest.append(export.replace(":FOLDER", ":EXPORTED"))
+  rest += [f"{seed} {tiny}", *(f"{command} {' '.join(_TINY_PLAN)}" for command in written["plan.py"])]
+  for at in range(0, len(rest), 3):
+    done({command: desk(command) for command in rest[at : at + 3]})
+  for command in written["convert.py"]:
+    if command != export and not any(prefix in command for prefix in _NOT_HERE):
+      done({command: desk(command.replace(":FOLDER", ":EXPORTED"))})
+  done({compare: desk(compare)})
+
+
+@pytest.mark.parametrize(("where", "command"), [pair for pair in EXAMPLES if "--config." in pair[1]])
+def test_the_values_of_an_example_fit_the_fields(where, command, monkeypatch):
+  """Parsed as the command line is, but for the flags that a script has beside its config."""
+  words = shlex.split(command.replace("[", "").replace("]", ""))
+  given = [word for word in words if word.startswith("--config")]
+  parsed = flags.FlagValues()
+  config = config_flags.DEFINE_config_file("config", None, flag_values=parsed)
+  monkeypatch.chdir(runs.ROOT)
+  monkeypatch.setattr(sys, "argv", ["example", *given])  # Where ml_collections looks for overrides.
+  parsed(sys.argv)
+  assert config.value is not None
