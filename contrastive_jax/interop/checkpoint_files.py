@@ -1,19 +1,14 @@
-"""Arrays by name from the files that checkpoints come in: safetensors, NumPy's npz, and PyTorch's without PyTorch.
-
-Nothing in a file is executed: PyTorch's files hold a pickle, of which only the names of tensors, their shapes and where
-their numbers lie are read.
-"""
+"""Arrays by name from the files that checkpoints come in: safetensors, NumPy's npz, and PyTorch's without PyTorch."""
 
 import contextlib
-import io
 import json
 import pickle
 import shutil
 import zipfile
-from collections import OrderedDict
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -22,47 +17,46 @@ from safetensors.numpy import save_file
 
 from contrastive_jax import paths
 from contrastive_jax.errors import UserError, require_known
+from contrastive_jax.interop import file_kinds, torch_files
 
-_DTYPES = {
-  "FloatStorage": np.dtype("<f4"),
-  "DoubleStorage": np.dtype("<f8"),
-  "HalfStorage": np.dtype("<f2"),
-  "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-  "LongStorage": np.dtype("<i8"),
-  "IntStorage": np.dtype("<i4"),
-  "ShortStorage": np.dtype("<i2"),
-  "CharStorage": np.dtype("i1"),
-  "ByteStorage": np.dtype("u1"),
-  "BoolStorage": np.dtype("?"),
-}
 # What the readers raise over bytes that are no checkpoint; a pickle can fail in any way a program can.
 _DAMAGED = (
-  *(OSError, ValueError, LookupError, TypeError, AttributeError, EOFError),
-  *(SafetensorError, zipfile.BadZipFile, pickle.UnpicklingError),
+  *(OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, ArithmeticError, MemoryError),
+  *(NotImplementedError, RecursionError, SafetensorError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError),
 )
-# What a checkpoint with more than weights in it calls them, and what distributed training puts before their names.
-_STATE, _PREFIX = "state_dict", "module."
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
-  """The arrays of a file; floating-point ones as float32.
+def read(path: Path, suffixes: Iterable[str] = ()) -> dict[str, np.ndarray]:
+  """Reads the arrays of a file; floating-point ones become float32.
+
+  Args:
+    path: of the file.
+    suffixes: of the formats that are expected; empty are all that this library reads.
 
   Raises:
-    UserError: if the file is not there, is damaged, or asks for code to be run.
+    UserError: if the file is not there, is damaged, is of another format, or asks for code to be run.
   """
+  known = tuple(suffixes) or tuple(_READERS)
+  if path.is_dir():
+    raise UserError(f"{path} is a folder: name a file in it that ends in {', '.join(known)}")
   if not path.is_file():
-    raise UserError(f"{path} does not exist: name a file that ends in {', '.join(_READERS)}")
-  if path.suffix not in _READERS:
-    raise UserError(f"{path} ends in '{path.suffix}': a checkpoint ends in {', '.join(_READERS)}")
+    raise UserError(f"{path} does not exist: name a file that ends in {', '.join(known)}")
+  file_kinds.require_readable(path, known)
   try:
     arrays = dict(_READERS[path.suffix](path))
+  except UserError:
+    raise
   except _DAMAGED as error:
-    raise UserError(f"{path} cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}") from error
-  return {name: array.astype(np.float32) if _is_float(array) else array for name, array in arrays.items()}
+    raise UserError(f"{path} cannot be read: {_first_line(error)}") from error
+  if not arrays:
+    raise UserError(f"{path} holds no arrays: give the file of the weights")
+  # Numbers beyond float32 become infinite, and are refused by their names.
+  with np.errstate(over="ignore", invalid="ignore"):
+    return {name: array.astype(np.float32) if _is_float(array) else array for name, array in arrays.items()}
 
 
 def read_folder(folder: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-  """The arrays of the first of these files that is in a folder, or of the shards that its index lists.
+  """Reads the arrays of the first of these files that is in a folder, or of the shards that its index lists.
 
   Args:
     folder: of a model.
@@ -76,9 +70,30 @@ def read_folder(folder: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
       return read(folder / name)
     index = folder / f"{name}.index.json"
     if index.is_file():
-      shards = sorted(set(read_json(index)["weight_map"].values()))
-      return {key: array for shard in shards for key, array in read(folder / shard).items()}
-  raise UserError(f"{folder} has no weights: it needs one of {', '.join(names)}")
+      return _read_shards(folder, index)
+  raise UserError(
+    f"{folder} has no weights: it needs one of {', '.join(names)}{file_kinds.conversion_of_folder(folder)}"
+  )
+
+
+def _read_shards(folder: Path, index: Path) -> dict[str, np.ndarray]:
+  listed = read_object(index).get("weight_map")
+  if not isinstance(listed, dict) or not all(isinstance(shard, str) for shard in listed.values()):
+    raise UserError(f"{index} has no weight_map that names the file of each weight: copy it again")
+  shards = sorted(set(listed.values()))
+  odd = [shard for shard in shards if Path(shard).name != shard]
+  if odd:
+    raise UserError(f"{index} names the file {odd[0]!r}, which is not in its folder: copy it again")
+  arrays: dict[str, np.ndarray] = {}
+  for shard in shards:
+    found = read(folder / shard)
+    other = [name for name in found if listed.get(name) != shard]
+    absent = [name for name, file in listed.items() if file == shard and name not in found]
+    if other or absent:
+      what = f"also holds {other[0]}" if other else f"does not hold {absent[0]}"
+      raise UserError(f"{folder / shard} {what}, otherwise than {index.name} says: copy both again")
+    arrays |= found
+  return arrays
 
 
 def split_spec(spec: str, kinds: Iterable[str], what: str) -> tuple[str, Path]:
@@ -100,17 +115,43 @@ def split_spec(spec: str, kinds: Iterable[str], what: str) -> tuple[str, Path]:
 
 
 def read_json(path: Path) -> Any:
-  """What a JSON file holds.
+  """Returns what a JSON file holds.
 
   Raises:
-    UserError: if the file is not there or is not JSON.
+    UserError: if the file is not there, is not JSON, or names something twice.
   """
   if not path.is_file():
     raise UserError(f"{path} does not exist: a model of others comes in a folder with its config")
   try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise UserError(f"{path} is not JSON ({error}): copy it again") from error
+    return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+  except (OSError, ValueError, RecursionError) as error:
+    what = file_kinds.foreign_text(path) or f"is not JSON ({_first_line(error)}): copy it again"
+    raise UserError(f"{path} {what}") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+  """Returns what a JSON file of options holds.
+
+  Raises:
+    UserError: as `read_json` does, and if the file holds something else than an object.
+  """
+  found = read_json(path)
+  if not isinstance(found, dict):
+    raise UserError(f"{path} holds {str(found)[:40]!r} and not an object with options: copy it again")
+  return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """Readers differ in which of two values they take."""
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    names = [name for name, _ in pairs]
+    raise ValueError(f"it names {next(name for name in names if names.count(name) > 1)!r} twice")
+  return found
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def require_new(folder: Path) -> None:
@@ -161,82 +202,13 @@ def _safetensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 def _npz(path: Path) -> Iterator[tuple[str, np.ndarray]]:
   with np.load(path, allow_pickle=False) as file:
     for name in file.files:
-      array = file[name]
+      array = np.asarray(file[name])
       # NumPy writes what it has no name for, bfloat16, as two raw bytes.
       yield name, array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array
-
-
-class _Storage(NamedTuple):
-  """Where the numbers of tensors lie."""
-
-  key: str
-  dtype: np.dtype
-
-
-class _Tensor(NamedTuple):
-  """A view of a storage, in elements."""
-
-  storage: _Storage
-  offset: int
-  shape: tuple[int, ...]
-  strides: tuple[int, ...]
-
-
-class _StorageType(NamedTuple):
-  name: str
-
-
-def _tensor(storage, offset, shape, strides, *_) -> _Tensor:
-  return _Tensor(storage, offset, tuple(shape), tuple(strides))
-
-
-def _parameter(tensor, *_) -> _Tensor:
-  return tensor
-
-
-class _Names(pickle.Unpickler):
-  """Reads a pickle that may hold tensors and plain containers, and nothing else."""
-
-  def find_class(self, module: str, name: str) -> Any:
-    allowed = {
-      ("collections", "OrderedDict"): OrderedDict,
-      ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-      ("torch._utils", "_rebuild_parameter"): _parameter,
-    }
-    if (module, name) in allowed:
-      return allowed[module, name]
-    if module == "torch" and name in _DTYPES:
-      return _StorageType(name)
-    raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not a weight; save its state_dict alone")
-
-  def persistent_load(self, pid: tuple) -> _Storage:
-    _, kind, key, *_ = pid
-    return _Storage(key, _DTYPES[kind.name])
-
-
-def _torch(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-  with zipfile.ZipFile(path) as archive:
-    (pickled,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
-    root = pickled.removesuffix("data.pkl")
-    state = _Names(io.BytesIO(archive.read(pickled))).load()
-    state = state.get(_STATE, state)
-    storages: dict[str, np.ndarray] = {}
-    for name, tensor in state.items():
-      if not isinstance(tensor, _Tensor):
-        continue
-      key, dtype = tensor.storage
-      if key not in storages:
-        storages[key] = np.frombuffer(archive.read(f"{root}data/{key}"), dtype)
-      strides = [step * dtype.itemsize for step in tensor.strides]
-      last = tensor.offset + sum(step * (size - 1) for step, size in zip(tensor.strides, tensor.shape, strict=True))
-      if min(tensor.offset, *tensor.strides, 0) < 0 or (0 not in tensor.shape and last >= len(storages[key])):
-        raise ValueError(f"tensor {name} reaches beyond its storage")
-      view = np.lib.stride_tricks.as_strided(storages[key][tensor.offset :], tensor.shape, strides, writeable=False)
-      yield name.removeprefix(_PREFIX), view
 
 
 _READERS: dict[str, Callable[[Path], Iterator[tuple[str, np.ndarray]]]] = {
   ".safetensors": _safetensors,
   ".npz": _npz,
-  **dict.fromkeys((".bin", ".pt", ".pth"), _torch),
+  **dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), torch_files.read),
 }

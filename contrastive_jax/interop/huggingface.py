@@ -4,12 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from contrastive_jax.errors import UserError
+from contrastive_jax.interop import huggingface_options
 from contrastive_jax.interop.keymap import SAME, TRANSPOSED, Entry, convolution, entry, extended
+from contrastive_jax.interop.options import check, check_choice
 from contrastive_jax.interop.torch_layers import layer_norm, linear, pooling_attention, split_attention
 from contrastive_jax.models.config import DualEncoderConfig, TextConfig, TransformerConfig, VisionConfig
 from contrastive_jax.models.presets import CLIP_MEAN, CLIP_STD
 
-_ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+_ACTIVATIONS = {
+  "quick_gelu": "quick_gelu",
+  **dict.fromkeys(("gelu_python", "gelu"), "gelu"),
+  **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh"), "gelu_tanh"),
+}
+# The last name of each is the one that is written.
 _ACTIVATION_NAMES = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
 # Pillow's numbers.
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}
@@ -44,8 +51,12 @@ _DEFAULTS = {
   "siglip": {"text_config": _SIGLIP_TEXT, "vision_config": _SIGLIP_VISION},
   "siglip2": {"text_config": _SIGLIP_TEXT, "vision_config": _SIGLIP_VISION},
 }
+# The end of captions of a CLIP config that does not name it.
+_CLIP_END = 49407
 # Stored position numbers, which are no parameters.
 IGNORED = ("vision_model.embeddings.position_ids", "text_model.embeddings.position_ids")
+# The table of positions of a caption.
+TEXT_POSITIONS = "text_model.embeddings.position_embedding.weight"
 FAMILIES = tuple(_DEFAULTS)
 
 
@@ -61,15 +72,23 @@ def read_config(config: Mapping[str, Any], preprocessing: Mapping[str, Any], *, 
     UserError: for an option that this library does not have.
   """
   family = config["model_type"]
+  _check(config, family, source)
   defaults = _DEFAULTS[family]
   text, vision = (defaults[tower] | _given(config, tower) for tower in ("text_config", "vision_config"))
-  if not vision.get("vision_use_head", True):
-    raise UserError(f"{source} has no pooling head (vision_use_head=False): only whole dual encoders can be imported")
-  for name in ("image_size", "patch_size"):
-    if not isinstance(vision[name], int):
-      raise UserError(f"{source} has {name}={vision[name]!r}: only squares are known, whose side is one number")
   clip = family == "clip"
-  size = round(vision["num_patches"] ** 0.5) * vision["patch_size"] if family == "siglip2" else vision["image_size"]
+  size = vision["image_size"]
+  if family == "siglip2":
+    side = round(vision["num_patches"] ** 0.5)
+    size = side * vision["patch_size"]
+    if side**2 != vision["num_patches"]:
+      raise UserError(f"{source} has vision_config.num_patches={vision['num_patches']}, which must be a square number")
+  embed_dim = config.get("projection_dim", defaults.get("projection_dim")) if clip else vision["hidden_size"]
+  projection = text.get("projection_size") or text["hidden_size"]
+  if not clip and projection != embed_dim:
+    raise UserError(
+      f"{source} has text_config.projection_size={projection} and vision_config.hidden_size={embed_dim}: captions and"
+      " images need embeddings of one size"
+    )
   return DualEncoderConfig(
     vision=VisionConfig(
       _transformer(vision, source, init="clip" if clip else "xavier"),
@@ -81,7 +100,7 @@ def read_config(config: Mapping[str, Any], preprocessing: Mapping[str, Any], *, 
       pre_norm=clip,
       patch_bias=not clip,
       projection=clip,
-      **_seen(preprocessing, family, size, source),
+      **_seen(preprocessing, family, size, vision, source),
     ),
     text=TextConfig(
       _transformer(text, source, init="clip" if clip else "xavier", causal=clip),
@@ -92,9 +111,21 @@ def read_config(config: Mapping[str, Any], preprocessing: Mapping[str, Any], *, 
       projection=True,
       projection_bias=not clip,
     ),
-    embed_dim=config.get("projection_dim", defaults.get("projection_dim")) if clip else vision["hidden_size"],
+    embed_dim=embed_dim,
     init_logit_bias=None if clip else -10.0,
   )
+
+
+def end_of_text(config: Mapping[str, Any]) -> int | None:
+  """Returns the token at which a CLIP model takes the embedding of a caption; None for the other families.
+
+  Args:
+    config: of `config.json`, as `read_config` takes it.
+  """
+  if config["model_type"] != "clip":
+    return None
+  end = _given(config, "text_config").get("eos_token_id", _CLIP_END)
+  return _CLIP_END if end is None else end
 
 
 def write_config(config: DualEncoderConfig, family: str) -> dict[str, Any]:
@@ -113,7 +144,8 @@ def write_config(config: DualEncoderConfig, family: str) -> dict[str, Any]:
     for tower in ("vision_config", "text_config"):
       written[tower]["projection_dim"] = config.embed_dim
   else:
-    written["text_config"]["projection_size"] = config.embed_dim
+    # Reading it back shows where `embed_dim` is another number, which the family does not allow.
+    written["text_config"]["projection_size"] = vision.transformer.width
   return written
 
 
@@ -128,12 +160,14 @@ def entries(config: DualEncoderConfig, family: str) -> list[Entry]:
     *_layers("image", "vision_model", vision.transformer),
     *layer_norm("image/post_norm", "vision_model.post_layernorm"),
     entry("text/tokens", "text_model.embeddings.token_embedding.weight"),
-    entry("text/position", "text_model.embeddings.position_embedding.weight"),
+    entry("text/position", TEXT_POSITIONS),
     *_layers("text", "text_model", text.transformer),
     *layer_norm("text/post_norm", "text_model.final_layer_norm"),
     entry("log_logit_scale", "logit_scale", SAME if clip else extended(1)),
   ]
   if clip:
+    # A bias that was learned in a model that its config does not give one.
+    table += [entry("logit_bias", "logit_bias")] * (config.init_logit_bias is not None)
     return [
       *table,
       entry("image/class_token", f"{embeddings}.class_embedding"),
@@ -187,8 +221,7 @@ def _given(config: Mapping[str, Any], tower: str) -> dict[str, Any]:
 
 
 def _transformer(tower: Mapping[str, Any], source: str, **options: Any) -> TransformerConfig:
-  if tower["hidden_act"] not in _ACTIVATIONS:
-    raise UserError(f"{source} has hidden_act='{tower['hidden_act']}', known are {', '.join(_ACTIVATIONS)}")
+  check_choice("hidden_act", tower["hidden_act"], _ACTIVATIONS, source=source)
   return TransformerConfig(
     tower["hidden_size"],
     tower["num_hidden_layers"],
@@ -225,36 +258,104 @@ def _layers(ours: str, theirs: str, transformer: TransformerConfig) -> list[Entr
   ]
 
 
-def _seen(preprocessing: Mapping[str, Any], family: str, side: int, source: str) -> dict[str, Any]:
+def _check(config: Mapping[str, Any], family: str, source: str) -> None:
+  """Refuses options that this library does not have."""
+  whole, *towers = huggingface_options.MODELS[family]
+  check(config, whole, source=source)
+  for tower, table in zip(("text_config", "vision_config"), towers, strict=True):
+    for name in (tower, f"{tower}_dict"):
+      given = config.get(name) or {}
+      check(given, table, source=source, within=name)
+      if "model_type" in given:
+        types = huggingface_options.TOWER_TYPES[family][tower]
+        check_choice(f"{name}.model_type", given["model_type"], types, source=source)
+
+
+def _seen(
+  preprocessing: Mapping[str, Any], family: str, side: int, vision: Mapping[str, Any], source: str
+) -> dict[str, Any]:
   """How the image tower sees pictures, as fields of `VisionConfig`."""
-  for step in ("do_resize", "do_rescale", "do_normalize"):
-    if not preprocessing.get(step, True):
-      raise UserError(
-        f"{source} has {step}={preprocessing[step]}: only pictures that are resized, rescaled and normalised are known"
-      )
-  resample = preprocessing.get("resample", 2 if family == "siglip2" else 3)
-  if resample not in _RESAMPLING:
-    raise UserError(f"{source} has resample={resample}, known are 2 (bilinear) and 3 (bicubic)")
-  mean, std = (CLIP_MEAN, CLIP_STD) if family == "clip" else ((0.5,) * 3, (0.5,) * 3)
+  processor = _processor(preprocessing, family, source)
+  check(preprocessing, huggingface_options.PREPROCESSING[processor], source=source)
+  # What is null has the default of its class.
+  given = {name: value for name, value in preprocessing.items() if value is not None}
+  if given.get("patch_size", vision["patch_size"]) != vision["patch_size"]:
+    raise UserError(
+      f"{source} has patch_size={given['patch_size']} in its preprocessing and"
+      f" vision_config.patch_size={vision['patch_size']}: they must be equal"
+    )
+  resample = given.get("resample", 2 if processor == "Siglip2ImageProcessor" else 3)
+  if not isinstance(resample, int) or isinstance(resample, bool) or resample not in _RESAMPLING:
+    raise UserError(f"{source} has resample={resample!r}, known are 2 (bilinear) and 3 (bicubic)")
+  mean, std = _statistics(given, processor, vision["num_channels"], source)
   return {
-    "mean": tuple(preprocessing.get("image_mean", mean)),
-    "std": tuple(preprocessing.get("image_std", std)),
-    "resize": "squash" if family == "siglip2" else _resize(preprocessing, family, side, source),
+    "mean": mean,
+    "std": std,
+    "resize": "squash" if family == "siglip2" else _resize(given, processor, side, source),
     "interpolation": _RESAMPLING[resample],
   }
 
 
-def _resize(preprocessing: Mapping[str, Any], family: str, side: int, source: str) -> str:
-  size, crop = preprocessing.get("size") or side, preprocessing.get("crop_size") or side
-  cropped = family == "clip" and preprocessing.get("do_center_crop", True)
+def _processor(preprocessing: Mapping[str, Any], family: str, source: str) -> str:
+  """The class that prepares pictures, whichever its implementation."""
+  name, own = "image_processor_type", huggingface_options.PROCESSORS[family]
+  if not preprocessing.get(name):
+    name = "feature_extractor_type"
+  found = preprocessing.get(name) or own
+  known = (own,) if family == "siglip2" else tuple(huggingface_options.PROCESSORS.values())[:2]
+  if isinstance(found, str):
+    plain = found.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
+    if plain in known:
+      return plain
+  raise UserError(f"{source} has {name}={found!r}: known are {', '.join(known)}")
+
+
+def _statistics(
+  given: Mapping[str, Any], processor: str, channels: int, source: str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """The mean and deviation by which values from 0 to 1 are normalised, whatever the file rescales and normalises."""
+  own = (CLIP_MEAN, CLIP_STD) if processor == "CLIPImageProcessor" else (0.5, 0.5)
+  values = [given.get("image_mean", own[0]), given.get("image_std", own[1])]
+  if not given.get("do_normalize", True):
+    values = [0.0, 1.0]
+  mean, std = (tuple(value) if isinstance(value, list | tuple) else (value,) * channels for value in values)
+  for name, value in (("image_mean", mean), ("image_std", std)):
+    if len(value) != channels:
+      raise UserError(
+        f"{source} has {name}={list(value)}, which must have vision_config.num_channels={channels} values"
+      )
+  if min(std) <= 0:
+    raise UserError(f"{source} has image_std={list(std)}, which must be above 0")
+  # A pixel p becomes (factor * p - mean) / std there, and (p / 255 - mean) / std here.
+  factor = 255 * given.get("rescale_factor", 1 / 255) if given.get("do_rescale", True) else 255.0
+  if abs(factor - 1) < 1e-6:
+    return tuple(map(float, mean)), tuple(map(float, std))
+  return tuple(value / factor for value in mean), tuple(value / factor for value in std)
+
+
+def _resize(given: Mapping[str, Any], processor: str, side: int, source: str) -> str:
+  squares = processor == "SiglipImageProcessor"
+  cropped = not squares and given.get("do_center_crop", True)
   square = {"height": side, "width": side}
-  # In files of 2022 sizes are plain numbers: the shorter side in CLIP's, both sides in SigLIP's.
-  if crop in (side, square) or not cropped:
-    if size == square or (size == side and family != "clip"):
-      return "squash"
-    if cropped and size in (side, {"shortest_edge": side}):
-      return "crop"
+  size = _size(given.get("size", side), "shortest_edge" if processor == "CLIPImageProcessor" else "")
+  crop = _size(given.get("crop_size", side), "")
+  if not cropped and size == square:
+    return "squash"
+  if cropped and crop == square and size in (square, {"shortest_edge": side}):
+    return "squash" if size == square else "crop"
   raise UserError(
-    f"{source} has size={size}, crop_size={crop} and do_center_crop={cropped}, which do not give the squares of"
-    f" image_size={side} that its image tower reads: mend its preprocessor_config.json"
+    f"{source} has size={given.get('size', side)}, crop_size={given.get('crop_size', side)} and"
+    f" do_center_crop={cropped}, which do not give the squares of image_size={side} that its image tower reads: mend"
+    " its preprocessor_config.json"
   )
+
+
+def _size(size: Any, edge: str) -> Any:
+  """A size as files since 2023 have it; before, a number was the side called `edge`, or both sides."""
+  if isinstance(size, list) and len(size) == 2:
+    return {"height": size[0], "width": size[1]}
+  if isinstance(size, dict):
+    return {name: value for name, value in size.items() if value is not None}
+  if isinstance(size, list):
+    return size
+  return {edge: size} if edge else {"height": size, "width": size}

@@ -10,11 +10,21 @@ import jax
 import jax.numpy as jnp
 
 from contrastive_jax.errors import UserError, require_known
-from contrastive_jax.interop import bert, big_vision, checkpoint_files, huggingface, open_clip, tokenizer_files
-from contrastive_jax.interop.keymap import Entry, to_ours
+from contrastive_jax.interop import (
+  bert,
+  big_vision,
+  checkpoint_files,
+  huggingface,
+  huggingface_folders,
+  open_clip,
+  open_clip_options,
+  tokenizer_files,
+)
+from contrastive_jax.interop.keymap import Entry, to_ours, unwrapped
+from contrastive_jax.interop.options import check
 from contrastive_jax.models import dual_encoder
 from contrastive_jax.models.config import DualEncoderConfig
-from contrastive_jax.preprocess import tokenizers
+from contrastive_jax.preprocess import panics, tokenizers
 from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.runs import write_config
 from contrastive_jax.training.checkpoint import Checkpoints
@@ -22,6 +32,8 @@ from contrastive_jax.training.stages import Stage
 from contrastive_jax.training.state import TrainState
 
 _SIGLIP2_TOKENS = 256_000
+# The end of captions in configs of transformers before 2023 and in those of open_clip that do not say.
+_LEGACY_END = 2
 _HUGGINGFACE_FILES = ("model.safetensors", "pytorch_model.bin")
 _OPEN_CLIP_FILES = (
   "open_clip_model.safetensors",
@@ -91,74 +103,82 @@ def save(imported: Imported, workdir: Path) -> None:
 
 
 def _huggingface(folder: Path, tokenizer: str) -> Imported:
-  name = folder.resolve().name
-  config = checkpoint_files.read_json(folder / "config.json")
+  name, source = folder.resolve().name, str(folder)
+  config = checkpoint_files.read_object(folder / "config.json")
   family = config.get("model_type", "")
-  require_known(f"model_type of {folder}", family, (*huggingface.FAMILIES, bert.FAMILY))
+  require_known(f"model_type of {folder}", str(family), (*huggingface.FAMILIES, bert.FAMILY))
   if family == bert.FAMILY:
-    ours = bert.read_config(config, pool=_sentence_pool(folder), source=str(folder))
+    described = huggingface_folders.sentence_encoder(folder)
+    ours = bert.read_config(config, pool=described.pool, source=source)
+    if described.width not in (None, ours.embed_dim):
+      raise UserError(f"{source} pools vectors of {described.width} numbers, and its config.json has {ours.embed_dim}")
     found = _tokenizer(tokenizer, lambda: tokenizer_files.read(folder), ours)
-    arrays = checkpoint_files.read_folder(folder, _HUGGINGFACE_FILES)
-    return Imported(name, ours, bert.read_params(arrays, ours, source=str(folder)), found)
-  preprocessing = _preprocessing(folder)
-  ours = huggingface.read_config(config, preprocessing, source=str(folder))
+    arrays = bert.bare(checkpoint_files.read_folder(folder, _HUGGINGFACE_FILES), source=source)
+    shorter = _shortened(ours, described.length, None if tokenizer else tokenizer_files.longest(folder))
+    arrays = _cut(arrays, bert.POSITIONS, ours, shorter)
+    return Imported(name, shorter, bert.read_params(arrays, shorter, source=source), found)
+  preprocessing = huggingface_folders.preprocessing(folder)
+  ours = huggingface.read_config(config, preprocessing, source=source)
   # SigLIP 2 is trained on lower-cased captions, whichever class its tokenizer is saved under.
   lower = family != "clip" and ours.text.vocab_size == _SIGLIP2_TOKENS
   found = _tokenizer(tokenizer, lambda: tokenizer_files.read(folder, clean="lower" if lower else ""), ours)
-  arrays = checkpoint_files.read_folder(folder, _HUGGINGFACE_FILES)
-  params = _params(huggingface.entries(ours, family), arrays, ours, str(folder), huggingface.IGNORED)
+  end = huggingface.end_of_text(config)
+  if end is not None:
+    # Number 2 is that of old configs, whose captions are said to end at their largest token.
+    _check_end(found, None if end == _LEGACY_END else end, f"{source} has text_config.eos_token_id={end}")
+  arrays = unwrapped(checkpoint_files.read_folder(folder, _HUGGINGFACE_FILES), source=source)
+  shorter = _shortened(ours, None if tokenizer else tokenizer_files.longest(folder))
+  arrays = _cut(arrays, huggingface.TEXT_POSITIONS, ours, shorter)
+  ours = _with_bias(shorter, arrays)
+  params = _params(huggingface.entries(ours, family), arrays, ours, source, huggingface.IGNORED)
   lengths = (preprocessing.get("max_num_patches") or ours.vision.grid**2,) if family == "siglip2" else ()
   return Imported(name, ours, params, found, lengths)
 
 
-def _preprocessing(folder: Path) -> dict[str, Any]:
-  # Since version 5 `transformers` keeps it inside the processor's file.
-  for name, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
-    if (folder / name).is_file():
-      described = checkpoint_files.read_json(folder / name)
-      described = described if part is None else described.get(part)
-      if described:
-        return described
-  return {}
-
-
-def _sentence_pool(folder: Path) -> str:
-  modules = checkpoint_files.read_json(folder / "modules.json") if (folder / "modules.json").is_file() else []
-  paths = [folder / module["path"] / "config.json" for module in modules if module["type"].endswith("Pooling")]
-  pooling = checkpoint_files.read_json(paths[0]) if paths else {}
-  return bert.read_pool(modules, pooling, source=str(folder))
-
-
 def _open_clip(path: Path, tokenizer: str) -> Imported:
-  folder = path if path.is_dir() else path.parent
+  folder, source = path if path.is_dir() else path.parent, str(path)
   found = [folder / "open_clip_config.json", *([] if path.is_dir() else [path.with_suffix(".json")])]
-  described = next((checkpoint_files.read_json(file) for file in found if file.is_file()), None)
+  described = next((checkpoint_files.read_object(file) for file in found if file.is_file()), None)
   if described is None:
     raise UserError(f"{path} has no config beside it: it needs {' or '.join(str(file) for file in found)}")
-  config, preprocessing = described.get("model_cfg", described), described.get("preprocess_cfg", {})
-  ours = open_clip.read_config(config, preprocessing, source=str(path))
+  if "model_cfg" in described:
+    check(described, open_clip_options.FILE, source=source)
+  config, preprocessing = described.get("model_cfg", described), described.get("preprocess_cfg") or {}
+  ours = open_clip.read_config(config, preprocessing, source=source)
   text = config["text_cfg"]
-  options = text.get("tokenizer_kwargs") or {}
-  if set(options) - {"clean"}:
-    raise UserError(f"{path} has tokenizer_kwargs={options}: only 'clean' is known")
-  if text.get("hf_tokenizer_name"):
-    own = functools.partial(tokenizer_files.read, folder, clean=options.get("clean", ""))
+  kwargs, foreign = text.get("tokenizer_kwargs") or {}, bool(text.get("hf_tokenizer_name"))
+  table = open_clip_options.TOKENIZER if foreign else open_clip_options.CLIP_TOKENIZER
+  check(kwargs, table, source=source, within="text_cfg.tokenizer_kwargs")
+  if foreign:
+    own = functools.partial(tokenizer_files.read, folder, clean=kwargs.get("clean", ""))
   else:
     own = functools.partial(tokenizer_files.clip, folder)
   fitting = _tokenizer(tokenizer, own, ours)
-  arrays = checkpoint_files.read_folder(path, _OPEN_CLIP_FILES) if path.is_dir() else checkpoint_files.read(path)
+  if ours.text.pool == "eos":
+    named = text.get("pool_type") == "eos"
+    end = text.get("eos_id", _LEGACY_END) if named else None
+    _check_end(fitting, end, f"{source} has text_cfg.{f'eos_id={end}' if named else 'pool_type=argmax'}")
+  arrays = checkpoint_files.read_folder(path, _OPEN_CLIP_FILES) if path.is_dir() else _one_file(path)
+  arrays = unwrapped(arrays, source=source)
   custom_text = any(name.startswith("text.") for name in arrays)
+  ours = _with_bias(ours, arrays)
   entries = open_clip.entries(ours, custom_text=custom_text)
-  params = _params(entries, arrays, ours, str(path), open_clip.IGNORED)
+  params = _params(entries, arrays, ours, source, open_clip.IGNORED)
   # Names of folders hold dots, such as that before the data of a published model.
   name = path.resolve().name if path.is_dir() else path.stem
   return Imported(name, ours, params, fitting)
 
 
+def _one_file(path: Path) -> dict[str, Any]:
+  if path.suffix == ".npz":
+    raise UserError(f"{path} is of big_vision's format, whose names are others: import it as big_vision:{path}")
+  return checkpoint_files.read(path)
+
+
 def _big_vision(path: Path, tokenizer: str) -> Imported:
   if not tokenizer:
     raise UserError(f"{path} holds no tokenizer: give its SentencePiece model as --tokenizer=sentencepiece:FILE")
-  arrays = big_vision.parameters(checkpoint_files.read(path))
+  arrays = big_vision.parameters(checkpoint_files.read(path, suffixes=(".npz",)))
   ours = big_vision.read_config(arrays, source=str(path))
   found = _fitting(_named(tokenizer, ours, canonical=False), ours)
   return Imported(path.stem, ours, _params(big_vision.entries(ours), arrays, ours, str(path)), found)
@@ -171,6 +191,49 @@ READERS: dict[str, Callable[[Path, str], Imported]] = {
 }
 
 
+def _with_bias(config: DualEncoderConfig, arrays: dict[str, Any]) -> DualEncoderConfig:
+  """The config with the logit bias that the weights hold, whether their config mentions it or not."""
+  if config.init_logit_bias is not None or "logit_bias" not in arrays:
+    return config
+  return dataclasses.replace(config, init_logit_bias=0.0)
+
+
+def _shortened(config: DualEncoderConfig, *limits: int | None) -> DualEncoderConfig:
+  """The config with captions as long as the files beside the weights allow; later positions are never reached."""
+  length = min(config.text.length, *(limit for limit in limits if limit is not None), config.text.length)
+  return dataclasses.replace(config, text=dataclasses.replace(config.text, length=length))
+
+
+def _cut(
+  arrays: dict[str, Any], positions: str, config: DualEncoderConfig, shorter: DualEncoderConfig
+) -> dict[str, Any]:
+  """The arrays without the positions of captions that the shorter config does not reach."""
+  table = arrays.get(positions)
+  if table is None or table.ndim != 2 or len(table) != config.text.length:
+    return arrays
+  return {**arrays, positions: table[: shorter.text.length]}
+
+
+def _check_end(tokenizer: Tokenizer, end: int | None, said: str) -> None:
+  """Refuses a tokenizer whose captions end elsewhere than where the model takes their embedding.
+
+  Args:
+    tokenizer: of the model.
+    end: the number of the token at which the embedding is taken; None is the largest number of a caption.
+    said: the file and the option that says it, for errors.
+
+  Raises:
+    UserError: naming both tokens.
+  """
+  found = tokenizer_files.special_ids(tokenizer)["eos_token_id"]
+  wanted = tokenizer.vocab_size - 1 if end is None else end
+  if found != wanted:
+    largest = ", which takes embeddings at the largest token," if end is None else ""
+    raise UserError(
+      f"{said}{largest} and its tokenizer ends captions with token {found} instead of {wanted}: it is another model's"
+    )
+
+
 def _params(
   entries: Sequence[Entry], arrays: dict[str, Any], config: DualEncoderConfig, source: str, ignored: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -179,7 +242,11 @@ def _params(
 
 
 def _tokenizer(spec: str, own: Callable[[], Tokenizer], config: DualEncoderConfig) -> Tokenizer:
-  return _fitting(_named(spec, config, canonical=True) if spec else own(), config)
+  try:
+    with panics.as_errors():
+      return _fitting(_named(spec, config, canonical=True) if spec else own(), config)
+  except panics.PanicError as error:
+    raise UserError(f"the tokenizer cannot be used, since the tokenizers library fails on it ({error})") from error
 
 
 def _named(spec: str, config: DualEncoderConfig, *, canonical: bool) -> Tokenizer:

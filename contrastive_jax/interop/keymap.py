@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,11 @@ Arrays = list[np.ndarray]
 LAYER = "{layer}"
 # Keys named in an error; more would be unreadable.
 _NAMED = 12
+# Parts of a name that say how a model was wrapped, by distributed training or by `torch.compile`.
+_WRAPPERS = ("module", "_orig_mod")
+# A model is at most so many times larger than the file that should hold it: more is a damaged config, whose arrays
+# could not be held.
+_MISFIT = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +113,33 @@ def entry(ours: str, theirs: str, form: Form = SAME, depth: int = 0) -> Entry:
   return Entry((ours,), (theirs,), form, depth)
 
 
+def unwrapped(theirs: Mapping[str, np.ndarray], *, source: str) -> dict[str, np.ndarray]:
+  """Returns the same arrays with the names that they have in the bare model.
+
+  The parts "module" and "_orig_mod" are dropped wherever they stand, and then every part that all names begin with,
+  such as "model." or "clip.": the arrays of a bare model never share their first part.
+
+  Args:
+    theirs: arrays by name, the parts of which are separated by dots.
+    source: where they come from, for errors.
+
+  Raises:
+    UserError: if two names become one.
+  """
+  parts = {name: [part for part in name.split(".") if part not in _WRAPPERS] for name in theirs}
+  while len(parts) > 1 and all(len(rest) > 1 for rest in parts.values()):
+    if len({rest[0] for rest in parts.values()}) > 1:
+      break
+    parts = {name: rest[1:] for name, rest in parts.items()}
+  found: dict[str, str] = {}
+  for name, rest in parts.items():
+    bare = ".".join(rest)
+    if bare in found:
+      raise UserError(f"{source} holds both {found[bare]} and {name}, which are one parameter: save one of the models")
+    found[bare] = name
+  return {bare: theirs[name] for bare, name in found.items()}
+
+
 def to_ours(
   entries: Sequence[Entry],
   theirs: Mapping[str, np.ndarray],
@@ -128,10 +161,23 @@ def to_ours(
     A nested dict of float32 arrays like `abstract`.
 
   Raises:
-    UserError: naming the keys that are missing, unexpected or of another shape.
+    UserError: naming the keys that are missing, unexpected, of another shape, no floating-point numbers, or not finite.
   """
+  size = sum(math.prod(leaf.shape) for leaf in traverse_util.flatten_dict(dict(abstract)).values())
+  held = sum(array.size for array in theirs.values())
+  if size > _MISFIT * max(held, 1 << 20):
+    raise UserError(f"{source} holds {held:,} numbers, and its config describes a model of {size:,}: copy both again")
   expected = {name: array.shape for name, array in _written(entries, _zeros(abstract)).items()}
-  given = {name for name in theirs if name not in set(ignored)}
+  ignored = set(ignored)
+  # Some writers give a scalar an axis of its own, and some take it away.
+  theirs = {
+    name: array.reshape(expected[name])
+    if array.size == 1 and name in expected and math.prod(expected[name]) == 1
+    else array
+    for name, array in theirs.items()
+    if name in expected or name not in ignored
+  }
+  given = {name for name in theirs if name not in ignored}
   missing = [name for name in expected if name not in given]
   unexpected = [name for name in theirs if name in given and name not in expected]
   misshapen = [
@@ -140,12 +186,21 @@ def to_ours(
     if name in given and theirs[name].shape != shape
   ]
   faults = [
-    f"{what}: {_list(names, unexpected if what == 'missing' else ())}"
+    f"{len(names)} {what}: {_list(names, unexpected if what == 'missing' else ())}"
     for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
     if names
   ]
   if faults:
     raise UserError(f"{source} does not fit the model that its config describes; {'; '.join(faults)}")
+  whole = [f"{name} ({theirs[name].dtype})" for name in expected if theirs[name].dtype.kind not in "fV"]
+  if whole:
+    raise UserError(f"{source} holds {len(whole)} weights that are no floating-point numbers: {_list(whole, ())}")
+  broken = [name for name in expected if not np.isfinite(theirs[name]).all()]
+  if broken:
+    raise UserError(
+      f"{source} holds {len(broken)} weights of {len(expected)} that are not finite: {_list(broken, ())}; take another"
+      " checkpoint"
+    )
   params: dict[tuple[str, ...], np.ndarray] = {}
   for each in entries:
     layers = [

@@ -8,30 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from contrastive_jax.errors import UserError
+from contrastive_jax.interop import open_clip_options as options
 from contrastive_jax.interop.keymap import SAME, TRANSPOSED, Entry, by_heads, convolution, entry, extended, in_rows
+from contrastive_jax.interop.options import COUNT, check, check_choice
 from contrastive_jax.interop.torch_layers import fused_attention, layer_norm, linear
 from contrastive_jax.models.config import DualEncoderConfig, TextConfig, TransformerConfig, VisionConfig
 from contrastive_jax.models.presets import CLIP_MEAN, CLIP_STD, SIZES
 
-# Fields of its JSON that this library has no counterpart of, with the values that mean "not used".
-_UNUSED = {
-  "ls_init_value": None,
-  "patch_dropout": 0.0,
-  "attentional_pool": False,
-  "no_ln_pre": False,
-  "pos_embed_type": "learnable",
-  "final_ln_after_pool": False,
-  "embed_cls": False,
-  "qk_norm": False,
-  "scaled_cosine_attn": False,
-  "scale_heads": False,
-  "scale_attn_inner": False,
-  "scale_attn": False,
-  "scale_fc": False,
-  "hf_model_name": None,
-  "tokenizer_mode": None,
-  "proj_type": "linear",
-}
 _TIMM = re.compile(r"vit_(\w+)_patch(\d+)_siglip_(\d+)(?:\.\w+)?")
 _TIMM_SIZES = {"base": "B", "large": "L", "so400m": "So400m"}
 # The image sizes that timm has a tower of: the size is part of the name.
@@ -44,6 +27,8 @@ _TIMM_IMAGES = {
 }
 # Image towers that timm gives the approximate activation that SigLIP was trained with; to the others it gives GELU.
 _TIMM_TANH = ("so400m_patch16",)
+# "random" is bicubic but in training.
+_INTERPOLATIONS = {"bicubic": "bicubic", "bilinear": "bilinear", "random": "bicubic"}
 _RESIZING = {"shortest": "crop", "squash": "squash"}
 
 IGNORED = ("attn_mask", "text.attn_mask")
@@ -63,16 +48,16 @@ def read_config(config: Mapping[str, Any], preprocessing: Mapping[str, Any], *, 
   missing = [name for name in ("embed_dim", "vision_cfg", "text_cfg") if name not in config]
   if missing:
     raise UserError(f"{source} comes with a config without {', '.join(missing)}: give that of an open_clip model")
+  check(config, options.MODEL, source=source)
   vision, text = config["vision_cfg"], config["text_cfg"]
-  for tower in (vision, text):
-    for name, unused in _UNUSED.items():
-      if tower.get(name, unused) not in (unused, None):
-        raise UserError(f"{source} has {name}={tower[name]!r}, which this library's towers do not have")
-  if config.get("multimodal_cfg"):
-    raise UserError(f"{source} is a CoCa model, whose captioning decoder this library does not have")
-  size = vision.get("image_size", 224)
-  if not isinstance(size, int):
-    raise UserError(f"{source} has image_size={size}: only squares are known, whose side is one number")
+  check(vision, options.TIMM if vision.get("timm_model_name") else options.VISION, source=source, within="vision_cfg")
+  check(text, options.TEXT_TOWER, source=source, within="text_cfg")
+  check(preprocessing, options.PREPROCESSING, source=source, within="preprocess_cfg")
+  size = _side(vision.get("image_size", 224), "vision_cfg.image_size", source)
+  if preprocessing.get("size") is not None and _side(preprocessing["size"], "preprocess_cfg.size", source) != size:
+    raise UserError(
+      f"{source} has preprocess_cfg.size={preprocessing['size']} and vision_cfg.image_size={size}: they must be equal"
+    )
   quick = bool(config.get("quick_gelu", False))
   timm, bias = vision.get("timm_model_name"), config.get("init_logit_bias")
   return DualEncoderConfig(
@@ -207,10 +192,10 @@ def _blocks(ours: str, theirs: str, transformer: TransformerConfig) -> list[Entr
 def _clip_vision(
   vision: Mapping[str, Any], size: int, preprocessing: Mapping[str, Any], quick: bool, source: str
 ) -> VisionConfig:
-  if not isinstance(vision.get("layers", 12), int):
+  if isinstance(vision.get("layers"), list):
     raise UserError(f"{source} has a ResNet for images, which this library does not have")
-  if vision.get("pool_type", "tok") != "tok":
-    raise UserError(f"{source} pools images by '{vision['pool_type']}', only 'tok' is known")
+  if not COUNT.holds(vision.get("layers", 12)):
+    raise UserError(f"{source} has vision_cfg.layers={vision['layers']!r}, which must be {COUNT.words}")
   width = vision.get("width", 768)
   return VisionConfig(
     _transformer(vision, width // vision.get("head_width", 64), width, quick, source),
@@ -228,9 +213,12 @@ def _clip_vision(
 def _timm(vision: Mapping[str, Any], size: int, preprocessing: Mapping[str, Any], source: str) -> VisionConfig:
   name = vision["timm_model_name"]
   match = _TIMM.fullmatch(name)
-  if not match or match[1] not in _TIMM_SIZES or vision.get("timm_proj", "linear") not in ("none", ""):
+  for option, default in (("timm_pool", "avg"), ("timm_proj", "linear")):
+    # What the config leaves out has a default that does not fit.
+    check({option: vision.get(option, default)}, options.TIMM, source=source, within="vision_cfg")
+  if not match or match[1] not in _TIMM_SIZES:
     known = ", ".join(f"vit_{size}_patch16_siglip_224" for size in _TIMM_SIZES)
-    raise UserError(f"{source} has the image tower '{name}', known are those such as {known} without a projection")
+    raise UserError(f"{source} has the image tower '{name}', known are those such as {known}")
   activation = "gelu_tanh" if f"{match[1]}_patch{match[2]}" in _TIMM_TANH else "gelu"
   return VisionConfig(
     TransformerConfig(*SIZES[_TIMM_SIZES[match[1]]], activation=activation),
@@ -256,8 +244,7 @@ def _timm_name(vision: VisionConfig) -> str:
 def _text(text: Mapping[str, Any], quick: bool, source: str) -> TextConfig:
   width, pool = text.get("width", 512), text.get("pool_type", "argmax")
   pools = {"argmax": "eos", "eos": "eos", "last": "last"}
-  if pool not in pools:
-    raise UserError(f"{source} pools captions by '{pool}', known are {', '.join(pools)}")
+  check_choice("text_cfg.pool_type", pool, pools, source=source)
   if pool == "argmax" and text.get("hf_tokenizer_name"):
     raise UserError(
       f"{source} pools captions at their largest token (pool_type='argmax'), which ends them in CLIP's tokenizer, and"
@@ -275,13 +262,23 @@ def _text(text: Mapping[str, Any], quick: bool, source: str) -> TextConfig:
   )
 
 
+def _side(size: int | list[int], name: str, source: str) -> int:
+  sides = size if isinstance(size, list) else [size]
+  if len(set(sides)) > 1:
+    raise UserError(f"{source} has {name}={size}: only squares are known, whose side is one number")
+  return sides[0]
+
+
 def _transformer(
   tower: Mapping[str, Any], heads: int, width: int, quick: bool, source: str, causal: bool = False
 ) -> TransformerConfig:
   activation = "quick_gelu" if quick else "gelu"
-  if tower.get("act_kwargs"):
-    if quick or tower["act_kwargs"] != {"approximate": "tanh"}:
-      raise UserError(f"{source} has act_kwargs={tower['act_kwargs']}, known is {{'approximate': 'tanh'}}")
+  arguments = tower.get("act_kwargs") or {}
+  check(arguments, options.ACTIVATION, source=source, within="act_kwargs")
+  check(tower.get("norm_kwargs") or {}, options.NORM, source=source, within="norm_kwargs")
+  if arguments and quick:
+    raise UserError(f"{source} has act_kwargs={arguments} and quick_gelu=True, an activation without options")
+  if arguments.get("approximate") == "tanh":
     activation = "gelu_tanh"
   return TransformerConfig(
     width,
@@ -318,12 +315,26 @@ def _kwargs(transformer: TransformerConfig) -> dict[str, Any]:
 def _seen(
   preprocessing: Mapping[str, Any], mean: tuple[float, ...], std: tuple[float, ...], resize_mode: str, source: str
 ) -> dict[str, Any]:
-  resize_mode = preprocessing.get("resize_mode", resize_mode)
-  if resize_mode not in _RESIZING:
-    raise UserError(f"{source} has resize_mode='{resize_mode}', known are {', '.join(_RESIZING)}")
+  given = {name: value for name, value in preprocessing.items() if value is not None}
+  if given:
+    # open_clip's own defaults for what the file leaves out; a file without any says nothing.
+    mean, std, resize_mode = CLIP_MEAN, CLIP_STD, "shortest"
+  resize_mode, interpolation = given.get("resize_mode", resize_mode), given.get("interpolation", "bicubic")
+  check_choice("preprocess_cfg.resize_mode", resize_mode, _RESIZING, source=source)
+  check_choice("preprocess_cfg.interpolation", interpolation, _INTERPOLATIONS, source=source)
+  mean, std = (_channels(given.get(name, own), name, source) for name, own in (("mean", mean), ("std", std)))
+  if min(std) <= 0:
+    raise UserError(f"{source} has preprocess_cfg.std={list(std)}, which must be above 0")
   return {
-    "mean": tuple(preprocessing.get("mean", mean)),
-    "std": tuple(preprocessing.get("std", std)),
+    "mean": mean,
+    "std": std,
     "resize": _RESIZING[resize_mode],
-    "interpolation": preprocessing.get("interpolation", "bicubic"),
+    "interpolation": _INTERPOLATIONS[interpolation],
   }
+
+
+def _channels(value: Any, name: str, source: str) -> tuple[float, ...]:
+  channels = tuple(map(float, value)) if isinstance(value, list | tuple) else (float(value),) * 3
+  if len(channels) != 3:
+    raise UserError(f"{source} has preprocess_cfg.{name}={list(value)}, which must have 3 values, one a channel")
+  return channels

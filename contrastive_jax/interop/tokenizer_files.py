@@ -6,11 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from contrastive_jax.errors import UserError
-from contrastive_jax.interop import checkpoint_files
+from contrastive_jax.interop import checkpoint_files, tokenizer_options
+from contrastive_jax.interop.options import check
+from contrastive_jax.interop.tokenizer_options import text_of
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.tokenizers import ClipTokenizer, JsonTokenizer, SentencePieceTokenizer, Tokenizer
 
 _CLIP_FILE = "bpe_simple_vocab_16e6.txt.gz"
+# What CLIP's settings may call its two markers.
+_CLIP_TOKENS = {
+  "bos_token": ("<|startoftext|>",),
+  "eos_token": ("<|endoftext|>",),
+  "unk_token": ("<|endoftext|>",),
+}
 # Packages that ship CLIP's merges.
 _CLIP_PACKAGES = ("open_clip", "clip")
 # Classes of tokenizers that lower-case what their file leaves as it is; the first also drops punctuation, reads no
@@ -30,7 +38,8 @@ def read(folder: Path, *, clean: str = "") -> Tokenizer:
     UserError: if there is none, or its files contradict each other.
   """
   settings = _settings(folder)
-  kind = settings.get("tokenizer_class", "").removesuffix("Fast")
+  source = str(folder)
+  kind = tokenizer_options.check_class(settings, source=source)
   lowercase = kind in _LOWERCASE and settings.get("do_lower_case", True)
   prepared = {
     "lowercase": clean in ("lower", "canonicalize") or lowercase,
@@ -38,15 +47,25 @@ def read(folder: Path, *, clean: str = "") -> Tokenizer:
   }
   model = folder / "spiece.model"
   if model.is_file() and (kind in _CANONICAL or not (folder / "tokenizer.json").is_file()):
-    pad = _token(settings, "pad_token") or (_SIGLIP_PAD if kind in _CANONICAL else "")
-    return tokenizers.load(f"sentencepiece:{model}", pad=pad, **prepared)
+    pad = text_of(settings.get("pad_token")) or (_SIGLIP_PAD if kind in _CANONICAL else "")
+    pieces = tokenizers.load(f"sentencepiece:{model}", pad=pad, **prepared)
+    _check_pieces(pieces, settings, source)
+    return _checked(pieces, settings, folder)
   if (folder / "tokenizer.json").is_file():
-    options = {"literal": bool(settings.get("split_special_tokens", False)), "pad": _token(settings, "pad_token")}
-    found = tokenizers.load(f"file:{folder / 'tokenizer.json'}", **options, **prepared)
-    _require_ends(found, settings, folder)
-    return found
+    path = folder / "tokenizer.json"
+    options = {"literal": bool(settings.get("split_special_tokens", False)), "pad": text_of(settings.get("pad_token"))}
+    found = tokenizers.load(f"file:{path}", **options, **prepared)
+    # Read by the library first, the parts of the file are of the types that it knows.
+    described = tokenizer_options.Described(checkpoint_files.read_object(path), str(path))
+    tokenizer_options.check_settings(settings, described, source=source)
+    tokenizer_options.check_numbers(described, found.token_id, source=str(path))
+    begins, ends = (token and found.token_of(token) for token in _around(found))
+    tokenizer_options.check_ends(settings, begins, ends, source=source)
+    return _checked(found, settings, folder)
   if (folder / "merges.txt").is_file():
-    return tokenizers.load(f"clip:{folder / 'merges.txt'}")
+    merges = tokenizers.load(f"clip:{folder / 'merges.txt'}")
+    _check_merges(merges, settings, folder)
+    return _checked(merges, settings, folder)
   raise UserError(
     f"{folder} has no tokenizer.json, spiece.model or merges.txt: give its tokenizer as --tokenizer=KIND:FILE"
   )
@@ -137,17 +156,93 @@ def write(tokenizer: Tokenizer, folder: Path, length: int) -> None:
   (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
+def longest(folder: Path) -> int | None:
+  """The number of tokens at which the settings beside a tokenizer cut captions; None where they do not say."""
+  limit = _settings(folder).get("model_max_length")
+  return None if limit is None else int(limit)
+
+
 def _settings(folder: Path) -> dict[str, Any]:
+  """The settings beside a tokenizer, all of which are known."""
   settings: dict[str, Any] = {}
-  for name in ("special_tokens_map.json", "tokenizer_config.json"):
+  for name, table in (
+    ("special_tokens_map.json", tokenizer_options.SPECIAL_TOKENS),
+    ("tokenizer_config.json", tokenizer_options.SETTINGS),
+  ):
     if (folder / name).is_file():
-      settings |= checkpoint_files.read_json(folder / name)
+      given = checkpoint_files.read_json(folder / name)
+      check(given, table, source=str(folder / name))
+      for token in set(given) & set(settings) & set(tokenizer_options.NAMED):
+        if text_of(given[token]) != text_of(settings[token]):
+          raise UserError(
+            f"{folder} has {token}={text_of(settings[token])!r} in special_tokens_map.json and"
+            f" {text_of(given[token])!r} in tokenizer_config.json: save it again with transformers"
+          )
+      settings |= given
   return settings
 
 
-def _token(settings: dict[str, Any], name: str) -> str:
-  token = settings.get(name) or ""
-  return token["content"] if isinstance(token, dict) else token
+def _checked(tokenizer: Tokenizer, settings: dict[str, Any], folder: Path) -> Tokenizer:
+  """The tokenizer, whose added tokens and lower case are those that the files beside it ask for."""
+  added = folder / "added_tokens.json"
+  if added.is_file():
+    for token, number in checkpoint_files.read_json(added).items():
+      if tokenizer.token_id(token) != number:
+        raise UserError(
+          f"{added} has {token!r}: {number}, and the tokenizer {tokenizer.token_id(token)}: copy both again"
+        )
+  asked = settings.get("do_lower_case")
+  (upper, lower), _ = tokenizer(["A DOG", "a dog"], 16)
+  if asked is not None and asked != bool((upper == lower).all()) and not isinstance(tokenizer, ClipTokenizer):
+    raise UserError(
+      f"{folder} has do_lower_case={asked} in its tokenizer's settings and a tokenizer that does otherwise: save it"
+      " again with transformers"
+    )
+  if asked is False and isinstance(tokenizer, ClipTokenizer):
+    raise UserError(f"{folder} has do_lower_case=False, and CLIP's tokenizer lower-cases captions: remove it")
+  return tokenizer
+
+
+def _check_pieces(tokenizer: SentencePieceTokenizer, settings: dict[str, Any], source: str) -> None:
+  """Refuses settings that name other tokens than the SentencePiece model has."""
+  own = tokenizer.special_tokens()
+  for name, token in tokenizer_options.named_tokens(settings):
+    content = text_of(token)
+    number = tokenizer.token_id(content)
+    odd = number is None or (name in ("eos_token", "unk_token") and content != own[name])
+    if odd or (name.startswith("added_tokens_decoder") and number != int(name.partition(".")[2])):
+      raise UserError(
+        f"{source} has {name}={content!r} in its tokenizer's settings, which its SentencePiece model does not have"
+        " there: copy both again"
+      )
+  for name in ("bos_token", "add_bos_token"):
+    if settings.get(name) and name == "add_bos_token":
+      raise UserError(
+        f"{source} has {name}={settings[name]}, and nothing begins captions of a SentencePiece model here"
+      )
+  if settings.get("add_eos_token") is False:
+    raise UserError(f"{source} has add_eos_token=False, and captions of a SentencePiece model end in a token here")
+
+
+def _check_merges(tokenizer: ClipTokenizer, settings: dict[str, Any], folder: Path) -> None:
+  """Refuses a vocabulary or settings that are not those of CLIP's merges."""
+  vocab = tokenizer.model()["vocab"]
+  path = folder / "vocab.json"
+  if path.is_file():
+    given = checkpoint_files.read_json(path)
+    if given != vocab:
+      odd = next(iter(set(vocab.items()) ^ set(given.items())), None)
+      raise UserError(
+        f"{path} is not the vocabulary of the merges.txt beside it, they differ in {odd}: copy both again"
+      )
+  for name, token in tokenizer_options.named_tokens(settings):
+    content = text_of(token)
+    wrong = name in _CLIP_TOKENS and content not in _CLIP_TOKENS[name]
+    wrong |= name.startswith("added_tokens_decoder") and vocab.get(content) != int(name.partition(".")[2])
+    if wrong or content not in vocab:
+      raise UserError(f"{folder} has {name}={content!r}, which is not CLIP's: copy its tokenizer_config.json again")
+  if settings.get("split_special_tokens") or settings.get("add_prefix_space"):
+    raise UserError(f"{folder} has split_special_tokens or add_prefix_space, which CLIP's tokenizer does not have")
 
 
 def _ends(tokenizer: Tokenizer) -> list[int]:
@@ -156,17 +251,12 @@ def _ends(tokenizer: Tokenizer) -> list[int]:
   return tokens[0][mask[0]].tolist()
 
 
-def _require_ends(tokenizer: JsonTokenizer, settings: dict[str, Any], folder: Path) -> None:
-  # Classes such as Gemma's put these two by their settings, whatever `tokenizer.json` says.
-  ids = _ends(tokenizer)
-  for name, place in (("bos", slice(0, 1)), ("eos", slice(-1, None))):
-    asked = settings.get(f"add_{name}_token")
-    has = ids[place] == [tokenizer.token_id(_token(settings, f"{name}_token"))]
-    if asked is not None and asked != has:
-      raise UserError(
-        f"{folder} has add_{name}_token={asked} in tokenizer_config.json and a tokenizer.json that does otherwise: save"
-        " it again with transformers"
-      )
+def _around(tokenizer: Tokenizer) -> tuple[int | None, int | None]:
+  """The tokens that are put before and behind a caption."""
+  (empty, short), mask = tokenizer(["", "a"], 8)
+  ids = short[mask[1]].tolist()
+  ends = empty[mask[0]].tolist()
+  return (ids[0] if ends and len(ends) > 1 and ids[0] == ends[0] else None), (ends[-1] if ends else None)
 
 
 def _lowercased(normalizer: dict[str, Any] | None) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from contrastive_jax import paths
 from contrastive_jax.errors import UserError, nearest
+from contrastive_jax.preprocess import panics
 
 PAD, EOS = "<pad>", "<eos>"
 _KIND_FILE = "tokenizer_kind.json"
@@ -73,6 +74,10 @@ class Tokenizer(abc.ABC):
     (folder / _KIND_FILE).write_text(json.dumps({"kind": kind, "file": name, "options": options}) + "\n")
 
   @abc.abstractmethod
+  def token_id(self, token: str) -> int | None:
+    """The number of a token, special or not; None where there is none."""
+
+  @abc.abstractmethod
   def _encode(self, texts: list[str], length: int) -> Iterable[list[int]]:
     """Ids of each text with special tokens, at most `length`."""
 
@@ -118,11 +123,24 @@ class JsonTokenizer(Tokenizer):
     self.pad_id = next((i for i in ids if i is not None), 0)
     self.pad_token = self._tokenizer.id_to_token(self.pad_id)
     self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+    self._check()
     self.fingerprint = self._fingerprint()
 
+  def _check(self) -> None:
+    """Refuses a file that makes tokens of captions which no table of embeddings has."""
+    for caption in ("", "A dog, 7 \N{FOX FACE}!"):
+      for number in self._tokenizer.encode(caption).ids:
+        if number >= self.vocab_size:
+          raise UserError(
+            f"the tokenizer.json makes token {number} of captions, and its vocabulary has {self.vocab_size}"
+          )
+
   def token_id(self, token: str) -> int | None:
-    """The id of a token, special or not; None where there is none."""
     return self._tokenizer.token_to_id(token)
+
+  def token_of(self, number: int) -> str:
+    """The token of a number."""
+    return self._tokenizer.id_to_token(number)
 
   def _encode(self, texts: list[str], length: int) -> Iterable[list[int]]:
     room = length - self._tokenizer.num_special_tokens_to_add(is_pair=False)
@@ -180,6 +198,10 @@ class SentencePieceTokenizer(Tokenizer):
     extra = {name: value for name, value in (("canonical", self._canonical), ("pad", self._pad)) if value}
     return "sentencepiece", "sentencepiece.model", self._content, {"lowercase": self._lowercase, **extra}
 
+  def token_id(self, token: str) -> int | None:
+    number = self._processor.piece_to_id(token)
+    return number if self._processor.id_to_piece(number) == token else None
+
   def special_tokens(self) -> dict[str, str]:
     """The tokens for padding, the end of text and what is unknown, as `transformers` calls them."""
     ids = {"pad_token": self.pad_id, "eos_token": self._eos, "unk_token": self._processor.unk_id()}
@@ -223,6 +245,9 @@ class ClipTokenizer(Tokenizer):
 
   def definition(self) -> tuple[str, str, bytes, dict[str, Any]]:
     return "clip", "clip_vocabulary.txt.gz", self._content, {}
+
+  def token_id(self, token: str) -> int | None:
+    return self._tokenizer.token_to_id(token)
 
   def model(self) -> dict[str, Any]:
     """Its "vocab", symbol to id, and its "merges", pairs of symbols."""
@@ -304,7 +329,8 @@ def load(spec: str | os.PathLike, **options: Any) -> Tokenizer:
   if not path.is_file():
     raise UserError(f"tokenizer file {path} does not exist, give the path of a {kind} file")
   try:
-    return KINDS[kind](path.read_bytes(), **options)
+    with panics.as_errors():
+      return KINDS[kind](path.read_bytes(), **options)
   except UserError:
     raise
   except Exception as error:
