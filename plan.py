@@ -1,4 +1,4 @@
-"""Compiles a config's train step for hardware that is not here, and says whether it fits and what it costs.
+"""Compiles a config's train step for hardware that this machine does not have: does it fit, and what does it cost?
 
 python plan.py --config=configs/siglip_b16.py --topology=v5e:16x16 [--config.batch_size=65536 ...] [--output=FILE]
 """

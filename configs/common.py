@@ -72,21 +72,21 @@ def _typed(value: Any, hint: Any) -> Any:
 def get_config() -> ConfigDict:
   config = ConfigDict()
 
-  config.name = ""  # What results and the report call the model.
+  config.name = ""  # The name of the model in results and in the report.
   config.seed = 0
   config.total_steps = 10_000
-  config.batch_size = 1024  # Pairs, over all devices and hosts.
-  config.accumulation = 1  # Micro-batches a step: their embeddings meet in one loss, their activations never coexist.
+  config.batch_size = 1024  # Number of pairs in a step, over all devices and hosts.
+  config.accumulation = 1  # Micro-batches in a step: one loss over all of them, with the activations of one in memory.
   config.loss = "sigmoid"  # A name in contrastive_jax.losses.OBJECTIVES.
-  # Name -> weight, in place of `loss`: {"sigmoid": 1.0, "alignment": 0.1}.
+  # A weighted sum of losses in place of `loss`, name -> weight: {"sigmoid": 1.0, "alignment": 0.1}.
   config.objective = ConfigDict()
-  # Of the embeddings that the loss exchanges and multiplies; its logits and sums are float32 either way.
+  # Type of the embeddings that the loss exchanges and multiplies; its logits and sums are float32 either way.
   config.loss_dtype = "float32"
-  config.loss_options = loss_options()  # Of each loss, by its name: loss_options.softmax.label_smoothing.
+  config.loss_options = loss_options()  # Options of each loss, such as loss_options.softmax.label_smoothing.
   config.model = model("siglip_b16")
-  config.compute_dtype = "bfloat16"  # Of matrix products; parameters stay float32.
+  config.compute_dtype = "bfloat16"  # Type in which matrices are multiplied; parameters stay float32.
   config.max_logit_scale = 100.0
-  config.frozen = ()  # Regular expressions: ("image/",) trains the text tower alone (LiT).
+  config.frozen = ()  # Regular expressions of parameters that do not train: ("image/",) trains the text tower alone.
   config.init_from = ""  # A run, or imported weights.
   config.init_towers = "all"  # "all", "image" or "text": what is taken from `init_from`.
 
@@ -94,70 +94,70 @@ def get_config() -> ConfigDict:
   config.optimizer.name = "adamw"  # "adamw", "lion", "adafactor", "muon".
   config.optimizer.learning_rate = 1e-3
   config.optimizer.weight_decay = 1e-4
-  config.optimizer.clip_norm = 1.0  # 0 is off.
+  config.optimizer.clip_norm = 1.0  # Largest global norm of the gradient; 0 does not clip.
   config.optimizer.b1 = 0.9
   config.optimizer.b2 = 0.95
-  config.optimizer.eps = 1e-6  # Of AdamW, and of both parts of Muon.
+  config.optimizer.eps = 1e-6  # Used by AdamW, and by both parts of Muon.
   config.optimizer.adafactor_decay = 0.8  # Exponent of Adafactor's second-moment decay.
-  config.optimizer.muon_learning_rate = 0.01  # Of the matrices; all else follows AdamW at `learning_rate`.
+  config.optimizer.muon_learning_rate = 0.01  # Rate for matrices; AdamW at `learning_rate` trains all other parameters.
   config.optimizer.muon_beta = 0.95
-  config.optimizer.muon_rms = 0.2  # Root mean square of Muon's update at rate 1: about that of Adam's.
+  config.optimizer.muon_rms = 0.2  # Root mean square of Muon's update at rate 1; 0.2 is about that of Adam.
 
   config.schedule = ConfigDict()
   config.schedule.name = "cosine"  # "cosine", "linear", "rsqrt", "constant", "cooldown".
   config.schedule.warmup_steps = 500
-  config.schedule.end_factor = 0.0  # Final over peak rate, for cosine and linear.
-  config.schedule.timescale = 10_000  # Of rsqrt.
-  config.schedule.cooldown_steps = 0  # For rsqrt, constant and cooldown.
+  config.schedule.end_factor = 0.0  # Final learning rate over the peak, for cosine and linear.
+  config.schedule.timescale = 10_000  # Steps over which rsqrt begins to decay.
+  config.schedule.cooldown_steps = 0  # Final steps that decay to 0, for rsqrt, constant and cooldown.
 
-  config.average_decay = 0.0  # Moving average of the parameters, used by evaluation; 0 keeps none.
+  config.average_decay = 0.0  # Decay of the moving average of the parameters that is evaluated; 0 keeps no average.
 
   config.tokenizer = ConfigDict()
-  # "bpe" trains one on the run's captions; else "file:tokenizer.json", "sentencepiece:X.model", "clip:X.txt.gz".
+  # "bpe" trains a tokenizer on the run's captions; or "file:tokenizer.json", "sentencepiece:X.model", "clip:X.txt.gz".
   config.tokenizer.spec = "bpe"
-  config.tokenizer.lowercase = True  # Of "bpe", as the next.
-  config.tokenizer.straight_quotes = False  # Curly quotes are read as straight ones, which open_clip makes of all.
+  config.tokenizer.lowercase = True  # Whether "bpe" lowers capitals. This field and the next are for "bpe" alone.
+  config.tokenizer.straight_quotes = False  # Whether curly quotes become straight ones, as in open_clip.
 
   config.data = ConfigDict()
   # Name -> weight: {"noto": 1.0}, {"tfds/coco_captions": 1.0}. A name with a dot is a value, under a label of your own:
   # {"coco": {"name": "tfds/coco_captions:1.1.0", "weight": 1.0}}.
   config.data.sources = ConfigDict()
-  config.data.data_dir = ""  # Where TFDS sets lie; empty is TFDS' default.
-  config.data.image_key = "image"  # Features of TFDS sets that hold the image
-  config.data.caption_key = "caption"  # and the caption or captions.
-  config.data.captions = as_config(CaptionMix())  # What the emoji sources say.
+  config.data.data_dir = ""  # Directory of the TFDS sets; empty is TFDS's default.
+  config.data.image_key = "image"  # Feature of TFDS sets that holds the image.
+  config.data.caption_key = "caption"  # Feature that holds the caption, a list of captions, or a class.
+  config.data.captions = as_config(CaptionMix())  # Shares of the kinds of captions that emoji sources give.
   config.data.augment = as_config(Augment())
   config.data.threads = 8
-  config.data.workers = 0  # Processes; 0 decodes in threads.
-  config.data.prefetch_bytes = 256 * 2**20
-  config.data.max_bad_share = 0.1  # A run stops when more of its records than this cannot be read.
+  config.data.workers = 0  # Processes that read and decode; 0 reads in `threads` threads of the run's own process.
+  config.data.prefetch_bytes = 256 * 2**20  # Memory for batches that are read ahead.
+  config.data.max_bad_share = 0.1  # A run stops when a larger share of its records cannot be read.
 
   config.data.pack_pairs = 0  # Consecutive pairs whose images, clips or captions share rows; 0 packs nothing.
-  config.data.text_rows = 0  # That the captions of a pack share; 0 gives each a padded row of `model.text.length`.
-  config.data.text_row_length = 0  # Of these rows in tokens.
+  config.data.text_rows = 0  # Rows that the captions of a pack share; 0 gives each a padded row of `model.text.length`.
+  config.data.text_row_length = 0  # Length of these rows in tokens.
 
-  config.curriculum = ()  # Stages, see `stage`; empty is one, at the resolution of the vision tower.
+  config.curriculum = ()  # Stages, see `stage`; empty is one stage at the resolution of the vision tower.
 
   config.distillation = ConfigDict()
-  config.distillation.teacher = ""  # A run, whose model is run beside this one.
-  config.distillation.targets = ""  # Or what distill.py wrote of it.
-  config.distillation.dim = 0  # Features of its embeddings, for plan.py on a machine without it; 0 is read from it.
+  config.distillation.teacher = ""  # A run, whose model embeds every batch beside this one.
+  config.distillation.targets = ""  # In its place, the folder that distill.py wrote.
+  config.distillation.dim = 0  # Size of the teacher's embeddings, for plan.py where it is not; 0 reads it from there.
 
   config.mesh = ConfigDict()
-  config.mesh.data = -1  # Devices on each axis; one axis may be -1, which gets all remaining devices.
+  config.mesh.data = -1  # Number of devices on each axis; one axis may be -1, which gets all remaining devices.
   config.mesh.fsdp = 1
   config.mesh.tensor = 1
 
   config.log_every = 50
-  config.log_sample_ids = False
+  config.log_sample_ids = False  # Whether sample_ids.jsonl lists the ids of every batch.
   config.checkpoint_every = 1000
   config.checkpoint_keep_last = 3
-  config.checkpoint_keep_every = 0
+  config.checkpoint_keep_every = 0  # Checkpoints at multiples of this step are kept for good; 0 keeps none.
   config.eval_every = 0
   config.evals = ()  # Tasks evaluated every `eval_every` steps and at the end.
   config.final_evals = ()  # Tasks evaluated at the end only.
-  config.on_nonfinite = "stop"  # "stop" the run, or "skip" the update.
-  config.max_skipped_steps = 10  # More skipped updates in a row end the run.
-  config.profile_steps = ()  # (first, last) update of a jax.profiler trace.
-  config.wandb_project = ""
+  config.on_nonfinite = "stop"  # What a loss or gradient that is not finite does: "stop" the run, or "skip" the update.
+  config.max_skipped_steps = 10  # The run ends after more skipped updates in a row than this.
+  config.profile_steps = ()  # First and last update of a jax.profiler trace, such as (10, 12).
+  config.wandb_project = ""  # Project of Weights & Biases that also gets the metrics; empty sends nothing.
   return config
