@@ -10,8 +10,8 @@ from absl import flags
 
 from contrastive_jax import cli, paths
 from contrastive_jax.errors import UserError
-from contrastive_jax.inference import load
 from contrastive_jax.interop import checkpoint_files, exports, imports
+from contrastive_jax.loading import load
 
 FROM = flags.DEFINE_string("from", None, "A run, or KIND:PATH with KIND huggingface, open_clip or big_vision.")
 TO = flags.DEFINE_string("to", None, "A new run, or KIND:FOLDER with KIND huggingface or open_clip.")

@@ -17,7 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from contrastive_jax import cli, paths
 from contrastive_jax.bad_records import FILE, BadRecord, BadRecords, retried
 from contrastive_jax.errors import UserError
-from contrastive_jax.inference import Model, load
+from contrastive_jax.inference import Model
+from contrastive_jax.loading import load
 from contrastive_jax.preprocess.decoding import DecodeError
 from contrastive_jax.run_lock import RunLock
 from contrastive_jax.training import config as run_config

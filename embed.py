@@ -17,7 +17,7 @@ from absl import flags
 
 from contrastive_jax import cli, paths
 from contrastive_jax.errors import UserError
-from contrastive_jax.inference import load
+from contrastive_jax.loading import load
 from data import embedding_files, listings
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A run, or weights imported by convert.py.")

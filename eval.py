@@ -30,7 +30,8 @@ from contrastive_jax.evaluation.benchmarks import BENCHMARKS
 from contrastive_jax.evaluation.evaluate import DRAWS, PROBES, evaluate, probe
 from contrastive_jax.evaluation.results import Result, as_json, headline
 from contrastive_jax.evaluation.tasks import EvaluationSet, LabelledSet
-from contrastive_jax.inference import Model, load
+from contrastive_jax.inference import Model
+from contrastive_jax.loading import load
 from contrastive_jax.parallel import distributed
 from contrastive_jax.runs import read_config, write_atomically
 from data import task_list, tasks

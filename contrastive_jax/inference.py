@@ -5,7 +5,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from contrastive_jax import inputs, paths
+from contrastive_jax import inputs
 from contrastive_jax import progress as progress_bar
 from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation.tasks import Images
@@ -30,12 +29,10 @@ from contrastive_jax.parallel.mesh import (
   put_batch,
   replicated,
 )
-from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.images import DecodeError
 from contrastive_jax.preprocess.resolution import Resolution
 from contrastive_jax.preprocess.video import Clip
 from contrastive_jax.preprocess.views import Patches, Views, gather
-from contrastive_jax.runs import read_config, read_json
 
 # Batches dispatched and not yet read back: one is computed while the next is decoded.
 IN_FLIGHT = 2
@@ -298,86 +295,6 @@ class Model:
     return progress_bar.shown(batches, count, what) if self.progress else batches
 
 
-def load(
-  path: str | os.PathLike,
-  step: int | None = None,
-  *,
-  mesh: Mesh | None = None,
-  batch_size: int = 256,
-  progress: bool = False,
-) -> Model:
-  """Opens a trained model.
-
-  Args:
-    path: a run directory, or weights imported by convert.py. Images are seen as in the last stage of the run.
-    step: which checkpoint; None is the newest.
-    mesh: see `Model`.
-    batch_size: see `Model`.
-    progress: see `Model`.
-
-  Raises:
-    UserError: if the directory is not a run, has no such checkpoint, or not the tokenizer of its checkpoint.
-  """
-  # Training calls evaluation and evaluation calls this module: importing training above would close the circle.
-  from contrastive_jax.training.checkpoint import restore_params
-  from contrastive_jax.training.config import model_config
-
-  path = paths.typed("the model's directory", path)
-  _refuse_foreign(path)
-  run = read_config(path)
-  config = model_config(run)
-  tokenizer = tokenizers.load(str(path / "tokenizer"))
-  mesh = MeshSpec().make() if mesh is None else mesh
-  restored = restore_params(path, step, lambda part: _placed(mesh, config, part))
-  if restored.about.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
-    raise UserError(f"{path / 'tokenizer'} is not the tokenizer that the checkpoint was trained with: put it back")
-  if "image" not in restored.params:
-    raise UserError(f"{path} holds a text tower alone: name it as init_from, with init_towers='text'")
-  return Model(
-    config,
-    restored.params,
-    tokenizer,
-    **_last_stage(run, config),
-    mesh=mesh,
-    batch_size=batch_size,
-    progress=progress,
-    step=restored.step,
-  )
-
-
-def _refuse_foreign(path: Path) -> None:
-  """Says how weights of other libraries are imported."""
-  described = path / "config.json"
-  kind = ""
-  if described.is_file():
-    config = read_json(described)
-    if isinstance(config, dict) and ("model_type" in config or "architectures" in config):
-      kind = "huggingface"
-  elif (path / "model.safetensors").is_file():
-    kind = "huggingface"
-  if (path / "open_clip_config.json").is_file():
-    kind = "open_clip"
-  if kind:
-    raise UserError(
-      f"{path} holds weights in the format of another library: import them with "
-      f"python convert.py --from={kind}:{path} --to=FOLDER, and open FOLDER"
-    )
-
-
-def _last_stage(run: Mapping[str, Any], config: DualEncoderConfig) -> dict[str, Any]:
-  """The resolutions and frames that a run ends with, as arguments of `Model`."""
-  if not run.get("curriculum"):
-    return {}
-  stage = run["curriculum"][-1]
-  size = stage["size"] or config.vision.image_size
-  tokens = stage["video_max_tokens"]
-  return {
-    "resolution": Resolution(stage["mode"], size, stage["min_tokens"], stage["max_tokens"], tuple(stage["lengths"])),
-    "clips": Resolution("native", max_tokens=tokens) if tokens else Resolution.fixed(stage["video_size"] or size),
-    "frames": stage["frames"],
-  }
-
-
 def _views(config: DualEncoderConfig, resolution: Resolution | None, clips: Resolution | None, frames: int) -> Views:
   vision = config.vision
   resolution = resolution or Resolution.fixed(vision.image_size)
@@ -404,11 +321,17 @@ def _on_mesh(mesh: Mesh, config: DualEncoderConfig, params: Mapping[str, Any]) -
     there = isinstance(leaf, jax.Array) and leaf.sharding.device_set == set(mesh.devices.flat)
     return leaf if there else jax.device_put(leaf, target.sharding)
 
-  return jax.tree.map(put, dict(params), _placed(mesh, config, dict(params)))
+  return jax.tree.map(put, dict(params), placed(mesh, config, dict(params)))
 
 
-def _placed(mesh: Mesh, config: DualEncoderConfig, params: Any) -> Any:
-  """Shapes of all or some of the parameters, with where they go on the mesh."""
+def placed(mesh: Mesh, config: DualEncoderConfig, params: Any) -> Any:
+  """Returns the shapes of parameters with their places on a mesh.
+
+  Args:
+    mesh: where they go.
+    config: of the model.
+    params: nested dict of all or some of the parameters, or of their shapes.
+  """
   axes = _same_part(dual_encoder.logical_axes(config), params)
   shardings = parameter_shardings(mesh, MeshSpec(), params, axes)
   return jax.tree.map(

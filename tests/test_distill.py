@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contrastive_jax.inference import load
+from contrastive_jax.loading import load
 from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.training import config as run_config

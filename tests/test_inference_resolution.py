@@ -10,7 +10,8 @@ import pytest
 
 from contrastive_jax.batch import ImageBatch
 from contrastive_jax.errors import UserError
-from contrastive_jax.inference import Model, load
+from contrastive_jax.inference import Model
+from contrastive_jax.loading import load
 from contrastive_jax.models import dual_encoder, presets
 from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.preprocess import images as preprocess

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
-from contrastive_jax import inference
+from contrastive_jax import loading
 from contrastive_jax.batch import Batch, Targets, TeacherInputs
 from contrastive_jax.models import dual_encoder
 from contrastive_jax.models.config import DualEncoderConfig
@@ -84,12 +84,12 @@ def load_teacher(path: str | os.PathLike, mesh: Mesh, *, accumulate: int = 1) ->
   """The model of a run directory or of imported weights as a teacher.
 
   Args:
-    path: see `inference.load`.
+    path: see `loading.load`.
     mesh: of the student; the parameters are placed by the default rules.
     accumulate: see `Teacher`.
 
   Raises:
-    UserError: see `inference.load`.
+    UserError: see `loading.load`.
   """
-  model = inference.load(path, mesh=mesh)
+  model = loading.load(path, mesh=mesh)
   return Teacher(model.config, model.params, mesh, tokenizer=model.tokenizer, accumulate=accumulate)
