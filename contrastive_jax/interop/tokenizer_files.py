@@ -53,10 +53,12 @@ def read(folder: Path, *, clean: str = "") -> Tokenizer:
     return _checked(pieces, settings, folder)
   if (folder / "tokenizer.json").is_file():
     path = folder / "tokenizer.json"
+    parts = checkpoint_files.read_object(path)
+    check(parts, tokenizer_options.JSON_FILE, source=str(path))
     options = {"literal": bool(settings.get("split_special_tokens", False)), "pad": text_of(settings.get("pad_token"))}
     found = tokenizers.load(f"file:{path}", **options, **prepared)
-    # Read by the library first, the parts of the file are of the types that it knows.
-    described = tokenizer_options.Described(checkpoint_files.read_object(path), str(path))
+    # What the library has read holds parts of the types that it knows.
+    described = tokenizer_options.Described(parts, str(path))
     tokenizer_options.check_settings(settings, described, source=source)
     tokenizer_options.check_numbers(described, found.token_id, source=str(path))
     begins, ends = (token and found.token_of(token) for token in _around(found))

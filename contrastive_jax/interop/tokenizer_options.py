@@ -21,7 +21,6 @@ from contrastive_jax.interop.options import (
   Kind,
   Required,
   Table,
-  check,
   check_choice,
   optional,
 )
@@ -118,16 +117,15 @@ class Described:
   """What a `tokenizer.json` says of itself, for comparison with the files beside it."""
 
   def __init__(self, described: Mapping[str, Any], source: str):
-    """Checks the parts of the file.
+    """Reads the parts of the file.
 
     Args:
-      described: what the file holds.
+      described: what the file holds, which the tokenizers library can read.
       source: where it comes from, for errors.
 
     Raises:
-      UserError: for a part that is not known, or a setting that cannot be honoured.
+      UserError: for a setting that cannot be honoured.
     """
-    check(described, JSON_FILE, source=source)
     self.added = {token.get("content"): token for token in described.get("added_tokens") or []}
     self.model = described["model"]
     if self.model.get("dropout"):

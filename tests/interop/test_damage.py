@@ -1,69 +1,14 @@
 """Damaged and foreign files of importers: the same model, or one sentence; never a traceback, never another model."""
 
-import functools
 import json
 import shutil
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from contrastive_jax.errors import UserError
-from contrastive_jax.interop import big_vision, exports, imports, keymap
-from contrastive_jax.models import dual_encoder, presets
-from contrastive_jax.preprocess import tokenizers
-from contrastive_jax.preprocess.resolution import Resolution
-
-SMALL = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 24}
-TOWERS = {
-  "vision": {"image_size": 16, "patch_size": 4, "transformer": SMALL},
-  "text": {"transformer": SMALL, "vocab_size": 300, "length": 5},
-  "embed_dim": 16,
-}
-
-
-def model(preset: str):
-  config = presets.resolve(preset, TOWERS)
-  _, abstract = dual_encoder.abstract(config)
-  rng = np.random.default_rng(0)
-  return config, jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), abstract)
-
-
-@functools.cache
-def tokenizer() -> tokenizers.JsonTokenizer:
-  return tokenizers.train_bpe(["a dog", "two cats"], 300)
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory) -> dict[str, Path]:
-  """One small checkpoint of each family, as its own library writes it."""
-  root, found = tmp_path_factory.mktemp("sources"), {}
-  for family, preset, spec in (
-    ("clip", "clip_ti16", "huggingface"),
-    ("siglip", "siglip_ti16", "huggingface"),
-    ("siglip2", "siglip_ti16", "huggingface"),
-    ("open_clip", "clip_ti16", "open_clip"),
-  ):
-    config, params = model(preset)
-    resolution = Resolution("naflex", lengths=(16,)) if family == "siglip2" else None
-    if family == "siglip":
-      config = presets.resolve(preset, {**TOWERS, "vision": {**TOWERS["vision"], "resize": "squash"}})
-    found[family] = root / family
-    exports.write(f"{spec}:{root / family}", config, params, tokenizer(), resolution=resolution)
-  config, params = model("siglip_ti16")
-  found["big_vision"] = root / "big_vision"
-  found["big_vision"].mkdir()
-  arrays = keymap.to_theirs(big_vision.entries(config), params)
-  np.savez(found["big_vision"] / "model.npz", **{f"params/{name}": array for name, array in arrays.items()})
-  (found["big_vision"] / "tokenizer.json").write_bytes(tokenizer().definition()[2])
-  return found
-
-
-def read(family: str, folder: Path) -> imports.Imported:
-  if family == "big_vision":
-    return imports.read(f"big_vision:{folder / 'model.npz'}", f"file:{folder / 'tokenizer.json'}")
-  return imports.read(f"{'open_clip' if family == 'open_clip' else 'huggingface'}:{folder}")
+from tests.interop.checkpoints import read
 
 
 def one_sentence(error: UserError) -> bool:
@@ -83,6 +28,8 @@ def flipped(content: bytes, rng: np.random.Generator) -> bytes:
   return bytes(damaged)
 
 
+# Of each kind of damage, for each family.
+CASES = 60
 ODD_VALUES = (None, "x", -1, 0, 1.5, [], {}, True, [1, 2], {"a": 1}, 10**12, "nan")
 
 
@@ -138,6 +85,3 @@ def test_damage_is_one_sentence_or_the_same_shapes(family, damage, sources, tmp_
       refused += 1
     path.write_bytes(content)
   assert refused > CASES / 3
-
-
-CASES = 60

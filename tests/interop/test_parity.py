@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from contrastive_jax import load
-from contrastive_jax.interop import checkpoint_files, exports, imports
+from contrastive_jax.interop import checkpoint_files, exports, imports, keymap
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("torch")
@@ -106,7 +106,7 @@ def test_pytorchs_own_files_are_read_without_it(tmp_path):
     "module.count": torch.arange(3),
   }
   torch.save({"epoch": 3, "state_dict": weights}, tmp_path / "a.pt")
-  read = checkpoint_files.read(tmp_path / "a.pt")
+  read = keymap.unwrapped(checkpoint_files.read(tmp_path / "a.pt"), source="it")
   assert read.keys() == {name.removeprefix("module.") for name in weights}
   for name, tensor in weights.items():
     np.testing.assert_array_equal(read[name.removeprefix("module.")], tensor.detach().to(torch.float64).numpy())

@@ -1,0 +1,297 @@
+"""What weights come in: wrapped names, scalars with an axis, broken numbers, and files that are something else."""
+
+import io
+import json
+import shutil
+import struct
+import tarfile
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from contrastive_jax.errors import UserError
+from contrastive_jax.interop import checkpoint_files, keymap
+from tests.interop.checkpoints import read
+
+FILES = {
+  "clip": "model.safetensors",
+  "siglip": "model.safetensors",
+  "siglip2": "model.safetensors",
+  "open_clip": "open_clip_model.safetensors",
+}
+
+
+@pytest.fixture
+def copy(sources, tmp_path):
+  """Copies the checkpoint of a family with its arrays changed."""
+
+  def make(family: str, change):
+    folder = tmp_path / family
+    shutil.copytree(sources[family], folder)
+    path = folder / FILES[family]
+    save_file(change(load_file(path)), path)
+    return folder
+
+  return make
+
+
+def renamed(rename):
+  return lambda arrays: {rename(name): array for name, array in arrays.items()}
+
+
+def assert_same(one, other) -> None:
+  assert jax.tree.structure(one) == jax.tree.structure(other)
+  jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip", "open_clip"])
+@pytest.mark.parametrize(
+  "prefix",
+  [
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "module._orig_mod.",
+    "_orig_mod.module.",
+    "model.module.",
+    "clip.model._orig_mod.",
+  ],
+)
+def test_wrapped_names_are_taken(family, prefix, copy, sources):
+  found = read(family, copy(family, renamed(lambda name: prefix + name)))
+  assert_same(found.params, read(family, sources[family]).params)
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "module", "module._orig_mod"])
+def test_parts_of_a_model_may_be_wrapped(wrapper, copy, sources):
+  def rename(name: str) -> str:
+    first, _, rest = name.partition(".")
+    return f"model.{first}.{wrapper}.{rest}" if rest else f"model.{first}"
+
+  assert_same(read("clip", copy("clip", renamed(rename))).params, read("clip", sources["clip"]).params)
+
+
+def test_two_names_of_one_parameter_are_refused(copy):
+  folder = copy("clip", lambda arrays: arrays | {f"module.{name}": array.copy() for name, array in arrays.items()})
+  with pytest.raises(UserError, match="which are one parameter"):
+    read("clip", folder)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("family", ["clip", "siglip", "siglip2", "open_clip"])
+def test_a_scalar_may_have_axes(family, shape, copy, sources):
+  def change(arrays):
+    return {
+      name: array.reshape(shape) if name in ("logit_scale", "logit_bias") else array for name, array in arrays.items()
+    }
+
+  assert_same(read(family, copy(family, change)).params, read(family, sources[family]).params)
+
+
+@pytest.mark.parametrize("family", ["clip", "open_clip"])
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_learned_bias_that_the_config_does_not_mention_is_taken(family, shape, copy):
+  folder = copy(family, lambda arrays: arrays | {"logit_bias": np.full(shape, -7.5, np.float32)})
+  found = read(family, folder)
+  assert found.config.init_logit_bias is not None
+  assert found.params["logit_bias"] == -7.5 and found.params["logit_bias"].shape == ()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("family", sorted(FILES))
+def test_weights_that_are_not_finite_are_named(family, value, copy):
+  chosen = []
+
+  def change(arrays):
+    chosen.extend(sorted(name for name in arrays if arrays[name].ndim == 2)[:3])
+    for name in chosen:
+      arrays[name].flat[-1] = value
+    return arrays
+
+  with pytest.raises(UserError, match=r"holds 3 weights of \d+ that are not finite: ") as raised:
+    read(family, copy(family, change))
+  assert all(name in str(raised.value) for name in chosen)
+
+
+def test_numbers_beyond_float32_and_whole_numbers_are_no_weights(copy):
+  large = copy("clip", lambda arrays: arrays | {"logit_scale": np.float64(1e300)[...]})
+  with pytest.raises(UserError, match=r"1 weights of \d+ that are not finite: logit_scale"):
+    read("clip", large)
+  shutil.rmtree(large)
+  whole = copy("clip", lambda arrays: arrays | {"logit_scale": np.int32(3)[...]})
+  with pytest.raises(UserError, match=r"no floating-point numbers: logit_scale \(int32\)"):
+    read("clip", whole)
+
+
+def test_misfits_are_counted_and_named(copy):
+  def change(arrays):
+    names = sorted(name for name in arrays if "layer_norm" in name)
+    for name in names[:2]:
+      arrays[f"{name}_"] = arrays.pop(name)
+    arrays["logit_scale"] = np.zeros(2, np.float32)
+    return arrays
+
+  with pytest.raises(UserError) as raised:
+    read("clip", copy("clip", change))
+  for part in ("2 missing: ", "(there is ", "2 unexpected: ", "1 of another shape: logit_scale [2] instead of []"):
+    assert part in str(raised.value)
+
+
+def test_a_config_of_a_giant_is_refused_before_its_arrays_are_described(sources, tmp_path):
+  folder = tmp_path / "giant"
+  shutil.copytree(sources["clip"], folder)
+  config = json.loads((folder / "config.json").read_text())
+  config["text_config"] |= {"hidden_size": 2**16, "intermediate_size": 2**20, "num_hidden_layers": 2**20}
+  (folder / "config.json").write_text(json.dumps(config))
+  with pytest.raises(UserError, match="and its config describes a model of"):
+    read("clip", folder)
+
+
+def zipped(**files: bytes) -> bytes:
+  content = io.BytesIO()
+  with zipfile.ZipFile(content, "w") as archive:
+    for name, data in files.items():
+      archive.writestr(name, data)
+  return content.getvalue()
+
+
+def tarred() -> bytes:
+  content = io.BytesIO()
+  with tarfile.open(fileobj=content, mode="w") as archive:
+    archive.addfile(tarfile.TarInfo("tensors"))
+  return content.getvalue()
+
+
+def safetensors_of(header: dict, data: bytes = b"\0" * 16) -> bytes:
+  text = json.dumps(header).encode()
+  return struct.pack("<Q", len(text)) + text + data
+
+
+F32 = {"dtype": "F32", "shape": [2]}
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "message"),
+  [
+    ("empty.safetensors", b"", "is empty"),
+    ("empty.pt", b"", "is empty"),
+    ("zeros.bin", b"\0" * 64, "zeros alone"),
+    ("pointer.safetensors", LFS, "git lfs pull"),
+    ("pointer.bin", LFS, "git lfs pull"),
+    ("pointer.npz", LFS, "git lfs pull"),
+    ("page.pt", b"<!DOCTYPE html><html></html>", "web page"),
+    ("page.npz", b"\n <html>", "web page"),
+    ("legacy.pt", LEGACY, r"PyTorch before version 1\.6.*torch\.save\(torch\.load\('legacy\.pt'"),
+    ("legacy.bin", LEGACY, r"PyTorch before version 1\.6"),
+    ("ancient.pth", tarred(), "tar archive"),
+    ("module.pt", b"\x80\x04\x95\x10\0\0\0", "is a pickle"),
+    ("script.pt", zipped(**{"m/data.pkl": b".", "m/code/a.py": b"", "m/constants.pkl": b"."}), "TorchScript.*jit"),
+    ("other.pt", zipped(**{"word/document.xml": b""}), "zip archive without weights"),
+    ("cut.pt", zipped(**{"a/data.pkl": b"x" * 100})[:80], "cut off or damaged"),
+    ("keras.bin", b"\x89HDF\r\n\x1a\n" + b"\0" * 40, "Keras or TensorFlow"),
+    ("tf_model.h5", b"\x89HDF\r\n\x1a\n", "from_tf=True"),
+    ("flax_model.msgpack", b"\x82\xa6params\x80", "Flax model.*from_flax=True"),
+    ("flax.bin", b"\x82\xa6params\x80", "Flax model"),
+    ("model.onnx", b"\x08\x07", "ONNX"),
+    ("model.gguf", b"GGUF\3", "GGUF"),
+    ("model.ckpt.index", b"\0\0\1\2", "TensorFlow checkpoint"),
+    ("one.npy", b"\x93NUMPY\1\0", "one NumPy array"),
+    ("packed.pt", b"\x1f\x8b\x08rest", "compressed with gzip"),
+    ("packed.safetensors", b"\x28\xb5\x2f\xfdrest", "compressed with zstd"),
+    ("renamed.pt", safetensors_of({"x": F32 | {"data_offsets": [0, 8]}}, b"\0" * 8), r"\.safetensors holds: rename"),
+    ("renamed.safetensors", zipped(**{"x.npy": b""}), r"\.npz holds: rename"),
+    ("notes.txt", b"hello", "ends in '.txt'"),
+    ("overlap.safetensors", safetensors_of({n: F32 | {"data_offsets": [0, 8]} for n in "ab"}), "cannot be read: "),
+    ("beyond.safetensors", safetensors_of({"a": F32 | {"data_offsets": [0, 800]}}), "cannot be read: "),
+    ("hole.safetensors", safetensors_of({"a": F32 | {"data_offsets": [8, 16]}}), "cannot be read: "),
+    ("shape.safetensors", safetensors_of({"a": {**F32, "shape": [2**60], "data_offsets": [0, 8]}}), "cannot be read: "),
+    ("dtype.safetensors", safetensors_of({"a": {**F32, "dtype": "F31", "data_offsets": [0, 8]}}), "cannot be read: "),
+    ("header.safetensors", struct.pack("<Q", 2**62) + b"{}", "cannot be read: "),
+    ("none.safetensors", safetensors_of({}, b""), "holds no arrays"),
+  ],
+)
+def test_a_file_says_what_it_is(name, content, message, tmp_path):
+  (tmp_path / name).write_bytes(content)
+  with pytest.raises(UserError, match=message) as raised:
+    checkpoint_files.read(tmp_path / name)
+  assert "\n" not in str(raised.value)
+
+
+def test_a_folder_of_another_format_says_how_it_becomes_readable(sources, tmp_path):
+  for index, (name, message) in enumerate(
+    {
+      "flax_model.msgpack": "from_flax=True",
+      "tf_model.h5": "from_tf=True",
+      "adapter_model.safetensors": "merge_and_unload",
+      "saved_model.pb": "SavedModel",
+      "model.onnx": "ONNX",
+    }.items()
+  ):
+    folder = tmp_path / str(index)
+    shutil.copytree(sources["clip"], folder)
+    (folder / "model.safetensors").rename(folder / name)
+    with pytest.raises(UserError, match=f"has no weights.*{name} is .*{message}"):
+      read("clip", folder)
+
+
+def sharded(folder, listed=None, left_out=()) -> None:
+  arrays = load_file(folder / "model.safetensors")
+  (folder / "model.safetensors").unlink()
+  shards = {name: f"model-{index % 2}.safetensors" for index, name in enumerate(arrays)}
+  for shard in set(shards.values()) - set(left_out):
+    save_file({name: array for name, array in arrays.items() if shards[name] == shard}, folder / shard)
+  (folder / "model.safetensors.index.json").write_text(json.dumps(listed(shards) if listed else {"weight_map": shards}))
+
+
+@pytest.mark.parametrize(
+  ("listed", "left_out", "message"),
+  [
+    (None, ["model-1.safetensors"], "model-1.safetensors does not exist"),
+    (lambda shards: {}, (), "has no weight_map"),
+    (lambda shards: {"weight_map": dict.fromkeys(shards, 3)}, (), "has no weight_map"),
+    (lambda shards: {"weight_map": dict.fromkeys(shards, "../x.safetensors")}, (), "not in its folder"),
+    (lambda shards: {"weight_map": dict.fromkeys(shards, "model-0.safetensors")}, (), "does not hold"),
+    (lambda shards: {"weight_map": dict(list(shards.items())[4:])}, (), "also holds"),
+  ],
+)
+def test_shards_are_those_of_their_index(listed, left_out, message, sources, tmp_path):
+  whole = tmp_path / "whole"
+  shutil.copytree(sources["clip"], whole)
+  sharded(whole)
+  assert_same(read("clip", whole).params, read("clip", sources["clip"]).params)
+  shutil.copytree(sources["clip"], tmp_path / "broken")
+  sharded(tmp_path / "broken", listed, left_out)
+  with pytest.raises(UserError, match=message):
+    read("clip", tmp_path / "broken")
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    (b"", "is empty"),
+    (LFS, "git lfs pull"),
+    (b"[1, 2]", "not an object with options"),
+    (b'"text"', "not an object with options"),
+    (b'{"a": 1, "a": 2}', "names 'a' twice"),
+    (b"\xef\xbb\xbf{}", "is not JSON"),
+    ("{}".encode("utf-16"), "is not JSON"),
+    (b'{"a": ' + b"[" * 100_000, "is not JSON"),
+    (b'{"a": 1', "is not JSON"),
+  ],
+)
+def test_a_config_that_is_no_object_says_so(content, message, sources, tmp_path):
+  folder = tmp_path / "folder"
+  shutil.copytree(sources["clip"], folder)
+  (folder / "config.json").write_bytes(content)
+  with pytest.raises(UserError, match=message):
+    read("clip", folder)
+
+
+def test_bare_names_stay_as_they_are():
+  arrays = {name: np.zeros(1) for name in ("visual.proj", "logit_scale", "transformer.resblocks.0.ln_1.weight")}
+  assert keymap.unwrapped(arrays, source="it").keys() == arrays.keys()
