@@ -1,4 +1,4 @@
-"""The tables of options hold what the installed libraries define, and odd options give the numbers that these compute."""
+"""The tables of options hold what the installed libraries define; odd options give the numbers that these compute."""
 
 import dataclasses
 import inspect
