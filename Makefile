@@ -11,7 +11,7 @@ train: .venv/runtime
 	$(BIN)/python train.py --config=configs/emoji.py --workdir=runs/emoji
 
 test: .venv/test
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: .venv/slow
 	$(BIN)/python -m pytest -m slow
