@@ -1,4 +1,6 @@
-"""Damages pictures at seeded places and reads them: python -m benchmarks.fuzz_records [pictures]
+"""Damages pictures at seeded places and reads them.
+
+python -m benchmarks.fuzz_records [--pictures=20000]
 
 Prints, for each format, how many were read and how many were refused, the slowest, and the peak of the process.
 Anything but `DecodeError` ends it with a traceback.
@@ -6,13 +8,14 @@ Anything but `DecodeError` ends it with a traceback.
 
 import io
 import resource
-import sys
 import time
 from collections import Counter
 
 import numpy as np
+from absl import flags
 from PIL import Image
 
+from contrastive_jax import cli
 from contrastive_jax.preprocess.decoding import DecodeError
 from contrastive_jax.preprocess.images import decode
 
@@ -64,7 +67,13 @@ def fuzz(pictures: int, seed: int = 0) -> dict[str, Counter]:
   return found
 
 
-if __name__ == "__main__":
-  for name, counts in fuzz(int(sys.argv[1]) if len(sys.argv) > 1 else 20_000).items():
+def main() -> None:
+  for name, counts in fuzz(flags.FLAGS.pictures).items():
     print(name, dict(counts))
   print(f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:,.0f} MB")
+
+
+if __name__ == "__main__":
+  # Not above, since a test imports this module, and flags are known to the whole process.
+  flags.DEFINE_integer("pictures", 20_000, "Number of damaged pictures.", lower_bound=1)
+  cli.run(main)

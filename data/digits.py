@@ -1,18 +1,20 @@
 """scikit-learn's handwritten digits as a TFDS set: a small real one that needs no download.
 
-python -m data.digits --data_dir=DIR prepares it; `tfds/sklearn_digits` then names it in evaluations.
+python -m data.digits --data_dir=DIR
+
+prepares it; `tfds/sklearn_digits` then names it in evaluations.
 """
 
 import importlib.util
 import io
-import sys
 from collections.abc import Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import app, flags
+from absl import flags
 from PIL import Image
 
+from contrastive_jax import cli, paths
 from contrastive_jax.errors import UserError
 
 # The first 80%; neighbours in the set are by the same writer, so that the split is by order.
@@ -72,15 +74,13 @@ def prepare(data_dir: str) -> None:
   SklearnDigits(data_dir=data_dir, file_format="array_record").download_and_prepare()
 
 
-def main(_: list[str]) -> None:
-  """Prepares the set named on the command line."""
-  try:
-    prepare(flags.FLAGS.data_dir)
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+def main() -> None:
+  """Prepares the set in the directory that the command line names."""
+  if not flags.FLAGS.data_dir:
+    raise UserError("--data_dir is missing: name a directory for TFDS sets, such as --data_dir=runs/tfds")
+  prepare(str(paths.folder_to_write("--data_dir", flags.FLAGS.data_dir)))
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("data_dir", None, "TFDS's directory of sets.", required=True)
-  app.run(main)
+  flags.DEFINE_string("data_dir", None, "Directory of TFDS sets, in which the set is prepared.")
+  cli.run(main)
