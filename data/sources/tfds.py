@@ -173,9 +173,9 @@ class Records(Sequence):
     return sorted(key for key, feature in self.features.items() if _holds_text(feature))
 
   def require_one_class(self, key: str) -> None:
-    """Raises UserError if a feature holds a sequence of classes, which has the names of what it holds."""
+    """Raises UserError if a feature holds a class for each of several things, such as the pixels of a mask."""
     feature = self.features[key]
-    if hasattr(feature, "feature") and getattr(feature, "names", None):
+    if getattr(feature, "names", None) and getattr(feature, "shape", ()) != ():
       raise UserError(
         f"feature {key!r} of the TFDS set {self.name!r} has several classes a record, name a feature with one class"
       )
@@ -203,9 +203,9 @@ class Records(Sequence):
     except Exception as error:  # TFDS raises what its parsers do for files that are damaged.
       raise stores.unopened(self.name, self._data_dir, error, command) from error
     expected = sum(part.stop - part.start for part in ranges(self._split, builder.info.splits, self.name))
-    pictures = [key for key, feature in builder.info.features.items() if _is_picture(feature, tfds.features)]
+    images = [key for key, feature in builder.info.features.items() if _is_image(feature, tfds.features)]
     try:
-      records = builder.as_data_source(split=self._split, decoders=dict.fromkeys(pictures, _AsStored()))
+      records = builder.as_data_source(split=self._split, decoders=dict.fromkeys(images, _AsStored()))
     except NotImplementedError:
       stored = builder.info.file_format.value
       raise UserError(
@@ -254,8 +254,17 @@ class _AsStored:
   decode_batch_example_np = decode_example_np
 
 
-def _is_picture(feature: Any, features: Any) -> bool:
+def _is_image(feature: Any, features: Any) -> bool:
+  """Whether a feature is stored as TFDS stores images: what they show may be distances or classes of pixels."""
   return isinstance(getattr(feature, "feature", feature), features.Image)
+
+
+def _is_picture(feature: Any, features: Any) -> bool:
+  """Whether a feature shows colours or grey levels, and not the bytes of a float32 in the channels of a PNG."""
+  if not _is_image(feature, features):
+    return False
+  image = getattr(feature, "feature", feature)
+  return not isinstance(image, features.LabeledImage) and image.np_dtype in (np.uint8, np.uint16)
 
 
 def _holds_pictures(feature: Any, features: Any) -> bool:

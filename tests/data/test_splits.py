@@ -1,6 +1,8 @@
 """Splits in TFDS's notation hold the records that TFDS itself reads, and their overlaps are counted."""
 
+import io
 import itertools
+import json
 import random
 
 import numpy as np
@@ -244,3 +246,56 @@ def test_a_set_is_checked_as_a_model_is(extra):
   LabelledSet("toy", **fields)
   with pytest.raises(UserError, match=r"toy: (classes|templates)"):
     LabelledSet("toy", **(fields | extra))
+
+
+class Masked(tfds.core.GeneratorBasedBuilder):
+  """Features that are stored as images and show none."""
+
+  VERSION = tfds.core.Version("1.0.0")
+  code_path = None
+
+  def _info(self):
+    features = {
+      "depth": tfds.features.Image(shape=(4, 4, 4)),
+      "mask": tfds.features.LabeledImage(shape=(4, 4, 1), labels=["road", "sky"]),
+      "photo": tfds.features.Image(shape=(4, 4, 3)),
+      "label": tfds.features.ClassLabel(names=["even", "odd"]),
+      "caption": tfds.features.Text(),
+    }
+    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+  def _split_generators(self, dl_manager):
+    return {"test": self._generate_examples()}
+
+  def _generate_examples(self):
+    def png(mode):
+      file = io.BytesIO()
+      Image.new(mode, (4, 4)).save(file, "PNG")
+      return io.BytesIO(file.getvalue())
+
+    for k in range(2):
+      yield k, {"depth": png("RGBA"), "mask": png("L"), "photo": png("RGB"), "label": k, "caption": f"number {k}"}
+
+
+def test_distances_and_classes_of_pixels_are_neither_pictures_nor_labels(tmp_path):
+  Masked(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+  # TFDS encodes float32 with TensorFlow alone, as the channels of a PNG, so that this becomes one afterwards.
+  described = tmp_path / "masked/1.0.0/features.json"
+  content = json.loads(described.read_text())
+  content["featuresDict"]["features"]["depth"]["image"] = {
+    "shape": {"dimensions": ["4", "4", "1"]},
+    "dtype": "float32",
+    "encodingFormat": "png",
+  }
+  described.write_text(json.dumps(content))
+  opened = tasks.load("tfds/masked@test", str(tmp_path))
+  assert isinstance(opened, LabelledSet) and opened.images[0].shape == (4, 4, 3)  # The only picture there is.
+  for key in ("depth", "mask"):
+    with pytest.raises(UserError, match=r"holds no pictures.*name one of photo"):
+      tasks.load(f"tfds/masked@test:image_key={key}", str(tmp_path))
+    with pytest.raises(UserError, match="holds no pictures"):
+      TfdsSource("masked", tmp_path, "test", image_key=key)
+  with pytest.raises(UserError, match="several classes a record"):
+    tasks.load("tfds/masked@test:image_key=photo:label_key=mask", str(tmp_path))
+  with pytest.raises(UserError, match="several classes a record"):
+    TfdsSource("masked", tmp_path, "test", image_key="photo", caption_key="mask")
