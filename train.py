@@ -8,7 +8,7 @@ on it: a second one is refused. Records that cannot be read are replaced and lis
 
 Exit codes: 0 the run is complete; 2 a mistake in the command, the config or the data; 3 a loss, gradient or parameter
 is not finite; 4 a file or a checkpoint cannot be written; 130 or 143 stopped by SIGINT or SIGTERM. After 4, 130 and 143
-the same command goes on.
+the same command resumes the run.
 """
 
 import math

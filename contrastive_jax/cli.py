@@ -1,7 +1,7 @@
 """What the command-line tools share: a user's mistake is one sentence and exit code 2, never a traceback.
 
 Other exit codes: 3 after a loss, gradient or state that is not finite; 4 when a file or a checkpoint cannot be written,
-and the same command goes on once it can; 130 after SIGINT and 143 after SIGTERM, with the steps so far saved.
+and the same command resumes once it can; 130 after SIGINT and 143 after SIGTERM, with the steps so far saved.
 """
 
 import errno

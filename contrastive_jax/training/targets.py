@@ -91,7 +91,7 @@ def has_source(path: Path, name: str) -> bool:
 
 
 def describe(path: Path, teacher: Mapping[str, Any]) -> None:
-  """Begins a cache, or goes on with one of the same teacher.
+  """Begins a cache, or continues one of the same teacher.
 
   Args:
     path: of the folder.
