@@ -62,7 +62,13 @@ def read_pool(modules: Sequence[Mapping[str, Any]], pooling: Mapping[str, Any], 
       f"{source} has the modules {', '.join(names)} and {', '.join(modes)}: known are {', '.join(_MODULES)} with one of"
       f" {', '.join(_POOLING)}"
     )
-  return _POOLING[modes[0]] if modes else "mean"
+  if modes:
+    return _POOLING[modes[0]]
+  if pooling.get("pooling_mode_mean_tokens") is False or (modules and "Pooling" not in names):
+    raise UserError(
+      f"{source} does not pool its tokens into one vector: set pooling_mode_mean_tokens to true in its files"
+    )
+  return "mean"
 
 
 def read_config(config: Mapping[str, Any], *, pool: str, source: str) -> DualEncoderConfig:
@@ -130,10 +136,11 @@ def read_params(arrays: Mapping[str, np.ndarray], config: DualEncoderConfig, *, 
       raise UserError(f"{source} has {_KINDS} of the shape {list(kinds.shape)}, which must be [kinds, width]")
     arrays[POSITIONS] = arrays[POSITIONS] + kinds[0]
   _, abstract = dual_encoder.abstract(config)
-  return to_ours(_entries(config.text), arrays, {"text": abstract["text"]}, source=source, ignored=_IGNORED)
+  return to_ours(entries(config.text), arrays, {"text": abstract["text"]}, source=source, ignored=_IGNORED)
 
 
-def _entries(text: TextConfig) -> list[Entry]:
+def entries(text: TextConfig) -> list[Entry]:
+  """Returns the key map of a text tower."""
   blocks, layer, depth = "text/transformer/blocks", "encoder.layer.{layer}", text.transformer.depth
   projections = tuple(f"{layer}.attention.self.{name}" for name in ("query", "key", "value"))
   return [

@@ -31,16 +31,22 @@ def read_config(arrays: Mapping[str, np.ndarray], *, source: str) -> DualEncoder
   for name in ("img/embedding/kernel", "img/pos_embedding", "txt/Embed_0/embedding", "txt/pos_embedding", "t"):
     if name not in arrays:
       raise UserError(f"{source} has no {name}: only two-tower models of transformers are read, such as SigLIP and LiT")
-  patch_size, _, channels, _ = arrays["img/embedding/kernel"].shape
-  grid = round(arrays["img/pos_embedding"].shape[1] ** 0.5)
-  vocab_size, text_width = arrays["txt/Embed_0/embedding"].shape
+  patch_size, across, channels, _ = _shape(arrays, "img/embedding/kernel", 4, source)
+  _, positions, _ = _shape(arrays, "img/pos_embedding", 3, source)
+  vocab_size, text_width = _shape(arrays, "txt/Embed_0/embedding", 2, source)
+  _, length, _ = _shape(arrays, "txt/pos_embedding", 3, source)
+  grid = round(positions**0.5)
+  if patch_size != across or grid**2 != positions:
+    raise UserError(
+      f"{source} has patches of {patch_size} x {across} pixels and {positions} of them: only squares are read"
+    )
   image_head, text_head = ("img/head/kernel" in arrays), ("txt/head/kernel" in arrays)
   if "img/cls" in arrays:
     raise UserError(f"{source} has a class token without a position, which this library's image tower does not have")
   text_pool = "map" if f"txt/{_POOL}/probe" in arrays else "last"
   return DualEncoderConfig(
     vision=VisionConfig(
-      _transformer(arrays, "img/Transformer"),
+      _transformer(arrays, "img/Transformer", source),
       image_size=grid * patch_size,
       patch_size=patch_size,
       channels=channels,
@@ -52,15 +58,15 @@ def read_config(arrays: Mapping[str, np.ndarray], *, source: str) -> DualEncoder
       interpolation="bilinear",
     ),
     text=TextConfig(
-      _transformer(arrays, "txt/Encoder_0"),
+      _transformer(arrays, "txt/Encoder_0", source),
       vocab_size=vocab_size,
-      length=arrays["txt/pos_embedding"].shape[1],
+      length=length,
       pool=text_pool,
       attend_padding=True,
       projection=text_head,
       projection_bias=text_head,
     ),
-    embed_dim=arrays["txt/head/kernel"].shape[1] if text_head else text_width,
+    embed_dim=_shape(arrays, "txt/head/kernel", 2, source)[1] if text_head else text_width,
     init_logit_bias=-10.0 if "b" in arrays else None,
   )
 
@@ -88,13 +94,21 @@ def entries(config: DualEncoderConfig) -> list[Entry]:
   return table
 
 
-def _transformer(arrays: Mapping[str, np.ndarray], encoder: str) -> TransformerConfig:
+def _shape(arrays: Mapping[str, np.ndarray], name: str, axes: int, source: str) -> tuple[int, ...]:
+  """The shape of an array that must have so many axes, none of them empty."""
+  if name not in arrays:
+    raise UserError(f"{source} has no {name}: only plain transformers are read, saved layer by layer (scan=False)")
+  shape = arrays[name].shape
+  if len(shape) != axes or 0 in shape:
+    raise UserError(f"{source} has {name} of the shape {list(shape)}, which must have {axes} axes: copy it again")
+  return shape
+
+
+def _transformer(arrays: Mapping[str, np.ndarray], encoder: str, source: str) -> TransformerConfig:
   layers = {int(match[1]) for name in arrays if name.startswith(encoder) and (match := _LAYER.search(name))}
   block = f"{encoder}/encoderblock_0"
-  if not layers or f"{block}/{_ATTENTION}/query/kernel" not in arrays:
-    raise UserError(f"the file has no {block}: only plain transformers are read, saved layer by layer (scan=False)")
-  width, heads, _ = arrays[f"{block}/{_ATTENTION}/query/kernel"].shape
-  mlp_dim = arrays[f"{block}/{_MLP}/Dense_0/kernel"].shape[1]
+  width, heads, _ = _shape(arrays, f"{block}/{_ATTENTION}/query/kernel", 3, source)
+  _, mlp_dim = _shape(arrays, f"{block}/{_MLP}/Dense_0/kernel", 2, source)
   return TransformerConfig(width, 1 + max(layers), heads, mlp_dim, activation="gelu_tanh")
 
 

@@ -71,6 +71,8 @@ def sentence_encoder(folder: Path) -> SentenceEncoder:
     check(module, options.MODULE, source=str(listed))
     if "type" not in module or "path" not in module:
       raise UserError(f"{listed} has a module without type or path, {module}: copy it again")
+    if module["type"].endswith("Transformer") and module["path"]:
+      raise UserError(f"{listed} has its model in the folder {module['path']!r}: import {folder / module['path']}")
   paths = [folder / module["path"] / "config.json" for module in modules if module["type"].endswith("Pooling")]
   pooling = checkpoint_files.read_object(paths[0]) if paths else {}
   pool = bert.read_pool(modules, pooling, source=str(folder))

@@ -188,7 +188,7 @@ def _checked(tokenizer: Tokenizer, settings: dict[str, Any], folder: Path) -> To
   """The tokenizer, whose added tokens and lower case are those that the files beside it ask for."""
   added = folder / "added_tokens.json"
   if added.is_file():
-    for token, number in checkpoint_files.read_json(added).items():
+    for token, number in checkpoint_files.read_object(added).items():
       if tokenizer.token_id(token) != number:
         raise UserError(
           f"{added} has {token!r}: {number}, and the tokenizer {tokenizer.token_id(token)}: copy both again"
@@ -231,11 +231,11 @@ def _check_merges(tokenizer: ClipTokenizer, settings: dict[str, Any], folder: Pa
   vocab = tokenizer.model()["vocab"]
   path = folder / "vocab.json"
   if path.is_file():
-    given = checkpoint_files.read_json(path)
-    if given != vocab:
-      odd = next(iter(set(vocab.items()) ^ set(given.items())), None)
+    given = checkpoint_files.read_object(path)
+    odd = next((name for name in {**vocab, **given} if given.get(name) != vocab.get(name)), None)
+    if odd is not None:
       raise UserError(
-        f"{path} is not the vocabulary of the merges.txt beside it, they differ in {odd}: copy both again"
+        f"{path} is not the vocabulary of the merges.txt beside it, they differ in {odd!r}: copy both again"
       )
   for name, token in tokenizer_options.named_tokens(settings):
     content = text_of(token)

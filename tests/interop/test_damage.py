@@ -29,7 +29,8 @@ def flipped(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 # Of each kind of damage, for each family.
-CASES = 60
+CASES = 24
+FAMILIES = ("clip", "siglip", "siglip2", "open_clip", "big_vision", "bert", "pieces", "merges")
 ODD_VALUES = (None, "x", -1, 0, 1.5, [], {}, True, [1, 2], {"a": 1}, 10**12, "nan")
 
 
@@ -62,13 +63,13 @@ def rewritten(content: bytes, rng: np.random.Generator) -> bytes:
   return json.dumps(tree).encode()
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip", "siglip2", "open_clip", "big_vision"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("damage", [cut, flipped, rewritten], ids=lambda damage: damage.__name__)
 def test_damage_is_one_sentence_or_the_same_shapes(family, damage, sources, tmp_path):
   rng = np.random.default_rng([len(family), len(damage.__name__)])
   folder = tmp_path / family
   shutil.copytree(sources[family], folder)
-  files = sorted(path for path in folder.iterdir() if damage is not rewritten or path.suffix == ".json")
+  files = sorted(path for path in folder.rglob("*.*") if damage is not rewritten or path.suffix == ".json")
   whole = read(family, sources[family])
   shapes = jax.tree.map(np.shape, whole.params)
   refused = 0

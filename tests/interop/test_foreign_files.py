@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from contrastive_jax.errors import UserError
-from contrastive_jax.interop import checkpoint_files, keymap
+from contrastive_jax.interop import checkpoint_files, imports, keymap
 from tests.interop.checkpoints import read
 
 FILES = {
@@ -295,3 +295,58 @@ def test_a_config_that_is_no_object_says_so(content, message, sources, tmp_path)
 def test_bare_names_stay_as_they_are():
   arrays = {name: np.zeros(1) for name in ("visual.proj", "logit_scale", "transformer.resblocks.0.ln_1.weight")}
   assert keymap.unwrapped(arrays, source="it").keys() == arrays.keys()
+
+
+def big_vision_changed(sources, tmp_path, change):
+  folder = tmp_path / "big_vision"
+  shutil.copytree(sources["big_vision"], folder)
+  with np.load(folder / "model.npz") as file:
+    arrays = {name: file[name] for name in file.files}
+  np.savez(folder / "model.npz", **change(arrays))
+  return folder
+
+
+PATCHES, IMAGE_POSITIONS = "params/img/embedding/kernel", "params/img/pos_embedding"
+QUERY = "params/txt/Encoder_0/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel"
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda a: {n: v for n, v in a.items() if n != PATCHES}, "has no img/embedding/kernel"),
+    (
+      lambda a: a | {PATCHES: a[PATCHES].reshape(-1)},
+      r"img/embedding/kernel of the shape \[\d+\], which must have 4 axes",
+    ),
+    (lambda a: a | {PATCHES: a[PATCHES][:, :2]}, "only squares are read"),
+    (lambda a: a | {IMAGE_POSITIONS: a[IMAGE_POSITIONS][:, :15]}, "15 of them: only squares"),
+    (lambda a: a | {IMAGE_POSITIONS: a[IMAGE_POSITIONS][0]}, "must have 3 axes"),
+    (lambda a: a | {"params/txt/Embed_0/embedding": np.zeros((0, 16), np.float32)}, "must have 2 axes"),
+    (lambda a: a | {QUERY: a[QUERY][None]}, "query/kernel of the shape .* must have 3 axes"),
+    (lambda a: {n.replace("encoderblock_0", "encoderblock"): v for n, v in a.items()}, "scan=False"),
+    (lambda a: a | {"params/img/cls": np.zeros((1, 1, 16), np.float32)}, "class token"),
+    (lambda a: a | {"params/img/extra": np.zeros(3, np.float32)}, "1 unexpected: img/extra"),
+    (lambda a: a | {"params/t": np.float32(np.nan)[...]}, "not finite: t"),
+    (lambda a: a | {"params/t": np.array("ten")}, r"no floating-point numbers: t \("),
+    (lambda a: a | {"params/b": np.array([object()])}, "cannot be read"),
+  ],
+)
+def test_big_vision_files_that_do_not_fit_are_refused(change, message, sources, tmp_path):
+  with pytest.raises(UserError, match=message):
+    read("big_vision", big_vision_changed(sources, tmp_path, change))
+
+
+def test_big_visions_scalars_may_have_no_axis(sources, tmp_path):
+  def change(arrays):
+    return {name: array.reshape(()) if array.size == 1 else array for name, array in arrays.items()}
+
+  plain = read("big_vision", sources["big_vision"])
+  assert_same(read("big_vision", big_vision_changed(sources, tmp_path, change)).params, plain.params)
+
+
+def test_weights_of_big_vision_are_not_those_of_open_clip(sources, tmp_path):
+  folder = tmp_path / "folder"
+  shutil.copytree(sources["open_clip"], folder)
+  shutil.copy(sources["big_vision"] / "model.npz", folder)
+  with pytest.raises(UserError, match=r"import it as big_vision:.*model\.npz"):
+    imports.read(f"open_clip:{folder / 'model.npz'}")
