@@ -327,7 +327,7 @@ def load(spec: str | os.PathLike, **options: Any) -> Tokenizer:
       raise UserError(f"tokenizer is {text!r}{nearest(kind, KINDS)}, it must be {known} or a directory")
     path = paths.typed("tokenizer.spec", name)
   if not path.is_file():
-    raise UserError(f"tokenizer file {path} does not exist, give the path of a {kind} file")
+    raise UserError(f"tokenizer file {path} does not exist: name one that does")
   try:
     with panics.as_errors():
       return KINDS[kind](path.read_bytes(), **options)
