@@ -1,6 +1,8 @@
 """Opens a standard benchmark as an evaluation set: the TFDS set it names, or a folder of pictures."""
 
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -9,8 +11,10 @@ from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation import benchmarks
 from contrastive_jax.evaluation.benchmarks import Benchmark
 from contrastive_jax.evaluation.tasks import ChoiceSet, EvaluationSet, LabelledSet, MultiLabelSet, PairSet
+from contrastive_jax.preprocess.decoding import DecodeError
 from data import picture_folders
 from data.sources import tfds
+from data.sources.answers import answers, refuse_most
 
 
 def load(benchmark: Benchmark, data_dir: str | None, split: str) -> EvaluationSet:
@@ -31,25 +35,42 @@ def load(benchmark: Benchmark, data_dir: str | None, split: str) -> EvaluationSe
 def _labelled(benchmark: Benchmark, data_dir: str | None, split: str) -> LabelledSet:
   records, names, class_of = _opened(benchmark, data_dir, split)
   label = benchmark.label or int
-  labels = np.array([label(records[k][benchmark.label_key]) for k in range(len(records))], np.int64)
-  known = (labels >= 0) & (labels < len(class_of))
-  known[known] = class_of[labels[known]] >= 0
-  if not known.all():
-    raise UserError(
-      f"split {split!r} of the TFDS set {benchmark.tfds!r} has {np.sum(~known)} of {len(labels)} records without one "
-      f"of the {len(names)} classes of {benchmark.name!r}: name another split"
-    )
-  images = tfds.Images(records, benchmark.image_key, benchmark.pixel_scale)
+
+  def class_of_record(record: Mapping[str, Any]) -> int:
+    value = label(record[benchmark.label_key])
+    if not 0 <= value < len(class_of) or class_of[value] < 0:
+      raise DecodeError(f"label {value} is none of {len(names)} classes")
+    return int(class_of[value])
+
+  labels, bad = answers(records, class_of_record, 0)
+  _refuse_most(benchmark, split, bad, len(records), len(names))
+  images = tfds.Images(records, benchmark.image_key, benchmark.pixel_scale, bad)
   templates, source = benchmarks.templates(benchmark)
-  return LabelledSet(benchmark.name, images, class_of[labels], names, templates, templates_source=source)
+  return LabelledSet(benchmark.name, images, np.array(labels, np.int64), names, templates, templates_source=source)
+
+
+def _refuse_most(benchmark: Benchmark, split: str, bad: dict[int, str], count: int, classes: int) -> None:
+  remedy = f"without one of the {classes} classes of {benchmark.name!r}: name another split"
+  refuse_most(bad, count, f"split {split!r} of the TFDS set {benchmark.tfds!r}", remedy)
 
 
 def _multilabel(benchmark: Benchmark, data_dir: str | None, split: str) -> MultiLabelSet:
   records, names, class_of = _opened(benchmark, data_dir, split)
-  labels = np.zeros((len(records), len(names)), bool)
-  for k in range(len(records)):
-    labels[k, class_of[np.asarray(records[k][benchmark.label_key], int)]] = True
-  images = tfds.Images(records, benchmark.image_key, benchmark.pixel_scale)
+
+  def classes_of_record(record: Mapping[str, Any]) -> np.ndarray:
+    values = np.asarray(record[benchmark.label_key], int).reshape(-1)
+    strange = [value for value in values.tolist() if not 0 <= value < len(class_of)]
+    if strange:
+      raise DecodeError(f"label {strange[0]} is none of {len(names)} classes")
+    row = np.zeros(len(names), bool)
+    chosen = class_of[values]
+    row[chosen[chosen >= 0]] = True
+    return row
+
+  rows, bad = answers(records, classes_of_record, np.zeros(len(names), bool))
+  _refuse_most(benchmark, split, bad, len(records), len(names))
+  labels = np.array(rows, bool).reshape(len(records), len(names))
+  images = tfds.Images(records, benchmark.image_key, benchmark.pixel_scale, bad)
   templates, source = benchmarks.templates(benchmark)
   return MultiLabelSet(benchmark.name, images, labels, names, templates, templates_source=source)
 

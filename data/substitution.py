@@ -59,10 +59,10 @@ def note(ledger: BadRecords, failed: Shaped[np.ndarray, " rows"], use: str = "tr
   Raises:
     UserError: if too many records are bad.
   """
-  ledger.read(len(failed))
-  for said in failed[failed != ""].tolist():
-    for name, split, shard, index, reason in json.loads(said):
-      ledger.add(BadRecord(name, index, reason, split=split, shard=shard, use=use))
+  met = [failure for said in failed[failed != ""].tolist() for failure in json.loads(said)]
+  ledger.read(len(failed) + len(met))  # Each row is one good record, after those that it stands in for.
+  for name, split, shard, index, reason in met:
+    ledger.add(BadRecord(name, index, reason, split=split, shard=shard, use=use))
   ledger.check()
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import struct
 from typing import Any
 
@@ -84,7 +85,8 @@ def from_bytes(data: bytes) -> np.ndarray:
 
 def undecodable(error: Exception, what: str = "picture") -> DecodeError:
   """The one error that stands for all that decoders raise."""
-  said = " ".join(str(error).split())[:200]
+  # Pillow names the buffer that it reads, whose address differs from run to run.
+  said = re.sub(r" ?<_io\.BytesIO[^>]*>", "", " ".join(str(error).split()))[:200]
   return DecodeError(f"not a {what} that can be decoded ({type(error).__name__}{': ' if said else ''}{said})")
 
 

@@ -16,6 +16,7 @@ from contrastive_jax.evaluation.tasks import LabelledSet, PairSet
 from contrastive_jax.preprocess.decoding import DecodeError
 from contrastive_jax.preprocess.images import WHITE, decode
 from data.sources import Example, Text, names_a_side, stable_hash, stores
+from data.sources.answers import answers, refuse_most
 from data.sources.frames import StoredFrames, read_videos_as_frames
 from data.sources.splits import Range, ranges
 
@@ -229,15 +230,20 @@ class Records(Sequence):
 
 
 class Images(Sequence):
-  """The images or clips of some records, decoded when asked for; the pixels of images multiplied by `pixel_scale`."""
+  """The images or clips of some records, decoded when asked for; the pixels of images multiplied by `pixel_scale`.
 
-  def __init__(self, records: Records, image_key: str, pixel_scale: int = 1):
-    self._records, self._image_key, self._pixel_scale = records, image_key, pixel_scale
+  Images whose answers are bad, as the numbers of their records and why, cannot be read either.
+  """
+
+  def __init__(self, records: Records, image_key: str, pixel_scale: int = 1, bad: Mapping[int, str] | None = None):
+    self._records, self._image_key, self._pixel_scale, self._bad = records, image_key, pixel_scale, bad or {}
 
   def __len__(self) -> int:
     return len(self._records)
 
   def __getitem__(self, index: int) -> np.ndarray | StoredFrames:
+    if index in self._bad:
+      raise DecodeError(self._bad[index])
     shown = _shown(self._records[index][self._image_key], WHITE)
     return shown if self._pixel_scale == 1 else shown * np.uint8(self._pixel_scale)
 
@@ -331,10 +337,21 @@ def labelled(
   records.require_pictures(image_key)
   records.require_one_class(label_key)
   classes = records.class_names(label_key)
-  labels = np.array([records[k][label_key] for k in range(len(records))], np.int64)
-  if len(labels) and labels.min() < 0:
-    raise UserError(f"split {split!r} of the TFDS set {name!r} has no labels, name another split")
-  images = Images(records, image_key)
+
+  def label_of(record: Mapping[str, Any]) -> int:
+    value = record[label_key]
+    if np.ndim(value) or not 0 <= value < len(classes):
+      raise DecodeError(f"label {value} is none of {len(classes)} classes")
+    return int(value)
+
+  labels, bad = answers(records, label_of, 0)
+  what = f"split {split!r} of the TFDS set {name!r}"
+  if bad and all(why.startswith("label -") for why in bad.values()) and len(bad) == len(records):
+    raise UserError(f"{what} has no labels, name another split")
+  refuse_most(
+    bad, len(records), what, "without a usable label, the first is record {first} ({why}): name another split"
+  )
+  images, labels = Images(records, image_key, bad=bad), np.array(labels, np.int64)
   return LabelledSet(f"tfds/{name}", images, labels, classes, GENERIC_TEMPLATES, templates_source=GENERIC)
 
 
@@ -362,16 +379,24 @@ def paired(
   records.require(image_key, caption_key)
   records.require_pictures(image_key)
   records.require_texts(caption_key)
-  captions = [_strings(records[k][caption_key]) for k in range(len(records))]
-  silent = [k for k, texts in enumerate(captions) if not texts]
-  if silent:
-    raise UserError(
-      f"split {split!r} of the TFDS set {name!r} has {len(silent)} of {len(records)} records without a caption in "
-      f"{caption_key!r}, the first is record {silent[0]}: name another feature or split"
-    )
+  captions, bad = captions_of(records, caption_key)
+  remedy = f"without a caption in {caption_key!r}, the first is record {{first}}: name another feature or split"
+  refuse_most(bad, len(records), f"split {split!r} of the TFDS set {name!r}", remedy)
   owner = np.repeat(np.arange(len(records)), [len(texts) for texts in captions])
   flat = [text for texts in captions for text in texts]
-  return PairSet(f"tfds/{name}", Images(records, image_key), flat, np.arange(len(records)), owner)
+  return PairSet(f"tfds/{name}", Images(records, image_key, bad=bad), flat, np.arange(len(records)), owner)
+
+
+def captions_of(records: Sequence[Mapping[str, Any]], caption_key: str) -> tuple[list[list[str]], dict[int, str]]:
+  """The captions of each record, and by its number why a record has none; that has no captions in the list."""
+
+  def read(record: Mapping[str, Any]) -> list[str]:
+    texts = [text for text in _strings(record[caption_key]) if text.strip()]
+    if not texts:
+      raise DecodeError("the record has no caption")
+    return texts
+
+  return answers(records, read, [])
 
 
 def default_data_dir() -> str:
@@ -383,12 +408,16 @@ def _strings(value: Any) -> list[str]:
   """One caption or several, stored as bytes or strings, alone, under the key "text" or under the only key there is."""
   if isinstance(value, Mapping):
     if "text" not in value and len(value) != 1:
-      raise UserError(f"a caption feature holds text or a sequence of text, got the keys {', '.join(value)}")
+      raise DecodeError(f"its caption has the keys {', '.join(map(str, value))}, where one of them should be text")
     value = value["text"] if "text" in value else next(iter(value.values()))
-  items = [value] if isinstance(value, str | bytes) else list(np.asarray(value, object).reshape(-1))
+  items = list(value.reshape(-1)) if isinstance(value, np.ndarray) else value
+  items = list(items) if isinstance(items, list | tuple) else [items]
   if not all(isinstance(item, str | bytes) for item in items):
     raise DecodeError("a caption is no text")
   try:
-    return [item.decode("utf-8") if isinstance(item, bytes) else str(item) for item in items]
-  except UnicodeDecodeError as error:
+    texts = [item.decode("utf-8") if isinstance(item, bytes) else str(item) for item in items]
+    for text in texts:
+      text.encode("utf-8")  # A lone surrogate is no text, and ends tokenizers and files that meet it later.
+  except UnicodeError as error:
     raise DecodeError(f"a caption is not UTF-8 ({error})") from error
+  return texts
