@@ -157,7 +157,8 @@ def get_config() -> ConfigDict:
   config.evals = ()  # Tasks evaluated every `eval_every` steps and at the end.
   config.final_evals = ()  # Tasks evaluated at the end only.
   config.on_nonfinite = "stop"  # What a loss or gradient that is not finite does: "stop" the run, or "skip" the update.
-  config.max_skipped_steps = 10  # The run ends after more skipped updates in a row than this.
+  # The run ends after more skipped updates in a row than this, or when more than this and a tenth of all are skipped.
+  config.max_skipped_steps = 10
   config.profile_steps = ()  # First and last update of a jax.profiler trace, such as (10, 12).
   config.wandb_project = ""  # Project of Weights & Biases that also gets the metrics; empty sends nothing.
   return config

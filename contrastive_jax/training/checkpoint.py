@@ -31,13 +31,9 @@ class _Damaged(Exception):
   """What is wrong with a checkpoint, as the end of a sentence."""
 
 
-def checksum(state: Any) -> tuple[dict[str, int], list[str]]:
-  """A number for each leaf, and the names of the leaves that are not finite, in one pass.
-
-  The number changes with any of its bits but not with how the leaf is sharded.
-
-  The sum of the bits, read as unsigned integers modulo 2^32. Integer addition is associative, so every mesh agrees.
-  """
+@jax.jit
+def _sums(tree: Any) -> Any:
+  """For each leaf the sum of its bits and whether it is finite; compiled once for trees of the same shapes."""
 
   def add(leaf):
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -47,8 +43,17 @@ def checksum(state: Any) -> tuple[dict[str, int], list[str]]:
     finite = jnp.all(jnp.isfinite(leaf)) if jnp.issubdtype(leaf.dtype, jnp.inexact) else True
     return jnp.stack([jnp.sum(bits.astype(jnp.uint32)), jnp.asarray(finite, jnp.uint32)])
 
-  sums = jax.jit(lambda tree: jax.tree.map(add, tree))(state)
-  paths = jax.tree_util.tree_leaves_with_path(jax.device_get(sums))
+  return jax.tree.map(add, tree)
+
+
+def checksum(state: Any) -> tuple[dict[str, int], list[str]]:
+  """A number for each leaf, and the names of the leaves that are not finite, in one pass.
+
+  The number changes with any of its bits but not with how the leaf is sharded.
+
+  The sum of the bits, read as unsigned integers modulo 2^32. Integer addition is associative, so every mesh agrees.
+  """
+  paths = jax.tree_util.tree_leaves_with_path(jax.device_get(_sums(state)))
   named = {jax.tree_util.keystr(path): value for path, value in paths}
   return {name: int(value[0]) for name, value in named.items()}, [name for name in named if not named[name][1]]
 

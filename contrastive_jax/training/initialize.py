@@ -13,6 +13,7 @@ from flax import traverse_util
 from contrastive_jax.errors import UserError
 from contrastive_jax.models import resizing
 from contrastive_jax.models.config import VisionConfig
+from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.runs import read_config
 from contrastive_jax.training.checkpoint import restore_params
 from contrastive_jax.training.config import model_config
@@ -35,12 +36,17 @@ def initial_state(
       tubelet or grid, see `models.resizing`, and positions of captions longer than ours.
 
   Raises:
-    UserError: naming every parameter that is missing there, unexpected here, or of another shape.
+    UserError: naming every parameter that is missing there, unexpected here, or of another shape; or if the tokenizer
+      there is not that of its checkpoint.
   """
   state = spec.create(seed)
   if not init_from:
     return state
-  restored = traverse_util.flatten_dict(restore_params(Path(init_from), None).params)
+  found = restore_params(Path(init_from), None)
+  stored, expected = Path(init_from) / "tokenizer", found.about.get("tokenizer")
+  if towers != "image" and expected and stored.is_dir() and tokenizers.load(stored).fingerprint != expected:
+    raise UserError(f"{stored} is not the tokenizer that the checkpoint was trained with: put the original back")
+  restored = traverse_util.flatten_dict(found.params)
   theirs, sentences = _adapted(restored, Path(init_from), spec.model.vision) if towers != "text" else (restored, [])
   if towers != "image":
     theirs, cut = _cut(theirs, init_from, spec.model.text.length)

@@ -26,6 +26,35 @@ from contrastive_jax.training.step import TrainStep
 log = logging.getLogger(__name__)
 
 
+# Share of the updates that may be skipped in the long run.
+SKIPPED_SHARE = 0.1
+
+
+@dataclasses.dataclass
+class SkipBudget:
+  """How many updates may be skipped.
+
+  Attributes:
+    most: more than this in a row are too many, and so are more than this and `SKIPPED_SHARE` of all updates.
+    updates: updates so far, skipped ones included.
+    skipped: of these, the skipped ones.
+    in_a_row: the skipped ones since the last that was not.
+  """
+
+  most: int
+  updates: int = 0
+  skipped: int = 0
+  in_a_row: int = 0
+
+  def note(self, finite: bool) -> bool:
+    """Counts an update, and says whether it is one skipped update too many."""
+    self.updates += 1
+    self.skipped += not finite
+    self.in_a_row = 0 if finite else self.in_a_row + 1
+    allowed = self.most + SKIPPED_SHARE * self.updates
+    return not finite and (self.in_a_row > self.most or self.skipped > allowed)
+
+
 @runtime_checkable
 class BatchSource(Protocol):
   """What the loop asks of a data pipeline."""
@@ -47,7 +76,8 @@ class LoopOptions:
     log_sample_ids: writes the ids of every batch to `sample_ids.jsonl`.
     profile_steps: (first, last) update of a `jax.profiler` trace, or empty.
     stop_on_nonfinite: raise when a loss or gradient is not finite.
-    max_skipped_steps: with `stop_on_nonfinite` off, more skipped updates in a row than this raise as well.
+    max_skipped_steps: with `stop_on_nonfinite` off, more skipped updates in a row than this raise as well, and so do
+      more than this and `SKIPPED_SHARE` of all updates since the start of the loop.
     flops_per_pair: of one training step, for the utilisation; 0 reports none.
     stages: (name, steps before it) of the stages of a curriculum. At the end of each there is a checkpoint and an
       evaluation.
@@ -160,7 +190,7 @@ class _Steps:
     self._batch: Batch | None = None
     self._hosts = host_share(mesh)[1]
     self._profiling = False
-    self._skipped = 0
+    self._budget = SkipBudget(options.max_skipped_steps)
     self._reset_clocks()
 
   def _reset_clocks(self) -> None:
@@ -217,8 +247,8 @@ class _Steps:
   def _look(self, step: int, metrics: dict[str, jax.Array], batch: Batch) -> None:
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
-    self._skipped = 0 if finite else self._skipped + 1
-    if not finite and (self._options.stop_on_nonfinite or self._skipped > self._options.max_skipped_steps):
+    too_many = self._budget.note(finite)
+    if too_many or (not finite and self._options.stop_on_nonfinite):
       self._checkpoints.wait()
       raise NonFiniteError(self._not_finite(step, values))
     self._steps += 1
@@ -257,7 +287,10 @@ class _Steps:
         write_atomically(path, json.dumps({"step": step, "ids": ids}) + "\n")
       except OSError as error:
         where = f"could not be written to {path} ({error.strerror})"
-    skips = f" after {self._skipped - 1} skipped updates in a row" if not self._options.stop_on_nonfinite else ""
+    skips, budget = "", self._budget
+    if not self._options.stop_on_nonfinite:
+      before = f"{budget.skipped - 1} of {budget.updates - 1} in all"
+      skips = f" after {budget.in_a_row - 1} skipped updates in a row, {before}"
     return (
       f"step {step}: loss is {values['loss']}, gradient norm {values['grad_norm']}{skips}; the ids of its {len(ids):,}"
       f" pairs {where}; last good checkpoint: {self._checkpoints.last_good()}"
