@@ -2,7 +2,9 @@
 
 A run directory holds `config.json`, `tokenizer/`, `checkpoints/<step>/`, `metrics.jsonl`, `sample_ids.jsonl`, event
 files of TensorBoard, `sessions.json`, `eval/<set>@<step>.json`, `report.html`, while a command works on it `run.lock`,
-after records that cannot be read `bad_records.jsonl`, and after a step that was not finite `nonfinite_ids.json`. Files are written beside their place and renamed into it, so that none is ever there by half.
+after records that cannot be read `bad_records.jsonl`, and after a step that was not finite `nonfinite_ids.json`.
+
+Files are written beside their place and renamed into it, so that none is ever there by half.
 """
 
 import contextlib
