@@ -64,7 +64,8 @@ def _parameter(tensor, *_) -> _Tensor:
   return tensor
 
 
-class _Names(pickle.Unpickler):
+# The reader in Python keeps its memo in a dict: that in C allocates as much memory as a damaged index says.
+class _Names(pickle._Unpickler):
   """Reads a pickle that may hold tensors and plain containers, and nothing else."""
 
   def find_class(self, module: str, name: str) -> Any:
@@ -107,12 +108,20 @@ def read(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     order = f"{root}byteorder"
     if order in archive.namelist() and archive.read(order) != b"little":
       raise ValueError("its numbers have their bytes in the other order: save it again on another machine")
-    state = _weights(_Names(io.BytesIO(archive.read(pickled[0]))).load(), path)
+    state = _weights(_load(archive.read(pickled[0])), path)
     storages: dict[_Storage, np.ndarray] = {}
     for name, tensor in state.items():
       if tensor.storage not in storages:
         storages[tensor.storage] = np.frombuffer(archive.read(f"{root}data/{tensor.storage.key}"), tensor.storage.dtype)
       yield name, _view(name, tensor, storages[tensor.storage])
+
+
+def _load(pickled: bytes) -> Any:
+  try:
+    return _Names(io.BytesIO(pickled)).load()
+  # A damaged pickle can fail in any way a program can.
+  except Exception as error:
+    raise ValueError(str(error) or type(error).__name__) from error
 
 
 def _weights(state: Any, path: Path) -> dict[str, _Tensor]:

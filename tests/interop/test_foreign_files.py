@@ -239,6 +239,26 @@ def test_a_folder_of_another_format_says_how_it_becomes_readable(sources, tmp_pa
       read("clip", folder)
 
 
+@pytest.mark.parametrize(
+  "pickled",
+  [
+    b"\x80\x02}r\xff\xff\xff\x7f.",  # An index of the memo that the reader in C makes room for.
+    b"\x80\x02X\xff\xff\xff\x7fa.",
+    b"\x80\x02cos\nsystem\n.",
+    b"\x80\x02](" + b"(" * 1000,
+    b"\x80\x02h\x05.",
+    b"\x80\x02Q.",
+    b"\x80\xff.",
+    b"",
+  ],
+)
+def test_a_damaged_pickle_takes_neither_time_nor_memory(pickled, tmp_path):
+  (tmp_path / "a.pt").write_bytes(zipped(**{"a/data.pkl": pickled}))
+  with pytest.raises(UserError, match="cannot be read: ") as raised:
+    checkpoint_files.read(tmp_path / "a.pt")
+  assert "\n" not in str(raised.value)
+
+
 def sharded(folder, listed=None, left_out=()) -> None:
   arrays = load_file(folder / "model.safetensors")
   (folder / "model.safetensors").unlink()
