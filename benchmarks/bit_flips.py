@@ -1,14 +1,19 @@
 """One bit flipped in every file of a run, read by all that read runs: nothing may differ in silence, nothing may crash.
 
-  python -m benchmarks.bit_flips --workdir=runs/emoji               # 500 places a file
-  python -m benchmarks.bit_flips --workdir=runs/emoji --places=10   # a quick look
-  python -m benchmarks.bit_flips --workdir=runs/emoji --cost        # seconds per GiB that reading and verifying take
+  python -m benchmarks.bit_flips --workdir=runs/emoji                           # 500 places a file
+  python -m benchmarks.bit_flips --workdir=runs/emoji --places=0 --commands=10  # a quick look at the whole readers
+  python -m benchmarks.bit_flips --workdir=runs/emoji --cost                    # seconds per GiB that verifying takes
 
-The readers are those that the commands share: a resuming train.py ("resume"), `contrastive_jax.load` that eval.py,
-embed.py, convert.py and teachers go through ("load"), and init_from ("initialize"). Each answers with what it read:
-parameters, config, tokenizer and step. The outcomes: "same", "fallback" (another checkpoint was read, and a warning
-said so), "refused" (one sentence), "silent" (something differs and nobody said so), "traceback". The last two fail the
-command.
+Whatever opens a run opens its files by the same three layers: checkpoints through `training.checkpoint._verified`,
+`config.json` through `runs.read_config`, and the tokenizer through `tokenizers.load` with the fingerprint in the
+checkpoint. At `--places` of each file the layer alone is asked, for all leaves of the checkpoint: a reader takes some
+of these leaves and is refused when the layer refuses. At `--commands` of each file the readers themselves are asked: a
+resuming train.py ("resume"), `contrastive_jax.load` that eval.py, embed.py, convert.py and teachers go through
+("load"), and init_from ("initialize"). Each answers with what it read: parameters, config, tokenizer and step.
+
+The outcomes: "same", "fallback" (another checkpoint was read, and a warning said so), "refused" (one sentence),
+"silent" (something differs and nobody said so), "traceback". The last two fail the command. Logs, such as
+`metrics.jsonl`, decide nothing that a reader computes, and are asked for by the readers alone.
 """
 
 import collections
@@ -25,6 +30,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
 from absl import app, flags
 from absl import logging as absl_logging
 
@@ -32,12 +38,13 @@ import contrastive_jax
 from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.runs import digest, read_config, read_json_lines
-from contrastive_jax.training.checkpoint import Checkpoints, checksum, restore_params
+from contrastive_jax.training.checkpoint import Checkpoints, _as_dict, _Damaged, _verified, checksum, restore_params
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "The run to damage copies of; it must have a checkpoint.", required=True
 )
-_PLACES = flags.DEFINE_integer("places", 500, "Places in each file, one bit each.", lower_bound=1)
+_PLACES = flags.DEFINE_integer("places", 500, "Places in each file for the layers, one bit each.", lower_bound=0)
+_COMMANDS = flags.DEFINE_integer("commands", 3, "Places in each file for the readers.", lower_bound=0)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the places.")
 _COST = flags.DEFINE_bool("cost", False, "Measures the cost of verifying instead.")
 OUTCOMES = ("same", "fallback", "refused", "silent", "traceback")
@@ -54,6 +61,8 @@ def _bits(tree: Any) -> str:
 
 def _initialize(workdir: Path) -> Any:
   restored = restore_params(workdir, None)
+  if tokenizers.load(str(workdir / "tokenizer")).fingerprint != restored.about["tokenizer"]:
+    raise UserError("the tokenizer is not the one that the checkpoint was trained with")
   return restored.step, _bits(restored.params), digest(read_config(workdir))
 
 
@@ -74,6 +83,26 @@ def _resume(workdir: Path, abstract: Any) -> Any:
   return state and int(state.step), _bits(state), config, digest(about), tokenizer.fingerprint
 
 
+def _layer(path: Path, workdir: Path, step: int, abstract: Any) -> tuple[str, Callable[[], Any]] | None:
+  """The name of what every reader opens a file by, and that; None for a file that decides nothing."""
+  if path.name == "config.json":
+    return "config", lambda: digest(read_config(workdir))
+  if "tokenizer" in path.parts:
+    return "tokenizer", lambda: tokenizers.load(str(workdir / "tokenizer")).fingerprint
+  if "checkpoints" not in path.parts:
+    return None
+
+  def verified() -> Any:
+    with ocp.training.Checkpointer((workdir / "checkpoints").absolute()) as manager:
+      try:
+        state, about = _verified(manager, step, lambda _: abstract)
+      except _Damaged as error:
+        raise UserError(str(error)) from None
+    return _bits(state), digest(about)
+
+  return "verified", verified
+
+
 class _Heard(logging.Handler):
   """Remembers whether anything was said."""
 
@@ -85,8 +114,8 @@ class _Heard(logging.Handler):
     self.said = True
 
 
-def outcome(read: Callable[[], Any], expected: Any, heard: _Heard) -> str:
-  """What a reader made of a damaged run."""
+def outcome(read: Callable[[], Any], expected: Any, heard: _Heard, refused: bool = False) -> str:
+  """What a reader made of a damaged run; whether its answer is compared, and refused where it differs, by who asks."""
   heard.said = False
   try:
     found = read()
@@ -96,10 +125,12 @@ def outcome(read: Callable[[], Any], expected: Any, heard: _Heard) -> str:
     return "traceback"
   if found == expected:
     return "same"
+  if refused:
+    return "refused"
   return "fallback" if heard.said else "silent"
 
 
-def sweep(source: Path, places: int, seed: int) -> dict[tuple[str, str], collections.Counter]:
+def sweep(source: Path, places: int, commands: int, seed: int) -> dict[tuple[str, str], collections.Counter]:
   """Outcomes by kind of file and reader; `source` is not touched."""
   from contrastive_jax.training.state import TrainState
 
@@ -121,12 +152,18 @@ def sweep(source: Path, places: int, seed: int) -> dict[tuple[str, str], collect
     for path in files:
       kind = _kind(path.relative_to(pristine))
       content = path.read_bytes()
-      for _ in range(places):
+      layer = _layer(path.relative_to(pristine), pristine, steps[-1], {**_as_dict(abstract)})
+      layers, whole = dict([layer] if layer else []), dict(expected)
+      whole.update({name: read() for name, read in layers.items()})
+      for place in range(max(places if layer else 0, commands)):
         damaged = bytearray(content)
         damaged[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-        for name, read in readers.items():
+        asked = dict(readers) if place < commands else {}
+        if place < places:
+          asked.update({name: lambda _, read=read: read() for name, read in layers.items()})
+        for name, read in asked.items():
           path.write_bytes(damaged)
-          found = outcome(lambda read=read: read(pristine), expected[name], heard)
+          found = outcome(lambda read=read: read(pristine), whole[name], heard, refused=name == "tokenizer")
           table.setdefault((kind, name), collections.Counter())[found] += 1
           for aside in (pristine / "checkpoints").glob("*.damaged*"):
             aside.rename(aside.with_name(aside.name.partition(".")[0]))  # A resume moves what is damaged.
@@ -160,7 +197,7 @@ def main(_: list[str]) -> None:
   if _COST.value:
     cost()
     return
-  table = sweep(Path(_WORKDIR.value), _PLACES.value, _SEED.value)
+  table = sweep(Path(_WORKDIR.value), _PLACES.value, _COMMANDS.value, _SEED.value)
   print(f"{'file':36}{'reader':12}" + "".join(f"{name:>10}" for name in OUTCOMES))
   for (kind, reader), counts in sorted(table.items()):
     print(f"{kind:36}{reader:12}" + "".join(f"{counts[name]:10}" for name in OUTCOMES))

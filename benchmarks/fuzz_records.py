@@ -223,6 +223,7 @@ def fuzz_commands(pictures: int, seed: int = 0) -> Counter:
       left_out = embedding_files.write(Path(scratch) / "out.npy", small_model(), ids, items)
       embedded = np.load(Path(scratch) / "out.npy")
     assert len(left_out) == refused and len(embedded) == len(files) - refused and np.isfinite(embedded).all()
+    print(f"{start + len(files):,} pictures read three ways, peak {peak_megabytes():,.0f} MB", flush=True)
     total.update(records=len(files), pipeline=refused, evaluation=scored.count, embedding=len(left_out))
   faulthandler.cancel_dump_traceback_later()
   return total
@@ -293,8 +294,8 @@ def main() -> None:
   options = flags.FLAGS
   signal.signal(signal.SIGALRM, _too_long)
   logging.getLogger("contrastive_jax").setLevel(logging.ERROR)  # Every bad record would be named.
-  for found in (fuzz(options.pictures, options.seed), fuzz_captions(options.captions, options.seed)):
-    for name, counts in found.items():
+  for read, count in ((fuzz, options.pictures), (fuzz_captions, options.captions)):
+    for name, counts in read(count, options.seed).items():
       print(name, dict(counts), flush=True)
   print("left out of the same pictures:", dict(fuzz_commands(options.pictures, options.seed)))
   print(f"peak {peak_megabytes():,.0f} MB")

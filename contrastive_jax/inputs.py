@@ -205,7 +205,7 @@ def _said(value: Any) -> str:
 def _brief(value: Any) -> str:
   if isinstance(value, Image.Image | Clip):
     return "image"
-  shown = ascii(value)
+  shown = " ".join(ascii(value).split())
   return shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 3]}..."
 
 

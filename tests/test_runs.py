@@ -74,6 +74,31 @@ def test_a_wrong_leaf_is_named(run):
     restore_params(run, 2)
 
 
+RENAMED = ("init_timestamp_nsecs", "commit_timestamp_nsecs", "item_handlers", "metrics", "custom_metadata", "state")
+
+
+@pytest.mark.parametrize("what", [*RENAMED, "list", "float", "far", "null"])
+@pytest.mark.parametrize("step", [1, 2])
+def test_damaged_metadata_of_any_checkpoint_never_hide_the_others(run, what, step):
+  path = run / "checkpoints" / str(step) / "_CHECKPOINT_METADATA"
+  text, stamp = path.read_text(), '"commit_timestamp_nsecs": '
+  changed = {
+    "list": "[1]",
+    "null": "null",
+    "float": text.replace(stamp, stamp + "1."),
+    "far": text.replace(stamp, stamp + "9" * 9),
+  }
+  path.write_text(changed.get(what) or text.replace(f'"{what}"', f'"{what[:-1]}z"', 1))
+  try:
+    found = restore_params(run, None).step
+    assert found in (1, 2) and restore_params(run, found).step == found
+  except UserError as error:
+    assert "\n" not in str(error)
+  assert restore_params(run, 3 - step).step == 3 - step
+  with Checkpoints(run / "checkpoints") as checkpoints:
+    assert int(checkpoints.restore(state())[0].step) in (1, 2)
+
+
 def test_every_file_of_a_checkpoint_may_be_cut_or_missing(run):
   files = [path for path in (run / "checkpoints" / "2").rglob("*") if path.is_file()]
   assert len(files) > 3

@@ -4,8 +4,10 @@ Orbax's `experimental.v1` interface is used here and nowhere else.
 """
 
 import contextlib
+import datetime
 import json
 import logging
+import os
 import re
 import shutil
 import traceback
@@ -16,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint.experimental.v1 as ocp
+from orbax.checkpoint._src.path import step as orbax_steps
 
 from contrastive_jax import paths, runs
 from contrastive_jax.errors import NonFiniteError, SaveError, UserError
@@ -25,6 +28,26 @@ from contrastive_jax.training.state import TrainState, towers
 log = logging.getLogger(__name__)
 
 paths.read_names_literally()
+
+
+def _list_damaged_checkpoints() -> None:
+  """Lets Orbax open a folder in which the metadata of a checkpoint are damaged.
+
+  It asks every checkpoint for the time of its commit when the folder is opened, and raises what its parser raises. The
+  time of the folder stands in for it; reading the checkpoint then says what is wrong.
+  """
+  original = orbax_steps.Metadata.commit_timestamp.fget
+
+  def commit_timestamp(self):
+    try:
+      return original(self)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError):
+      return datetime.datetime.fromtimestamp(os.stat(self.path).st_mtime, tz=datetime.UTC)
+
+  orbax_steps.Metadata.commit_timestamp = property(commit_timestamp)
+
+
+_list_damaged_checkpoints()
 
 
 class _Damaged(Exception):
@@ -59,7 +82,9 @@ def checksum(state: Any) -> tuple[dict[str, int], list[str]]:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-  """False for tracebacks of Orbax's threads and tasks: what failed in them is raised to us, and told in a sentence."""
+  """False for errors and tracebacks of Orbax and its threads: they are raised to us too, and told in a sentence."""
+  if record.levelno >= logging.ERROR and "orbax" in Path(record.pathname).parts:
+    return False  # Some show all of a damaged file.
   trace = record.exc_info[2] if record.exc_info else None
   if trace is None:
     return True
