@@ -117,7 +117,7 @@ def pack_grids(grids: Int[np.ndarray, "items 3"], *, rows: int, length: int, min
     min_tokens: no image is shrunk below it.
 
   Raises:
-    UserError: if they do not fit however they are shrunk.
+    UserError: if no way to shrink and to lay them was found.
   """
   wanted = np.asarray(grids, np.int64)
   asked = [tuple(grid) for grid in wanted.tolist()]
@@ -127,12 +127,29 @@ def pack_grids(grids: Int[np.ndarray, "items 3"], *, rows: int, length: int, min
     # Of the two sides the one that has lost the smaller share, and of equals the longer one.
     row = x == 1 or (y > 1 and (y * full_x, y) >= (x * full_y, x))
     y, x = (y - 1, x) if row else (y, x - 1)
-    return (t, y, x) if t * y * x >= max(1, min_tokens) else None
+    least = max(1, min_tokens)
+    return (t, y, x) if t * y * x >= least else _largest_below(math.prod(grid), least, asked[item])
 
   final, row_of = shrink_to_fit(asked, rows, length, smaller, "images")
   got = np.array(final, np.int64).reshape(-1, 3)
   sizes = got.prod(axis=1)
   return PackedGrids(rows, length, sizes, *_laid(sizes, row_of), wanted, got)
+
+
+def _largest_below(tokens: int, least: int, asked: State) -> State | None:
+  """Returns the largest part of a grid with fewer than `tokens` and at least `least` tokens, of equals the best shape.
+
+  None where no part has so many.
+  """
+  t, full_y, full_x = asked
+  parts = ((t, y, min(full_x, (tokens - 1) // (t * y))) for y in range(1, full_y + 1))
+
+  def shape(part: State) -> float:
+    _, y, x = part
+    return max(y * full_x, x * full_y) / min(y * full_x, x * full_y)
+
+  enough = [part for part in parts if math.prod(part) >= least]
+  return max(enough, key=lambda part: (math.prod(part), -shape(part)), default=None)
 
 
 def place_images(patches: Sequence[Patches], packed: PackedGrids) -> ImageBatch:

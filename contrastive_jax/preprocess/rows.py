@@ -49,6 +49,39 @@ def fill_rows(sizes: Sequence[int], rows: int, length: int) -> list[int] | None:
   return None if remaining else row_of
 
 
+def search_rows(sizes: Sequence[int], rows: int, length: int, *, most: int = 20_000) -> list[int] | None:
+  """Gives each item a row by trying all ways, the largest items first; None where none fits or `most` were tried.
+
+  It finds what `fill_rows` overlooks with three rows or more.
+  """
+  order = sorted(range(len(sizes)), key=lambda item: (-sizes[item], item))
+  free, row_of, tried = [length] * rows, [-1] * len(sizes), 0
+
+  def place(depth: int) -> bool:
+    nonlocal tried
+    if depth == len(order):
+      return True
+    item, seen = order[depth], set()
+    for row in range(rows):
+      # Of rows with equal room one is as good as another.
+      if sizes[item] > free[row] or free[row] in seen:
+        continue
+      tried += 1
+      if tried > most:
+        return False
+      seen.add(free[row])
+      free[row] -= sizes[item]
+      row_of[item] = row
+      if place(depth + 1):
+        return True
+      free[row] += sizes[item]
+    return False
+
+  # Deeper than Python recurses there are too many ways to try them all.
+  fits = sum(sizes) <= rows * length and len(sizes) <= 64 and place(0)
+  return row_of if fits else None
+
+
 def shrink_to_fit(
   wanted: Sequence[State], rows: int, length: int, smaller: Callable[[int, State], State | None], what: str
 ) -> tuple[list[State], list[int]]:
@@ -65,7 +98,7 @@ def shrink_to_fit(
     The extents after the fewest turns found, and the row of each item. One turn fewer would not fit.
 
   Raises:
-    UserError: if they do not fit however small.
+    UserError: if they do not fit however small, as far as `fill_rows` and `search_rows` can tell.
   """
   sizes = [math.prod(state) for state in wanted]
   turns: list[tuple[int, State]] = []
@@ -88,6 +121,12 @@ def shrink_to_fit(
       more = more and taker.take(turns)
     step *= 2
     row_of = attempt(len(turns))
+  if row_of is None:
+    smallest = list(sizes)
+    for item, state in turns:
+      smallest[item] = math.prod(state)
+    row_of = search_rows(smallest, rows, length)
+    failed = len(turns) - 1
   if row_of is None:
     raise UserError(
       f"{rows} rows of {length} tokens are too few for the {len(wanted)} {what} of a pack, even at their smallest:"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess import packing
 from contrastive_jax.preprocess.native import patchify_clip
-from contrastive_jax.preprocess.rows import fill_rows
+from contrastive_jax.preprocess.rows import fill_rows, search_rows
 
 IMAGE = st.tuples(st.just(1), st.integers(1, 5), st.integers(1, 5))
 GRID = st.tuples(st.integers(1, 2), st.integers(1, 6), st.integers(1, 6))
@@ -76,6 +76,65 @@ def test_rows_are_found_where_brute_force_finds_them(sizes, rows, length):
     assert (np.bincount(row_of, weights=sizes, minlength=rows) <= length).all()
   elif rows < 3:  # With one or two rows the method is exact.
     assert not exists_packing(sizes, rows, length)
+
+
+def least_size(grid, least):
+  """Tokens of the smallest part of a grid that still has enough; its own size where it has too few itself."""
+  t, y, x = grid
+  parts = (t * a * b for a in range(1, y + 1) for b in range(1, x + 1))
+  return min((size for size in parts if size >= least), default=t * y * x)
+
+
+SMALL = [(1, 1, 1), (1, 1, 3), (1, 2, 2), (1, 2, 3), (1, 3, 3), (1, 5, 1), (1, 2, 5), (2, 2, 2), (2, 1, 3), (3, 2, 3)]
+
+
+@pytest.mark.parametrize(
+  ("least", "most"),
+  [(3, 2), (5, 2), *(pytest.param(least, 3, marks=pytest.mark.slow) for least in (1, 2, 3, 4, 5, 7))],
+)
+def test_a_pack_is_refused_only_where_no_way_to_shrink_and_lay_it_fits(least, most):
+  """Of all small packs: with every image as small as it may be, some assignment to rows fits or none does."""
+  refused = 0
+  for count in range(1, most + 1):
+    for grids in itertools.combinations_with_replacement(SMALL, count):
+      sizes = [least_size(grid, least) for grid in grids]
+      for rows, length in itertools.product((1, 2, 3), (2, 3, 5, 8)):
+        possible = exists_packing(sizes, rows, length)
+        try:
+          packed = packing.pack_grids(np.array(grids), rows=rows, length=length, min_tokens=least)
+        except UserError:
+          assert not possible, (grids, rows, length)
+          refused += 1
+          continue
+        assert possible and (np.bincount(packed.slots[:, 0], weights=packed.sizes) <= length).all()
+        assert (packed.grids <= np.array(grids)).all()
+        assert (packed.sizes >= np.minimum(np.prod(grids, axis=1), least)).all()
+  assert refused
+
+
+@pytest.mark.parametrize(
+  ("grids", "rows", "length", "least", "expected"),
+  [
+    ([(1, 2, 3)], 1, 3, 3, [(1, 1, 3)]),
+    ([(1, 3, 3)], 1, 4, 4, [(1, 2, 2)]),
+    ([(1, 3, 3)], 1, 3, 3, [(1, 1, 3)]),
+    ([(1, 4, 4)], 1, 5, 4, [(1, 2, 2)]),
+    ([(2, 2, 3)], 1, 6, 5, [(2, 1, 3)]),
+    ([(1, 2, 3), (1, 2, 3)], 2, 3, 3, [(1, 1, 3), (1, 1, 3)]),
+  ],
+)
+def test_an_image_shrinks_down_to_the_least_size(grids, rows, length, least, expected):
+  packed = packing.pack_grids(np.array(grids), rows=rows, length=length, min_tokens=least)
+  assert [tuple(grid) for grid in packed.grids.tolist()] == expected
+
+
+@given(st.lists(st.integers(1, 12), min_size=3, max_size=8), st.integers(3, 4), st.integers(12, 20))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_trying_all_ways_finds_what_brute_force_finds(sizes, rows, length):
+  row_of = search_rows(sizes, rows, length)
+  assert (row_of is not None) == exists_packing(sizes, rows, length)
+  if row_of is not None:
+    assert (np.bincount(row_of, weights=sizes, minlength=rows) <= length).all()
 
 
 def alone(grid):
