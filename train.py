@@ -67,6 +67,7 @@ def main() -> None:
   evals, all_evals = tasks.expand(config.evals), tasks.expand((*config.final_evals, *config.evals))
   data_changed = run_config.check_resume(workdir, config)
   mesh = MeshSpec(**config.mesh).make()
+  run_config.check_host_memory(config, mesh)
   spec, train_step = run_config.build(config, mesh)
 
   with (

@@ -15,8 +15,8 @@ from contrastive_jax.models import flops, presets
 from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.parallel.mesh import MeshSpec, batch_shards
 from contrastive_jax.runs import read_config
+from contrastive_jax.training import host_memory, shapes
 from contrastive_jax.training import optimizer as optimizers
-from contrastive_jax.training import shapes
 from contrastive_jax.training.curriculum import Segment
 from contrastive_jax.training.fields import check_fields
 from contrastive_jax.training.loop import LoopOptions
@@ -77,7 +77,9 @@ def check(config: Any) -> None:
     raise UserError("data.sources={} needs at least one source, each with a weight above 0")
   objective_of(config)
   model = model_config(config)
-  for segment in segments_of(config):
+  segments = segments_of(config)
+  _check_pairs(segments, term_weights(config))
+  for segment in segments:
     check_model_fits(segment, model)
   make_schedule(config)
   teacher_dims(config)
@@ -87,6 +89,23 @@ def check_init_from(config: Any) -> None:
   """Raises a `UserError` when `init_from` is not a run. Only a run without checkpoints needs it."""
   if config.init_from:
     paths.run_to_read("init_from", config.init_from)
+
+
+def check_host_memory(config: Any, mesh: jax.sharding.Mesh) -> None:
+  """Raises a `UserError` for a batch of which this host cannot hold its share."""
+  host_memory.check_host_memory(segments_of(config), model_config(config), mesh, teacher_dims=teacher_dims(config))
+
+
+def _check_pairs(segments: Sequence[Segment], terms: Mapping[str, float]) -> None:
+  """Raises a `UserError` for a batch of one pair where a term compares pairs with each other only."""
+  alone = [name for name in terms if name in ("softmax", "distill_similarity", "distill_relational")]
+  for segment in segments:
+    if alone and segment.batch_size < 2:
+      stage = f" of stage '{segment.name}'" if segment.name else ""
+      raise UserError(
+        f"batch_size={segment.batch_size}{stage} leaves nothing to compare a pair with, so that {alone[0]} is always 0:"
+        " use at least 2"
+      )
 
 
 def check_model_fits(segment: Segment, model: DualEncoderConfig) -> None:

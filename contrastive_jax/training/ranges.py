@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from contrastive_jax.errors import UserError
 
 
@@ -29,7 +31,13 @@ class Range:
   below: bool = False
 
   def holds(self, value: float | int) -> bool:
-    """Whether a number is finite and within the range."""
+    """Whether a number is finite and within the range, also as the float32 that a train step computes with.
+
+    A decay of 0.99999999 is 1 there, and an eps of 1e-60 is 0.
+    """
+    return self._contains(value) and (isinstance(value, int) or self._contains(_as_float32(value)))
+
+  def _contains(self, value: float | int) -> bool:
     low = value > self.least if self.above else value >= self.least
     high = value < self.most if self.below else value <= self.most
     return math.isfinite(value) and low and high
@@ -38,6 +46,11 @@ class Range:
     low = f"{'above' if self.above else 'at least'} {self.least:g}" if math.isfinite(self.least) else ""
     high = f"{'below' if self.below else 'at most'} {self.most:g}" if math.isfinite(self.most) else ""
     return " and ".join(part for part in (low, high) if part) or "finite"
+
+
+def _as_float32(value: float) -> float:
+  with np.errstate(over="ignore", under="ignore"):
+    return float(np.float32(value))
 
 
 FINITE = Range()
@@ -50,11 +63,13 @@ DEGREES = Range(0, 360)
 
 # Regular expressions of whole field names -> range; the first that matches holds.
 RANGES: Mapping[str, Range] = {
-  r"seed": FINITE,
-  r"total_steps|batch_size|accumulation|log_every|checkpoint_every|checkpoint_keep_last": COUNT,
+  # JAX keeps 32 bits of a seed: a larger one would be another in disguise.
+  r"seed": Range(-(2**31), 2**32 - 1),
+  r"total_steps|batch_size|accumulation|log_every|checkpoint_every|checkpoint_keep_last": Range(1, 2**31 - 1),
   r"checkpoint_keep_every|eval_every|max_skipped_steps|profile_steps": NOT_NEGATIVE,
   r"average_decay": BELOW_ONE,
-  r"max_logit_scale": COUNT,
+  # Gradients of float32 logits of a million have no digits left.
+  r"max_logit_scale": Range(1, 1e6),
   r"mesh\.\w+": Range(-1),
   r"objective\..+": POSITIVE,
   r"optimizer\.(learning_rate|muon_learning_rate|muon_rms|eps)": POSITIVE,
@@ -69,7 +84,9 @@ RANGES: Mapping[str, Range] = {
   r"loss_options\.\w+\.label_smoothing": BELOW_ONE,
   r"distillation\.dim": NOT_NEGATIVE,
   r"model\.embed_dim|model\.text\.(length|vocab_size)": COUNT,
-  r"model\.init_logit_(scale|bias)": FINITE,
+  # The scale is a logarithm.
+  r"model\.init_logit_scale": Range(-14, 14),
+  r"model\.init_logit_bias": Range(-1e6, 1e6),
   r"model\.vision\.(channels|image_size|patch_size|tubelet|max_time)": COUNT,
   # Pixels are scaled to [0, 1] before the mean is taken off.
   r"model\.vision\.mean": SHARE,
@@ -78,22 +95,22 @@ RANGES: Mapping[str, Range] = {
   r"model\.\w+\.transformer\.attention_length": NOT_NEGATIVE,
   r"model\.\w+\.transformer\.(drop_path|dropout)": BELOW_ONE,
   r"model\.\w+\.transformer\.(norm_eps|layer_scale)": POSITIVE,
-  r"model\.\w+\.transformer\.(qk_norm|rope)": FINITE,
-  r"model\.(text|vision)\.\w+": FINITE,
   r"data\.max_bad_share": SHARE,
   r"data\.prefetch_bytes": COUNT,
   r"data\.(threads|workers|pack_pairs|text_rows|text_row_length)": NOT_NEGATIVE,
   r"data\.sources\..+": POSITIVE,
   r"data\.captions\.\w+": SHARE,
   r"data\.augment\.(rotate|hue)": DEGREES,
-  r"data\.augment\.(contrast|saturation|zoom|brightness|colour|shift|shear|stretch|blur)": NOT_NEGATIVE,
-  r"data\.augment\.(background|flatten|flip|grey|outline|unfill)": SHARE,
+  r"data\.augment\.zoom": POSITIVE,
+  r"data\.augment\.(contrast|saturation|brightness|shift|shear|stretch)": NOT_NEGATIVE,
+  r"data\.augment\.(background|blur|colour|flatten|flip|grey|outline|unfill)": SHARE,
   # The last stage may say 0, which is the rest of the run.
   r"curriculum\.\d+\.steps": NOT_NEGATIVE,
   r"curriculum\.\d+\.(distillation|learning_rate)": NOT_NEGATIVE,
   r"curriculum\.\d+\.video_share": SHARE,
-  r"curriculum\.\d+\.\w+sources\..+|curriculum\.\d+\.sources\..+": POSITIVE,
-  r"curriculum\.\d+\.\w+": NOT_NEGATIVE,
+  r"curriculum\.\d+\.(sources|video_sources)\..+": POSITIVE,
+  r"curriculum\.\d+\.(batch_size|size|min_tokens|max_tokens|lengths|rows|row_length|warmup_steps)": NOT_NEGATIVE,
+  r"curriculum\.\d+\.(frames|frame_rate|video_size|video_max_tokens|video_rows|video_row_length)": NOT_NEGATIVE,
 }
 
 

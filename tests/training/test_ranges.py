@@ -3,13 +3,14 @@
 import importlib.util
 import json
 import math
+import typing
 
 import pytest
 
 from configs import common
 from contrastive_jax.errors import UserError
 from contrastive_jax.training import config as run_config
-from contrastive_jax.training import ranges
+from contrastive_jax.training import fields, ranges
 from tests import runs
 
 SHIPPED = sorted(path.stem for path in (runs.ROOT / "configs").glob("*.py") if path.stem != "__init__")
@@ -25,15 +26,37 @@ def config_with(name, value):
   return tree
 
 
-def numeric_fields():
-  """Fields that hold numbers, or that may hold some and are None."""
+def numeric_fields(node=None, prefix=""):
+  """Fields that may hold numbers by their type, those that are None by default included; `objective` by its terms."""
+  for name, kind in (fields.known() if node is None else node).fields.items():
+    full = f"{prefix}{name}"
+    if isinstance(kind, fields.Node):
+      yield from numeric_fields(kind.every, f"{full}.0.") if kind.every else numeric_fields(kind, f"{full}.")
+    elif {int, float} & {kind, *typing.get_args(kind)}:
+      yield full
+
+
+def test_what_has_a_number_by_its_type_has_one_in_configs():
+  """The types of the fields, which another test compares with the configs, miss no number."""
   config = run_config.as_json(common.get_config())
   config["curriculum"] = [json.loads(common.stage("a", 1).to_json())]
-  optional = [f"loss_options.{name}.tile" for name in ("sigmoid", "softmax")]
-  return sorted({name for name, _ in ranges.numbers(config)} | set(optional))
+  assert {name for name, _ in ranges.numbers(config)} <= set(sorted(numeric_fields()))
 
 
-@pytest.mark.parametrize("name", numeric_fields())
+@pytest.mark.parametrize(
+  "name",
+  [
+    "new", "optimizer.new", "schedule.new", "data.new", "data.augment.new", "data.captions_new", "model.new",
+    "model.vision.new", "model.text.new", "model.vision.transformer.new", "curriculum.0.new",
+    "loss_options.softmax.new", "distillation.new", "tokenizer.new", "seeds", "batch_sizes",
+  ],
+)  # fmt: skip
+def test_a_new_field_has_no_range_until_it_gets_one(name):
+  """No row of the table is so wide that the tests above could not fail for a field that is added."""
+  assert ranges.range_of(name) is None
+
+
+@pytest.mark.parametrize("name", sorted(numeric_fields()))
 def test_every_numeric_field_has_a_range_and_refuses_what_is_no_number(name):
   assert ranges.range_of(name) is not None
   for value in (math.nan, math.inf, -math.inf):
@@ -79,7 +102,20 @@ def test_shipped_configs_lie_within_the_ranges(name):
     ("data.sources", ({"noto": 0}, {"noto": -1}, {"noto": math.nan}, {"a": {"name": "noto", "weight": -2}})),
     ("objective", ({"sigmoid": 0}, {"sigmoid": math.inf})),
     ("batch_size", (0, -8)),
-    ("seed", (math.nan,)),
+    ("seed", (math.nan, 2**32, -(2**31) - 1)),
+    # What is another number in float32: 1, 0 and infinity.
+    ("optimizer.b2", (0.99999999,)),
+    ("optimizer.eps", (1e-60,)),
+    ("optimizer.learning_rate", (1e39, 1e-60)),
+    ("average_decay", (1 - 1e-9,)),
+    ("model.init_logit_scale", (1000.0, -math.inf)),
+    ("model.init_logit_bias", (1e30,)),
+    ("max_logit_scale", (1e30,)),
+    ("total_steps", (2**31,)),
+    ("data.augment.zoom", ([0, 1],)),
+    ("data.augment.blur", (1.5,)),
+    ("data.max_bad_share", (-0.1, 1.1)),
+    ("mesh.data", (-2,)),
   ],
 )
 def test_what_lies_outside_is_one_sentence_with_the_field(name, values):
