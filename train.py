@@ -11,6 +11,7 @@ is not finite; 4 a file or a checkpoint cannot be written; 130 or 143 stopped by
 the same command resumes the run.
 """
 
+import dataclasses
 import math
 import shutil
 import sys
@@ -38,7 +39,7 @@ from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.run_lock import RunLock
 from contrastive_jax.runs import read_json_lines, write_config, write_folder
 from contrastive_jax.training import config as run_config
-from contrastive_jax.training import curriculum, loop
+from contrastive_jax.training import curriculum, growth, loop
 from contrastive_jax.training.checkpoint import Checkpoints, has_checkpoint
 from contrastive_jax.training.curriculum import Segment
 from contrastive_jax.training.distillation import Teacher, load_teacher
@@ -78,6 +79,11 @@ def main() -> None:
   ):
     restored, about = checkpoints.restore(spec.abstract()) or (None, {})
     start = int(restored.step) if restored else 0
+    plans = run_config.plans_of(config, about)
+    if len(plans) > 1:
+      spec, train_step = run_config.build(config, mesh, plans)
+    if len(plans) > max(len(about.get("plans", ())), 1):
+      say(growth.announced(lambda plans: run_config.make_schedule(config, plans), plans, start))
     segments = build.make_segments(config, about.get("segments", ()), start, data_changed)
     sources = build.make_sources(config.data, {name for segment in segments for name in segment.all_sources()})
     listed = workdir / (FILE if distributed.is_main() else f"{jax.process_index()}.{FILE}")
@@ -138,7 +144,11 @@ def main() -> None:
       writer,
       run_config.loop_options(config),
       mesh=mesh,
-      about={"segments": [segment.to_dict() for segment in segments], "tokenizer": tokenizer.fingerprint},
+      about={
+        "segments": [segment.to_dict() for segment in segments],
+        "tokenizer": tokenizer.fingerprint,
+        "plans": [dataclasses.asdict(plan) for plan in plans],
+      },
       evaluate=lambda state: scalars(score(state, evals)),
       teach=teacher and teacher.targets,
       ahead=run_config.abstract_batches(config, curriculum.ahead(segments, start), mesh),

@@ -109,6 +109,9 @@ def get_config() -> ConfigDict:
   config.schedule.end_factor = 0.0  # Final learning rate over the peak, for cosine and linear.
   config.schedule.timescale = 10_000  # Steps over which rsqrt begins to decay.
   config.schedule.cooldown_steps = 0  # Final steps that decay to 0, for rsqrt, constant and cooldown.
+  # What follows when total_steps of a run grows: "hold" keeps the final rate, "restart" repeats warm-up and decay over
+  # the added steps, "stretch" spreads the schedule over all steps, which makes the rate leap.
+  config.schedule.on_growth = "hold"
 
   config.average_decay = 0.0  # Decay of the moving average of the parameters that is evaluated; 0 keeps no average.
 

@@ -193,6 +193,9 @@ class _Divergence(Accumulator):
     """Of what `mask` marks in one tile, or all of it, along `axis`."""
     largest = [jnp.max(x if mask is None else jnp.where(mask, x, -jnp.inf), axis) for x in (u, v)]
     u, v = (x - jnp.expand_dims(finite(line), axis) for x, line in zip((u, v), largest, strict=True))
+    if mask is not None:
+      # Masked before the exponential, which might overflow.
+      u, v = jnp.where(mask, u, 0), jnp.where(mask, v, 0)
     exp_u, exp_v = (jnp.exp(x) if mask is None else jnp.where(mask, jnp.exp(x), 0) for x in (u, v))
     terms = exp_u, exp_v, exp_u * (u - v), exp_u * v, exp_v * v
     return cls(*largest, *(jnp.sum(term, axis) for term in terms))

@@ -70,8 +70,9 @@ def log_sum_exps(
     references = tuple(jnp.where(jnp.isneginf(line), highest, line) for line in largest)
 
     def one(similarities):
+      exponents = jnp.where(negatives.mask(), (similarities - highest) * scale, -jnp.inf)
       # The barrier keeps the exponentials from being computed once for each sum.
-      terms = lax.optimization_barrier(jnp.where(negatives.mask(), jnp.exp((similarities - highest) * scale), 0))
+      terms = lax.optimization_barrier(jnp.exp(exponents))
       return tuple(
         jnp.sum(terms, axis) * jnp.exp((highest - line) * scale) for axis, line in zip((1, 0), references, strict=True)
       )
@@ -99,34 +100,35 @@ def slopes(
 ) -> tuple[Float[Array, "a b"], Float[Array, "a"]]:
   """Derivatives by the logits, and each row's part of the derivative by the scale."""
 
-  def finish(similarities, negatives, rows, columns, from_row, from_column):
+  def finish(similarities, mask, rows, columns, from_row, from_column):
     """The shares that a logit has in its row and in its column, put together."""
     if rows.constant is not None:
       from_row, from_column = from_row + rows.constant[:, None], from_column + columns.constant[None, :]
-    mask = negatives.mask()
     total = jnp.where(mask, from_row + from_column, 0)
     # Relative to the positive, whose own slope the caller adds: nearly equal similarities keep their digits.
     by_scale = from_row * (similarities - rows.own[:, None]) + from_column * (similarities - columns.own[None, :])
     return total, jnp.sum(jnp.where(mask, by_scale, 0), axis=1)
 
   def apart(similarities, negatives, scale, rows, columns, weights=None):
+    mask = negatives.mask()
     exponents = (similarities - rows.largest[:, None]) * scale, (similarities - columns.largest[None, :]) * scale
-    if weights is not None:
-      # A weight of 0 left its logit out of `largest`, which it may then exceed.
-      exponents = (jnp.where(w > 0, e, -jnp.inf) for w, e in zip(weights, exponents, strict=True))
-    from_row, from_column = (jnp.exp(exponent) for exponent in exponents)
+    # What is no negative, or has a weight of 0, may exceed `largest`. An exponential that overflows would be masked
+    # here, but not in derivatives of this, which multiply it by 0.
+    counted = (mask, mask) if weights is None else tuple(mask & (w > 0) for w in weights)
+    from_row, from_column = (jnp.exp(jnp.where(c, e, 0)) for c, e in zip(counted, exponents, strict=True))
     if weights is not None:
       from_row, from_column = from_row * weights[0], from_column * weights[1]
     from_row, from_column = from_row * rows.coefficient[:, None], from_column * columns.coefficient[None, :]
-    return finish(similarities, negatives, rows, columns, from_row, from_column)
+    return finish(similarities, mask, rows, columns, from_row, from_column)
 
   def shared(similarities, negatives, scale, rows, columns):
     highest = jnp.maximum(jnp.max(rows.largest), jnp.max(columns.largest))
 
     def one(similarities):
-      terms = jnp.exp((similarities - highest) * scale)
+      mask = negatives.mask()
+      terms = jnp.exp(jnp.where(mask, (similarities - highest) * scale, 0))
       by_row, by_column = (side.coefficient * jnp.exp((highest - side.largest) * scale) for side in (rows, columns))
-      return finish(similarities, negatives, rows, columns, terms * by_row[:, None], terms * by_column[None, :])
+      return finish(similarities, mask, rows, columns, terms * by_row[:, None], terms * by_column[None, :])
 
     def two(similarities):
       return apart(similarities, negatives, scale, rows, columns)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from contrastive_jax.losses import exponentials, pairwise
 from contrastive_jax.losses.exponentials import Lines, Negatives
-from contrastive_jax.losses.reductions import LogSumExp, Sum, finite
+from contrastive_jax.losses.reductions import LogSumExp, Sum, finite, safe_log
 
 # `weight(image_side, text_side, logits) -> (weights for rows, weights for columns)`: at least 0, constants to the
 # gradient.
@@ -151,8 +151,9 @@ def _statistics_forward(sweep, with_totals, weight, image, text, scale, positive
   totals = sweep(tile_fn, rows, columns, (empty(len(image)), empty(len(text))))
 
   def relative(log_sum_exp, total=None, count=None):
-    largest = jnp.where(jnp.isneginf(log_sum_exp.largest), -jnp.inf, (log_sum_exp.largest - positive) * scale)
-    excess = jnp.log(log_sum_exp.total)
+    margin = (finite(log_sum_exp.largest) - positive) * scale
+    largest = jnp.where(jnp.isneginf(log_sum_exp.largest), -jnp.inf, margin)
+    excess = safe_log(log_sum_exp.total)
     if total is None:
       return NegativeStatistics(largest, excess)
     return NegativeStatistics(largest, excess, (total.total - count.total * positive) * scale, count.total)
@@ -176,7 +177,8 @@ def _statistics_backward(sweep, with_totals, weight, residuals, cotangents):
 
   def side(embeddings, which):
     statistics, sums = cotangents[which], totals[which][0]
-    coefficient = jnp.where(sums.total > 0, statistics.excess / sums.total, 0)
+    some = sums.total > 0
+    coefficient = jnp.where(some, statistics.excess / jnp.where(some, sums.total, 1), 0)
     return embeddings, group, sides[which], Lines(positive, finite(sums.largest), coefficient, statistics.total)
 
   empty = (Sum.empty(image.shape, dtype), Sum.empty((len(image),), dtype)), (Sum.empty(text.shape, dtype),)

@@ -116,8 +116,9 @@ class LogSumExp(Accumulator):
     if weights is not None:
       mask = mask & (weights > 0)
     largest = jnp.max(jnp.where(mask, values, -jnp.inf), axis, keepdims=True)
-    terms = jnp.exp((values - finite(largest)) * scale)
-    terms = jnp.where(mask, terms if weights is None else terms * weights, 0)
+    # Masked before the exponential, which might overflow: derivatives of the gradient would multiply infinity by 0.
+    terms = jnp.exp(jnp.where(mask, (values - finite(largest)) * scale, -jnp.inf))
+    terms = terms if weights is None else terms * weights
     largest = jnp.squeeze(largest, axis)
     return cls(largest, jnp.sum(terms, axis), jnp.full_like(largest, scale))
 
@@ -125,14 +126,15 @@ class LogSumExp(Accumulator):
     largest = jnp.maximum(self.largest, other.largest)
 
     def relative(part):
-      factor = jnp.exp((part.largest - finite(largest)) * part.scale)
-      return jnp.where(jnp.isneginf(part.largest), 0, part.total * factor)
+      # The total of an empty part is 0, whatever it is multiplied by.
+      step = jnp.where(jnp.isneginf(part.largest), 0, finite(part.largest) - finite(largest))
+      return part.total * jnp.exp(step * part.scale)
 
     return type(self)(largest, relative(self) + relative(other), self.scale)
 
   def value(self) -> Float[Array, "..."]:
     """The log-sum-exp, minus infinity where nothing was accumulated."""
-    return jnp.log(self.total) + finite(self.largest) * self.scale
+    return safe_log(self.total) + finite(self.largest) * self.scale
 
 
 @jax.tree_util.register_dataclass
@@ -157,6 +159,20 @@ class TopK(Accumulator):
   def merge(self, other: "TopK") -> "TopK":
     both = jnp.concatenate([self.values, other.values], axis=-1)
     return type(self)(lax.top_k(both, self.values.shape[-1])[0])
+
+
+def safe_log(total: Float[Array, "..."]) -> Float[Array, "..."]:
+  """The logarithm, minus infinity of 0 with derivatives of 0."""
+  some = total > 0
+  return jnp.where(some, jnp.log(jnp.where(some, total, 1)), -jnp.inf)
+
+
+def log_sum_exp(values: Float[Array, "... n"]) -> Float[Array, "..."]:
+  """Log-sum-exp over the last axis. Minus infinity counts nothing, and where nothing counts all derivatives are 0."""
+  some = ~jnp.isneginf(values)
+  largest = finite(lax.stop_gradient(jnp.max(values, axis=-1, initial=-jnp.inf)))
+  terms = jnp.where(some, jnp.where(some, values, 0) - largest[..., None], -jnp.inf)
+  return safe_log(jnp.sum(jnp.exp(terms), axis=-1)) + largest
 
 
 def finite(largest: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -58,6 +58,7 @@ def sigmoid_loss(
 
 def _softplus_and_sigmoid(logits: Float[Array, "a b"]) -> tuple[Float[Array, "a b"], Float[Array, "a b"]]:
   """log(1 + e^x) and its derivative from one exponential that cannot overflow."""
-  small = jnp.exp(-jnp.abs(logits))
+  # Not `abs`, whose derivative at 0 is 0: that of the sigmoid there is 1/4.
+  small = jnp.exp(jnp.where(logits >= 0, -logits, logits))
   sigmoid = jnp.where(logits >= 0, 1, small) / (1 + small)
   return jnp.maximum(logits, 0) + jnp.log1p(small), sigmoid

@@ -3,13 +3,13 @@
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from contrastive_jax.errors import UserError
 from contrastive_jax.losses import negatives, pairwise
+from contrastive_jax.losses.reductions import log_sum_exp
 
 
 def softmax_loss(
@@ -99,7 +99,8 @@ def weighted_softmax_loss(
       and of the texts' negatives; constants to the gradient. None is 1.
     image_side: pytree of arrays per pair that `negative_weight` sees for its rows.
     text_side: pytree of arrays per pair that `negative_weight` sees for its columns.
-    image_extra: similarities of each image to further negatives of its own, before the scale; differentiable.
+    image_extra: similarities of each image to further negatives of its own, before the scale; differentiable. One of
+      minus infinity is no negative.
     text_extra: the same for each text.
     label_smoothing: see `softmax_loss`; extra negatives are no classes here.
     group: see `softmax_loss`.
@@ -143,17 +144,19 @@ def weighted_softmax_loss(
 
   # The positive and the negatives come from different summations of the same products: what is nearer than their
   # rounding is a tie, and a tie is no hit.
-  norms = jnp.linalg.norm(image.astype(scale.dtype), axis=1) * jnp.linalg.norm(text.astype(scale.dtype), axis=1)
-  tolerance = lax.stop_gradient(4 * math.sqrt(image.shape[1]) * jnp.finfo(scale.dtype).eps * norms * scale)
+  lengths = (jnp.linalg.norm(lax.stop_gradient(side).astype(scale.dtype), axis=1) for side in (image, text))
+  tolerance = 4 * math.sqrt(image.shape[1]) * jnp.finfo(scale.dtype).eps * math.prod(lengths) * lax.stop_gradient(scale)
 
   metrics = {}
   directions = {"image_to_text": (of_images, image_extra), "text_to_image": (of_texts, text_extra)}
   for direction, (statistics, extra) in directions.items():
     largest, margin = statistics.largest, statistics.margin
     if extra is not None:
-      margins = extra.astype(scale.dtype) * scale - positive[:, None]
-      largest = jnp.maximum(largest, jnp.max(margins, axis=1))
-      margin = jnp.logaddexp(margin, jax.nn.logsumexp(margins, axis=1))
+      some = ~jnp.isneginf(extra)
+      margins = jnp.where(some, extra, 0).astype(scale.dtype) * scale - positive[:, None]
+      margins = jnp.where(some, margins, -jnp.inf)
+      largest = jnp.maximum(largest, jnp.max(margins, axis=1, initial=-jnp.inf))
+      margin = log_sum_exp(jnp.stack([margin, log_sum_exp(margins)], axis=1))
     loss = _cross_entropy(margin, positive_coefficient) + (1 - positive_weight) * positive
     if label_smoothing:
       # How far the positive logit lies above the mean of all classes.
@@ -167,5 +170,4 @@ def _cross_entropy(margin: Float[Array, "pairs"], coefficient: float) -> Float[A
   """`log(a e^p + e^n) - p` of the margin n - p, accurate where it is small."""
   if coefficient > 0:
     return jnp.logaddexp(jnp.asarray(math.log(coefficient), margin.dtype), margin)
-  empty = jnp.isneginf(margin)
-  return jnp.where(empty, 0, jnp.where(empty, 0, margin))
+  return jnp.where(jnp.isneginf(margin), 0, margin)

@@ -15,10 +15,12 @@ from contrastive_jax.models import flops, presets
 from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.parallel.mesh import MeshSpec, batch_shards
 from contrastive_jax.runs import read_config
-from contrastive_jax.training import host_memory, shapes
+from contrastive_jax.training import growth, host_memory, shapes
 from contrastive_jax.training import optimizer as optimizers
+from contrastive_jax.training.checkpoint import has_checkpoint
 from contrastive_jax.training.curriculum import Segment
 from contrastive_jax.training.fields import check_fields
+from contrastive_jax.training.growth import Growths
 from contrastive_jax.training.loop import LoopOptions
 from contrastive_jax.training.objective import Objective, check_teacher, make_objective, term_options
 from contrastive_jax.training.ranges import check_ranges
@@ -45,6 +47,7 @@ _FREE_ON_RESUME = (
   "final_evals",
   "profile_steps",
   "wandb_project",
+  "schedule.on_growth",
   "on_nonfinite",
   "max_skipped_steps",
   "data.threads",
@@ -69,6 +72,7 @@ def check(config: Any) -> None:
   for name in ("compute_dtype", "loss_dtype"):
     require_known(name, config[name], ("float32", "bfloat16"))
   require_known("init_towers", config.init_towers, ("all", "image", "text"))
+  require_known("schedule.on_growth", config.schedule.get("on_growth", growth.DEFAULT), growth.WAYS)
   require_known("optimizer.name", config.optimizer.name, optimizers.OPTIMIZERS)
   steps = tuple(config.profile_steps)
   if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
@@ -178,12 +182,23 @@ def _features_of_teacher(distillation: Any) -> int:
   return model_config(described).embed_dim if distillation.teacher else described["dim"]
 
 
-def make_schedule(config: Any) -> optimizers.Schedule:
-  """The learning rate of each step."""
-  schedule = optimizers.make_schedule(
-    peak=config.optimizer.learning_rate, total_steps=config.total_steps, **config.schedule.to_dict()
-  )
+def make_schedule(config: Any, growths: Growths = ()) -> optimizers.Schedule:
+  """The learning rate of each step; `growths` are those of the run, see `growth.read`."""
+
+  def over(steps: int) -> optimizers.Schedule:
+    options = {name: value for name, value in config.schedule.to_dict().items() if name != "on_growth"}
+    return optimizers.make_schedule(peak=config.optimizer.learning_rate, total_steps=steps, **options)
+
+  schedule = growth.grown(over, growths) if growths else over(config.total_steps)
   return learning_rate(schedule, stages_of(config))
+
+
+def plans_of(config: Any, about: Mapping[str, Any]) -> tuple[growth.Growth, ...]:
+  """The plans of a run, given what its checkpoint holds beside the state, which is empty for a new run."""
+  if config.schedule.name in ("constant", "rsqrt") and not config.schedule.cooldown_steps:
+    return (growth.Growth(config.total_steps),)  # Their rates do not depend on the number of steps.
+  planned = sum(segment["steps"] for segment in about.get("segments", ()))
+  return growth.read(about, planned, config.total_steps, config.schedule.get("on_growth", growth.DEFAULT))
 
 
 def loop_options(config: Any) -> LoopOptions:
@@ -204,8 +219,13 @@ def loop_options(config: Any) -> LoopOptions:
   )
 
 
-def build(config: Any, mesh: jax.sharding.Mesh) -> tuple[StateSpec, TrainStep]:
+def build(config: Any, mesh: jax.sharding.Mesh, growths: Growths = ()) -> tuple[StateSpec, TrainStep]:
   """The state's specification and the train step of a checked config.
+
+  Args:
+    config: of the run.
+    mesh: where the state and the batches lie.
+    growths: of a run whose `total_steps` grew, see `growth.read`.
 
   Raises:
     UserError: if a field is unknown, the batch does not divide over the mesh or `frozen` is wrong.
@@ -224,7 +244,7 @@ def build(config: Any, mesh: jax.sharding.Mesh) -> tuple[StateSpec, TrainStep]:
         f"accumulation={config.accumulation} does not divide the {size // shards} pairs of each of {shards} devices:"
         f" use a batch_size that is a multiple of {shards * config.accumulation * pack}"
       )
-  schedule, objective, dims = make_schedule(config), objective_of(config), teacher_dims(config)
+  schedule, objective, dims = make_schedule(config, growths), objective_of(config), teacher_dims(config)
   spec = StateSpec(
     model=model_config(config),
     optimizer=optimizers.make_optimizer(config.optimizer, schedule),
@@ -270,7 +290,7 @@ def as_json(config: Any) -> dict[str, Any]:
 
 
 def check_resume(workdir: Path, config: Any) -> bool:
-  """Compares the config with the one that `workdir` was started with.
+  """Compares the config with the one that `workdir` was started with, once there is a checkpoint.
 
   Returns:
     Whether the data changed: then the rest of the run is a new segment.
@@ -278,9 +298,8 @@ def check_resume(workdir: Path, config: Any) -> bool:
   Raises:
     UserError: for a field that may not differ, with both values.
   """
-  path = workdir / "config.json"
-  if not path.exists():
-    return False
+  if not (workdir / "config.json").exists() or not has_checkpoint(workdir):
+    return False  # What a start that failed left behind binds nobody.
   started = read_config(workdir)
   # Fields that towers and losses have got since then are at their defaults.
   model = dataclasses.asdict(model_config(started))
@@ -303,8 +322,8 @@ def check_resume(workdir: Path, config: Any) -> bool:
       data_changed = True
     elif name != "total_steps":
       raise UserError(
-        f"{workdir} was started with {name}={old.get(name)!r}, not {new.get(name)!r}:"
-        " give the old value or a new workdir"
+        f"{workdir} was started with {name}={old.get(name)!r}, not {new.get(name)!r}: give the old value, or start a"
+        f" new run from its weights with --config.init_from={workdir} and another --workdir"
       )
     elif new[name] < old[name]:
       raise UserError(f"total_steps={new[name]} is less than the {old[name]} of {workdir}: a run may only grow")

@@ -80,7 +80,14 @@ def known() -> Node:
         }
       ),
       "schedule": Node(
-        {"name": str, "warmup_steps": int, "end_factor": float, "timescale": float, "cooldown_steps": int}
+        {
+          "name": str,
+          "warmup_steps": int,
+          "end_factor": float,
+          "timescale": float,
+          "cooldown_steps": int,
+          "on_growth": str,
+        }
       ),
       "average_decay": float,
       "tokenizer": Node({"spec": str, "lowercase": bool, "straight_quotes": bool}),

@@ -17,6 +17,7 @@ def started(tmp_path):
   def write(change=lambda content: None):
     change(content)
     (tmp_path / "config.json").write_text(json.dumps(content))
+    (tmp_path / "checkpoints" / "8").mkdir(parents=True, exist_ok=True)
     return tmp_path
 
   return write
@@ -76,4 +77,23 @@ def test_data_may_change_and_a_run_may_grow_but_nothing_that_it_computes(started
   assert run_config.check_resume(workdir, config)
   config.optimizer.learning_rate *= 2
   with pytest.raises(UserError, match=r"optimizer\.learning_rate=0\.001, not 0\.002"):
+    run_config.check_resume(workdir, config)
+
+
+def test_nothing_is_pinned_before_the_first_checkpoint(started):
+  workdir, config = started(), tiny.get_config()
+  config.batch_size, config.optimizer.name, config.total_steps = 64, "lion", 8
+  with pytest.raises(UserError):
+    run_config.check_resume(workdir, config)
+  (workdir / "checkpoints" / "8").rmdir()
+  (workdir / "checkpoints" / "8.orbax-checkpoint-tmp").mkdir()
+  assert not run_config.check_resume(workdir, config)
+  (workdir / "config.json").write_text("{")
+  assert not run_config.check_resume(workdir, config)
+
+
+def test_what_is_refused_names_the_way_out(started):
+  workdir, config = started(), tiny.get_config()
+  config.seed = 3
+  with pytest.raises(UserError, match=r"seed=0, not 3: give the old value, or .* --config\.init_from=\S+ and another"):
     run_config.check_resume(workdir, config)
