@@ -43,8 +43,9 @@ from contrastive_jax.training import curriculum, growth, loop
 from contrastive_jax.training.checkpoint import Checkpoints, has_checkpoint
 from contrastive_jax.training.curriculum import Segment
 from contrastive_jax.training.distillation import Teacher, load_teacher
-from contrastive_jax.training.initialize import initial_state
+from contrastive_jax.training.initialize import initial_state, with_initial_model
 from contrastive_jax.training.metrics import Writer
+from contrastive_jax.training.optimizer import split_frozen
 from contrastive_jax.training.stages import first_steps, stages_of
 from contrastive_jax.training.state import StateSpec, TrainState
 from data import build, tasks
@@ -62,6 +63,8 @@ def main() -> None:
     raise UserError("--workdir is missing: name a directory for the run, such as --workdir=runs/emoji")
   workdir = paths.folder_to_write("--workdir", WORKDIR.value)
   distributed.initialize()
+  run_config.check_names_and_numbers(config)
+  config = with_initial_model(config, workdir, say)
   run_config.check(config)
   if not has_checkpoint(workdir):
     run_config.check_init_from(config)
@@ -239,6 +242,12 @@ def count_parameters(spec: StateSpec) -> int:
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(dual_encoder.abstract(spec.model)[1]))
 
 
+def frozen_share(spec: StateSpec) -> float:
+  """Share of the dual encoder's parameters that is not trained."""
+  _, frozen = split_frozen(dual_encoder.abstract(spec.model)[1], spec.frozen) if spec.frozen else ({}, {})
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(frozen)) / count_parameters(spec)
+
+
 def introduce(config: Any, spec: StateSpec, mesh: jax.sharding.Mesh, sources: Mapping[str, Source], start: int) -> None:
   """Says what is about to run, and whose pictures it learns from."""
   devices = f"{mesh.size} {mesh.devices.flat[0].device_kind} device{'s' * (mesh.size > 1)}"
@@ -247,6 +256,12 @@ def introduce(config: Any, spec: StateSpec, mesh: jax.sharding.Mesh, sources: Ma
   samples = " + ".join(f"{name} {len(source):,}" for name, source in sources.items())
   begin = f"from step {start}" if start else "from the beginning"
   say(f"{config.name}: {count_parameters(spec):,} parameters, {terms} loss, on {devices}.")
+  frozen = frozen_share(spec)
+  if frozen:
+    say(f"{frozen:.1%} of the parameters are frozen: {', '.join(spec.frozen)}.")
+  if config.init_from and not start:
+    part = "" if config.init_towers == "all" else f"the {config.init_towers} tower of "
+    say(f"The weights begin as those of {part}{config.init_from}.")
   say(f"Training {begin} to step {config.total_steps} on {samples}.")
   credit = build.attribution(sources)
   if credit:

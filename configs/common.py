@@ -88,6 +88,9 @@ def get_config() -> ConfigDict:
   config.max_logit_scale = 100.0
   config.frozen = ()  # Regular expressions of parameters that do not train: ("image/",) trains the text tower alone.
   config.init_from = ""  # A run, or imported weights.
+  # Where the model comes from: "init_from" takes that of the weights, "config" keeps `model`, "auto" takes theirs where
+  # `model` is as it stands here.
+  config.init_model = "auto"
   config.init_towers = "all"  # "all", "image" or "text": what is taken from `init_from`.
 
   config.optimizer = ConfigDict()

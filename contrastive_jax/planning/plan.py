@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 
+from contrastive_jax import paths
 from contrastive_jax.planning import costs, hlo
 from contrastive_jax.planning.compiling import Compiled, compile_step, device_bytes
 from contrastive_jax.planning.topologies import Chip, Topology
 from contrastive_jax.training import config as run_config
+from contrastive_jax.training.initialize import with_initial_model
 
 # A cycle is what the TPU compiler expects of each kernel. It says nothing of the sort for GPUs.
 CYCLES = "the compiler's cycles of every kernel"
@@ -36,6 +38,8 @@ def make_plan(
   Raises:
     UserError: see `config.check`, `config.build` and `Topology.devices`.
   """
+  if config.init_from and (paths.typed("init_from", config.init_from) / "config.json").is_file():
+    config = with_initial_model(config)
   run_config.check(config)
   compiled = compile_step(config, topology, stage)
   plan = {

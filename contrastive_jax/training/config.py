@@ -47,6 +47,7 @@ _FREE_ON_RESUME = (
   "final_evals",
   "profile_steps",
   "wandb_project",
+  "init_model",
   "schedule.on_growth",
   "on_nonfinite",
   "max_skipped_steps",

@@ -71,6 +71,7 @@ def known() -> Node:
       "max_logit_scale": float,
       "frozen": Names,
       "init_from": str,
+      "init_model": str,
       "init_towers": str,
       "optimizer": Node(
         {

@@ -1,5 +1,6 @@
 """Starting a run from another run or from imported weights, whole or by tower."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -9,17 +10,67 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from ml_collections import ConfigDict
 
-from contrastive_jax.errors import UserError
-from contrastive_jax.models import resizing
+from contrastive_jax import paths
+from contrastive_jax.errors import UserError, require_known
+from contrastive_jax.models import presets, resizing
 from contrastive_jax.models.config import VisionConfig
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.runs import read_config
-from contrastive_jax.training.checkpoint import restore_params
+from contrastive_jax.training.checkpoint import has_checkpoint, restore_params
 from contrastive_jax.training.config import model_config
 from contrastive_jax.training.state import PROJECTIONS, StateSpec, TrainState
 
 Parameters = dict[tuple[str, ...], Any]
+# Where a run's model comes from: "init_from" takes that of the weights it starts from, "config" keeps `model`, and
+# "auto" takes theirs where `model` is as configs/common.py has it.
+MODELS = ("auto", "init_from", "config")
+DEFAULT_PRESET = "siglip_b16"
+# Misfits that an error lists.
+_LISTED = 8
+
+
+def with_initial_model(
+  config: Any, workdir: Path | None = None, say: Callable[[str], None] = lambda sentence: None
+) -> Any:
+  """Returns the config with the model that `init_from` brings, or the config itself where it brings none.
+
+  Args:
+    config: of the run.
+    workdir: the run directory; once there is a checkpoint, the model is the one that it was started with.
+    say: told in a sentence what was taken.
+
+  Raises:
+    UserError: if `init_model` is unknown or `init_from` is not a run.
+  """
+  require_known("init_model", config.init_model, MODELS)
+  require_known("init_towers", config.init_towers, ("all", "image", "text"))
+  if not config.init_from or config.init_model == "config":
+    return config
+  resumed = workdir is not None and has_checkpoint(workdir)
+  source = workdir if resumed else paths.run_to_read("init_from", config.init_from)
+  ours, theirs = (dataclasses.asdict(model_config(content)) for content in (config, read_config(source)))
+  default = dataclasses.asdict(presets.resolve(DEFAULT_PRESET))
+  towers = {"all": ("vision", "text"), "image": ("vision",), "text": ("text",)}[config.init_towers]
+  rest = [name for name in ours if name not in ("vision", "text", "dtype")] if len(towers) > 1 else ["embed_dim"]
+  untouched = {name for name in ours if ours[name] == default[name]}
+  if config.init_model == "auto":
+    if not untouched.issuperset(towers):
+      return config
+    rest = [name for name in rest if name in untouched]
+  taken = {name: theirs[name] for name in (*towers, *rest)}
+  if all(ours[name] == value for name, value in taken.items()):
+    return config
+  changed = copy.deepcopy(config)
+  with changed.unlocked():
+    model = changed.model.to_dict() | taken
+    del changed.model
+    changed.model = ConfigDict(model)
+  if not resumed:
+    what = "The model is" if len(towers) > 1 else f"The {config.init_towers} tower is"
+    say(f"{what} that of init_from={config.init_from}; init_model='config' keeps the one of the config.")
+  return changed
 
 
 def initial_state(
@@ -77,7 +128,11 @@ def _taken(theirs: Parameters, init_from: str, towers: str, params: dict[str, An
     if theirs[path].shape != ours[path].shape
   ]
   if misfits:
-    raise UserError(f"init_from={init_from} does not fit the model: {'; '.join(misfits)}")
+    more = f"; and {len(misfits) - _LISTED} more" if len(misfits) > _LISTED else ""
+    raise UserError(
+      f"init_from={init_from} does not fit the model: {'; '.join(misfits[:_LISTED])}{more}; to take its model as well,"
+      " set init_model='init_from'"
+    )
   taken = {path: jax.device_put(theirs[path], ours[path].sharding) for path in wanted}
   return traverse_util.unflatten_dict({**ours, **taken})
 

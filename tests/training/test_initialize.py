@@ -8,11 +8,13 @@ import numpy as np
 import optax
 import pytest
 
+from configs import common
 from contrastive_jax.errors import UserError
 from contrastive_jax.models import presets
 from contrastive_jax.parallel.mesh import MeshSpec
+from contrastive_jax.training import config as run_config
 from contrastive_jax.training.checkpoint import Checkpoints
-from contrastive_jax.training.initialize import initial_state
+from contrastive_jax.training.initialize import initial_state, with_initial_model
 from contrastive_jax.training.state import StateSpec
 
 SMALL = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 24}
@@ -93,3 +95,77 @@ def test_what_cannot_be_adapted_is_named(run):
   workdir, _ = run
   with pytest.raises(UserError, match=r"image/time_position is missing there; .*mlp/up/kernel is \[1, 16, 24\] there"):
     started(make_spec(tubelet=2, time_position="learned", transformer={**SMALL, "mlp_dim": 32}), workdir)
+
+
+@pytest.fixture
+def imported(tmp_path):
+  """Weights of a small CLIP, as far as their config goes."""
+  config = common.get_config()
+  config.model = common.model("clip_ti16", vision={"image_size": 32}, text={"vocab_size": 99})
+  (tmp_path / "config.json").write_text(json.dumps(run_config.as_json(config)))
+  (tmp_path / "checkpoints" / "0").mkdir(parents=True)
+  return tmp_path, config.model
+
+
+def config_from(workdir, **changes):
+  config = common.get_config()
+  config.init_from = str(workdir)
+  config.data.sources = {"noto": 1.0}
+  config.update_from_flattened_dict(changes)
+  return config.lock()
+
+
+def test_weights_bring_their_model(imported):
+  workdir, model = imported
+  said = []
+  config = with_initial_model(config_from(workdir), say=said.append)
+  assert json.loads(config.model.to_json()) == json.loads(model.to_json())
+  assert said == [f"The model is that of init_from={workdir}; init_model='config' keeps the one of the config."]
+  run_config.check(config)
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [{"init_model": "config"}, {"model.vision.patch_size": 8}, {"model.text.length": 16, "init_towers": "text"}],
+)
+def test_a_model_that_the_config_says_is_kept(imported, changes):
+  config = config_from(imported[0], **changes)
+  assert with_initial_model(config) is config
+
+
+def test_a_model_is_taken_where_that_is_asked_for(imported):
+  workdir, model = imported
+  config = with_initial_model(config_from(workdir, **{"init_model": "init_from", "model.vision.patch_size": 8}))
+  assert config.model.vision.patch_size == model.vision.patch_size and config.model.text.vocab_size == 99
+
+
+@pytest.mark.parametrize(("tower", "part", "other"), [("image", "vision", "text"), ("text", "text", "vision")])
+def test_a_tower_brings_its_own_part(imported, tower, part, other):
+  workdir, model = imported
+  config, plain = with_initial_model(config_from(workdir, init_towers=tower)), common.get_config()
+  assert json.loads(config.model[part].to_json()) == json.loads(model[part].to_json())
+  assert json.loads(config.model[other].to_json()) == json.loads(plain.model[other].to_json())
+  assert config.model.embed_dim == model.embed_dim and config.model.init_logit_bias == plain.model.init_logit_bias
+
+
+def test_a_resumed_run_keeps_its_model_though_the_weights_are_gone(imported, tmp_path):
+  workdir, model = imported
+  config, said = config_from(tmp_path / "gone"), []
+  resumed = with_initial_model(config, workdir, said.append)
+  assert json.loads(resumed.model.to_json()) == json.loads(model.to_json()) and not said
+  with pytest.raises(UserError, match="init_from="):
+    with_initial_model(config, tmp_path / "new")
+
+
+def test_an_unknown_choice_is_refused(imported):
+  with pytest.raises(UserError, match="did you mean 'config'"):
+    with_initial_model(config_from(imported[0], init_model="confg"))
+
+
+def test_many_misfits_are_counted(run):
+  workdir, _ = run
+  with pytest.raises(
+    UserError, match=r"and \d+ more; to take its model as well, set init_model='init_from'"
+  ) as refused:
+    started(make_spec(transformer={**SMALL, "width": 24}, projection=True), workdir)
+  assert str(refused.value).count(";") == 9
