@@ -147,7 +147,7 @@ def test_a_run_that_grew_and_was_stopped_again_ends_with_the_same_bits(tmp_path)
   process.kill()
   process.communicate()
   output = runs.train(tmp_path / "twice", grown, "--config.schedule.on_growth=stretch")
-  assert "grew" not in output
+  assert "total_steps grew" not in output
   runs.assert_same_bits(runs.final_state(tmp_path / "twice"), runs.final_state(tmp_path / "once"))
   logged = [row["learning_rate"] for row in runs.rows(tmp_path / "twice" / "metrics.jsonl") if "learning_rate" in row]
   assert logged[8] < logged[11] and logged[8] == pytest.approx(1e-3 / 4, rel=1e-3)
