@@ -30,17 +30,21 @@ def write_atomically(path: str | os.PathLike, text: str) -> Path:
   """Writes UTF-8 text beside `path`, waits until it is on disk, and renames it into place."""
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
+  # Names of files that are not UTF-8 stand in texts as Python keeps them.
+  _replace(path, text.encode("utf-8", errors="backslashreplace"))
+  return path
+
+
+def _replace(path: Path, content: bytes) -> None:
   partial = paths.beside(path, str(os.getpid()))
   try:
-    # Names of files that are not UTF-8 stand in texts as Python keeps them.
-    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
-      file.write(text)
+    with partial.open("wb") as file:
+      file.write(content)
       file.flush()
       os.fsync(file.fileno())
     partial.replace(path)
   finally:
     partial.unlink(missing_ok=True)
-  return path
 
 
 def write_folder(path: str | os.PathLike, write: Callable[[Path], None]) -> Path:
@@ -149,15 +153,7 @@ class JsonLines:
     self._failed = False
     self.dropped = 0
     kept = [line for line, row in json_lines(path) if row["step"] <= restored_step] if path.exists() else []
-    partial = paths.beside(path, str(os.getpid()))
-    try:
-      with partial.open("wb") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-      partial.replace(path)
-    finally:
-      partial.unlink(missing_ok=True)
+    _replace(path, b"".join(kept))
     self._size = sum(map(len, kept))
 
   def write(self, row: Mapping[str, Any]) -> None:
