@@ -9,9 +9,12 @@ from contrastive_jax.interop.options import (
   CHANNELS,
   COUNT,
   FLAG,
+  INITIAL,
   OBJECT,
   POSITIVE,
+  RECORD,
   TEXT,
+  TRAINING,
   Honoured,
   Ignored,
   Kind,
@@ -20,9 +23,6 @@ from contrastive_jax.interop.options import (
   optional,
 )
 
-_TRAINING = Ignored("only training reads it")
-_INITIAL = Ignored("the weights hold what was learned")
-_RECORD = Ignored("it records where the file comes from")
 _OUTPUTS = Ignored("it chooses which outputs are returned beside the embeddings")
 _HEAD = Ignored("it belongs to a classification head that a dual encoder does not have")
 _COMPUTATION = Ignored("it chooses how the same numbers are computed")
@@ -47,8 +47,8 @@ _GENERATION_NAMES = (
 )
 _COMMON: Table = {
   "model_type": Honoured(TEXT, "chooses the family"),
-  **dict.fromkeys(("transformers_version", "_name_or_path", "name_or_path", "_commit_hash", "architectures"), _RECORD),
-  **dict.fromkeys(("custom_pipelines", "transformers.js_config", "tokenizer_class", "base_model"), _RECORD),
+  **dict.fromkeys(("transformers_version", "_name_or_path", "name_or_path", "_commit_hash", "architectures"), RECORD),
+  **dict.fromkeys(("custom_pipelines", "transformers.js_config", "tokenizer_class", "base_model"), RECORD),
   **dict.fromkeys(("dtype", "torch_dtype"), Ignored("weights are read as float32 however they are stored")),
   **dict.fromkeys(("output_hidden_states", "output_attentions", "return_dict", "use_return_dict"), _OUTPUTS),
   **dict.fromkeys(("chunk_size_feed_forward", "torchscript", "use_bfloat16", "tf_legacy_loss"), _COMPUTATION),
@@ -76,8 +76,8 @@ _TOWER: Table = {
   "num_attention_heads": Honoured(COUNT, "transformer.heads"),
   "hidden_act": Honoured(TEXT, "transformer.activation"),
   "layer_norm_eps": Honoured(POSITIVE, "transformer.norm_eps"),
-  **dict.fromkeys(("attention_dropout", "dropout", "initializer_range"), _TRAINING),
-  "initializer_factor": _INITIAL,
+  **dict.fromkeys(("attention_dropout", "dropout", "initializer_range"), TRAINING),
+  "initializer_factor": INITIAL,
 }
 _TEXT: Table = {
   **_TOWER,
@@ -99,12 +99,12 @@ _MODEL: Table = {
   "vision_config": Honoured(optional(OBJECT), "the image tower"),
   "text_config_dict": Honoured(optional(OBJECT), "the text tower, in place of text_config"),
   "vision_config_dict": Honoured(optional(OBJECT), "the image tower, in place of vision_config"),
-  "initializer_factor": _INITIAL,
-  "logit_scale_init_value": _INITIAL,
+  "initializer_factor": INITIAL,
+  "logit_scale_init_value": INITIAL,
   # Of a tower where a file of version 4 repeats them for the whole model.
   **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id"), _GENERATION),
   "hidden_size": Ignored("each tower has its own"),
-  "initializer_range": _TRAINING,
+  "initializer_range": TRAINING,
 }
 _SIGLIP_VISION: Table = {
   **_VISION,
@@ -151,7 +151,7 @@ BERT: Table = {
   "eos_token_id": _GENERATION,
   "type_vocab_size": Honoured(COUNT, "the first kind is added to every position"),
   "position_embedding_type": Required(("absolute",), "which asks for other positions"),
-  **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"), _TRAINING),
+  **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"), TRAINING),
 }
 # The files that sentence-transformers puts beside a text encoder.
 POOLING: Table = {
@@ -164,7 +164,7 @@ POOLING: Table = {
   "include_prompt": Ignored("without a prompt, which is refused, all tokens are pooled"),
 }
 MODULE: Table = {
-  **dict.fromkeys(("idx", "name"), _RECORD),
+  **dict.fromkeys(("idx", "name"), RECORD),
   "path": Honoured(TEXT, "the folder of the module's own config"),
   "type": Honoured(TEXT, "text.pool"),
   "kwargs": Required((None,), "which are options of a module"),
@@ -176,11 +176,11 @@ SENTENCE_ENCODER: Table = {
     ("model_args", "config_args", "tokenizer_args", "processing_kwargs"),
     Required((None,), "which are options of another library"),
   ),
-  **dict.fromkeys(("transformer_task", "modality_config", "module_output_name"), _RECORD),
+  **dict.fromkeys(("transformer_task", "modality_config", "module_output_name"), RECORD),
 }
 SENTENCES: Table = {
-  "__version__": _RECORD,
-  "model_type": _RECORD,
+  "__version__": RECORD,
+  "model_type": RECORD,
   "prompts": Ignored("a prompt is put before a sentence only where a caller names it"),
   "default_prompt_name": Required((None,), "which puts a prompt before every sentence"),
   "similarity_fn_name": Required(("cosine", "dot", None), "which compares embeddings by another measure"),
@@ -191,7 +191,7 @@ _SIZE = Kind("a number of pixels, a pair of them, or an object", lambda value: i
 _IMAGES: Table = {
   "image_processor_type": Honoured(optional(TEXT), "chooses the defaults"),
   "feature_extractor_type": Honoured(optional(TEXT), "chooses the defaults, where image_processor_type is not given"),
-  **dict.fromkeys(("processor_class", "transformers_version", "_processor_class", "_valid_processor_keys"), _RECORD),
+  **dict.fromkeys(("processor_class", "transformers_version", "_processor_class", "_valid_processor_keys"), RECORD),
   "auto_map": Required((None,), "which asks for code of the model's own"),
   "do_resize": Required((True, None), "which leaves pictures at their own size"),
   "resample": Honoured(optional(ANY), "vision.interpolation"),
@@ -238,7 +238,7 @@ PREPROCESSING: dict[str, Table] = {
 }
 PROCESSOR: Table = {
   "image_processor": Honoured(optional(OBJECT), "the preprocessing"),
-  "processor_class": _RECORD,
+  "processor_class": RECORD,
   "auto_map": Required((None,), "which asks for code of the model's own"),
   "tokenizer": Required((None,), "which is not where tokenizers are kept"),
 }

@@ -9,10 +9,12 @@ from contrastive_jax.interop.options import (
   CHANNELS,
   COUNT,
   FLAG,
+  INITIAL,
   NUMBER,
   OBJECT,
   POSITIVE,
   TEXT,
+  TRAINING,
   Honoured,
   Ignored,
   Kind,
@@ -21,8 +23,6 @@ from contrastive_jax.interop.options import (
   optional,
 )
 
-_TRAINING = Ignored("only training reads it")
-_INITIAL = Ignored("the weights hold what was learned")
 _TIMM = Ignored("towers of timm are built by their name")
 _NO_TIMM = Ignored("only towers of timm read it")
 _NO_HF = Ignored("only text towers of transformers read it")
@@ -49,7 +49,7 @@ _VISION: Table = {
   "patch_size": Honoured(COUNT, "vision.patch_size"),
   "image_size": Honoured(_SIDE, "vision.image_size"),
   "layers": Honoured(ANY, "transformer.depth; a list is a ResNet, which is refused"),
-  "patch_dropout": _TRAINING,
+  "patch_dropout": TRAINING,
   "attentional_pool": Required((False, None), "which asks for a pooler of several queries"),
   **dict.fromkeys(("attn_pooler_queries", "attn_pooler_heads"), Ignored("only an attentional pooler reads it")),
   "no_ln_pre": Required((False, None), "which takes away the first norm"),
@@ -67,11 +67,11 @@ TIMM: Table = {
   **dict.fromkeys(_VISION, _TIMM),
   "timm_model_name": Honoured(TEXT, "the image tower"),
   "image_size": Honoured(_SIDE, "vision.image_size"),
-  "timm_model_pretrained": _INITIAL,
+  "timm_model_pretrained": INITIAL,
   "timm_pool": Required(("map",), "which pools images otherwise"),
   "timm_proj": Required(("none", None), "which asks for a projection"),
   "timm_proj_bias": Ignored("there is no projection"),
-  **dict.fromkeys(("timm_drop", "timm_drop_path", "patch_dropout"), _TRAINING),
+  **dict.fromkeys(("timm_drop", "timm_drop_path", "patch_dropout"), TRAINING),
 }
 TEXT_TOWER: Table = {
   **_BLOCKS,
@@ -98,7 +98,7 @@ MODEL: Table = {
   "text_cfg": Honoured(OBJECT, "the text tower"),
   "quick_gelu": Honoured(optional(FLAG), "transformer.activation"),
   "init_logit_bias": Honoured(optional(NUMBER), "init_logit_bias"),
-  "init_logit_scale": _INITIAL,
+  "init_logit_scale": INITIAL,
   "nonscalar_logit_scale": Ignored("the shape [1] is taken as well"),
   "custom_text": Ignored("the names of the weights say it"),
   "multimodal_cfg": Required((None,), "which is a CoCa model with a decoder that writes captions"),

@@ -99,6 +99,11 @@ class Ignored:
 Option = Honoured | Required | Ignored
 Table = Mapping[str, Option]
 
+# Why an option changes no embedding, where files of several libraries have such options.
+TRAINING = Ignored("only training reads it")
+INITIAL = Ignored("the weights hold what was learned")
+RECORD = Ignored("it records where the file comes from")
+
 
 def check(config: Any, table: Table, *, source: str, within: str = "") -> None:
   """Refuses a config with an option that the table does not know, or with a value that it does not allow.

@@ -15,6 +15,7 @@ from contrastive_jax.interop.options import (
   LIST,
   OBJECT,
   POSITIVE,
+  RECORD,
   TEXT,
   Honoured,
   Ignored,
@@ -25,7 +26,6 @@ from contrastive_jax.interop.options import (
   optional,
 )
 
-_RECORD = Ignored("it records where the file comes from")
 _DECODING = Ignored("it says how tokens become text")
 _CALL = Ignored("each call gives its own")
 _TOKEN = Honoured(
@@ -86,13 +86,13 @@ SETTINGS: Table = {
   **dict.fromkeys(
     ("chat_template", "use_default_system_prompt", "response_schema"), Ignored("captions are no dialogue")
   ),
-  **dict.fromkeys(("name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file", "merges_file"), _RECORD),
-  **dict.fromkeys(("processor_class", "backend", "from_slow", "is_local", "local_files_only"), _RECORD),
-  **dict.fromkeys(("transformers_version", "_commit_hash", "_from_auto", "verbose"), _RECORD),
+  **dict.fromkeys(("name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file", "merges_file"), RECORD),
+  **dict.fromkeys(("processor_class", "backend", "from_slow", "is_local", "local_files_only"), RECORD),
+  **dict.fromkeys(("transformers_version", "_commit_hash", "_from_auto", "verbose"), RECORD),
 }
 # The parts of a tokenizer.json, all of which the tokenizers library reads.
 JSON_FILE: Table = {
-  "version": _RECORD,
+  "version": RECORD,
   "truncation": Honoured(optional(OBJECT), "its side; a call says where"),
   "padding": Honoured(optional(OBJECT), "its side and token; a call says how far"),
   "added_tokens": Honoured(optional(LIST), "as the tokenizers library reads them"),
