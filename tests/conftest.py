@@ -1,11 +1,11 @@
-"""Eight CPU devices for every test, and one cache of compiled programs, set once before JAX starts."""
+"""Eight CPU devices for every test, and a cache of compiled programs for the commands that tests start."""
 
 import getpass
 import os
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Many tests start the commands as a user does, and each would compile the same small programs again.
+# Many tests start the commands as a user does, on one device, and each would compile the same small programs again.
 os.environ.setdefault(
   "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"contrastive_jax_tests_{getpass.getuser()}")
 )
@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Of several CPU devices, a program from the cache is wrong: see `contrastive_jax.parallel.mesh`.
+jax.config.update("jax_enable_compilation_cache", False)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from contrastive_jax.errors import UserError
@@ -51,9 +52,21 @@ class MeshSpec:
     """The mesh over `devices` (default: all), with axes that the partitioner is free to use."""
     devices = jax.devices() if devices is None else list(devices)
     sizes = self.sizes(len(devices))
+    _without_cached_programs(devices)
     # Where the sizes do not match a TPU's torus, an axis may take part of one of its sides.
     placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     return Mesh(placed, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+
+
+def _without_cached_programs(devices: Sequence[jax.Device]) -> None:
+  """Turns JAX's compilation cache off for the process if the mesh has several CPU devices.
+
+  What jaxlib 0.10.2 reads from the cache there runs its collectives in no fixed order: numbers are wrong, or it hangs.
+  """
+  if len(devices) > 1 and devices[0].platform == "cpu" and jax.config.jax_enable_compilation_cache:
+    jax.config.update("jax_enable_compilation_cache", False)
+    # JAX asks once a process whether there is a cache; this makes it ask again.
+    compilation_cache.reset_cache()
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,5 +1,9 @@
 """Mesh sizes, where parameters land, and that batches keep their order."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -77,3 +81,40 @@ def test_places_that_fill_no_grid_have_no_cycle():
   assert linked_cycle([(0, 0), (0, 1), (1, 0)]) is None
   assert linked_cycle([(0, 0), (0, 0), (0, 1), (0, 1)]) is None
   assert ring_order(MeshSpec().make()) is None
+
+
+REPEATED = """
+import sys
+import jax, numpy as np
+from jax.sharding import PartitionSpec
+from contrastive_jax.losses import distillation
+from contrastive_jax.parallel.mesh import MeshSpec, batch_sharding
+
+jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
+mesh = MeshSpec().make()
+rng = np.random.default_rng(0)
+arrays = [jax.device_put(rng.normal(size=(64, 16)).astype(np.float32), batch_sharding(mesh)) for _ in range(4)]
+
+def loss(*arrays):
+  options = {"logit_scale": 3.0, "axis_name": ("data", "fsdp"), "tile": 8}
+  terms = distillation.similarity_distillation, distillation.relational_distillation
+  return sum(term(*arrays, **options)[0] for term in terms)
+
+on_mesh = jax.shard_map(loss, mesh=mesh, in_specs=PartitionSpec(("data", "fsdp")), out_specs=PartitionSpec())
+run = jax.jit(jax.value_and_grad(on_mesh, argnums=(0, 1)))
+results = {tuple(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(run(*arrays))) for _ in range(100)}
+print(len(results))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_program_has_one_result_whatever_the_cache_holds(devices, tmp_path):
+  """What several CPU devices take from the cache of compiled programs is wrong, so that they must not use it."""
+  cache = tmp_path / "compiled"
+  environment = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+  for _ in range(2):
+    command = [sys.executable, "-c", REPEATED, str(devices)]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "1", done.stderr[-2000:]
+  assert cache.exists() == (devices == 1)
