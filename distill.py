@@ -20,6 +20,7 @@ from contrastive_jax.errors import UserError
 from contrastive_jax.inference import Model
 from contrastive_jax.loading import load
 from contrastive_jax.preprocess.decoding import DecodeError
+from contrastive_jax.preprocess.images import undo_premultiply
 from contrastive_jax.run_lock import RunLock
 from contrastive_jax.training import config as run_config
 from contrastive_jax.training import targets
@@ -64,13 +65,6 @@ class Pictures(Sequence):
     self.ids[index] = example.id
     transparent = isinstance(example.image, np.ndarray) and example.image.shape[2:] == (4,)
     return undo_premultiply(example.image) if transparent else example.image
-
-
-def undo_premultiply(pixels: np.ndarray) -> np.ndarray:
-  """What `images.premultiply` makes these pixels of: models take colour that is not multiplied by alpha."""
-  colour, alpha = pixels[..., :3].astype(np.uint16), pixels[..., 3:].astype(np.uint16)
-  straight = (colour * 255 + alpha // 2) // np.maximum(alpha, 1)
-  return np.dstack([np.minimum(straight, 255).astype(np.uint8), pixels[..., 3]])
 
 
 def main() -> None:

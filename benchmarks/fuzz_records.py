@@ -15,9 +15,11 @@ import functools
 import io
 import json
 import logging
+import math
 import signal
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +30,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
+from benchmarks.damaged_pictures import FORMATS, Damaged, damaged
 from contrastive_jax import cli, inputs
 from contrastive_jax.bad_records import BadRecords
 from contrastive_jax.errors import UserError
@@ -41,44 +44,11 @@ from data import embedding_files, listings
 from data.pipeline import Pipeline
 from data.sources import Example, Text, stable_hash, tfds
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "AVIF")
 # Seconds that one record may take.
 TIME_LIMIT = 10
 # Records that go through the commands together.
-_CHUNK = 1024
-_MODES = {"JPEG": ("RGB", "L", "CMYK"), "GIF": ("P", "L"), "AVIF": ("RGB", "RGBA"), "WEBP": ("RGB", "RGBA")}
+_CHUNK = 1000
 _TOWER = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 32, "remat": "none"}
-
-
-def damaged(kind: str, rng: np.random.Generator) -> bytes:
-  """Returns a small picture with an orientation, damaged in its header, its metadata or its body."""
-  height, width = rng.integers(1, 40, 2)
-  mode = str(rng.choice(_MODES.get(kind, ("RGB", "RGBA", "L", "P", "1", "LA", "I;16"))))
-  levels = rng.integers(0, 256, (height, width, 4), np.uint8)
-  image = Image.fromarray(levels)
-  image = Image.fromarray(levels[..., 0].astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
-  exif = Image.Exif()
-  exif[0x0112] = int(rng.integers(0, 12))
-  exif[0x010F] = "maker" * int(rng.integers(1, 9))
-  file = io.BytesIO()
-  image.save(file, kind, **({} if kind == "GIF" else {"exif": exif.tobytes()}))
-  data = bytearray(file.getvalue())
-  # The header, the metadata or anything: EXIF lies within the first bytes, or where its mark says.
-  marks = [data.find(mark) for mark in (b"Exif", b"eXIf", b"EXIF", b"II*\0", b"MM\0*")]
-  at_metadata = max(0, *marks)
-  first, reach = ((0, 64), (at_metadata, at_metadata + 160), (0, len(data)))[rng.integers(3)]
-  for _ in range(rng.integers(1, 6)):
-    at = int(rng.integers(min(first, len(data) - 1), min(reach, len(data))))
-    what = rng.integers(5)
-    if what < 3:
-      data[at] = (data[at] ^ (1 << int(rng.integers(8))), int(rng.integers(256)), 255)[what]
-    elif what == 3:
-      data[at : at + int(rng.integers(1, 9))] = rng.bytes(int(rng.integers(9)))
-    elif len(data) > 2:
-      del data[max(2, at) :]
-    if len(data) < 3:
-      break
-  return bytes(data)
 
 
 def structure(rng: np.random.Generator, depth: int = 0) -> Any:
@@ -173,13 +143,23 @@ def small_model() -> Model:
   return Model(config, params, Letters(), batch_size=64)
 
 
+def picture(number: int, seed: int = 0) -> Damaged:
+  """Returns the damaged picture of a number."""
+  return damaged(FORMATS[number % len(FORMATS)], np.random.default_rng((seed, number)))
+
+
 def fuzz(pictures: int, seed: int = 0) -> dict[str, Counter]:
-  """Decodes damaged pictures, and counts by format what was read and what was refused."""
+  """Decodes damaged pictures, and counts by format and damaged part what was read and what was refused."""
   timed = _Timed()
   for number in range(pictures):
-    kind = FORMATS[number % len(FORMATS)]
-    pixels = timed(kind, functools.partial(decode, damaged(kind, np.random.default_rng((seed, number)))))
+    made = picture(number, seed)
+    pixels = timed(f"{made.kind} {made.part}", functools.partial(decode, made.data))
     assert pixels is None or (pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3)
+    if made.whole is not None:
+      assert pixels is not None, f"picture {number} of seed {seed} has whole pixels and is refused"
+      # Damage may make an orientation of something else.
+      turned = [np.rot90(side, k) for side in (pixels, pixels[:, ::-1]) for k in range(4)]
+      assert any(np.array_equal(each, decode(made.whole)) for each in turned), f"picture {number} came out wrong"
   return timed.found
 
 
@@ -195,8 +175,11 @@ def fuzz_commands(pictures: int, seed: int = 0) -> Counter:
   sound = stored.getvalue()
   for start in range(0, pictures, _CHUNK):
     faulthandler.dump_traceback_later(TIME_LIMIT * 60, exit=True)
-    files = [damaged(FORMATS[n % 6], np.random.default_rng((seed, n))) for n in range(start, start + _CHUNK)]
-    files[::8] = [sound] * len(files[::8])  # So that there is something to stand in for the others.
+    made = [picture(number, seed) for number in range(start, min(start + _CHUNK, pictures))]
+    files = [each.data for each in made]
+    for at in range(0, len(files) + len(files) // 10, 11):
+      # One that is sound, so that there is something to stand in for the others; a source without any is an error.
+      files.insert(at, sound)
     source, refused = _Stored(files), 0
     for file in files:
       try:
@@ -204,11 +187,12 @@ def fuzz_commands(pictures: int, seed: int = 0) -> Counter:
       except DecodeError:
         refused += 1
     ledger = BadRecords()
-    segments = (Segment(_CHUNK // 64, 64, (("damaged", 1),), 8),)
+    batch_size = math.gcd(len(files), 50)
+    segments = (Segment(len(files) // batch_size, batch_size, (("damaged", 1),), 8),)
     options = {"text_length": 8, "patch_size": 4, "seed": 0, "bad_records": ledger}
     pipeline = Pipeline(segments, {"damaged": source}, Letters(), **options)
     for _, batch in pipeline.iterate(0, len(pipeline)):
-      assert batch.image.patches.shape == (64, 4, 48)
+      assert batch.image.patches.shape == (batch_size, 4, 48)
     # Every record is drawn once; more are met where they stand in for another.
     assert len(ledger._named) == refused == pipeline.substituted, (refused, pipeline.substituted)
     scored = BadRecords()
@@ -218,13 +202,13 @@ def fuzz_commands(pictures: int, seed: int = 0) -> Counter:
       folder = Path(scratch) / "pictures"
       folder.mkdir()
       for number, file in enumerate(files):
-        (folder / f"{number:05}.{FORMATS[number % 6].lower()}").write_bytes(file)
+        (folder / f"{number:05}.png").write_bytes(file)  # Decoders go by the content.
       ids, items = listings.images(folder)
       left_out = embedding_files.write(Path(scratch) / "out.npy", small_model(), ids, items)
       embedded = np.load(Path(scratch) / "out.npy")
     assert len(left_out) == refused and len(embedded) == len(files) - refused and np.isfinite(embedded).all()
-    print(f"{start + len(files):,} pictures read three ways, peak {peak_megabytes():,.0f} MB", flush=True)
-    total.update(records=len(files), pipeline=refused, evaluation=scored.count, embedding=len(left_out))
+    print(f"{start + len(made):,} pictures read three ways, peak {peak_megabytes():,.0f} MB", flush=True)
+    total.update(damaged=len(made), pipeline=refused, evaluation=scored.count, embedding=len(left_out))
   faulthandler.cancel_dump_traceback_later()
   return total
 
@@ -294,6 +278,7 @@ def main() -> None:
   options = flags.FLAGS
   signal.signal(signal.SIGALRM, _too_long)
   logging.getLogger("contrastive_jax").setLevel(logging.ERROR)  # Every bad record would be named.
+  warnings.simplefilter("ignore")
   for read, count in ((fuzz, options.pictures), (fuzz_captions, options.captions)):
     for name, counts in read(count, options.seed).items():
       print(name, dict(counts), flush=True)

@@ -23,6 +23,8 @@ _FORMAT_BYTES = {"WEBP": 14, "AVIF": 14, "JPEG2000": 18, "GIF": 10, "TIFF": 6, "
 _FORMAT_BYTES |= {"HEIF": 10, "JXL": 12}
 _TRANSPARENT_BYTES = 5
 _TURNED_BYTES = 4
+# Pillow keeps a pointer for each row of an image and of its conversion, and fills rows up to four bytes.
+_BYTES_A_ROW = 24
 # Rows worked on at once where numbers are wider than a pixel.
 _STRIP_PIXELS = 1 << 20
 
@@ -36,6 +38,8 @@ _TURNS = {
   8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
+# The entry of a metadata item, in the second or third version, up to its type.
+_EXIF_ITEM = re.compile(rb"(infe(?:\x02.{7}|\x03.{9}))Exif", re.DOTALL)
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 
@@ -74,13 +78,27 @@ def from_bytes(data: bytes) -> np.ndarray:
       return pixels
   formats.add_plugins()
   try:
-    with Image.open(io.BytesIO(data)) as image:
-      return from_pil(image, len(data))
+    return _with_pillow(data)
   except DecodeError:
     raise
   except Exception as error:  # Decoders raise what they like for damaged files: SyntaxError, struct.error, KeyError ...
+    if (plain := _without_exif(data)) != data:
+      return from_bytes(plain)
     remedy = formats.remedy(data)
     raise DecodeError(f"not a picture that can be decoded here: {remedy}") if remedy else undecodable(error) from error
+
+
+def _with_pillow(data: bytes) -> np.ndarray:
+  with Image.open(io.BytesIO(data)) as image:
+    return from_pil(image, len(data))
+
+
+def _without_exif(data: bytes) -> bytes:
+  """Returns an AVIF or HEIC whose metadata items nobody finds: decoders refuse whole pictures for an odd one.
+
+  Its orientation is a property of the picture, and not that of the metadata.
+  """
+  return _EXIF_ITEM.sub(rb"\1none", data) if data[4:8] == b"ftyp" else data
 
 
 def undecodable(error: Exception, what: str = "picture") -> DecodeError:
@@ -107,7 +125,9 @@ def from_pil(image: Image.Image, file_bytes: int = 0) -> np.ndarray:
   transparent = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
   each = _BYTES_A_PIXEL + _FORMAT_BYTES.get(image.format or "", 0)
   each += _TRANSPARENT_BYTES * transparent + _TURNED_BYTES * (orientation != 1)
-  check_affordable(image.width * image.height * each + file_bytes, f"{image.width}x{image.height} pixels")
+  rows = image.height if orientation == 1 else image.height + image.width
+  needed = image.width * image.height * each + rows * _BYTES_A_ROW + file_bytes
+  check_affordable(needed, f"{image.width}x{image.height} pixels")
   deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
   if image.mode in ("I", "F") and not deep:
     kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"

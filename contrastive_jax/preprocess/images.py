@@ -67,6 +67,16 @@ def premultiply(pixels: UInt8[np.ndarray, "height width 4"]) -> UInt8[np.ndarray
   return scaled
 
 
+def undo_premultiply(pixels: UInt8[np.ndarray, "height width 4"]) -> UInt8[np.ndarray, "height width 4"]:
+  """Returns what `premultiply` makes these pixels of, as far as their rounding allows."""
+  straight = np.empty(pixels.shape, np.uint8)
+  for rows in _strips(pixels):
+    colour, alpha = pixels[rows, :, :3].astype(np.uint16), pixels[rows, :, 3:].astype(np.uint16)
+    straight[rows, :, :3] = np.minimum((colour * 255 + alpha // 2) // np.maximum(alpha, 1), 255)
+  straight[..., 3] = pixels[..., 3]
+  return straight
+
+
 def composite(
   pixels: UInt8[np.ndarray, "height width 4"], background: tuple[int, int, int] = WHITE
 ) -> UInt8[np.ndarray, "height width 3"]:

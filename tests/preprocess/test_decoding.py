@@ -35,7 +35,7 @@ def test_a_jpeg_that_lies_about_its_size_is_refused(width, height):
     decode(data[:at] + struct.pack(">HH", height, width) + data[at + 4 :])
 
 
-@pytest.mark.parametrize(("width", "height"), [(30000, 30000), (9000, 9000), (1, 2**30)])
+@pytest.mark.parametrize(("width", "height"), [(30000, 30000), (9000, 9000), (1, 2**30), (1, 2**24)])
 def test_a_picture_that_takes_too_much_memory_is_refused_before_it_is_decoded(width, height):
   with pytest.raises(DecodeError):
     decode(png_of(width, height))
@@ -69,6 +69,22 @@ def test_thin_pictures_are_cropped_as_others_are(rng):
   assert (resize(tall, 32, 32) == 77).all()
 
 
+@pytest.mark.parametrize("exif", [bytes(200), b"\xff" * 200, b"II*\0\x08\0\0\0" + b"\x03\0\x12\x01\x02\0" * 20])
+@pytest.mark.parametrize("turns", [1, 6])
+def test_an_avif_is_read_and_turned_whatever_its_exif_holds(exif, turns, rng):
+  sound = Image.Exif()
+  sound[0x0112], sound[0x010F] = turns, "maker" * 60
+  options = {"exif": sound.tobytes(), "speed": 10}
+  data = stored(Image.fromarray(rng.integers(0, 256, (6, 9, 3), np.uint8)), "AVIF", **options)
+  at = data.rindex(sound.tobytes()[6:10])
+  odd = data[:at] + exif + data[at + len(exif) :]
+  assert decode(odd).shape == ((6, 9, 3) if turns == 1 else (9, 6, 3))
+  np.testing.assert_array_equal(decode(odd), decode(data))
+
+
 def test_damage_gives_a_picture_or_one_error():
   counts = fuzz(600)
-  assert all(count["read"] and count["refused"] for count in counts.values())
+  assert len(counts) == 18 and all(count["read"] for count in counts.values())
+  refused = {kind for kind, count in counts.items() if count["refused"]}
+  # Damage of nothing but metadata never costs a picture; GIF and TIFF cannot do without theirs.
+  assert refused == set(counts) - {f"{kind} metadata" for kind in ("PNG", "JPEG", "WEBP", "AVIF")}

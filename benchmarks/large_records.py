@@ -1,0 +1,209 @@
+"""Files of single records as large as one likes: pictures of many formats, moving pictures, and files that lie."""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from fractions import Fraction
+
+import av
+import numpy as np
+from PIL import Image
+
+# Makes a file of about so many pixels.
+Maker = Callable[[int], bytes]
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# (first row, first column, rows apart, columns apart) of PNG's seven passes.
+_PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+
+
+def pixels(count: int, channels: int, thin: str = "") -> np.ndarray:
+  """Returns uint8 `[height, width, channels]` of repeated noise: a square, or `thin` is "tall" or "wide"."""
+  side = max(1, int(count**0.5))
+  height, width = {"": (side, side), "tall": (count, 1), "wide": (1, count)}[thin]
+  tile = np.random.default_rng(0).integers(0, 256, (min(64, height), min(64, width), channels), np.uint8)
+  copies = -(-height // tile.shape[0]), -(-width // tile.shape[1]), 1
+  return np.tile(tile, copies)[:height, :width]
+
+
+def by_pillow(kind: str, mode: str = "RGB", thin: str = "", turned: bool = False, frames: int = 1, **options) -> Maker:
+  """Returns a maker of what Pillow writes."""
+
+  def make(count: int) -> bytes:
+    if mode in ("I;16", "I", "F"):
+      levels = pixels(count, 1, thin)[..., 0].astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode])
+      image = Image.fromarray(levels * 3 if mode == "I;16" else levels)
+    else:
+      channels = {"L": 1, "P": 1, "1": 1, "RGB": 3, "CMYK": 4, "RGBA": 4, "LA": 4}[mode]
+      levels = pixels(count, channels, thin)
+      image = Image.fromarray(levels[..., 0] if channels == 1 else levels, "CMYK" if mode == "CMYK" else None)
+      if mode == "P":
+        image.putpalette(np.arange(768).astype(np.uint8).tobytes())
+      elif image.mode != mode:
+        image = image.convert(mode)
+    several = {"save_all": True, "append_images": [_changed(image, k) for k in range(1, frames)]} if frames > 1 else {}
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    image.save(file, kind, **several, **options, **({"exif": exif.tobytes()} if turned else {}))
+    return file.getvalue()
+
+  return make
+
+
+def _changed(image: Image.Image, number: int) -> Image.Image:
+  return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT if number % 2 else Image.Transpose.FLIP_TOP_BOTTOM)
+
+
+def interlaced_png(count: int) -> bytes:
+  """A PNG of RGBA in seven passes, which Pillow and OpenCV read but do not write."""
+  levels = pixels(count, 4)
+  packer = zlib.compressobj(1)
+  packed = []
+  for top, left, down, across in _PASSES:
+    part = levels[top::down, left::across].reshape(-1, len(range(left, levels.shape[1], across)) * 4)
+    for start in range(0, len(part), 256):
+      rows = np.pad(part[start : start + 256], ((0, 0), (1, 0)))  # Filter 0 before each row.
+      packed.append(packer.compress(rows.tobytes()))
+  body = b"".join(packed) + packer.flush()
+  return png(levels.shape[1], levels.shape[0], depth=8, colour=6, interlaced=True, body=body)
+
+
+def deep_png(count: int) -> bytes:
+  """A PNG of 16 bits a channel, RGBA."""
+  levels = pixels(count, 8)
+  packer = zlib.compressobj(1)
+  rows = [packer.compress(b"\0" + row.tobytes()) for row in levels]
+  return png(levels.shape[1], levels.shape[0], depth=16, colour=6, body=b"".join(rows) + packer.flush())
+
+
+def png(width: int, height: int, *, depth: int = 8, colour: int = 2, interlaced: bool = False, body: bytes) -> bytes:
+  """A PNG of a header and a compressed body."""
+  header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, int(interlaced))
+  chunks = ((b"IHDR", header), (b"IDAT", body), (b"IEND", b""))
+  return _SIGNATURE + b"".join(
+    struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+  )
+
+
+def tiled_tiff(count: int) -> bytes:
+  """A TIFF of RGB in tiles of 256 x 256, deflated."""
+  across = max(1, int(count**0.5) // 256)
+  tile = zlib.compress(np.tile(pixels(4096, 3), (4, 4, 1)).tobytes(), 1)
+  tiles = across * across
+  side, at = across * 256, 8
+  offsets_at = at + len(tile)
+  sizes_at = offsets_at + 4 * tiles
+  directory_at = sizes_at + 4 * tiles
+  bits_at = directory_at + 2 + 12 * 10 + 4
+  tags = [(256, 4, 1, side), (257, 4, 1, side), (258, 3, 3, bits_at), (259, 3, 1, 8), (262, 3, 1, 2), (277, 3, 1, 3)]
+  tags += [(322, 3, 1, 256), (323, 3, 1, 256)]
+  # Few tiles stand in the tags themselves.
+  tags += [(324, 4, tiles, at if tiles == 1 else offsets_at), (325, 4, tiles, len(tile) if tiles == 1 else sizes_at)]
+  directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+  # All tiles are the same bytes of the file.
+  lists = struct.pack(f"<{tiles}I", *[at] * tiles) + struct.pack(f"<{tiles}I", *[len(tile)] * tiles)
+  return b"II*\0" + struct.pack("<I", directory_at) + tile + lists + directory + struct.pack("<HHH", 8, 8, 8)
+
+
+def video(codec: str, container: str, frames: int = 24) -> Maker:
+  """Returns a maker of videos."""
+
+  def make(count: int) -> bytes:
+    levels = pixels(count, 3)
+    even = levels[: levels.shape[0] // 16 * 16 or 16, : levels.shape[1] // 16 * 16 or 16]
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+      stream = output.add_stream(codec, rate=Fraction(8))
+      stream.height, stream.width, stream.pix_fmt = even.shape[0], even.shape[1], "yuv420p"
+      for k in range(frames):
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(np.roll(even, 8 * k, axis=1)), format="rgb24")
+        output.mux(stream.encode(frame))
+      output.mux(stream.encode())
+    return file.getvalue()
+
+  return make
+
+
+def jpeg_that_lies(count: int) -> bytes:
+  """A JPEG of 8 x 8 pixels whose header promises 65500 x 65500."""
+  file = io.BytesIO()
+  Image.new("RGB", (8, 8)).save(file, "JPEG")
+  data = file.getvalue()
+  at = data.index(b"\xff\xc0") + 5
+  return data[:at] + struct.pack(">HH", 65500, 65500) + data[at + 4 :]
+
+
+PICTURES: dict[str, Maker] = {
+  "PNG RGB": by_pillow("PNG", compress_level=1),
+  "PNG RGBA": by_pillow("PNG", "RGBA", compress_level=1),
+  "PNG RGBA, turned": by_pillow("PNG", "RGBA", turned=True, compress_level=1),
+  "PNG palette": by_pillow("PNG", "P", compress_level=1),
+  "PNG palette, transparent": by_pillow("PNG", "P", transparency=0, compress_level=1),
+  "PNG grey and alpha": by_pillow("PNG", "LA", compress_level=1),
+  "PNG grey 16 bits": by_pillow("PNG", "I;16", compress_level=1),
+  "PNG RGBA 16 bits": deep_png,
+  "PNG RGBA interlaced": interlaced_png,
+  "PNG animated": by_pillow("PNG", "RGBA", frames=3, compress_level=1),
+  "PNG one pixel wide": by_pillow("PNG", thin="tall", compress_level=1),
+  "PNG one pixel high": by_pillow("PNG", thin="wide", compress_level=1),
+  "JPEG baseline": by_pillow("JPEG", quality=60),
+  "JPEG baseline 4:4:4, turned": by_pillow("JPEG", turned=True, quality=60, subsampling=0),
+  "JPEG progressive": by_pillow("JPEG", quality=60, progressive=True),
+  "JPEG progressive 4:4:4": by_pillow("JPEG", quality=60, progressive=True, subsampling=0),
+  "JPEG grey": by_pillow("JPEG", "L", quality=60),
+  "JPEG CMYK": by_pillow("JPEG", "CMYK", quality=60),
+  "JPEG CMYK progressive, turned": by_pillow("JPEG", "CMYK", quality=60, progressive=True, turned=True),
+  "WebP": by_pillow("WEBP", method=0),
+  "WebP lossless RGBA": by_pillow("WEBP", "RGBA", lossless=True, method=0, quality=0),
+  "WebP animated": by_pillow("WEBP", "RGBA", frames=3, lossless=True, method=0, quality=0),
+  "GIF": by_pillow("GIF", "P"),
+  "GIF transparent": by_pillow("GIF", "P", transparency=0),
+  "GIF animated": by_pillow("GIF", "P", frames=3),
+  "TIFF strips": by_pillow("TIFF"),
+  "TIFF strips LZW RGBA": by_pillow("TIFF", "RGBA", compression="tiff_lzw"),
+  "TIFF strips RGBA, turned": by_pillow("TIFF", "RGBA", turned=True, compression="tiff_adobe_deflate"),
+  "TIFF tiles": tiled_tiff,
+  "TIFF CMYK": by_pillow("TIFF", "CMYK", compression="tiff_lzw"),
+  "TIFF grey 16 bits": by_pillow("TIFF", "I;16", compression="tiff_lzw"),
+  "TIFF bits": by_pillow("TIFF", "1", compression="group4"),
+  "TIFF pages": by_pillow("TIFF", frames=3, compression="tiff_lzw"),
+  "TIFF one pixel wide": by_pillow("TIFF", thin="tall", compression="tiff_lzw"),
+  "TIFF one pixel high": by_pillow("TIFF", thin="wide", compression="tiff_lzw"),
+  "TIFF 32-bit integers": by_pillow("TIFF", "I", compression="tiff_lzw"),
+  "TIFF floats": by_pillow("TIFF", "F", compression="tiff_lzw"),
+  "AVIF": by_pillow("AVIF", speed=10, quality=40),
+  "AVIF RGBA": by_pillow("AVIF", "RGBA", speed=10, quality=40, subsampling="4:4:4"),
+  "JPEG 2000": by_pillow("JPEG2000"),
+  "JPEG 2000 RGBA": by_pillow("JPEG2000", "RGBA"),
+  "ICO": by_pillow("ICO", "RGBA", sizes=[(256, 256)]),
+  "ICNS": by_pillow("ICNS", "RGBA"),
+  "PPM": by_pillow("PPM"),
+  "PGM 16 bits": by_pillow("PPM", "I;16"),
+  "TGA": by_pillow("TGA", "RGBA", compression="tga_rle"),
+  "BMP": by_pillow("BMP"),
+  "QOI": by_pillow("QOI"),
+  "PCX": by_pillow("PCX"),
+  "SGI": by_pillow("SGI"),
+  "DDS": by_pillow("DDS", "RGBA"),
+}
+LIES: dict[str, Maker] = {
+  "PNG header of 65535 x 65535": lambda _: png(65535, 65535, body=zlib.compress(b"")),
+  "PNG header of 1 x 2**31 - 1": lambda _: png(1, 2**31 - 1, body=zlib.compress(b"")),
+  "PNG header of 9000 x 9000": lambda _: png(9000, 9000, body=zlib.compress(bytes(1 << 20))),
+  "JPEG header of 65500 x 65500": jpeg_that_lies,
+  "GIF header of 65535 x 65535": lambda _: b"GIF89a" + struct.pack("<HH", 65535, 65535) + b"\x80\0\0" + bytes(6) + b";",
+  "PPM header of 60000 x 60000": lambda _: b"P6 60000 60000 255\n" + bytes(64),
+  "BMP header of 40000 x 40000": lambda _: (
+    b"BM" + struct.pack("<IHHI", 118, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, 40000, 40000, 1, 24, *[0] * 6)
+  ),
+  "TGA header of 65535 x 65535": lambda _: bytes([0, 0, 10] + [0] * 9) + struct.pack("<HH", 65535, 65535) + b"\x20\x08",
+}
+MOVING: dict[str, Maker] = {
+  "clip GIF": by_pillow("GIF", "P", frames=12),
+  "clip WebP": by_pillow("WEBP", "RGBA", frames=12, method=0, quality=0),
+  "clip PNG": by_pillow("PNG", "RGBA", frames=12, compress_level=1),
+  "clip MPEG-4": video("mpeg4", "mp4"),
+  "clip H.264": video("libx264", "mp4"),
+  "clip VP9": video("libvpx-vp9", "webm"),
+}

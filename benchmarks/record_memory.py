@@ -1,0 +1,98 @@
+"""Measures how much memory a single record takes at its peak, on every path that reads records.
+
+  python -m benchmarks.record_memory                 # all kinds of records
+  python -m benchmarks.record_memory --kinds=TIFF    # those whose name holds a word
+
+Of each kind of file one is made that is as large as the decoder still reads. Each is read in a fresh process, by every
+path, after a small one of its kind: what the table gives is the peak of the process above what it held before. A table
+in Markdown is printed, and the command fails where a record takes more than `LIMIT`.
+"""
+
+import multiprocessing
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+from absl import flags
+
+from benchmarks import large_records, record_paths
+from contrastive_jax import cli
+from contrastive_jax.preprocess.decoding import MAX_BYTES
+
+# Megabytes that a single record may take.
+LIMIT = 300
+# Pixels of the first try, and of the small one that every process reads first.
+_FIRST, _SMALL = 45_000_000, 4096
+
+
+def measure(way: str, small: Path, large: Path, moving: bool) -> tuple[float, str]:
+  """Reads a record in a process of its own.
+
+  Returns:
+    The megabytes that it took, and why it was refused; "" if it was not.
+  """
+  # What the server has imported, every process has from the start; it has started no backend.
+  context = multiprocessing.get_context("forkserver")
+  context.set_forkserver_preload([record_paths.__name__])
+  mine, theirs = context.Pipe(duplex=False)
+  process = context.Process(target=record_paths.report, args=(way, small, large, moving, theirs))
+  process.start()
+  theirs.close()
+  try:
+    return mine.recv()
+  except EOFError:
+    raise RuntimeError(f"the process that read {large} by {way} died") from None
+  finally:
+    process.join()
+
+
+def _size(kind: str, make: large_records.Maker, folder: Path, moving: bool) -> tuple[Path, Path, int, str]:
+  """A small and the largest file of a kind that is read, its number of pixels, and why the kind is refused at all."""
+  small, large = folder / "small", folder / "large"
+  small.write_bytes(make(_SMALL))
+  count = _FIRST // 4 if moving else _FIRST
+  for _ in range(4):
+    large.write_bytes(make(count))
+    _, refused = measure("resize" if moving else "decode", small, large, moving)
+    needed = re.search(r"would take ([\d,]+) MB", refused)
+    if needed is None:
+      return small, large, count, refused
+    count = int(count * min(0.995, 0.99 * MAX_BYTES / 1e6 / float(needed[1].replace(",", ""))))
+  return small, large, count, refused
+
+
+def main() -> None:
+  words = flags.FLAGS.kinds
+  ways = [way for way in record_paths.PATHS if not flags.FLAGS.paths or way in flags.FLAGS.paths]
+  print("| record | megapixels | " + " | ".join(ways) + " |")
+  print("|---" * (len(ways) + 2) + "|", flush=True)
+  worst = 0.0
+  for table in (large_records.PICTURES, large_records.MOVING, large_records.LIES):
+    for kind, make in table.items():
+      if words.lower() not in kind.lower():
+        continue
+      moving = table is large_records.MOVING
+      with tempfile.TemporaryDirectory() as scratch:
+        if table is large_records.LIES:
+          small, large, count = Path(scratch) / "small", Path(scratch) / "large", 0
+          small.write_bytes(large_records.PICTURES["PNG RGB"](_SMALL))
+          large.write_bytes(make(0))
+        else:
+          small, large, count, _ = _size(kind, make, Path(scratch), moving)
+        row = []
+        for way in ways:
+          megabytes, refused = measure(way, small, large, moving)
+          worst = max(worst, megabytes)
+          row.append(f"{megabytes:.0f}" + (" refused" if refused else ""))
+      print(f"| {kind} | {count / 1e6:.1f} | " + " | ".join(row) + " |", flush=True)
+  print(f"\nThe most that one record took is {worst:.0f} MB.")
+  if worst > LIMIT:
+    sys.exit(f"that is more than {LIMIT} MB")
+
+
+if __name__ == "__main__":
+  # Not above, since the processes that measure import this module too.
+  flags.DEFINE_string("kinds", "", "Only the kinds whose name holds this.")
+  flags.DEFINE_list("paths", [], f"Only these of {', '.join(record_paths.PATHS)}.")
+  cli.run(main)

@@ -1,0 +1,112 @@
+"""Every path that reads records, given one file, and what it takes in memory."""
+
+import contextlib
+import ctypes
+import dataclasses
+import gc
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import distill
+from benchmarks.fuzz_records import Letters, small_model
+from contrastive_jax.bad_records import BadRecords
+from contrastive_jax.errors import UserError
+from contrastive_jax.evaluation import unreadable
+from contrastive_jax.preprocess.decoding import DecodeError
+from contrastive_jax.preprocess.images import decode
+from contrastive_jax.preprocess.resolution import Resolution
+from contrastive_jax.preprocess.video import open_clip
+from contrastive_jax.training.curriculum import Clips, Segment
+from data import embedding_files
+from data.augment import PRESETS
+from data.pipeline import Pipeline, TeacherView
+from data.sources import Example, Text
+
+
+@dataclasses.dataclass(frozen=True)
+class _One:
+  """A source, and an evaluation set, of one file."""
+
+  path: Path
+  moving: bool
+  name: str = "one"
+
+  def __len__(self) -> int:
+    return 1
+
+  def __getitem__(self, index: int, /) -> Example:
+    image = open_clip(self.path.read_bytes()) if self.moving else decode(self.path.read_bytes(), background=None)
+    return Example(image, self.text(index), index)
+
+  def text(self, index: int) -> Text:
+    return Text(("a picture",), 1)
+
+
+def _train(path: Path, moving: bool, resolution: Resolution, augment: str = "none", teacher: bool = False) -> None:
+  """One batch of one pair, as training reads it."""
+  clips = Clips((("one", 1),), 1.0, resolution, 8) if moving else None
+  segment = Segment(1, 1, (("one", 1),), resolution, clips=clips, taught=teacher)
+  view = TeacherView(336, 14) if teacher else None
+  options = {"text_length": 8, "patch_size": 14, "tubelet": 2, "seed": 0, "augment": PRESETS[augment], "teacher": view}
+  # Not by `batch`, which looks for a substitute of a bad record; this one has none.
+  Pipeline((segment,), {"one": _One(path, moving)}, Letters(), **options).batch(0)
+
+
+def _evaluate(path: Path, moving: bool) -> None:
+  images = [open_clip(path.read_bytes()) if moving else path.read_bytes()]
+  ledger = BadRecords()
+  unreadable.embedded(small_model().encode_image, images, "one", ledger)
+  if ledger.count:
+    raise DecodeError("it was left out")
+
+
+def _embed(path: Path, moving: bool) -> None:
+  output = path.with_suffix(".npy")
+  embedding_files.write(output, small_model(), ["one"], [path])
+
+
+def _distill(path: Path, moving: bool) -> None:
+  for ids, _ in distill.embedded(small_model(), "one", _One(path, moving)):
+    if not len(ids):
+      raise DecodeError("it was left out")
+
+
+_NATIVE = Resolution("native", min_tokens=576, max_tokens=5832)
+PATHS: dict[str, Callable[[Path, bool], Any]] = {
+  "decode": lambda path, moving: _One(path, moving)[0],
+  "resize": lambda path, moving: _train(path, moving, Resolution.fixed(224)),
+  "crop": lambda path, moving: _train(path, moving, Resolution.fixed(224), "photographs"),
+  "native": lambda path, moving: _train(path, moving, _NATIVE),
+  "teacher": lambda path, moving: _train(path, moving, Resolution.fixed(224), "photographs", teacher=True),
+  "evaluation": _evaluate,
+  "embed": _embed,
+  "distill": _distill,
+}
+
+
+def report(way: str, small: Path, large: Path, moving: bool, answer: Any) -> None:
+  """Sends (megabytes above what there was before, what was refused) of reading one record; runs in its own process."""
+  warnings.simplefilter("ignore")
+  read = PATHS[way]
+  with contextlib.suppress(DecodeError, UserError):  # Of a kind that is refused in every size.
+    read(small, moving)
+  gc.collect()
+  ctypes.CDLL(None).malloc_trim(0)
+  before = _status("VmRSS")
+  Path("/proc/self/clear_refs").write_text("5")  # The peak starts again from here.
+  refused = ""
+  try:
+    read(large, moving)
+  except (DecodeError, UserError) as error:
+    refused = str(error)
+  answer.send((_status("VmHWM") - before, refused))
+
+
+def _status(field: str) -> float:
+  """Megabytes of this process."""
+  found = re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())
+  assert found, f"/proc/self/status has no {field}"
+  return int(found[1]) / 1e3
