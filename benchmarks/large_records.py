@@ -18,9 +18,9 @@ _PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2),
 
 
 def pixels(count: int, channels: int, thin: str = "") -> np.ndarray:
-  """Returns uint8 `[height, width, channels]` of repeated noise: a square, or `thin` is "tall" or "wide"."""
-  side = max(1, int(count**0.5))
-  height, width = {"": (side, side), "tall": (count, 1), "wide": (1, count)}[thin]
+  """Returns uint8 `[height, width, channels]` of repeated noise: a square, or `thin` is "tall", "wide" or "half"."""
+  side, half = max(1, int(count**0.5)), max(1, int((count / 2) ** 0.5))
+  height, width = {"": (side, side), "tall": (count, 1), "wide": (1, count), "half": (half, 2 * half)}[thin]
   tile = np.random.default_rng(0).integers(0, 256, (min(64, height), min(64, width), channels), np.uint8)
   copies = -(-height // tile.shape[0]), -(-width // tile.shape[1]), 1
   return np.tile(tile, copies)[:height, :width]
@@ -138,6 +138,7 @@ PICTURES: dict[str, Maker] = {
   "PNG RGB": by_pillow("PNG", compress_level=1),
   "PNG RGBA": by_pillow("PNG", "RGBA", compress_level=1),
   "PNG RGBA, turned": by_pillow("PNG", "RGBA", turned=True, compress_level=1),
+  "PNG RGBA, twice as wide as high": by_pillow("PNG", "RGBA", thin="half", compress_level=1),
   "PNG palette": by_pillow("PNG", "P", compress_level=1),
   "PNG palette, transparent": by_pillow("PNG", "P", transparency=0, compress_level=1),
   "PNG grey and alpha": by_pillow("PNG", "LA", compress_level=1),

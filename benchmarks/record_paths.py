@@ -87,22 +87,25 @@ PATHS: dict[str, Callable[[Path, bool], Any]] = {
 }
 
 
-def report(way: str, small: Path, large: Path, moving: bool, answer: Any) -> None:
-  """Sends (megabytes above what there was before, what was refused) of reading one record; runs in its own process."""
+def report(ways: list[str], small: Path, large: Path, moving: bool, answer: Any) -> None:
+  """Sends (megabytes above what there was before, why it was refused) for each path; runs in a process of its own."""
   warnings.simplefilter("ignore")
-  read = PATHS[way]
-  with contextlib.suppress(DecodeError, UserError):  # Of a kind that is refused in every size.
-    read(small, moving)
-  gc.collect()
-  ctypes.CDLL(None).malloc_trim(0)
-  before = _status("VmRSS")
-  Path("/proc/self/clear_refs").write_text("5")  # The peak starts again from here.
-  refused = ""
-  try:
-    read(large, moving)
-  except (DecodeError, UserError) as error:
-    refused = str(error)
-  answer.send((_status("VmHWM") - before, refused))
+  for way in ways:
+    with contextlib.suppress(DecodeError, UserError):  # Of a kind that is refused in every size.
+      PATHS[way](small, moving)
+  found = []
+  for way in ways:
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # What is free is not to be taken for what a record can do without.
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # The peak starts again from here.
+    refused = ""
+    try:
+      PATHS[way](large, moving)
+    except (DecodeError, UserError) as error:
+      refused = str(error)
+    found.append((_status("VmHWM") - before, refused))
+  answer.send(found)
 
 
 def _status(field: str) -> float:

@@ -21,10 +21,11 @@ from contrastive_jax.evaluation.tasks import (
   PairSet,
 )
 from contrastive_jax.preprocess.decoding import DecodeError
-from contrastive_jax.preprocess.images import decode
+from contrastive_jax.preprocess.images import straight
 from contrastive_jax.preprocess.video import Clip
 
-_ELSEWHERE = "cannot be read by another process"
+# Bytes of a reason that one process tells the others.
+_MOST_SAID = 300
 
 
 class UnreadableSet(UserError):
@@ -50,7 +51,7 @@ class Tolerant(Sequence):
       item = retried(lambda: self._images[index])
       if isinstance(item, Clip):
         return _TolerantClip(item, self.reasons, index)
-      return item if isinstance(item, np.ndarray) and item.ndim == 4 else retried(lambda: decode(item, background=None))
+      return item if isinstance(item, np.ndarray) and item.ndim == 4 else retried(lambda: straight(item))
     except DecodeError as error:
       self.reasons[index] = str(error)
       return np.full((1, 1, 3), 128, np.uint8)
@@ -92,14 +93,32 @@ def embedded(
   """
   tolerant = Tolerant(images)
   embeddings = encode(tolerant)
-  bad = np.zeros(len(images), bool)
-  bad[list(tolerant.reasons)] = True
-  if jax.process_count() > 1:
-    bad = np.asarray(multihost_utils.process_allgather(bad)).reshape(-1, len(bad)).any(axis=0)
+  reasons = _of_all_processes(tolerant.reasons, len(images))
+  good = np.ones(len(images), bool)
+  good[list(reasons)] = False
   ledger.read(len(images))
-  for index in np.flatnonzero(bad).tolist():
-    ledger.add(BadRecord(name, index, tolerant.reasons.get(index, _ELSEWHERE), use="evaluation"))
-  return embeddings, ~bad
+  for index, reason in reasons.items():
+    ledger.add(BadRecord(name, index, reason, use="evaluation"))
+  return embeddings, good
+
+
+def _of_all_processes(reasons: dict[int, str], count: int) -> dict[int, str]:
+  """Returns what any process found wrong with some of `count` images, in their order; the first to say why is heard."""
+  if jax.process_count() == 1:
+    return dict(sorted(reasons.items()))
+  bad = np.zeros(count, bool)
+  bad[list(reasons)] = True
+  rows = np.flatnonzero(np.asarray(multihost_utils.process_allgather(bad)).reshape(-1, count).any(axis=0)).tolist()
+  if not rows:
+    return {}
+  # Arrays of one shape are all that processes can send each other.
+  said = np.zeros((len(rows), _MOST_SAID), np.uint8)
+  for k, row in enumerate(rows):
+    text = reasons.get(row, "").encode()[:_MOST_SAID]
+    said[k, : len(text)] = np.frombuffer(text, np.uint8)
+  of_each = np.asarray(multihost_utils.process_allgather(said)).reshape(-1, *said.shape)
+  texts = of_each[of_each.any(axis=2).argmax(axis=0), np.arange(len(rows))]
+  return {row: bytes(text).rstrip(b"\0").decode(errors="ignore") for row, text in zip(rows, texts, strict=True)}
 
 
 def keep(scored: EvaluationSet, good: Bool[np.ndarray, "images"]) -> tuple[EvaluationSet, Int[np.ndarray, "kept"]]:

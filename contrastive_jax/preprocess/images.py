@@ -39,23 +39,38 @@ def decode(source: Any, background: tuple[int, int, int] | None = WHITE) -> Pixe
     DecodeError: if this is no picture that can be read, or takes more memory than `decoding.MAX_BYTES`.
     OSError: if the path cannot be read.
   """
+  pixels = straight(source)
+  if pixels.shape[2] == 3:
+    return pixels
+  pixels = premultiply(pixels)
+  return pixels if background is None else composite(pixels, background)
+
+
+def straight(source: Any) -> Pixels:
+  """Reads a picture as `decode` does, its colour not multiplied by alpha: what may be passed to `decode` again.
+
+  Args:
+    source: see `decode`.
+
+  Returns:
+    uint8 `[height, width, 3]`, or `[height, width, 4]` where there is transparency.
+
+  Raises:
+    DecodeError: see `decode`.
+    OSError: if the path cannot be read.
+  """
   if isinstance(source, np.ndarray):
-    pixels = _from_array(source)
-  elif isinstance(source, Image.Image):
+    return _from_array(source)
+  if isinstance(source, Image.Image):
     try:
-      pixels = decoding.from_pil(source)
+      return decoding.from_pil(source)
     except DecodeError:
       raise
     except Exception as error:
       if getattr(error, "errno", None) is not None:
         raise  # The file behind a lazy image could not be read.
       raise decoding.undecodable(error) from error
-  else:
-    pixels = decoding.from_bytes(source if isinstance(source, bytes) else decoding.read_file(source))
-  if pixels.shape[2] == 3:
-    return pixels
-  pixels = premultiply(pixels)
-  return pixels if background is None else composite(pixels, background)
+  return decoding.from_bytes(source if isinstance(source, bytes) else decoding.read_file(source))
 
 
 def premultiply(pixels: UInt8[np.ndarray, "height width 4"]) -> UInt8[np.ndarray, "height width 4"]:
@@ -109,7 +124,9 @@ def in_square(
   """Puts a picture into the middle of a square of one level; a square that would be huge is made smaller with it."""
   height, width, channels = pixels.shape
   side = max(height, width)
-  if side > _MOST_SIDE and side * side > _MOST_BETWEEN and side > 2 * min(height, width):
+  if height == width:
+    return pixels
+  if side > _MOST_SIDE:
     height, width = (max(1, round(length * _MOST_SIDE / side)) for length in (height, width))
     pixels, side = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), max(height, width)
   square = np.full((side, side, channels), level, np.uint8)
