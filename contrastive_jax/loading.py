@@ -11,12 +11,12 @@ from contrastive_jax import paths
 from contrastive_jax.errors import UserError
 from contrastive_jax.inference import Model, placed
 from contrastive_jax.models.config import DualEncoderConfig
+from contrastive_jax.models.presets import model_config
 from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.resolution import Resolution
 from contrastive_jax.runs import read_config, read_json
 from contrastive_jax.training.checkpoint import restore_params
-from contrastive_jax.training.config import model_config
 
 
 def load(

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from contrastive_jax import paths
 from contrastive_jax.bad_records import BadRecords, readable
 from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.preprocess import tokenizers
@@ -100,6 +101,11 @@ def make_tokenizer(
   if options.spec == "bpe":
     how = {"lowercase": options.lowercase, "straight_quotes": options.straight_quotes}
     return tokenizers.train_bpe(all_captions(sources, bad_records), vocab_size, **how)
+  if ":" not in options.spec and not paths.typed("tokenizer.spec", options.spec).is_dir():
+    raise UserError(
+      f"tokenizer.spec={options.spec!r} is unknown: write 'bpe', file:FILE, sentencepiece:FILE, clip:FILE or the"
+      " tokenizer directory of a run"
+    )
   tokenizer = tokenizers.load(options.spec)
   check_vocabulary(tokenizer, vocab_size)
   return tokenizer

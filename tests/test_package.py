@@ -8,6 +8,20 @@ import pytest
 from tests import runs
 
 
+def test_importing_it_loads_only_what_is_used():
+  program = (
+    "import sys, contrastive_jax\n"
+    "loaded = lambda *names: [name for name in names if name in sys.modules]\n"
+    "assert {'Model', 'load'} <= set(dir(contrastive_jax)) and not loaded('jax', 'flax', 'numpy')\n"
+    "assert not hasattr(contrastive_jax, 'train')\n"
+    "assert contrastive_jax.Model.__name__ == 'Model'\n"
+    "assert not loaded('orbax.checkpoint', 'contrastive_jax.training')\n"
+    "assert callable(contrastive_jax.load)\n"
+    "assert not loaded('contrastive_jax.training.config', 'contrastive_jax.training.loop', 'tensorboardX')\n"
+  )
+  subprocess.run([sys.executable, "-c", program], check=True, cwd=runs.ROOT)
+
+
 @pytest.mark.slow
 def test_it_installs_without_data_and_configs(tmp_path):
   target = tmp_path / "site"

@@ -207,3 +207,9 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     return value
   expected = " or ".join("None" if option is types.NoneType else option.__name__ for option in options)
   raise UserError(f"{where}={value!r} must be of type {expected}")
+
+
+def model_config(config: Any) -> DualEncoderConfig:
+  """The dual encoder of a resolved config (a `ConfigDict`, or the dictionary read from `config.json`)."""
+  model = config["model"].to_dict() if hasattr(config["model"], "to_dict") else config["model"]
+  return dataclasses.replace(resolve("siglip_b16", model), dtype=config["compute_dtype"])

@@ -11,8 +11,9 @@ import jax
 from contrastive_jax import paths
 from contrastive_jax.batch import Batch
 from contrastive_jax.errors import UserError, require_known
-from contrastive_jax.models import flops, presets
+from contrastive_jax.models import flops
 from contrastive_jax.models.config import DualEncoderConfig
+from contrastive_jax.models.presets import model_config
 from contrastive_jax.parallel.mesh import MeshSpec, batch_shards
 from contrastive_jax.runs import read_config
 from contrastive_jax.training import growth, host_memory, shapes
@@ -22,7 +23,7 @@ from contrastive_jax.training.curriculum import Segment
 from contrastive_jax.training.fields import check_fields
 from contrastive_jax.training.growth import Growths
 from contrastive_jax.training.loop import LoopOptions
-from contrastive_jax.training.objective import Objective, check_teacher, make_objective, term_options
+from contrastive_jax.training.objective import Objective, check_options, check_teacher, make_objective, term_options
 from contrastive_jax.training.ranges import check_ranges
 from contrastive_jax.training.shapes import TeacherDims
 from contrastive_jax.training.stages import (
@@ -81,6 +82,7 @@ def check(config: Any) -> None:
   if not weighted_sources("data.sources", config.data.sources.to_dict()):
     raise UserError("data.sources={} needs at least one source, each with a weight above 0")
   objective_of(config)
+  check_options(config.loss_options.to_dict())
   model = model_config(config)
   segments = segments_of(config)
   _check_pairs(segments, term_weights(config))
@@ -140,12 +142,6 @@ def check_model_fits(segment: Segment, model: DualEncoderConfig) -> None:
         f"{stage} allows max_tokens={feed.resolution.max_tokens}, more than its row_length={feed.rows.length}: an image"
         " must fit into a row"
       )
-
-
-def model_config(config: Any) -> DualEncoderConfig:
-  """The dual encoder of a resolved config (a `ConfigDict`, or the dictionary read from `config.json`)."""
-  model = config["model"].to_dict() if hasattr(config["model"], "to_dict") else config["model"]
-  return dataclasses.replace(presets.resolve("siglip_b16", model), dtype=config["compute_dtype"])
 
 
 def term_weights(config: Any) -> dict[str, float]:

@@ -19,7 +19,6 @@ from contrastive_jax.models.config import VisionConfig
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.runs import read_config
 from contrastive_jax.training.checkpoint import has_checkpoint, restore_params
-from contrastive_jax.training.config import model_config
 from contrastive_jax.training.state import PROJECTIONS, StateSpec, TrainState
 
 Parameters = dict[tuple[str, ...], Any]
@@ -50,7 +49,7 @@ def with_initial_model(
     return config
   resumed = workdir is not None and has_checkpoint(workdir)
   source = workdir if resumed else paths.run_to_read("init_from", config.init_from)
-  ours, theirs = (dataclasses.asdict(model_config(content)) for content in (config, read_config(source)))
+  ours, theirs = (dataclasses.asdict(presets.model_config(content)) for content in (config, read_config(source)))
   default = dataclasses.asdict(presets.resolve(DEFAULT_PRESET))
   towers = {"all": ("vision", "text"), "image": ("vision",), "text": ("text",)}[config.init_towers]
   rest = [name for name in ours if name not in ("vision", "text", "dtype")] if len(towers) > 1 else ["embed_dim"]
@@ -139,7 +138,7 @@ def _taken(theirs: Parameters, init_from: str, towers: str, params: dict[str, An
 
 def _adapted(theirs: Parameters, init_from: Path, vision: VisionConfig) -> tuple[Parameters, list[str]]:
   """Their parameters, those that depend on sizes of patches, clips and grids brought to ours; and what was done."""
-  old = model_config(read_config(init_from)).vision
+  old = presets.model_config(read_config(init_from)).vision
   if old.channels != vision.channels:
     return theirs, []
   adapted, sentences = dict(theirs), []

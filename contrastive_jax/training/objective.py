@@ -253,6 +253,16 @@ def make_objective(
   )
 
 
+def check_options(options: Mapping[str, Mapping[str, Any]]) -> None:
+  """Raises a `UserError` for a value that a term refuses, whether or not the objective has that term.
+
+  Args:
+    options: keyword arguments of terms, by the name of the term.
+  """
+  for name, given in options.items():
+    (_bind_local if name in LOCAL_TERMS else _bind_loss)(name, given)
+
+
 def check_teacher(objective: Objective, *, teacher: str, targets: str) -> None:
   """Raises a `UserError` unless there are targets for the terms that distil, and terms for the targets.
 

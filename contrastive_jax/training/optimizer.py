@@ -267,11 +267,15 @@ def split_frozen(params: Params, patterns: Sequence[str]) -> tuple[dict, dict]:
   A pattern must match from the start of a path: "vision/" freezes the image tower.
 
   Raises:
-    UserError: if a pattern matches nothing or nothing is left to train.
+    UserError: if a pattern is no regular expression, matches nothing, or nothing is left to train.
   """
   flat = traverse_util.flatten_dict(params)
   names = {path: "/".join(path) for path in flat}
   for pattern in patterns:
+    try:
+      re.compile(pattern)
+    except re.error as error:
+      raise UserError(f"frozen has '{pattern}', which is no regular expression: {error}") from None
     if not any(re.match(pattern, name) for name in names.values()):
       tops = ", ".join(sorted({path[0] for path in flat}))
       raise UserError(f"frozen has '{pattern}', which matches no parameter: paths start with one of {tops}")

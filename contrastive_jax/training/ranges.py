@@ -43,9 +43,13 @@ class Range:
     return math.isfinite(value) and low and high
 
   def __str__(self) -> str:
-    low = f"{'above' if self.above else 'at least'} {self.least:g}" if math.isfinite(self.least) else ""
-    high = f"{'below' if self.below else 'at most'} {self.most:g}" if math.isfinite(self.most) else ""
+    low = f"{'above' if self.above else 'at least'} {_written(self.least)}" if math.isfinite(self.least) else ""
+    high = f"{'below' if self.below else 'at most'} {_written(self.most)}" if math.isfinite(self.most) else ""
     return " and ".join(part for part in (low, high) if part) or "finite"
+
+
+def _written(bound: float | int) -> str:
+  return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def _as_float32(value: float) -> float:
@@ -131,7 +135,8 @@ def check_ranges(config: Mapping[str, Any]) -> None:
   for name, value in numbers(config):
     limits = range_of(name) or FINITE
     if not limits.holds(value):
-      raise UserError(f"{name}={value} must be {limits}")
+      finite = "" if math.isfinite(value) or limits == FINITE else "finite and "
+      raise UserError(f"{name}={value} must be {finite}{limits}")
 
 
 def numbers(node: Any, name: str = "") -> Iterator[tuple[str, float | int]]:

@@ -57,6 +57,23 @@ def test_every_option_of_a_loss_is_a_field_with_a_type():
     config.loss_options.softmax.tile = "small"
 
 
+@pytest.mark.parametrize(
+  ("option", "value", "said"),
+  [
+    ("sigmoid.strategy", "rings", "loss_options.sigmoid.strategy='rings' is unknown"),
+    ("distill_similarity.strategy", "", "loss_options.distill_similarity.strategy='' is unknown"),
+    ("distill_relational.tile", 0, "loss_options.distill_relational.tile=0 must be at least 1"),
+    ("distill_features.distance", "cosin", "cosin"),
+  ],
+)
+def test_the_options_of_losses_that_a_run_does_not_use_are_checked_too(option, value, said):
+  config = tiny.get_config()
+  assert set(run_config.term_weights(config)) == {"softmax"}
+  config.loss_options.update_from_flattened_dict({option: value})
+  with pytest.raises(UserError, match=said):
+    run_config.check(config)
+
+
 def test_a_field_of_the_run_that_did_not_exist_then_is_off(started):
   def forget(content):
     del content["tokenizer"]["straight_quotes"]

@@ -332,7 +332,14 @@ def test_splitting_and_combining_lose_nothing(params):
 
 
 @pytest.mark.parametrize(
-  ("patterns", "named"), [(("vision/",), "matches no parameter"), ((".*",), "matches every parameter")]
+  ("patterns", "named"),
+  [
+    (("vision/",), "matches no parameter"),
+    ((".*",), "matches every parameter"),
+    (("image/", "("), "which is no regular expression: missing"),
+    (("[a",), "which is no regular expression: unterminated"),
+    (("*",), "which is no regular expression: nothing to repeat"),
+  ],
 )
 def test_wrong_frozen_patterns_are_named(params, patterns, named):
   with pytest.raises(UserError, match=named):
