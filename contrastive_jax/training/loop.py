@@ -186,15 +186,19 @@ class _Steps:
     if options.log_sample_ids and writer is not None:
       self._ids = JsonLines(workdir / "sample_ids.jsonl", restored_step=start)
     self._peak = peak_flops(list(mesh.devices.flat)) if options.flops_per_pair else math.inf
-    self._in_flight: tuple[int, dict[str, jax.Array], Batch] | None = None
+    self._in_flight: tuple[int, dict[str, jax.Array], Batch, tuple[float, float] | None] | None = None
     self._batch: Batch | None = None
     self._hosts = host_share(mesh)[1]
     self._profiling = False
     self._budget = SkipBudget(options.max_skipped_steps)
+    self._waited = 0.0  # Seconds since the start of the loop in which the devices had no batch.
     self._reset_clocks()
 
-  def _reset_clocks(self) -> None:
-    self._clock, self._waited, self._steps, self._seen = time.perf_counter(), 0.0, 0, 0
+  def _reset_clocks(self, now: float | None = None, waited: float | None = None) -> None:
+    """Begins a window of the rates, now or at a time that has passed, given the seconds of waiting until then."""
+    self._clock = time.perf_counter() if now is None else now
+    self._waited_before = self._waited if waited is None else waited
+    self._steps, self._seen = 0, 0
 
   def batches(self) -> Iterator[tuple[int, Batch]]:
     """Batches with the time spent waiting for them measured."""
@@ -234,7 +238,10 @@ class _Steps:
 
   def finish(self, step: int, metrics: dict[str, jax.Array]) -> None:
     """Takes the metrics of a step that has been dispatched and looks at those of the step before it."""
-    previous, self._in_flight = self._in_flight, (step, metrics, self._batch)
+    # On CPUs a step has often run when its dispatch returns: it ended now, not when the next one has been dispatched.
+    ended = all(value.is_ready() for value in metrics.values())
+    clocks = (time.perf_counter(), self._waited) if ended else None
+    previous, self._in_flight = self._in_flight, (step, metrics, self._batch, clocks)
     if previous is not None:
       self._look(*previous)
 
@@ -244,8 +251,12 @@ class _Steps:
     if previous is not None:
       self._look(*previous)
 
-  def _look(self, step: int, metrics: dict[str, jax.Array], batch: Batch) -> None:
+  def _look(
+    self, step: int, metrics: dict[str, jax.Array], batch: Batch, clocks: tuple[float, float] | None = None
+  ) -> None:
+    """Judges and logs a step; `clocks` are the time and `_waited` at its end, None where that is now."""
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    now, waited = clocks or (time.perf_counter(), self._waited)
     finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
     too_many = self._budget.note(finite)
     if too_many or (not finite and self._options.stop_on_nonfinite):
@@ -256,14 +267,14 @@ class _Steps:
     self.bar.advance(step)
     first = step == self._start + 1
     if first or step % self._options.log_every == 0 or step == self._options.total_steps:
-      seconds = time.perf_counter() - self._clock
+      seconds = now - self._clock
       rate = self._seen / seconds
       row = {
         "step": step,
         **values,
         "images_per_second": rate,
         "step_seconds": seconds / self._steps,
-        "data_wait_fraction": self._waited / seconds,
+        "data_wait_fraction": (waited - self._waited_before) / seconds,
         **_fill(batch),
       }
       bad = getattr(self._pipeline, "substituted", 0)
@@ -276,7 +287,7 @@ class _Steps:
       self.record(row)
       self.bar.show(row)
       # The first row holds the compilation; rates of the next window must not.
-      self._reset_clocks()
+      self._reset_clocks(now, waited)
 
   def _not_finite(self, step: int, values: dict[str, float]) -> str:
     ids = self._pipeline.ids(step - 1).tolist()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import time
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from contrastive_jax.training import config as run_config
 from contrastive_jax.training import loop
 from contrastive_jax.training.checkpoint import Checkpoints
 from contrastive_jax.training.initialize import initial_state
+from contrastive_jax.training.metrics import Writer
 from contrastive_jax.training.objective import Objective, make_objective
 from contrastive_jax.training.step import make_train_step
 from data import build
@@ -149,6 +151,33 @@ def test_a_skipped_update_leaves_everything_but_the_step(pipeline):
   assert {type(node): int(node.count) for node in nodes if isinstance(node, counted)} == dict(
     zip(counted, (2, 3), strict=True)
   )
+
+
+def test_no_step_is_logged_faster_than_it_ran(pipeline, tmp_path):
+  """Neither is the last one, which has no other dispatched before its row is written."""
+  config = small_config(total_steps=4)
+  mesh = MeshSpec().make(jax.devices()[:1])
+  spec, step = run_config.build(config, mesh)
+
+  def slept(loss):
+    time.sleep(0.2)
+    return loss
+
+  @jax.jit
+  def slow(state, batch):
+    state, metrics = step(state, batch)
+    loss = jax.pure_callback(slept, jax.ShapeDtypeStruct((), jnp.float32), metrics["loss"])
+    return state, {**metrics, "loss": loss}
+
+  with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    writer = Writer(tmp_path, restored_step=0)
+    options = loop.LoopOptions(total_steps=4, log_every=1)
+    loop.train(tmp_path, spec.create(0), slow, pipeline, checkpoints, writer, options, mesh=mesh, about={})
+    writer.close()
+  rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert [row["step"] for row in rows] == [1, 2, 3, 4]
+  assert min(row["step_seconds"] for row in rows) > 0.15
+  assert all(0 <= row["data_wait_fraction"] <= 1 for row in rows)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(pipeline, tmp_path):
