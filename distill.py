@@ -109,7 +109,8 @@ def embedded(
   ledger = bad_records or BadRecords()
   columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
   rate = TextColumn("{task.fields[rate]}"), TimeRemainingColumn()
-  with Progress(*columns, *rate, console=Console(stderr=True), transient=True) as bar:
+  console = Console(stderr=True)
+  with Progress(*columns, *rate, console=console, transient=True, disable=not console.is_terminal) as bar:
     task = bar.add_task(name, total=len(source), rate="")
     size = CHUNK * model.batch_size
     for start in range(0, len(source), size):

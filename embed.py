@@ -53,7 +53,8 @@ def main() -> None:
   model = load(workdir, STEP.value, batch_size=BATCH_SIZE.value, progress=True)
   about = {"model": WORKDIR.value, "step": str(model.step), "version": version()}
   unreadable = embedding_files.write(output, model, ids, items, about)
-  print(f"{output} holds {len(ids) - len(unreadable):,} embeddings of {model.config.embed_dim} numbers.")
+  written = len(ids) - len(unreadable)
+  print(f"{output} holds {written:,} embedding{'s' * (written != 1)} of {model.config.embed_dim} numbers.")
   if blank:
     print(f"Left out {len(blank):,} that hold no text: {shown(blank)}")
   if unreadable:

@@ -112,7 +112,7 @@ def main() -> None:
   # A set is scored by the features that the run trained on, unless others are named.
   hints = {key: run["data"][key] for key in ("image_key", "caption_key") if run.get("data", {}).get(key)}
   sets = [tasks.load(name, DATA_DIR.value, keys, hints) for name in names]
-  architecture = run["name"]
+  architecture = run["name"] or workdir.resolve().name
   about = {"workdir": workdir, "step": model.step, "architecture": architecture, "keep_in_run": keep_in_run}
   if PROBE.value:
     results = [probed(model, name, tested, keys, hints, **about) for name, tested in zip(names, sets, strict=True)]

@@ -117,7 +117,7 @@ def main() -> None:
     def score(state: TrainState, names: Iterable[str]) -> list[Result]:
       scored = model.with_params(state.evaluated()).with_resolution(**resolutions_at(segments, int(state.step)))
       chosen = [sets[name] for name in names]
-      about = {"workdir": workdir, "step": int(state.step), "architecture": config.name}
+      about = {"workdir": workdir, "step": int(state.step), "architecture": called(config, workdir)}
       return evaluate(scored, chosen, **about, unreadable=say)
 
     writer = None
@@ -135,7 +135,7 @@ def main() -> None:
         session=sessions.Session(workdir, began=began, start=start, devices=list(mesh.devices.flat)),
       )
     distributed.barrier("run directory")
-    introduce(config, spec, mesh, sources, start)
+    introduce(called(config, workdir), config, spec, mesh, sources, start)
 
     stop = distributed.StopRequest(mesh)
     state, complete = loop.train(
@@ -232,6 +232,11 @@ def find_tokenizer(
   return build.make_tokenizer(config.tokenizer, vocab_size, sources.values(), bad_records)
 
 
+def called(config: Any, workdir: Path) -> str:
+  """The name of the model in results and in the report."""
+  return config.name or workdir.resolve().name
+
+
 def is_reported(workdir: Path, sets: Iterable[str], step: int) -> bool:
   """Whether the evaluation and the report of the finished run are there."""
   return (workdir / "report.html").exists() and all(result_path(workdir, name, step).exists() for name in sets)
@@ -248,14 +253,16 @@ def frozen_share(spec: StateSpec) -> float:
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(frozen)) / count_parameters(spec)
 
 
-def introduce(config: Any, spec: StateSpec, mesh: jax.sharding.Mesh, sources: Mapping[str, Source], start: int) -> None:
+def introduce(
+  name: str, config: Any, spec: StateSpec, mesh: jax.sharding.Mesh, sources: Mapping[str, Source], start: int
+) -> None:
   """Says what is about to run, and whose pictures it learns from."""
   devices = f"{mesh.size} {mesh.devices.flat[0].device_kind} device{'s' * (mesh.size > 1)}"
   weights = run_config.term_weights(config)
   terms = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items())
   samples = " + ".join(f"{name} {len(source):,}" for name, source in sources.items())
   begin = f"from step {start}" if start else "from the beginning"
-  say(f"{config.name}: {count_parameters(spec):,} parameters, {terms} loss, on {devices}.")
+  say(f"{name}: {count_parameters(spec):,} parameters, {terms} loss, on {devices}.")
   frozen = frozen_share(spec)
   if frozen:
     say(f"{frozen:.1%} of the parameters are frozen: {', '.join(spec.frozen)}.")
@@ -274,7 +281,7 @@ def conclude(config: Any, workdir: Path, results: Sequence[Result], attribution:
   worked = sessions.read(workdir)
   report = write_report(
     workdir / "report.html",
-    title=config.name,
+    title=called(config, workdir),
     config=run_config.as_json(config),
     metrics=read_json_lines(workdir / "metrics.jsonl"),
     evaluations=results,

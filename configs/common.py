@@ -72,7 +72,7 @@ def _typed(value: Any, hint: Any) -> Any:
 def get_config() -> ConfigDict:
   config = ConfigDict()
 
-  config.name = ""  # The name of the model in results and in the report.
+  config.name = ""  # The name of the model in results and in the report; that of the run directory if empty.
   config.seed = 0
   config.total_steps = 10_000
   config.batch_size = 1024  # Number of pairs in a step, over all devices and hosts.

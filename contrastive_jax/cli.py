@@ -71,6 +71,8 @@ def run(main: Callable[[], None]) -> None:
 def _parse(arguments: list[str]) -> list[str]:
   try:
     return flags.FLAGS(_underscored(arguments, flags.FLAGS))
+  except SystemExit:
+    sys.exit(0)  # absl ends --help with 1, as if it had failed.
   except ConfigFileError as error:
     # What a config file raised is a mistake in code, and is shown as Python shows it.
     raise error.__cause__ from None

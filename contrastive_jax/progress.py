@@ -1,4 +1,4 @@
-"""A progress bar on the terminal for embedding."""
+"""A progress bar for embedding, on a terminal only: elsewhere nothing is printed."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,9 @@ def shown(batches: Iterator[np.ndarray], count: int, what: str) -> Iterator[np.n
     what: what the rows are, such as "images".
   """
   columns = (TextColumn(f"[bold]encoding {what}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-  with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+  console = Console(stderr=True)
+  hidden = {"transient": True, "disable": not console.is_terminal}
+  with Progress(*columns, TimeRemainingColumn(), console=console, **hidden) as bar:
     task = bar.add_task(what, total=count, rate="")
     for rows in batches:
       yield rows

@@ -115,6 +115,7 @@ def test_help_shows_the_examples(path):
   shown = subprocess.run([sys.executable, path.name, "--help"], cwd=runs.ROOT, capture_output=True, text=True)
   docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
   assert docstring.splitlines()[0] in shown.stdout
+  assert shown.returncode == 0
 
 
 # What makes a run of an example short; the examples themselves stay as they are written.

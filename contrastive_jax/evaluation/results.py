@@ -216,8 +216,9 @@ def headline(result: Result) -> Mapping[str, str]:
     sentence = f"mean average precision of {sizes['classes']:,} classes among {sizes[shown]:,} {shown}"
   elif name in ("lp_acc1", "knn_acc1"):
     by = "a linear probe" if name == "lp_acc1" else "a nearest-neighbour classifier"
-    on = " features before the projection" if result.task.startswith("unprojected_") else f" {shown}"
-    sentence = f"of {sizes[shown]:,} {shown} are classified correctly by {by} trained on {sizes['training']:,}{on}"
+    on = "the unprojected features of " if result.task.startswith("unprojected_") else ""
+    on = f"{on}{sizes['training']:,} {shown}"
+    sentence = f"of {sizes[shown]:,} {shown} are classified correctly by {by} trained on {on}"
   elif name == "acc":
     sentence = f"of {sizes['instances']:,} groups of {shown} and similar captions are matched correctly"
   else:

@@ -260,7 +260,7 @@ class Bar:
     self._progress.update(self._task, numbers=numbers)
     if not self._console.is_terminal:
       left = self._left(row["step"]) or f"first step with its compilation: {sessions.duration(row['step_seconds'])}"
-      self._console.print(f"step {row['step']}/{self._total} · {numbers} · {left}", highlight=False)
+      self._console.print(f"step {row['step']}/{self._total} · {numbers} · {left}", highlight=False, soft_wrap=True)
 
   def _left(self, step: int) -> str:
     seconds = self._pace.remaining(self._total - step)
@@ -268,4 +268,4 @@ class Bar:
 
   def say(self, message: str) -> None:
     """Prints a line above the bar."""
-    self._console.print(message, highlight=False, markup=False)
+    self._console.print(message, highlight=False, markup=False, soft_wrap=True)

@@ -113,8 +113,8 @@ def test_a_headline_says_which_features_a_probe_saw():
   sizes = {"images": 360, "classes": 10, "training": 50}
   words = headline(Result("toy", "unprojected_5_shot_knn_probe", {"knn_acc1": 0.5}, "en", sizes))
   assert words["sentence"] == (
-    "of 360 images are classified correctly by a nearest-neighbour classifier trained on 50 features before the"
-    " projection"
+    "of 360 images are classified correctly by a nearest-neighbour classifier trained on the unprojected"
+    " features of 50 images"
   )
 
 
