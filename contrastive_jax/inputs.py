@@ -1,7 +1,9 @@
 """Checks what callers pass as texts, classes, templates and images, so that a wrong type is an error, not a result."""
 
+import array
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
@@ -12,7 +14,7 @@ from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess.images import DecodeError
 from contrastive_jax.preprocess.video import Clip
 
-_ONE = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, Clip)
+_ONE = (str, bytes, bytearray, memoryview, array.array, os.PathLike, Image.Image, Clip)
 # How much of a wrong value an error shows.
 _SHOWN = 60
 
@@ -40,7 +42,8 @@ def texts(values: Any, field: str = "texts") -> list[str]:
       raise UserError(
         f"{field}[{index}] holds the lone surrogate {code}, which no text has: decode its source again as UTF-8"
       ) from None
-  return [str(item) for item in items]
+  # Not by `str(item)`, which is the name of a member of an Enum and not its text.
+  return [str.__str__(item) for item in items]
 
 
 def class_names(values: Any, field: str = "classes", *, least: int = 2, distinct: bool = True) -> list[str]:
@@ -125,12 +128,14 @@ def image(item: Any, index: int, field: str = "images") -> Any:
     return item
   if isinstance(item, Mapping):
     raise UserError(f"{where} is a {type(item).__name__} with the keys {', '.join(map(str, item))}: pass its image")
-  if not hasattr(item, "__array__") or np.ndim(item) == 0:
+  if not hasattr(item, "__array__") or getattr(item, "ndim", 1) == 0:
     raise UserError(f"{where} is {_said(item)}: pass a path, a PIL image or a uint8 array [height, width, 3]")
+  if isinstance(item, np.ma.MaskedArray):
+    raise UserError(f"{where} is an array with a mask, which no model sees: pass the pixels, such as image.filled(0)")
   try:
     pixels = np.asarray(item)
-  except (TypeError, RuntimeError, ValueError) as error:
-    reason = str(error).splitlines()[0]
+  except Exception as error:  # Arrays of other libraries raise what they like.
+    reason = " ".join(str(error).splitlines()[:1]) or type(error).__name__
     raise UserError(f"{where} cannot become a NumPy array on this host ({reason}): move it to the CPU first") from error
   if np.issubdtype(pixels.dtype, np.floating) or pixels.dtype.name == "bfloat16":
     raise UserError(
@@ -170,6 +175,8 @@ def _ordered(values: Any, field: str, what: str) -> Any:
     raise UserError(f"{field} takes a list of {what}, got one {type(values).__name__}: write [{_brief(values)}]")
   if isinstance(values, Mapping | Set):
     raise UserError(f"{field} takes a list of {what}, got a {type(values).__name__}: pass a list in the order you want")
+  if isinstance(values, type) and not isinstance(values, Iterable):
+    raise UserError(f"{field} takes a list of {what}, got the class {values.__name__}")
   dims = getattr(values, "ndim", 1)
   if dims == 0 or (dims != 1 and (what == "texts" or hasattr(values, "iloc"))):
     raise UserError(
@@ -194,8 +201,10 @@ def _no_blank(values: Sequence[str], field: str) -> None:
 def _no_duplicate(values: Sequence[str], field: str) -> None:
   first: dict[str, int] = {}
   for index, value in enumerate(values):
-    if first.setdefault(value, index) != index:
-      raise UserError(f"{field}[{first[value]}] and {field}[{index}] are both {_said(value)}: leave one of them out")
+    # Tokenizers make one text of what differs in spaces alone, and people cannot tell two ways to write an accent.
+    same = unicodedata.normalize("NFC", " ".join(value.split()))
+    if first.setdefault(same, index) != index:
+      raise UserError(f"{field}[{first[same]}] and {field}[{index}] are both {_said(value)}: leave one of them out")
 
 
 def _said(value: Any) -> str:

@@ -1,5 +1,8 @@
 """What callers pass as texts, classes, templates and images is taken by position, or refused by name."""
 
+import array
+import enum
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,6 +30,17 @@ class Series:
     return self.values[self.index.index(label)]
 
 
+class Letter(str, enum.Enum):  # noqa: UP042 - as people wrote it before there was StrEnum.
+  A, B = "a", "b"
+
+
+class Broken:
+  shape = (4, 5, 3)
+
+  def __array__(self, dtype=None, copy=None):
+    raise NotImplementedError
+
+
 class Frame:
   ndim, iloc, shape = 2, None, (3, 2)
 
@@ -43,6 +57,9 @@ class Frame:
     (text for text in "ab"),
     iter(["a", "b"]),
     [np.str_("a"), "b"],
+    [Letter.A, Letter.B],
+    Letter,
+    {0: "a", 1: "b"}.values(),
   ],
 )
 def test_texts_come_by_position(values):
@@ -74,6 +91,8 @@ def test_no_text_is_no_row():
     (["ok", "x\ud800y"], r"texts\[1\] holds the lone surrogate U\+D800"),
     (["\udfff"], r"U\+DFFF"),
     (["x" * 10, 10**100], r"\.\.\."),
+    (array.array("u", "cat"), "got one array"),
+    (str, "got the class str"),
   ],
 )
 def test_what_is_no_list_of_texts_is_refused(values, said):
@@ -113,6 +132,8 @@ def test_templates_are_a_list(values, said):
     (["cat", " "], r"classes\[1\] is empty"),
     (["cat", "dog", "cat"], r"classes\[0\] and classes\[2\] are both"),
     (["cat", None], r"classes\[1\] is None"),
+    (["hot dog", "cat", " hot  dog"], r"classes\[0\] and classes\[2\] are both"),
+    (["caf\u00e9", "cafe\u0301"], "are both"),
   ],
 )
 def test_classes_are_two_distinct_names_at_least(values, said):
@@ -175,6 +196,8 @@ def test_arrays_of_any_library_become_numpy(convert):
     (float("nan"), "float nan"),
     (7, "int 7"),
     ([1, 2], "the list"),
+    (np.ma.array(PIXELS, mask=PIXELS > 3), "with a mask"),
+    (Broken(), r"cannot become a NumPy array on this host \(NotImplementedError\)"),
     ({"bytes": b"", "path": "x"}, "a dict with the keys bytes, path"),
   ],
 )

@@ -121,6 +121,8 @@ def from_pil(image: Image.Image, file_bytes: int = 0) -> np.ndarray:
   Raises:
     DecodeError: if it takes too much memory or has pixels without a known white.
   """
+  if not image.width or not image.height:
+    raise DecodeError(f"the picture has {image.width}x{image.height} pixels")
   orientation = orientation_of(image)
   transparent = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
   each = _BYTES_A_PIXEL + _FORMAT_BYTES.get(image.format or "", 0)

@@ -41,6 +41,11 @@ def test_a_picture_that_takes_too_much_memory_is_refused_before_it_is_decoded(wi
     decode(png_of(width, height))
 
 
+def test_a_picture_without_pixels_is_refused():
+  with pytest.raises(DecodeError, match="0x3 pixels"):
+    decode(Image.new("RGB", (0, 3)))
+
+
 @pytest.mark.parametrize("pixels", [np.full((4, 4), 200.0, np.float32), np.full((4, 4), 200, np.int32)])
 def test_pixels_without_a_known_white_are_refused(pixels):
   with pytest.raises(DecodeError, match="none is known to be white"):
