@@ -11,9 +11,14 @@ of these leaves and is refused when the layer refuses. At `--commands` of each f
 resuming train.py ("resume"), `contrastive_jax.load` that eval.py, embed.py, convert.py and teachers go through
 ("load"), and init_from ("initialize"). Each answers with what it read: parameters, config, tokenizer and step.
 
+Logs, such as `metrics.jsonl`, `sessions.json` and the results in `eval/`, decide nothing that these readers compute.
+They have a reader of their own, "report", and a layer for each file, "log". Logs that the run lacks are made: a result,
+a list of bad records, and the ids of a step that was not finite.
+
 The outcomes: "same", "fallback" (another checkpoint was read, and a warning said so), "refused" (one sentence),
-"silent" (something differs and nobody said so), "traceback". The last two fail the command. Logs, such as
-`metrics.jsonl`, decide nothing that a reader computes, and are asked for by the readers alone.
+"noticed" (rows or files of a log are left out, which a warning or a sentence says), "old" (a log differs in silence
+that was written by a version without checksums of logs), "silent" (something else differs and nobody said so),
+"traceback". The last two fail the command.
 """
 
 import collections
@@ -35,9 +40,11 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 import contrastive_jax
+from contrastive_jax import bad_records, sessions
 from contrastive_jax.errors import UserError
+from contrastive_jax.evaluation.results import Result, read_result, read_results, result_path, write_result
 from contrastive_jax.preprocess import tokenizers
-from contrastive_jax.runs import digest, read_config, read_json_lines
+from contrastive_jax.runs import digest, json_lines, read_config, read_json_lines, read_object, write_object
 from contrastive_jax.training.checkpoint import Checkpoints, _as_dict, _Damaged, _verified, checksum, restore_params
 
 _WORKDIR = flags.DEFINE_string(
@@ -47,7 +54,7 @@ _PLACES = flags.DEFINE_integer("places", 500, "Places in each file for the layer
 _COMMANDS = flags.DEFINE_integer("commands", 3, "Places in each file for the readers.", lower_bound=0)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the places.")
 _COST = flags.DEFINE_bool("cost", False, "Measures the cost of verifying instead.")
-OUTCOMES = ("same", "fallback", "refused", "silent", "traceback")
+OUTCOMES = ("same", "fallback", "refused", "noticed", "old", "silent", "traceback")
 
 
 def _bits(tree: Any) -> str:
@@ -83,6 +90,39 @@ def _resume(workdir: Path, abstract: Any) -> Any:
   return state and int(state.step), _bits(state), config, digest(about), tokenizer.fingerprint
 
 
+def _report(workdir: Path) -> Any:
+  results = read_results(sorted((workdir / "eval").glob("*.json")))
+  logs = [read_json_lines(workdir / name) for name in ("metrics.jsonl", "sample_ids.jsonl")]
+  return logs, sessions.read(workdir), [(path.name, result) for path, result in results]
+
+
+def _log(path: Path) -> Callable[[], Any] | None:
+  """What reads a log; None for a file that nothing of ours reads."""
+  if path.name == bad_records.FILE:
+    return lambda: list(json_lines(path, "set", str))
+  if path.suffix == ".jsonl":
+    return lambda: read_json_lines(path)
+  if path.name == sessions.FILE:
+    return lambda: sessions.read(path.parent)
+  if path.parent.name == "eval":
+    return lambda: read_result(path)
+  return (lambda: read_object(path)) if path.name == "nonfinite_ids.json" else None
+
+
+def _make_logs(workdir: Path, step: int) -> None:
+  """Makes the logs that a run without evaluations, bad records and steps that are not finite does not have."""
+  if not (workdir / "eval").exists():
+    scores = {"acc1": 0.234, "acc5": 0.425, "mean_per_class_recall": 0.234}
+    result = Result("emoji_openmoji", "zeroshot_classification", scores, "en", {"images": 1853, "classes": 1853})
+    write_result(result_path(workdir, result.dataset, step), result, model="tiny", pretrained=str(workdir))
+  if not (workdir / bad_records.FILE).exists():
+    records = bad_records.BadRecords(workdir / bad_records.FILE)
+    for index in range(5):
+      records.add(bad_records.BadRecord("tfds/coco_captions", index, "not a JPEG", split="train"))
+  if not (workdir / "nonfinite_ids.json").exists():
+    write_object(workdir / "nonfinite_ids.json", {"step": step, "ids": list(range(1000, 1032))}, indent=None)
+
+
 def _layer(path: Path, workdir: Path, step: int, abstract: Any) -> tuple[str, Callable[[], Any]] | None:
   """The name of what every reader opens a file by, and that; None for a file that decides nothing."""
   if path.name == "config.json":
@@ -90,7 +130,8 @@ def _layer(path: Path, workdir: Path, step: int, abstract: Any) -> tuple[str, Ca
   if "tokenizer" in path.parts:
     return "tokenizer", lambda: tokenizers.load(str(workdir / "tokenizer")).fingerprint
   if "checkpoints" not in path.parts:
-    return None
+    log = _log(workdir / path)
+    return log and ("log", log)
 
   def verified() -> Any:
     with ocp.training.Checkpointer((workdir / "checkpoints").absolute()) as manager:
@@ -142,7 +183,9 @@ def sweep(source: Path, places: int, commands: int, seed: int) -> dict[tuple[str
     steps = sorted(int(path.name) for path in (pristine / "checkpoints").iterdir() if path.name.isdecimal())
     with Checkpoints(pristine / "checkpoints") as checkpoints:
       abstract = TrainState(**{"average": None, **checkpoints.describe(steps[-1])})
+    _make_logs(pristine, steps[-1])
     readers = {"resume": lambda work: _resume(work, abstract), "load": _load, "initialize": _initialize}
+    readers["report"] = _report
     expected = {name: read(pristine) for name, read in readers.items()}
     draw, table = random.Random(seed), {}
     older = pristine / "checkpoints" / str(steps[-1])
@@ -164,6 +207,10 @@ def sweep(source: Path, places: int, commands: int, seed: int) -> dict[tuple[str
         for name, read in asked.items():
           path.write_bytes(damaged)
           found = outcome(lambda read=read: read(pristine), whole[name], heard, refused=name == "tokenizer")
+          if name in ("log", "report"):
+            old = b'"crc"' not in content and b'"digest"' not in content
+            renamed = {"refused": "noticed", "fallback": "noticed", "silent": "old" if old else "silent"}
+            found = renamed.get(found, found)
           table.setdefault((kind, name), collections.Counter())[found] += 1
           for aside in (pristine / "checkpoints").glob("*.damaged*"):
             aside.rename(aside.with_name(aside.name.partition(".")[0]))  # A resume moves what is damaged.

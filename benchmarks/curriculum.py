@@ -14,7 +14,6 @@ The file is also the config of these runs: --config=benchmarks/curriculum.py:nat
 """
 
 import dataclasses
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from configs import common, univitar_emoji
+from contrastive_jax.evaluation.results import read_result
 
 _QUARTER = 225
 _NATIVE = 200
@@ -123,7 +123,7 @@ def train(root: Path, variant: str, seed: int, begins: str) -> Path:
 def score(workdir: Path, dataset: str, metric: str) -> float:
   """A metric of a finished run, in percent."""
   (path,) = (workdir / "eval").glob(f"{dataset}@*.json")
-  return 100 * json.loads(path.read_text())["metrics"][metric]
+  return 100 * read_result(path)["metrics"][metric]
 
 
 def table(comparison: Comparison, scores: np.ndarray) -> str:

@@ -16,7 +16,8 @@ from pathlib import Path
 from absl import app, flags
 
 from contrastive_jax import sessions
-from contrastive_jax.evaluation.results import percent, result_path
+from contrastive_jax.evaluation.results import percent, read_result, result_path
+from contrastive_jax.runs import read_config
 
 ROOT = Path(__file__).parents[1]
 # What each figure is: the evaluation set, and the metric in its file.
@@ -49,7 +50,7 @@ def figures_of(runs: Sequence[Path]) -> dict[str, str]:
   """
   found: dict[str, str] = {}
   for run in runs:
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    config = read_config(run)
     seed = config["seed"]
     if config["name"] != "emoji" or config["loss"] != "softmax":
       raise ValueError(f"{run} is a run of {config['name']} with the loss {config['loss']}, not of configs/emoji.py")
@@ -59,7 +60,7 @@ def figures_of(runs: Sequence[Path]) -> dict[str, str]:
       path = result_path(run, dataset, config["total_steps"])
       if not path.is_file():
         raise ValueError(f"{run} is not finished: it has no {path.relative_to(run)}")
-      found[f"{name}_seed{seed}"] = percent(json.loads(path.read_text(encoding="utf-8"))["metrics"][metric])
+      found[f"{name}_seed{seed}"] = percent(read_result(path)["metrics"][metric])
     worked = sessions.read(run)
     if worked:
       found[f"minutes_seed{seed}"] = f"{sum(session['seconds'] for session in worked) / 60:.1f}"

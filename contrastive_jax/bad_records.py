@@ -4,14 +4,15 @@ A record whose content is damaged raises `DecodeError` and is replaced or left o
 attempt, and is raised when it is not. Nothing that reads records decides this for itself.
 """
 
+import contextlib
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from contrastive_jax import runs
 from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess.decoding import DecodeError
 
@@ -85,8 +86,8 @@ class BadRecords:
     row = {name: value for name, value in dataclasses.asdict(record).items() if value != ""}
     try:
       self._path.parent.mkdir(parents=True, exist_ok=True)
-      with open(self._path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+      with open(self._path, "ab") as file:
+        file.write(runs.json_line(row))
     except OSError as error:  # A list that cannot be written must not end what it reports on.
       logging.getLogger(__name__).warning("%s cannot be written (%s)", self._path, error)
 
@@ -142,13 +143,6 @@ def retried(read: Callable[[], Read], delays: Iterable[int | float] | None = Non
 
 def _named(path: Path) -> Iterator[tuple[str, str, int]]:
   """The records that a file names; lines that a kill or a full disk left broken are passed over."""
-  try:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-  except OSError:
-    return
-  for line in lines:
-    try:
-      row = json.loads(line)
-      yield row["set"], row.get("split", ""), row["index"]
-    except (ValueError, KeyError, TypeError, AttributeError):
-      continue
+  with contextlib.suppress(FileNotFoundError):
+    for row in runs.json_lines(path, "set", str):
+      yield row["set"], row.get("split", ""), row.get("index")

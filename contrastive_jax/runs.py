@@ -4,7 +4,8 @@ A run directory holds `config.json`, `tokenizer/`, `checkpoints/<step>/`, `metri
 files of TensorBoard, `sessions.json`, `eval/<set>@<step>.json`, `report.html`, while a command works on it `run.lock`,
 after records that cannot be read `bad_records.jsonl`, and after a step that was not finite `nonfinite_ids.json`.
 
-Files are written beside their place and renamed into it, so that none is ever there by half.
+Files are written beside their place and renamed into it, so that none is ever there by half. JSON objects hold a
+"digest" of themselves and rows of JSONL files end with a "crc" of themselves. Those of older versions have neither.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -73,16 +75,58 @@ def digest(content: Any) -> str:
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+  """The object as JSON gives it back, with a digest of itself, by which `unsealed` notices damage."""
+  plain = json.loads(json.dumps(content))
+  return {**plain, "digest": digest(plain)}
+
+
+def unsealed(content: Any) -> dict[str, Any]:
+  """The object without its digest; objects of older versions carry none.
+
+  Raises:
+    ValueError: if this is no object or not the one that was sealed; the message is the end of a sentence.
+  """
+  if not isinstance(content, dict):
+    raise ValueError("it holds no JSON object")
+  rest = {name: value for name, value in content.items() if name != "digest"}
+  if "digest" in content:
+    if digest(rest) != content["digest"]:
+      raise ValueError("its digest differs")
+  elif content and next(reversed(content.values())) == digest(dict(list(content.items())[:-1])):
+    raise ValueError("the name of its digest differs")
+  return rest
+
+
+def write_object(path: str | os.PathLike, content: Mapping[str, Any], indent: int | None = 2) -> Path:
+  """Writes a JSON object with a digest of itself, by which `read_object` notices damage; `indent` is that of `json`."""
+  return write_atomically(path, json.dumps(sealed(content), indent=indent, ensure_ascii=False) + "\n")
+
+
+def read_object(path: str | os.PathLike) -> dict[str, Any]:
+  """The JSON object that `write_object` wrote, without its digest; files of older versions carry none.
+
+  Raises:
+    UserError: if the file is missing or damaged.
+  """
+  try:
+    return unsealed(read_json(path))
+  except UserError:
+    raise
+  except ValueError as error:
+    raise UserError(
+      f"{path} is damaged, {error}: put back the original, or delete its line 'digest' if you changed the file on"
+      " purpose"
+    ) from None
+
+
 def write_config(workdir: str | os.PathLike, config: Mapping[str, Any]) -> Path:
-  """Writes `config.json` with a digest of itself, by which `read_config` notices damage."""
-  content = json.loads(json.dumps(config))
-  return write_atomically(
-    Path(workdir) / "config.json", json.dumps({**content, "digest": digest(content)}, indent=2) + "\n"
-  )
+  """Writes `config.json`."""
+  return write_object(Path(workdir) / "config.json", config)
 
 
 def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
-  """The config that a run was started with; runs of older versions carry no digest.
+  """The config that a run was started with.
 
   Raises:
     UserError: if the directory is not a run or its `config.json` is damaged.
@@ -90,16 +134,7 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
   path = Path(workdir) / "config.json"
   if not path.is_file():
     raise UserError(f"{workdir} is not a run directory: it has no config.json")
-  config = read_json(path)
-  if not isinstance(config, dict):
-    raise UserError(f"{path} is damaged: it holds no JSON object; put back the original")
-  expected = config.pop("digest", None)
-  if expected is not None and digest(config) != expected:
-    raise UserError(
-      f"{path} is not what was written: its digest differs; put back the original, or delete its line 'digest' if you"
-      " changed the file on purpose"
-    )
-  return config
+  return read_object(path)
 
 
 def read_json(path: str | os.PathLike) -> Any:
@@ -117,23 +152,51 @@ def read_json(path: str | os.PathLike) -> Any:
     raise UserError(f"{path} is damaged, it holds no JSON ({reason}); put back the original") from None
 
 
-def json_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-  """Sound rows of a JSONL file, each as its bytes and its content; how many lines are broken is said in one warning."""
+def json_line(row: Mapping[str, Any]) -> bytes:
+  """A row of a JSONL file, which ends with a CRC-32 of what stands before it: `{"step": 3, "crc": "0f1e2d3c"}`."""
+  fields = json.dumps(row).encode()[:-1]
+  return fields + _ending(fields)
+
+
+def _ending(fields: bytes) -> bytes:
+  return b', "crc": "%08x"}\n' % zlib.crc32(fields)
+
+
+_ENDING_BYTES = len(_ending(b""))
+
+
+def _is_whole(line: bytes) -> bool:
+  """False for a line that was changed since it was written; lines of older versions carry no CRC and pass."""
+  expected, found = _ending(line[:-_ENDING_BYTES]), line[-_ENDING_BYTES:]
+  # A CRC that does not fit and a damaged name of the field both leave most of the other bytes as they were.
+  alike = sum(one == other for one, other in zip(expected, found, strict=False))
+  return found == expected or alike < _ENDING_BYTES // 2
+
+
+def json_lines(path: Path, key: str = "step", kind: type = int) -> Iterator[dict[str, Any]]:
+  """Sound rows of a JSONL file, without their CRC; how many lines are damaged is said in one warning.
+
+  Args:
+    path: of the file.
+    key: a field that every row has.
+    kind: the type of its value.
+  """
   broken = []
   for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
     with contextlib.suppress(ValueError, RecursionError):
       row = json.loads(line)
-      if line.endswith(b"\n") and isinstance(row, dict) and type(row.get("step")) is int:
-        yield line, row
+      if line.endswith(b"\n") and isinstance(row, dict) and type(row.get(key)) is kind and _is_whole(line):
+        row.pop("crc", None)
+        yield row
         continue
     broken.append(number)
   if broken:
-    log.warning("%s: left out %d broken lines, the first of them line %d.", path, len(broken), broken[0])
+    log.warning("%s: left out %d damaged lines, the first of them line %d.", path, len(broken), broken[0])
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
   """Sound rows of a JSONL file; empty when there is none."""
-  return [row for _, row in json_lines(path)] if path.exists() else []
+  return list(json_lines(path)) if path.exists() else []
 
 
 class JsonLines:
@@ -147,17 +210,17 @@ class JsonLines:
   """
 
   def __init__(self, path: Path, *, restored_step: int):
-    """Opens `path` for appending, without the rows after `restored_step` and without broken lines."""
+    """Opens `path` for appending, without the rows after `restored_step` and without damaged lines."""
     self._path = path
     self._pending: list[bytes] = []
     self._failed = False
     self.dropped = 0
-    kept = [line for line, row in json_lines(path) if row["step"] <= restored_step] if path.exists() else []
+    kept = [json_line(row) for row in read_json_lines(path) if row["step"] <= restored_step]
     _replace(path, b"".join(kept))
     self._size = sum(map(len, kept))
 
   def write(self, row: Mapping[str, Any]) -> None:
-    self._pending.append(json.dumps(row).encode() + b"\n")
+    self._pending.append(json_line(row))
     self._flush()
 
   def _flush(self) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import shlex
@@ -19,7 +20,10 @@ from typing import Any
 
 import jax
 
-from contrastive_jax.runs import write_atomically
+from contrastive_jax.errors import UserError
+from contrastive_jax.runs import read_json, sealed, unsealed, write_atomically
+
+log = logging.getLogger(__name__)
 
 FILE = "sessions.json"
 # The packages whose versions decide what a run computes.
@@ -65,21 +69,29 @@ class Session:
   def _write(self) -> None:
     # A full disk is reported by whatever has to be written.
     with contextlib.suppress(OSError):
-      write_atomically(self._path, json.dumps([*self._earlier, self._record], indent=2) + "\n")
+      records = [sealed(record) for record in (*self._earlier, self._record)]
+      write_atomically(self._path, json.dumps(records, indent=2) + "\n")
 
 
 def read(workdir: Path) -> list[dict[str, Any]]:
-  """The sessions of a run, oldest first; empty for a run without a readable record of them."""
+  """The sessions of a run, oldest first; those whose record is damaged are left out, which a warning says."""
+  path = workdir / FILE
   try:
-    found = json.loads((workdir / FILE).read_text(encoding="utf-8"))
-  except (OSError, ValueError):
+    found = read_json(path) if path.exists() else []
+  except (UserError, OSError) as error:
+    log.warning("The sessions of the run are left out: %s.", error)
     return []
   wanted = {"started": str, "seconds": int | float, "start": int, "step": int, "command": str, "hardware": str}
   wanted |= {"versions": dict, "commit": str}
-  whole = isinstance(found, list) and all(
-    isinstance(each, dict) and all(isinstance(each.get(name), kind) for name, kind in wanted.items()) for each in found
-  )
-  return found if whole else []
+  sound = []
+  for each in found if isinstance(found, list) else [found]:
+    with contextlib.suppress(ValueError):
+      record = unsealed(each)
+      if all(isinstance(record.get(name), kind) for name, kind in wanted.items()):
+        sound.append(record)
+        continue
+    log.warning("%s: a session is left out, its record is damaged.", path)
+  return sound
 
 
 def hardware(devices: Sequence[jax.Device]) -> str:

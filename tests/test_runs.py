@@ -196,7 +196,40 @@ def test_a_line_that_a_kill_left_unfinished_is_cut(tmp_path):
   path = tmp_path / "metrics.jsonl"
   path.write_text('{"step": 1}\n{"step": 2}')
   runs.JsonLines(path, restored_step=5).write({"step": 2})
-  assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+  assert path.read_bytes() == runs.json_line({"step": 1}) + runs.json_line({"step": 2})
+
+
+ROWS = [{"step": 1, "loss": 2.125, "stage": "low"}, {"step": 2, "loss": 1.5}, {"step": 3, "ids": [7, 8, 9]}]
+
+
+def test_no_bit_of_a_row_changes_unnoticed(tmp_path, caplog):
+  path = tmp_path / "metrics.jsonl"
+  content = b"".join(map(runs.json_line, ROWS))
+  for place in range(len(content)):
+    for bit in range(8):
+      damaged = bytearray(content)
+      damaged[place] ^= 1 << bit
+      path.write_bytes(damaged)
+      caplog.clear()
+      found = runs.read_json_lines(path)
+      assert len(found) in (1, 2) and all(row in ROWS for row in found) and caplog.text.count("damaged") == 1
+
+
+def test_rows_are_plain_json_and_those_of_older_versions_are_read(tmp_path, caplog):
+  path = tmp_path / "metrics.jsonl"
+  old = [*ROWS[:1], {"step": 2, "stage": "0f1e2d3c"}, {"step": 3, "crc": "no checksum of ours"}]
+  path.write_text("".join(json.dumps(row) + "\n" for row in old))
+  assert [row["step"] for row in runs.read_json_lines(path)] == [1, 2, 3] and not caplog.text
+  runs.JsonLines(path, restored_step=2).write({"step": 3, "loss": 1.0})  # From now on all rows carry one.
+  read = [json.loads(line) for line in path.read_text().splitlines()]
+  assert all(len(row.pop("crc")) == 8 for row in read) and read == [*old[:2], {"step": 3, "loss": 1.0}]
+
+
+def test_an_object_whose_digest_has_another_name_is_damaged(tmp_path):
+  path = runs.write_object(tmp_path / "a.json", {"step": 1})
+  path.write_text(path.read_text().replace('"digest"', '"dhgest"'))
+  with pytest.raises(UserError, match="name of its digest"):
+    runs.read_object(path)
 
 
 def test_a_folder_whose_writer_died_is_not_there(tmp_path):

@@ -64,6 +64,17 @@ def test_a_damaged_record_is_no_record_and_a_new_session_replaces_it(content, tm
   assert [each["step"] for each in sessions.read(tmp_path)] == [3]
 
 
+def test_a_session_whose_record_was_changed_is_left_out_and_the_others_stay(tmp_path, caplog):
+  for start in (0, 4, 8):
+    session(tmp_path, start)
+  path = tmp_path / "sessions.json"
+  path.write_text(path.read_text().replace('"start": 4', '"start": 5'))
+  assert [each["start"] for each in sessions.read(tmp_path)] == [0, 8]
+  assert str(path) in caplog.text
+  session(tmp_path, 9)
+  assert [each["start"] for each in sessions.read(tmp_path)] == [0, 8, 9]
+
+
 def test_bytes_that_are_no_text_are_no_record(tmp_path):
   (tmp_path / "sessions.json").write_bytes(b"\xff\xfe\x00")
   assert sessions.read(tmp_path) == []

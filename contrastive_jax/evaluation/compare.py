@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from rich.text import Text
 from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation import curves
 from contrastive_jax.evaluation.report import flat, metric_name, render, speed_series
-from contrastive_jax.evaluation.results import PLAIN_METRICS, figure, main_metric, scored_sets
+from contrastive_jax.evaluation.results import PLAIN_METRICS, figure, main_metric, read_results, scored_sets
 from contrastive_jax.runs import read_config, read_json_lines, write_atomically
 
 # (data set, task): a set may have been scored zero-shot and by a probe.
@@ -97,11 +96,9 @@ def _read(workdir: Path, name: str) -> Run:
   if not (workdir / "config.json").is_file():
     raise UserError(f"--compare: {workdir} is not a run directory, it has no config.json")
   scores, steps = {}, {}
-  for path in sorted((workdir / "eval").glob("*@*.json")):
-    step = path.stem.rpartition("@")[2].partition(".")[0]
-    if not step.isdecimal():
-      continue
-    result = json.loads(path.read_text(encoding="utf-8"))
+  steps_of = {path: path.stem.rpartition("@")[2].partition(".")[0] for path in (workdir / "eval").glob("*@*.json")}
+  for path, result in read_results(sorted(path for path, step in steps_of.items() if step.isdecimal())):
+    step = steps_of[path]
     task = (result["dataset"], result["task"])
     if int(step) >= steps.get(task, 0):
       scores[task], steps[task] = result["metrics"], int(step)

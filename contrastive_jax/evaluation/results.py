@@ -2,18 +2,23 @@
 
 import dataclasses
 import hashlib
-import json
+import logging
+import math
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess.images import composite, decode
 from contrastive_jax.preprocess.video import Clip, choose_frames
-from contrastive_jax.runs import write_atomically
+from contrastive_jax.runs import read_object, write_object
+
+log = logging.getLogger(__name__)
 
 # Examples are kept in memory and written into the report: large enough to recognise, small enough to be many.
 THUMBNAIL_SIZE = 112
@@ -197,9 +202,36 @@ def write_result(path: str | os.PathLike, result: Result, *, model: str, pretrai
     result: of one task.
     model: see `as_json`.
     pretrained: see `as_json`.
+
+  Raises:
+    ValueError: if a metric is not finite.
   """
-  text = json.dumps(as_json(result, model=model, pretrained=pretrained), indent=2, ensure_ascii=False, allow_nan=False)
-  return write_atomically(path, text + "\n")
+  wrong = [name for name, value in result.metrics.items() if not math.isfinite(value)]
+  if wrong:
+    raise ValueError(f"{wrong[0]} of {result.dataset} is {result.metrics[wrong[0]]}")
+  return write_object(path, as_json(result, model=model, pretrained=pretrained))
+
+
+def read_result(path: str | os.PathLike) -> dict[str, Any]:
+  """What `write_result` wrote.
+
+  Raises:
+    UserError: if the file is missing, damaged or holds something else.
+  """
+  content = read_object(path)
+  wanted = {"dataset": str, "task": str, "metrics": dict}
+  if not all(isinstance(content.get(name), kind) for name, kind in wanted.items()):
+    raise UserError(f"{path} holds no result of an evaluation: delete it, and score the run again with eval.py")
+  return content
+
+
+def read_results(paths: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+  """The results that can be read, each with its path; a warning names each that cannot."""
+  for path in paths:
+    try:
+      yield path, read_result(path)
+    except UserError as error:
+      log.warning("A result is left out: %s.", error)
 
 
 def headline(result: Result) -> Mapping[str, str]:

@@ -1,12 +1,11 @@
 """What a model scored at the end of each stage of its training, from the results that lie in the run."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from contrastive_jax.evaluation.results import main_metric
+from contrastive_jax.evaluation.results import main_metric, read_results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +38,7 @@ def stage_scores(workdir: str | os.PathLike, stages: Sequence[tuple[str, int]], 
   found = []
   for (name, _), step in zip(stages, ends, strict=True):
     scores = {}
-    for path in sorted((Path(workdir) / "eval").glob(f"*@{step}.json")):
-      result = json.loads(path.read_text(encoding="utf-8"))
+    for _, result in read_results(sorted((Path(workdir) / "eval").glob(f"*@{step}.json"))):
       scores[result["dataset"]] = result["metrics"][main_metric(result["metrics"])]
     if scores:
       found.append(StageScores(name, step, scores))

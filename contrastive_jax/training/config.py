@@ -15,7 +15,7 @@ from contrastive_jax.models import flops
 from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.models.presets import model_config
 from contrastive_jax.parallel.mesh import MeshSpec, batch_shards
-from contrastive_jax.runs import read_config
+from contrastive_jax.runs import read_config, read_object
 from contrastive_jax.training import growth, host_memory, shapes
 from contrastive_jax.training import optimizer as optimizers
 from contrastive_jax.training.checkpoint import has_checkpoint
@@ -170,13 +170,12 @@ def teacher_dims(config: Any) -> TeacherDims:
 
 def _features_of_teacher(distillation: Any) -> int:
   field, name = ("teacher", "config.json") if distillation.teacher else ("targets", "teacher.json")
-  path = paths.typed(f"distillation.{field}", distillation[field]) / name
-  if not path.is_file():
+  folder = paths.typed(f"distillation.{field}", distillation[field])
+  if not (folder / name).is_file():
     raise UserError(
       f"distillation.{field}={distillation[field]} has no {name}: name a run, or a folder that distill.py wrote"
     )
-  described = json.loads(path.read_text())
-  return model_config(described).embed_dim if distillation.teacher else described["dim"]
+  return model_config(read_config(folder)).embed_dim if distillation.teacher else read_object(folder / name)["dim"]
 
 
 def make_schedule(config: Any, growths: Growths = ()) -> optimizers.Schedule:

@@ -1,7 +1,6 @@
 """The training loop: batches in, steps out, and what happens every so many steps."""
 
 import dataclasses
-import json
 import logging
 import math
 import time
@@ -16,7 +15,7 @@ from contrastive_jax.batch import Batch
 from contrastive_jax.errors import NonFiniteError
 from contrastive_jax.parallel import distributed
 from contrastive_jax.parallel.mesh import host_share, put_batch
-from contrastive_jax.runs import JsonLines, write_atomically
+from contrastive_jax.runs import JsonLines, write_object
 from contrastive_jax.training.checkpoint import Checkpoints
 from contrastive_jax.training.metrics import Bar, Writer, peak_flops
 from contrastive_jax.training.programs import Programs
@@ -295,7 +294,7 @@ class _Steps:
     where = f"are in {path}"
     if distributed.is_main():
       try:
-        write_atomically(path, json.dumps({"step": step, "ids": ids}) + "\n")
+        write_object(path, {"step": step, "ids": ids}, indent=None)
       except OSError as error:
         where = f"could not be written to {path} ({error.strerror})"
     skips, budget = "", self._budget

@@ -8,7 +8,6 @@ Captions are not in it: which of them a step shows is drawn anew each time.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from jaxtyping import Float, Int
 from contrastive_jax import paths
 from contrastive_jax.batch import Targets
 from contrastive_jax.errors import UserError
+from contrastive_jax.runs import read_object, write_object
 
 # Embeddings that are put in order at once.
 _BLOCK = 1 << 16
@@ -102,11 +102,11 @@ def describe(path: Path, teacher: Mapping[str, Any]) -> None:
   """
   file = path / "teacher.json"
   if file.is_file():
-    theirs = json.loads(file.read_text())
+    theirs = read_object(file)
     if theirs != dict(teacher):
       raise UserError(f"--output={path} holds targets of another teacher ({theirs}): choose another folder")
   path.mkdir(parents=True, exist_ok=True)
-  file.write_text(json.dumps(dict(teacher), indent=2) + "\n")
+  write_object(file, teacher)
 
 
 def write_source(

@@ -19,7 +19,8 @@ def run(path, seed=0, name="emoji", loss="softmax", steps=10, top1=0.234):
     "emoji_openmoji": {"acc1": top1, "acc5": 0.425, "acc1_of_100": 0.51},
     "emoji_heldout": {"image_retrieval_recall@1": 1 / 3, "image_retrieval_recall@10": 0.543},
   }.items():
-    (path / "eval" / f"{dataset}@{steps}.json").write_text(json.dumps({"metrics": metrics}))
+    result = {"dataset": dataset, "task": "any", "metrics": metrics}
+    (path / "eval" / f"{dataset}@{steps}.json").write_text(json.dumps(result))
   return path
 
 

@@ -4,7 +4,17 @@ import json
 import numpy as np
 import pytest
 
-from contrastive_jax.evaluation.results import Result, headline, percent, result_path, thumbnail, write_result
+from contrastive_jax.errors import UserError
+from contrastive_jax.evaluation.results import (
+  Result,
+  headline,
+  percent,
+  read_result,
+  read_results,
+  result_path,
+  thumbnail,
+  write_result,
+)
 
 CLASSIFICATION = Result(
   dataset="tfds/cifar10",
@@ -19,7 +29,7 @@ def test_json_has_the_schema_of_clip_benchmark(tmp_path):
   path = result_path(tmp_path / "run", "tfds/cifar10", 300)
   assert path == tmp_path / "run" / "eval" / "tfds_cifar10@300.json"
   assert write_result(path, CLASSIFICATION, model="clip_ti16", pretrained="runs/émoji") == path
-  assert json.loads(path.read_text(encoding="utf-8")) == {
+  expected = {
     "dataset": "tfds/cifar10",
     "model": "clip_ti16",
     "pretrained": "runs/émoji",
@@ -27,6 +37,34 @@ def test_json_has_the_schema_of_clip_benchmark(tmp_path):
     "metrics": {"acc1": 0.5, "acc5": 0.75, "mean_per_class_recall": 0.25},
     "language": "en",
   }
+  written = json.loads(path.read_text(encoding="utf-8"))
+  assert len(written.pop("digest")) == 64 and written == expected == read_result(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"dataset": "x"}', b'{"dataset": 1, "task": "", "metrics": {}}'])
+def test_a_damaged_result_is_left_out_and_named(content, tmp_path, caplog):
+  sound, damaged = tmp_path / "a.json", tmp_path / "b.json"
+  write_result(sound, CLASSIFICATION, model="m", pretrained="p")
+  damaged.write_bytes(content)
+  assert [path for path, _ in read_results([sound, damaged])] == [sound] and str(damaged) in caplog.text
+  with pytest.raises(UserError, match=r"b\.json"):
+    read_result(damaged)
+
+
+def test_no_digit_of_a_result_changes_unnoticed(tmp_path):
+  path = write_result(tmp_path / "a.json", CLASSIFICATION, model="m", pretrained="p")
+  expected, content = read_result(path), path.read_bytes()
+  for place in range(len(content)):
+    for bit in range(8):
+      damaged = bytearray(content)
+      damaged[place] ^= 1 << bit
+      path.write_bytes(damaged)
+      try:
+        assert read_result(path) == expected
+      except UserError as error:
+        assert str(path) in str(error)
+  path.write_text('{"dataset": "x", "task": "t", "metrics": {"acc1": 0.5}}')  # Of a version without digests.
+  assert read_result(path)["metrics"] == {"acc1": 0.5}
 
 
 def test_json_tells_where_prompts_come_from_that_are_not_the_sets_own(tmp_path):

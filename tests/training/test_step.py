@@ -14,6 +14,7 @@ import pytest
 from contrastive_jax import losses
 from contrastive_jax.errors import NonFiniteError, UserError
 from contrastive_jax.parallel.mesh import MeshSpec, put_batch
+from contrastive_jax.runs import read_object
 from contrastive_jax.training import config as run_config
 from contrastive_jax.training import loop
 from contrastive_jax.training.checkpoint import Checkpoints
@@ -199,7 +200,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(pipeline, tmp_pa
       loop.train(tmp_path, spec.create(0), step, Poisoned(), checkpoints, None, options, mesh=mesh, about={})
     message = str(caught.value)
     assert message.startswith("step 7:") and "last good checkpoint: 5" in message
-    assert json.loads((tmp_path / "nonfinite_ids.json").read_text()) == {"step": 7, "ids": pipeline.ids(6).tolist()}
+    assert read_object(tmp_path / "nonfinite_ids.json") == {"step": 7, "ids": pipeline.ids(6).tolist()}
     assert checkpoints.steps == [5]
 
 
