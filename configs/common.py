@@ -162,7 +162,8 @@ def get_config() -> ConfigDict:
   config.eval_every = 0
   config.evals = ()  # Tasks evaluated every `eval_every` steps and at the end.
   config.final_evals = ()  # Tasks evaluated at the end only.
-  config.on_nonfinite = "stop"  # What a loss or gradient that is not finite does: "stop" the run, or "skip" the update.
+  # What a loss, gradient or parameter that is not finite does: "stop" the run, or "skip" the update.
+  config.on_nonfinite = "stop"
   # The run ends after more skipped updates in a row than this, or when more than this and a tenth of all are skipped.
   config.max_skipped_steps = 10
   config.profile_steps = ()  # First and last update of a jax.profiler trace, such as (10, 12).

@@ -74,7 +74,7 @@ class LoopOptions:
     eval_every: updates between evaluations; 0 is never.
     log_sample_ids: writes the ids of every batch to `sample_ids.jsonl`.
     profile_steps: (first, last) update of a `jax.profiler` trace, or empty.
-    stop_on_nonfinite: raise when a loss or gradient is not finite.
+    stop_on_nonfinite: raise when a loss, a gradient or an updated state is not finite.
     max_skipped_steps: with `stop_on_nonfinite` off, more skipped updates in a row than this raise as well, and so do
       more than this and `SKIPPED_SHARE` of all updates since the start of the loop.
     flops_per_pair: of one training step, for the utilisation; 0 reports none.
@@ -256,7 +256,7 @@ class _Steps:
     """Judges and logs a step; `clocks` are the time and `_waited` at its end, None where that is now."""
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     now, waited = clocks or (time.perf_counter(), self._waited)
-    finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
+    finite = bool(values.pop("finite"))
     too_many = self._budget.note(finite)
     if too_many or (not finite and self._options.stop_on_nonfinite):
       self._checkpoints.wait()
@@ -301,9 +301,12 @@ class _Steps:
     if not self._options.stop_on_nonfinite:
       before = f"{budget.skipped - 1} of {budget.updates - 1} in all"
       skips = f" after {budget.in_a_row - 1} skipped updates in a row, {before}"
+    after = ""
+    if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
+      after = f", and with the learning rate {values['learning_rate']:.3g} the updated parameters are not finite"
     return (
-      f"step {step}: loss is {values['loss']}, gradient norm {values['grad_norm']}{skips}; the ids of its {len(ids):,}"
-      f" pairs {where}; last good checkpoint: {self._checkpoints.last_good()}"
+      f"step {step}: loss is {values['loss']}, gradient norm {values['grad_norm']}{after}{skips}; the ids of its"
+      f" {len(ids):,} pairs {where}; last good checkpoint: {self._checkpoints.last_good()}"
     )
 
   def record(self, row: dict[str, Any]) -> None:

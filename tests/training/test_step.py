@@ -14,9 +14,10 @@ import pytest
 from contrastive_jax import losses
 from contrastive_jax.errors import NonFiniteError, UserError
 from contrastive_jax.parallel.mesh import MeshSpec, put_batch
-from contrastive_jax.runs import read_object
+from contrastive_jax.runs import read_json_lines, read_object
 from contrastive_jax.training import config as run_config
 from contrastive_jax.training import loop
+from contrastive_jax.training import optimizer as optimizers
 from contrastive_jax.training.checkpoint import Checkpoints
 from contrastive_jax.training.initialize import initial_state
 from contrastive_jax.training.metrics import Writer
@@ -202,6 +203,36 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(pipeline, tmp_pa
     assert message.startswith("step 7:") and "last good checkpoint: 5" in message
     assert read_object(tmp_path / "nonfinite_ids.json") == {"step": 7, "ids": pipeline.ids(6).tolist()}
     assert checkpoints.steps == [5]
+
+
+@pytest.mark.parametrize("way", ["stop", "skip"])
+def test_a_rate_that_breaks_the_parameters_is_caught_at_its_step(way, pipeline, tmp_path):
+  """Loss and gradient of step 7 are finite, the parameters after it are not."""
+
+  def schedule(step):
+    return jnp.where(step == 6, 1e39, 1e-3)  # Infinite in float32.
+
+  config, mesh = small_config(on_nonfinite=way), MeshSpec().make(jax.devices()[:1])
+  spec, _ = run_config.build(config, mesh)
+  spec = dataclasses.replace(spec, optimizer=optimizers.make_optimizer(config.optimizer, schedule))
+  objective = make_objective({"softmax": 1.0}, {})
+  step = make_train_step(spec, objective, schedule, seed=0, average_decay=0.9, skip_nonfinite=way == "skip")
+  options = loop.LoopOptions(total_steps=9, checkpoint_every=5, log_every=1, stop_on_nonfinite=way == "stop")
+  writer = Writer(tmp_path, restored_step=0)
+  with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    training = (tmp_path, spec.create(0), step, pipeline, checkpoints, writer, options)
+    if way == "stop":
+      with pytest.raises(NonFiniteError, match=r"^step 7: .* updated parameters are not finite.* checkpoint: 5$"):
+        loop.train(*training, mesh=mesh, about={})
+      assert checkpoints.steps == [5]
+      assert read_object(tmp_path / "nonfinite_ids.json")["step"] == 7
+    else:
+      state, complete = loop.train(*training, mesh=mesh, about={})
+      assert complete and checkpoints.steps == [5, 9]
+      assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state)))
+      skipped = [row["step"] for row in read_json_lines(tmp_path / "metrics.jsonl") if row["skipped"]]
+      assert skipped == [7]
+  writer.close()
 
 
 def test_starting_from_another_run_takes_whole_towers(pipeline, tmp_path):
