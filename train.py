@@ -69,19 +69,20 @@ def main() -> None:
   if not has_checkpoint(workdir):
     run_config.check_init_from(config)
   evals, all_evals = tasks.expand(config.evals), tasks.expand((*config.final_evals, *config.evals))
-  data_changed = run_config.check_resume(workdir, config)
+  run_config.check_resume(workdir, config)
   mesh = MeshSpec(**config.mesh).make()
   run_config.check_host_memory(config, mesh)
   spec, train_step = run_config.build(config, mesh)
 
   with (
-    RunLock(workdir),
+    RunLock(workdir) as lock,
     Checkpoints(
       workdir / "checkpoints", keep_last=config.checkpoint_keep_last, keep_every=config.checkpoint_keep_every
     ) as checkpoints,
   ):
     restored, about = checkpoints.restore(spec.abstract()) or (None, {})
     start = int(restored.step) if restored else 0
+    data_changed = run_config.check_resume(workdir, config, about.get("config"))
     plans = run_config.plans_of(config, about)
     if len(plans) > 1:
       spec, train_step = run_config.build(config, mesh, plans)
@@ -118,11 +119,15 @@ def main() -> None:
       scored = model.with_params(state.evaluated()).with_resolution(**resolutions_at(segments, int(state.step)))
       chosen = [sets[name] for name in names]
       about = {"workdir": workdir, "step": int(state.step), "architecture": called(config, workdir)}
+      lock.confirm()
       return evaluate(scored, chosen, **about, unreadable=say)
 
     writer = None
     if distributed.is_main():
-      write_config(workdir, run_config.as_json(config))
+      if restored is None:
+        write_config(workdir, run_config.as_json(config))
+      else:  # Until this session has a checkpoint of its own, the run is what it was.
+        checkpoints.when_written(lambda: write_config(workdir, run_config.as_json(config)))
       if restored is None and (workdir / "tokenizer").exists():
         shutil.rmtree(workdir / "tokenizer")  # Of a start that made no checkpoint, maybe from other data.
       if not (workdir / "tokenizer").exists():
@@ -151,11 +156,13 @@ def main() -> None:
         "segments": [segment.to_dict() for segment in segments],
         "tokenizer": tokenizer.fingerprint,
         "plans": [dataclasses.asdict(plan) for plan in plans],
+        "config": run_config.as_json(config),
       },
       evaluate=lambda state: scalars(score(state, evals)),
       teach=teacher and teacher.targets,
       ahead=run_config.abstract_batches(config, curriculum.ahead(segments, start), mesh),
       stop=stop,
+      confirm=lock.confirm,
     )
     say_what_was_changed(pipeline)
     if not complete:
@@ -165,6 +172,7 @@ def main() -> None:
       )
       sys.exit(stop.exit_code)
     results = score(state, sets)
+    lock.confirm()
     if writer is not None:
       writer.write({"step": int(state.step), **scalars(results)})
       writer.close()

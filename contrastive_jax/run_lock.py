@@ -8,6 +8,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import math
 import os
 import socket
 import sys
@@ -50,6 +51,7 @@ class RunLock:
     self._file: int | None = None
     self._made = False
     self._ended = threading.Event()
+    self._sure_at = -math.inf
 
   def __enter__(self) -> "RunLock":
     refusal, full = "", False
@@ -83,6 +85,26 @@ class RunLock:
     os.close(self._file)
     self._file = None
 
+  def confirm(self) -> None:
+    """Raises if the directory is no longer this process's; called before anything is written there.
+
+    A process that was suspended gives no sign of life, and another machine may have followed it. Only after so long a
+    silence is the file looked at.
+
+    Raises:
+      SaveError: if another holder took the directory over.
+    """
+    if self._file is None or _now() - self._sure_at < STALE_SECONDS / 2:
+      return
+    before = _now()
+    holder = _read(self._path)
+    if holder and holder.get("token") != self._record["token"]:
+      raise SaveError(
+        f"{self._folder} was taken over by {_named(holder)} while this process was suspended: this one writes nothing"
+        " more there and ends; wait for the other or stop it before the same command is run again"
+      )
+    self._sure_at = before
+
   def _acquire(self) -> None:
     self._made = not self._folder.exists()
     self._folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +131,7 @@ class RunLock:
         os.close(file)
         raise
       break
-    self._file = file
+    self._file, self._sure_at = file, _now()
     threading.Thread(target=self._beat, name="run lock", daemon=True).start()
 
   def _refuse_if_held(self, file: int, kernel: bool | None) -> None:
@@ -165,7 +187,15 @@ class RunLock:
     while not self._ended.wait(HEARTBEAT_SECONDS):
       # A file system may be full or away for a while; the lock is not lost by that.
       with contextlib.suppress(OSError, TypeError):
-        os.utime(self._file)
+        before = _now()
+        if self._is_ours():
+          os.utime(self._file)
+          self._sure_at = before
+
+
+def _now() -> float:
+  """Seconds of a clock that goes on while this process, or its machine, is suspended."""
+  return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _flock(file: int) -> bool | None:

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from contrastive_jax.runs import read_config
 from tests import runs
 
 pytestmark = pytest.mark.slow
@@ -97,6 +98,24 @@ def test_two_processes_continue_what_one_began(uninterrupted, tmp_path):
   ours, theirs = (runs.rows(path / "sample_ids.jsonl") for path in (tmp_path, uninterrupted))
   assert ours == theirs
   assert [row["step"] for row in ours] == list(range(1, 41))
+
+
+def test_a_resume_that_made_no_checkpoint_changed_nothing(tmp_path):
+  """It wanted more steps and other data, and was killed before its first step."""
+  runs.train(tmp_path, "--config.total_steps=8")
+  before = (tmp_path / "config.json").read_text()
+  other = "--config.data.sources.twemoji=3.0"
+  process = runs.start("train.py", runs.TINY, f"--workdir={tmp_path}", "--config.total_steps=40", other)
+  assert any("Training from step 8" in line for line in iter(process.stdout.readline, ""))
+  process.kill()
+  process.communicate()
+  assert (tmp_path / "config.json").read_text() == before
+  runs.train(tmp_path, "--config.total_steps=16", other)
+  metadata = json.loads((tmp_path / "checkpoints" / "16" / "_CHECKPOINT_METADATA").read_text())
+  segments = metadata["custom_metadata"]["segments"]
+  assert [segment["steps"] for segment in segments] == [8, 8] and dict(segments[1]["sources"])["twemoji"] == 3.0
+  config = read_config(tmp_path)
+  assert config["total_steps"] == 16 and config == metadata["custom_metadata"]["config"]
 
 
 def test_changed_data_is_a_new_segment(tmp_path):

@@ -181,6 +181,40 @@ def test_without_flock_the_process_itself_is_looked_for(changed, held, tmp_path,
       pass
 
 
+def test_a_holder_that_was_followed_notices_and_leaves_the_lock_to_the_other(tmp_path, impatient):
+  path = tmp_path / run_lock.NAME
+  with RunLock(tmp_path) as lock:
+    for _ in range(4):
+      lock.confirm()
+      time.sleep(0.2)
+    path.write_text(json.dumps(ELSEWHERE))  # As another machine does after a silence.
+    time.sleep(0.7)
+    with pytest.raises(SaveError, match="was taken over by process 1 on node7 since"):
+      lock.confirm()
+  assert json.loads(path.read_text()) == ELSEWHERE
+
+
+@pytest.mark.slow
+def test_a_suspended_run_that_was_followed_writes_nothing_when_it_wakes(tmp_path):
+  def files():
+    return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+  many = ("--config.total_steps=1000000", "--config.checkpoint_every=1000000")
+  process = runs.start("train.py", runs.TINY, f"--workdir={tmp_path}", *many)
+  ids = tmp_path / "sample_ids.jsonl"
+  while not (ids.exists() and ids.read_bytes().count(b"\n") >= 20):
+    assert process.poll() is None, process.communicate()[0]
+    time.sleep(0.01)
+  process.send_signal(signal.SIGSTOP)
+  (tmp_path / run_lock.NAME).write_text(json.dumps(ELSEWHERE))
+  time.sleep(run_lock.STALE_SECONDS / 2 + run_lock.HEARTBEAT_SECONDS)
+  before = files()
+  process.send_signal(signal.SIGCONT)
+  said = runs.finish(process, expected=4).strip().splitlines()[-1]
+  assert said.startswith(f"train.py: {tmp_path} was taken over by process 1 on node7")
+  assert files() == before
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "\0\0"])
 def test_a_record_that_was_cut_does_not_stand_in_the_way(text, tmp_path):
   (tmp_path / run_lock.NAME).write_text(text)

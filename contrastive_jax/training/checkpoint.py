@@ -179,6 +179,7 @@ class Checkpoints:
     self._keep_every = keep_every
     self._saving: int | None = None
     self._failed = False
+    self._when_written: Callable[[], object] | None = None
     if distributed.is_main():
       # What a killed process left half written. Orbax would do it in a thread that outlives a quick exit.
       for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
@@ -240,6 +241,10 @@ class Checkpoints:
       self._manager.save_checkpointables_async(step, {"state": tree}, custom_metadata=about)
     self._saving = step
 
+  def when_written(self, call: Callable[[], object]) -> None:
+    """Has `call` called once, as soon as it is known that a checkpoint of this object is on disk."""
+    self._when_written = call
+
   def poll(self) -> None:
     """Raises a `SaveError` when the checkpoint that was being written has failed; never waits."""
     # With several processes the end of a save is a barrier, which all must reach together.
@@ -257,7 +262,10 @@ class Checkpoints:
     if self._saving is not None and not (self._directory / str(self._saving)).is_dir():
       self._failed = True
       raise SaveError(f"checkpoint {self._saving} was written and is gone: {self._directory} was removed or replaced")
-    self._saving = None
+    written, self._saving = self._saving is not None, None
+    if written and self._when_written is not None:
+      call, self._when_written = self._when_written, None
+      call()
 
   def describe(self, step: int) -> dict[str, Any]:
     """Shapes and dtypes of all leaves of a checkpoint, on the first device."""

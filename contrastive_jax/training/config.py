@@ -285,8 +285,14 @@ def as_json(config: Any) -> dict[str, Any]:
   return json.loads(config.to_json())
 
 
-def check_resume(workdir: Path, config: Any) -> bool:
+def check_resume(workdir: Path, config: Any, saved: Mapping[str, Any] | None = None) -> bool:
   """Compares the config with the one that `workdir` was started with, once there is a checkpoint.
+
+  Args:
+    workdir: of the run.
+    config: that the command gives.
+    saved: the config that the restored checkpoint holds; None is that of `config.json`, for checkpoints of older
+      versions and before one is read.
 
   Returns:
     Whether the data changed: then the rest of the run is a new segment.
@@ -294,9 +300,9 @@ def check_resume(workdir: Path, config: Any) -> bool:
   Raises:
     UserError: for a field that may not differ, with both values.
   """
-  if not (workdir / "config.json").exists() or not has_checkpoint(workdir):
+  if not has_checkpoint(workdir) or (saved is None and not (workdir / "config.json").exists()):
     return False  # What a start that failed left behind binds nobody.
-  started = read_config(workdir)
+  started = read_config(workdir) if saved is None else saved
   # Fields that towers and losses have got since then are at their defaults.
   model = dataclasses.asdict(model_config(started))
   del model["dtype"]

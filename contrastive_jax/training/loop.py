@@ -117,6 +117,7 @@ def train(
   teach: Callable[[Batch], Batch] | None = None,
   ahead: Iterable[Batch] = (),
   stop: distributed.StopRequest | None = None,
+  confirm: Callable[[], None] = lambda: None,
 ) -> tuple[TrainState, bool]:
   """Trains until `total_steps` or until somebody asks to stop.
 
@@ -134,6 +135,7 @@ def train(
     teach: adds to a batch on the devices what a frozen teacher makes of it.
     ahead: abstract batches of the stages to come, in order, which are compiled in the background.
     stop: tells when to stop; None makes one.
+    confirm: is called before anything is written, and raises when the run directory belongs to another process by now.
 
   Returns:
     The state, and whether the run is complete.
@@ -150,10 +152,11 @@ def train(
     Programs(train_step, state, say=steps.bar.say) as programs,
   ):
     programs.prepare(ahead)
-    for index, batch in steps.batches():
+    for index, batch in steps.batches(confirm):
       batch = put_batch(mesh, batch.on_device())
       state, metrics = programs(state, batch if teach is None else teach(batch))
       done = index + 1
+      confirm()
       steps.finish(done, metrics)
       checkpoints.poll()
       stopping = stop.agree()
@@ -161,11 +164,14 @@ def train(
       if last or done % options.checkpoint_every == 0 or options.ends_stage(done):
         # A checkpoint is only ever made of a state whose loss is known to be finite, and before anything that may fail.
         steps.settle()
+        confirm()
         checkpoints.save(state, about)
       due = options.eval_every and done % options.eval_every == 0
       if evaluate and (due or options.ends_stage(done)):
         steps.settle()
-        steps.record({"step": done, **evaluate(state)})
+        scores = evaluate(state)
+        confirm()
+        steps.record({"step": done, **scores})
       if last:
         break
     steps.settle()
@@ -199,8 +205,8 @@ class _Steps:
     self._waited_before = self._waited if waited is None else waited
     self._steps, self._seen = 0, 0
 
-  def batches(self) -> Iterator[tuple[int, Batch]]:
-    """Batches with the time spent waiting for them measured."""
+  def batches(self, confirm: Callable[[], None]) -> Iterator[tuple[int, Batch]]:
+    """Batches with the time spent waiting for them measured; `confirm` is called before their ids are written."""
     iterator = iter(self._pipeline.iterate(self._start, self._options.total_steps))
     while True:
       before = time.perf_counter()
@@ -210,6 +216,7 @@ class _Steps:
         return
       index, batch = item
       self._batch = batch
+      confirm()
       if self._ids is not None:
         self._ids.write({"step": index + 1, "ids": self._pipeline.ids(index).tolist()})
       self._profile(index + 1)

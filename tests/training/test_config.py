@@ -109,6 +109,18 @@ def test_nothing_is_pinned_before_the_first_checkpoint(started):
   assert not run_config.check_resume(workdir, config)
 
 
+def test_the_config_of_the_checkpoint_decides_and_not_the_file(started):
+  """A start with other data or more steps may have ended between the two."""
+  workdir, config = started(lambda content: content.update(total_steps=99)), tiny.get_config()
+  saved = run_config.as_json(config)
+  assert not run_config.check_resume(workdir, config, saved)
+  config.data.sources = {"noto": 1.0}
+  assert run_config.check_resume(workdir, config, saved)
+  config.total_steps -= 1
+  with pytest.raises(UserError, match="a run may only grow"):
+    run_config.check_resume(workdir, config, saved)
+
+
 def test_what_is_refused_names_the_way_out(started):
   workdir, config = started(), tiny.get_config()
   config.seed = 3
