@@ -2,6 +2,7 @@
 
   python -m benchmarks.bit_flips --workdir=runs/emoji                           # 500 places a file
   python -m benchmarks.bit_flips --workdir=runs/emoji --places=0 --commands=10  # a quick look at the whole readers
+  python -m benchmarks.bit_flips --workdir=runs/emoji --only=json               # config and logs, in minutes
   python -m benchmarks.bit_flips --workdir=runs/emoji --cost                    # seconds per GiB that verifying takes
 
 Whatever opens a run opens its files by the same three layers: checkpoints through `training.checkpoint._verified`,
@@ -52,6 +53,7 @@ _WORKDIR = flags.DEFINE_string(
 )
 _PLACES = flags.DEFINE_integer("places", 500, "Places in each file for the layers, one bit each.", lower_bound=0)
 _COMMANDS = flags.DEFINE_integer("commands", 3, "Places in each file for the readers.", lower_bound=0)
+_ONLY = flags.DEFINE_string("only", "", "Damages files whose kind, as the table names it, holds this alone.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the places.")
 _COST = flags.DEFINE_bool("cost", False, "Measures the cost of verifying instead.")
 OUTCOMES = ("same", "fallback", "refused", "noticed", "old", "silent", "traceback")
@@ -171,7 +173,9 @@ def outcome(read: Callable[[], Any], expected: Any, heard: _Heard, refused: bool
   return "fallback" if heard.said else "silent"
 
 
-def sweep(source: Path, places: int, commands: int, seed: int) -> dict[tuple[str, str], collections.Counter]:
+def sweep(
+  source: Path, places: int, commands: int, seed: int, only: str = ""
+) -> dict[tuple[str, str], collections.Counter]:
   """Outcomes by kind of file and reader; `source` is not touched."""
   from contrastive_jax.training.state import TrainState
 
@@ -194,6 +198,8 @@ def sweep(source: Path, places: int, commands: int, seed: int) -> dict[tuple[str
     files = [path for path in files if "checkpoints" not in path.parts or older in path.parents]
     for path in files:
       kind = _kind(path.relative_to(pristine))
+      if only not in kind:
+        continue
       content = path.read_bytes()
       layer = _layer(path.relative_to(pristine), pristine, steps[-1], {**_as_dict(abstract)})
       layers, whole = dict([layer] if layer else []), dict(expected)
@@ -244,7 +250,7 @@ def main(_: list[str]) -> None:
   if _COST.value:
     cost()
     return
-  table = sweep(Path(_WORKDIR.value), _PLACES.value, _COMMANDS.value, _SEED.value)
+  table = sweep(Path(_WORKDIR.value), _PLACES.value, _COMMANDS.value, _SEED.value, _ONLY.value)
   print(f"{'file':36}{'reader':12}" + "".join(f"{name:>10}" for name in OUTCOMES))
   for (kind, reader), counts in sorted(table.items()):
     print(f"{kind:36}{reader:12}" + "".join(f"{counts[name]:10}" for name in OUTCOMES))

@@ -105,6 +105,18 @@ class RunLock:
       )
     self._sure_at = before
 
+  def check_place(self) -> None:
+    """Raises if the directory was removed or renamed, where what is written next would make another of its name.
+
+    Raises:
+      SaveError: if it is not the one that was locked.
+    """
+    if self._file is not None and not _same_file(self._file, self._path):
+      raise SaveError(
+        f"{self._folder} was removed or renamed while this process worked on it: put it back and run the same command"
+        " again"
+      )
+
   def _acquire(self) -> None:
     self._made = not self._folder.exists()
     self._folder.mkdir(parents=True, exist_ok=True)

@@ -74,7 +74,7 @@ class LoopOptions:
     eval_every: updates between evaluations; 0 is never.
     log_sample_ids: writes the ids of every batch to `sample_ids.jsonl`.
     profile_steps: (first, last) update of a `jax.profiler` trace, or empty.
-    stop_on_nonfinite: raise when a loss, a gradient or an updated state is not finite.
+    stop_on_nonfinite: raise when a loss, a gradient or an updated parameter is not finite.
     max_skipped_steps: with `stop_on_nonfinite` off, more skipped updates in a row than this raise as well, and so do
       more than this and `SKIPPED_SHARE` of all updates since the start of the loop.
     flops_per_pair: of one training step, for the utilisation; 0 reports none.

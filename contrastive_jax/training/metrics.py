@@ -149,7 +149,7 @@ class Writer:
       call(self._wandb)
     except Exception as error:  # Its client has errors of its own, and those of the network.
       if not self._wandb_dropped:
-        log.warning("Weights & Biases takes no rows (%s): they are dropped until it does.", str(error)[:100])
+        log.warning("Weights & Biases takes no rows (%s): they are dropped until it does.", _short(error))
       self._wandb_dropped += 1
 
   def close(self) -> None:
@@ -167,13 +167,21 @@ def _readable(value: Any) -> Any:
   return float(f"{value:.6g}") if math.isfinite(value) else str(value)
 
 
+def _short(error: Exception) -> str:
+  return " ".join(str(error).split())[:100]
+
+
 def _start_wandb(project: str, workdir: Path, config: Any) -> Any:
   try:
     import wandb
   except ImportError:
     raise UserError(f"wandb_project='{project}' needs Weights & Biases: pip install wandb") from None
-  name = workdir.resolve().name
-  return wandb.init(project=project, name=name, dir=str(workdir), config=config, resume="allow", id=wandb_id(workdir))
+  name, known = workdir.resolve().name, wandb_id(workdir)
+  try:
+    return wandb.init(project=project, name=name, dir=str(workdir), config=config, resume="allow", id=known)
+  except Exception as error:  # Its client has errors of its own, and those of the network.
+    log.warning("Weights & Biases cannot be reached (%s): it takes no row of this session.", _short(error))
+    return None
 
 
 def wandb_id(workdir: Path) -> str:
@@ -182,8 +190,9 @@ def wandb_id(workdir: Path) -> str:
   A run that logged there before there was this file is known by the name of its directory, and stays so.
   """
   path = workdir / "wandb_id.txt"
-  if path.exists() and path.read_text().strip():
-    return path.read_text().strip()
+  stored = path.read_text(errors="replace").strip() if path.exists() else ""
+  if re.fullmatch(r"[A-Za-z0-9_.-]+", stored):
+    return stored
   name = workdir.resolve().name
   if (workdir / "wandb").is_dir():
     chosen = name

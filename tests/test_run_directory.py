@@ -1,0 +1,103 @@
+"""A run directory that goes away or cannot be written, and telemetry that fails: one sentence, or none at all."""
+
+import functools
+import os
+import shutil
+import subprocess
+import time
+
+import pytest
+
+from benchmarks.disk_full import fill
+from tests import runs
+
+pytestmark = pytest.mark.slow
+
+MANY = ("--config.total_steps=1000000", "--config.checkpoint_every=200")
+
+
+def wait_for_steps(workdir, process, steps) -> None:
+  """Waits until so many steps are logged."""
+  ids, deadline = workdir / "sample_ids.jsonl", time.monotonic() + 240
+  while not (ids.exists() and ids.read_bytes().count(b"\n") >= steps):
+    assert process.poll() is None and time.monotonic() < deadline
+    time.sleep(0.01)
+
+
+def the_sentence(output: str) -> str:
+  """The last line of what a command printed, which must be its only complaint."""
+  assert "Traceback" not in output, output
+  return output.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def disk(tmp_path):
+  """A small disk of its own."""
+  mount = ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(tmp_path)]
+  if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+    pytest.skip("mounting a small disk is not permitted here")
+  yield tmp_path
+  subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+@pytest.mark.parametrize("way", ["removed", "renamed"])
+def test_a_run_directory_that_goes_away_is_one_sentence(way, tmp_path):
+  workdir = tmp_path / "run"
+  process = runs.start("train.py", runs.TINY, f"--workdir={workdir}", *MANY)
+  wait_for_steps(workdir, process, 20)
+  shutil.rmtree(workdir, ignore_errors=True) if way == "removed" else workdir.rename(tmp_path / "elsewhere")
+  said = the_sentence(runs.finish(process, expected=4))
+  assert said.startswith("train.py: checkpoint ") and str(workdir) in said
+  assert not (workdir / "report.html").exists() and not (workdir / "config.json").exists()
+
+
+def test_a_disk_that_becomes_read_only_is_one_sentence_and_the_run_goes_on(disk):
+  workdir = disk / "run"
+  process = runs.start("train.py", runs.TINY, f"--workdir={workdir}", *MANY)
+  wait_for_steps(workdir, process, 220)
+  subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+  said = the_sentence(runs.finish(process, expected=4))
+  assert "Read-only file system" in said and str(workdir) in said
+  assert "cannot be written (Read-only file system)" in the_sentence(runs.train(workdir, *MANY, expected=2))
+  subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+  last = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+  assert f"from step {last}" in runs.train(workdir, f"--config.total_steps={last + 1}", "--config.checkpoint_every=200")
+
+
+def test_a_save_of_two_processes_that_fails_ends_both_and_the_run_goes_on(disk):
+  workdir = disk / "run"
+  one = functools.partial(runs.start, "train.py", runs.TINY, f"--workdir={workdir}", *MANY)
+  job = runs.start_together(one, 2)
+  try:
+    wait_for_steps(workdir, job[0], 220)
+    filler = fill(disk)
+    for process in job:
+      said = [line for line in runs.finish(process, expected=4).splitlines() if "[Gloo]" not in line]
+      assert "checkpoint " in the_sentence("\n".join(said))
+  finally:
+    for process in job:
+      process.kill()
+      process.communicate()
+  filler.unlink()
+  last = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+  rest = (f"--config.total_steps={last + 1}", "--config.checkpoint_every=200")
+  assert f"from step {last}" in runs.train_together(workdir, *rest, processes=2, devices=1)[0]
+
+
+WANDB = {
+  "init": "def init(**_): raise RuntimeError('no network\\nnor login')",
+  "log": "class R:\n  def log(self, *_, **__): raise OSError('away')\n  finish = log\ndef init(**_): return R()",
+}
+
+
+@pytest.mark.parametrize("fails", WANDB)
+def test_weights_and_biases_and_a_profiler_that_fail_harm_no_run(fails, tmp_path):
+  (tmp_path / "wandb.py").write_text(WANDB[fails])
+  workdir = tmp_path / "run"
+  workdir.mkdir()
+  (workdir / "profile").write_text("A file where the profiler wants a folder.")
+  steps = ("--config.total_steps=4", "--config.schedule.warmup_steps=1", "--config.profile_steps=(2, 3)")
+  output = runs.train(workdir, *steps, "--config.wandb_project=x", PYTHONPATH=str(tmp_path))
+  assert "Traceback" not in output and output.count("Weights & Biases") in (1, 2)
+  assert "profile could not be written" in output
+  assert len(runs.losses(workdir)) == 4 and (workdir / "report.html").exists()
