@@ -24,7 +24,7 @@ from ml_collections.config_flags import config_path
 
 from contrastive_jax import paths
 from contrastive_jax.errors import SaveError, UserError, nearest
-from contrastive_jax.parallel import environment
+from contrastive_jax.parallel import distributed, environment
 from contrastive_jax.training import fields
 
 # Flags that this module defines are listed in the help of the script that asks for them.
@@ -52,6 +52,7 @@ def run(main: Callable[[], None]) -> None:
       sys.stdout.flush()
       for child in multiprocessing.active_children():
         child.terminate()
+      distributed.leave()
       os._exit(error.exit_code)
     except UserError as error:
       _fail(error, error.exit_code)

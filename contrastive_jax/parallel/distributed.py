@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from typing import Any
 
 import jax
@@ -14,6 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from contrastive_jax.errors import UserError
 from contrastive_jax.parallel import environment
+
+# Within which processes that fail together have all ended.
+_LEAVE_SECONDS = 2.0
 
 
 def initialize() -> None:
@@ -56,6 +60,17 @@ def barrier(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
+def any_of(*flags: bool) -> list[bool]:
+  """For each flag whether it is set on any process; all processes must ask together."""
+  return np.any(np.atleast_2d(multihost_utils.process_allgather(np.array(flags))), axis=0).tolist()
+
+
+def leave() -> None:
+  """Lets the process that the others report to leave after them, since its loss would end them without a word."""
+  if is_several() and is_main():
+    time.sleep(_LEAVE_SECONDS)
+
+
 class StopRequest:
   """Turns SIGINT and SIGTERM into a request to stop that every host sees at the same step.
 
@@ -64,11 +79,13 @@ class StopRequest:
 
   Attributes:
     exit_code: what an interrupted command ends with, 128 and the number of the signal; SIGTERM's if this host got none.
+    failed: whether any host of several has told `agree` that it failed.
   """
 
   def __init__(self, mesh: Mesh):
     self._requested = threading.Event()
     self.exit_code = 128 + signal.SIGTERM
+    self.failed = False
     self._mesh = mesh
     self._previous: dict[int, Any] = {}
     self._pending: jax.Array | None = None
@@ -93,11 +110,17 @@ class StopRequest:
       os.write(2, f"{name}: stopping after this step, with a checkpoint; a second signal ends at once.\n".encode())
     signal.signal(number, self._previous[number])
 
-  def agree(self) -> bool:
-    """Whether any host has been asked to stop; the same answer on every host."""
+  def agree(self, failing: bool = False) -> bool:
+    """Whether any host has been asked to stop; the same answer on every host, as is `failed` afterwards.
+
+    Args:
+      failing: whether this host cannot go on.
+    """
     if jax.process_count() == 1:
       return self._requested.is_set()
     sharding = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
-    flag = np.full(jax.local_device_count(), self._requested.is_set(), np.int32)
+    flag = np.full(jax.local_device_count(), 2 if failing else self._requested.is_set(), np.int32)
     pending, self._pending = self._pending, self._any(jax.make_array_from_process_local_data(sharding, flag))
-    return pending is not None and bool(pending)
+    told = 0 if pending is None else int(pending)
+    self.failed = told == 2
+    return told == 1

@@ -4,50 +4,32 @@ Orbax's `experimental.v1` interface is used here and nowhere else.
 """
 
 import contextlib
-import datetime
 import json
 import logging
-import os
 import re
 import shutil
-import traceback
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint.experimental.v1 as ocp
-from orbax.checkpoint._src.path import step as orbax_steps
 
 from contrastive_jax import paths, runs
 from contrastive_jax.errors import NonFiniteError, SaveError, UserError
 from contrastive_jax.parallel import distributed
+from contrastive_jax.training import orbax_patches
 from contrastive_jax.training.state import TrainState, towers
 
 log = logging.getLogger(__name__)
 
+# Between looks of several processes at whether all have written their part of a checkpoint.
+_POLL_SECONDS = 0.1
+
 paths.read_names_literally()
-
-
-def _list_damaged_checkpoints() -> None:
-  """Lets Orbax open a folder in which the metadata of a checkpoint are damaged.
-
-  It asks every checkpoint for the time of its commit when the folder is opened, and raises what its parser raises. The
-  time of the folder stands in for it; reading the checkpoint then says what is wrong.
-  """
-  original = orbax_steps.Metadata.commit_timestamp.fget
-
-  def commit_timestamp(self):
-    try:
-      return original(self)
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError):
-      return datetime.datetime.fromtimestamp(os.stat(self.path).st_mtime, tz=datetime.UTC)
-
-  orbax_steps.Metadata.commit_timestamp = property(commit_timestamp)
-
-
-_list_damaged_checkpoints()
+orbax_patches.apply()
 
 
 class _Damaged(Exception):
@@ -79,21 +61,6 @@ def checksum(state: Any) -> tuple[dict[str, int], list[str]]:
   paths = jax.tree_util.tree_leaves_with_path(jax.device_get(_sums(state)))
   named = {jax.tree_util.keystr(path): value for path, value in paths}
   return {name: int(value[0]) for name, value in named.items()}, [name for name in named if not named[name][1]]
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-  """False for errors and tracebacks of Orbax and its threads: they are raised to us too, and told in a sentence."""
-  if record.levelno >= logging.ERROR and "orbax" in Path(record.pathname).parts:
-    return False  # Some show all of a damaged file.
-  trace = record.exc_info[2] if record.exc_info else None
-  if trace is None:
-    return True
-  frames = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace))
-  return not any("orbax" in Path(name).parts for name in frames)
-
-
-for _name in ("absl", "asyncio"):
-  logging.getLogger(_name).addFilter(_is_news)
 
 
 def _plain(name: str) -> str:
@@ -202,6 +169,8 @@ class Checkpoints:
     return self
 
   def __exit__(self, kind: Any, *_) -> None:
+    if self._failed and distributed.is_several():
+      return  # It would wait for the other processes, which end as well.
     try:
       self._manager.close()
     except Exception:
@@ -245,9 +214,35 @@ class Checkpoints:
     """Has `call` called once, as soon as it is known that a checkpoint of this object is on disk."""
     self._when_written = call
 
+  @property
+  def failing(self) -> bool:
+    """Whether the checkpoint that is being written has failed on this process; never waits."""
+    return self._saving is not None and self._failure() is not None
+
+  def _failure(self) -> Exception | None:
+    return getattr(self._manager._manager._checkpointer._async_manager, "failure", None)
+
+  def give_up(self) -> NoReturn:
+    """Raises the `SaveError` of a checkpoint that failed on any process; all of them must call it."""
+    with self._writing(self._saving):
+      self._raise_failure()
+
+  def _raise_failure(self) -> NoReturn:
+    raise self._failure() or OSError("another process could not write its part")
+
+  def _meet(self) -> None:
+    """Returns when all processes have written their part, and raises as soon as one has failed."""
+    while self._saving is not None and distributed.is_several():
+      failed, busy = distributed.any_of(self.failing, self._manager.is_saving_in_progress())
+      if failed:
+        self._raise_failure()
+      if not busy:
+        return
+      time.sleep(_POLL_SECONDS)
+
   def poll(self) -> None:
     """Raises a `SaveError` when the checkpoint that was being written has failed; never waits."""
-    # With several processes the end of a save is a barrier, which all must reach together.
+    # Several processes learn together whether one has failed: the training loop has them agree.
     if self._saving is not None and jax.process_count() == 1 and not self._manager.is_saving_in_progress():
       self.wait()
 
@@ -258,6 +253,7 @@ class Checkpoints:
       SaveError: if it could not be written.
     """
     with self._writing(self._saving):
+      self._meet()
       self._manager.wait()
     if self._saving is not None and not (self._directory / str(self._saving)).is_dir():
       self._failed = True

@@ -159,7 +159,9 @@ def train(
       confirm()
       steps.finish(done, metrics)
       checkpoints.poll()
-      stopping = stop.agree()
+      stopping = stop.agree(checkpoints.failing)
+      if stop.failed:
+        checkpoints.give_up()
       last = done == options.total_steps or stopping
       if last or done % options.checkpoint_every == 0 or options.ends_stage(done):
         # A checkpoint is only ever made of a state whose loss is known to be finite, and before anything that may fail.
