@@ -17,8 +17,8 @@ They have a reader of their own, "report", and a layer for each file, "log". Log
 a list of bad records, and the ids of a step that was not finite.
 
 The outcomes: "same", "fallback" (another checkpoint was read, and a warning said so), "refused" (one sentence),
-"noticed" (rows or files of a log are left out, which a warning or a sentence says), "old" (a log differs in silence
-that was written by a version without checksums of logs), "silent" (something else differs and nobody said so),
+"noticed" (rows or files of a log are left out, which a warning or a sentence says), "old" (a config or a log differs in
+silence that was written by a version without checksums of them), "silent" (something else differs and nobody said so),
 "traceback". The last two fail the command.
 """
 
@@ -57,6 +57,8 @@ _ONLY = flags.DEFINE_string("only", "", "Damages files whose kind, as the table 
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the places.")
 _COST = flags.DEFINE_bool("cost", False, "Measures the cost of verifying instead.")
 OUTCOMES = ("same", "fallback", "refused", "noticed", "old", "silent", "traceback")
+# What a file with a checksum of itself holds.
+_MARKS = (b'"crc": "', b'"digest": "', b'"custom_metadata"')
 
 
 def _bits(tree: Any) -> str:
@@ -214,9 +216,9 @@ def sweep(
           path.write_bytes(damaged)
           found = outcome(lambda read=read: read(pristine), whole[name], heard, refused=name == "tokenizer")
           if name in ("log", "report"):
-            old = b'"crc"' not in content and b'"digest"' not in content
-            renamed = {"refused": "noticed", "fallback": "noticed", "silent": "old" if old else "silent"}
-            found = renamed.get(found, found)
+            found = {"refused": "noticed", "fallback": "noticed"}.get(found, found)
+          if found == "silent" and path.suffix in (".json", ".jsonl") and not any(mark in content for mark in _MARKS):
+            found = "old"
           table.setdefault((kind, name), collections.Counter())[found] += 1
           for aside in (pristine / "checkpoints").glob("*.damaged*"):
             aside.rename(aside.with_name(aside.name.partition(".")[0]))  # A resume moves what is damaged.

@@ -38,8 +38,7 @@ def _row_keys(key: jax.Array, rows: Any) -> jax.Array:
 def _are_finite(tree: Any) -> jax.Array:
   """Whether all leaves are finite, in half the time that `jnp.isfinite` of each entry takes on a CPU."""
   with jax.named_scope("finite"):
-    # Behind a barrier, or else XLA computes the leaves a second time within the sums.
-    return jnp.isfinite(sum(jnp.sum(leaf * 0) for leaf in jax.tree.leaves(jax.lax.optimization_barrier(tree))))
+    return jnp.isfinite(sum(jnp.sum(leaf * 0) for leaf in jax.tree.leaves(tree)))
 
 
 def make_value_and_grad(spec: StateSpec, objective: Objective, *, accumulate: int = 1) -> Callable:
@@ -156,7 +155,9 @@ def make_train_step(
       metrics["distillation_weight"] = jnp.asarray(factor, jnp.float32)
     new = TrainState(state.step + 1, optimizers.combine(updated, frozen), slots, average)
     # The squares within a finite norm are finite, and so are the moments and the average that are made of them.
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm) & _are_finite(updated)
+    # As a branch it reads them once they are written; XLA would otherwise compute the update a second time for it.
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    finite = jax.lax.cond(finite, _are_finite, lambda _: jnp.bool_(False), updated)
     metrics["finite"] = finite.astype(jnp.float32)
     if skip_nonfinite:
       kept = jax.tree.map(lambda old, fresh: jnp.where(finite, fresh, old), state, new)
