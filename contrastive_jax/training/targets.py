@@ -21,6 +21,8 @@ from contrastive_jax.batch import Targets
 from contrastive_jax.errors import UserError
 from contrastive_jax.runs import read_object, write_object
 
+_AGAIN = "remove the source's folder there and run distill.py again"
+_LENGTH_LOST = 0.02
 # Embeddings that are put in order at once.
 _BLOCK = 1 << 16
 
@@ -53,9 +55,12 @@ class TargetCache:
       )
     self._names = sorted(self._id_base, key=self._id_base.__getitem__)
     self._bases = np.array([self._id_base[name] for name in self._names], np.int64)
-    self._ids = [np.load(_folder_of(self._path, name) / "ids.npy", mmap_mode="r") for name in self._names]
-    self._images = [np.load(_folder_of(self._path, name) / "image.npy", mmap_mode="r") for name in self._names]
-    self.dim = int(self._images[0].shape[1])
+    opened = [_opened(self._path, name) for name in self._names]
+    self._ids, self._images = [ids for ids, _ in opened], [images for _, images in opened]
+    dims = {images.shape[1] for images in self._images}
+    if len(dims) > 1:
+      raise UserError(f"distillation.targets={path} has targets of {sorted(dims)} numbers: write all by one teacher")
+    self.dim = int(dims.pop())
 
   def lookup(self, ids: Int[np.ndarray, "pairs"]) -> Targets:
     """The targets of samples, by the ids that the run gives them.
@@ -74,11 +79,14 @@ class TargetCache:
       if len(wrong):
         raise UserError(
           f"distillation.targets={self._path} has no target of sample {wrong[0]} of source '{self._names[number]}':"
-          " its data has changed since, remove the source's folder there and run distill.py again"
+          f" its data has changed since, {_AGAIN}"
         )
       image[mine] = self._images[number][row]
-    # Half precision took a little of their length.
-    return Targets(image / np.maximum(np.linalg.norm(image, axis=1, keepdims=True), 1e-12))
+    # Half precision took a little of their length; damage takes more.
+    lengths = np.linalg.norm(image, axis=1, keepdims=True)
+    if not (np.abs(lengths - 1) < _LENGTH_LOST).all():
+      raise UserError(f"distillation.targets={self._path} holds targets whose length is not 1: {_AGAIN}")
+    return Targets(image / lengths)
 
   def __reduce__(self):
     # A pickled memory map would carry the whole file to a worker process.
@@ -145,6 +153,29 @@ def write_source(
     (folder / "writing.npy").rename(folder / "ids.npy")
   unsorted.unlink()
   return len(known)
+
+
+def _opened(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+  """The ids and the embeddings of a source, left on disk.
+
+  Raises:
+    UserError: if a file is missing or damaged.
+  """
+  arrays = []
+  for file in (_folder_of(path, name) / "ids.npy", _folder_of(path, name) / "image.npy"):
+    try:
+      arrays.append(np.load(file, mmap_mode="r"))
+    except Exception as error:  # NumPy raises what its parser of headers does for files that are damaged.
+      said = "it is missing" if isinstance(error, FileNotFoundError) else f"it is damaged ({type(error).__name__})"
+      raise UserError(f"{file} of distillation.targets={path} cannot be read, {said}: {_AGAIN}") from error
+  ids, images = arrays
+  fits = ids.ndim == 1 and ids.dtype == np.int64 and images.ndim == 2 and images.dtype in (np.float16, np.float32)
+  if not fits or not images.flags.c_contiguous or len(ids) != len(images) or not images.shape[1]:
+    what = f"{ids.dtype}{list(ids.shape)} ids and {images.dtype}{list(images.shape)} embeddings"
+    raise UserError(f"source '{name}' of distillation.targets={path} has {what}, which do not fit: {_AGAIN}")
+  if not len(ids) or (np.diff(ids) <= 0).any():
+    raise UserError(f"source '{name}' of distillation.targets={path} has no ids in ascending order: {_AGAIN}")
+  return ids, images
 
 
 def _folder_of(path: Path, name: str) -> Path:

@@ -65,6 +65,42 @@ def test_what_is_missing_is_named(cache):
     describe(path, {"teacher": "runs/teacher", "step": 4})
 
 
+def junk(data):
+  return b"junk" * len(data)
+
+
+@pytest.mark.parametrize("file", ["teacher.json", "one/ids.npy", "one/image.npy"])
+@pytest.mark.parametrize("damage", [lambda d: d[: len(d) // 2], lambda d: b"", lambda d: d[:7] + b"\xff" + d[8:], junk])
+def test_damage_is_one_sentence_that_names_the_file(cache, file, damage):
+  path, _ = cache
+  (path / file).write_bytes(damage((path / file).read_bytes()))
+  with pytest.raises(UserError, match=r"\A[^\n]+\Z") as error:
+    describe(path, {"teacher": "runs/teacher", "step": 3})
+    TargetCache(path, {"one": 0}).lookup(np.arange(50))
+  assert str(path / file) in str(error.value)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 300.0])
+def test_targets_of_another_length_than_one_are_refused(tmp_path, wrong, rng):
+  rows = embeddings(rng, 20)
+  rows[3, 2] = wrong
+  describe(tmp_path, {})
+  write_source(tmp_path, "one", [(np.arange(20), rows)], "float32")
+  assert len(TargetCache(tmp_path, {"one": 0}).lookup(np.array([2, 4])).image) == 2
+  with pytest.raises(UserError, match="length is not 1"):
+    TargetCache(tmp_path, {"one": 0}).lookup(np.arange(20))
+
+
+@pytest.mark.parametrize(("ids", "shape"), [([1, 0], (2, 7)), ([0, 1], (3, 7)), ([0, 1], (2,)), ([0, 1], (2, 0))])
+def test_files_that_do_not_belong_together_are_refused(tmp_path, ids, shape):
+  describe(tmp_path, {})
+  (tmp_path / "one").mkdir()
+  np.save(tmp_path / "one" / "ids.npy", np.array(ids))
+  np.save(tmp_path / "one" / "image.npy", np.ones(shape, np.float32))
+  with pytest.raises(UserError, match=r"do not fit|ascending"):
+    TargetCache(tmp_path, {"one": 0})
+
+
 def test_a_source_that_was_interrupted_is_not_there(tmp_path, rng):
   def chunks():
     yield np.arange(4), embeddings(rng, 4)
