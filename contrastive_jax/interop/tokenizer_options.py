@@ -32,11 +32,12 @@ _TOKEN = Honoured(
   optional(Kind("a token", lambda value: isinstance(value, str) or _is_token(value))),
   "must be a token of the tokenizer",
 )
-# Classes whose captions a tokenizer.json, a SentencePiece model or CLIP's merges describe whole.
+# Classes whose captions a tokenizer.json, a SentencePiece model or CLIP's merges describe whole. Those of decoders are
+# none of them: from transformers 5 on GPT-2's, for one, reads vocabulary and merges alone and drops the other steps.
 CLASSES = (
   *("CLIPTokenizer", "SiglipTokenizer", "Siglip2Tokenizer", "GemmaTokenizer", "BertTokenizer", "T5Tokenizer"),
   *("PreTrainedTokenizer", "TokenizersBackend", "DistilBertTokenizer", "MPNetTokenizer", "RobertaTokenizer"),
-  *("XLMRobertaTokenizer", "GPT2Tokenizer", "AlbertTokenizer", "ElectraTokenizer", "LlamaTokenizer"),
+  *("XLMRobertaTokenizer", "AlbertTokenizer", "ElectraTokenizer"),
 )
 # What begins a caption, and what ends it.
 _BEGINNINGS, _ENDS = ("bos_token", "cls_token"), ("eos_token", "sep_token")

@@ -118,6 +118,8 @@ REFUSED = [
   ("clip", SETTINGS, "added_tokens_decoder", {"0": {"content": "<eos>"}}, r"added_tokens_decoder\.0"),
   ("clip", SETTINGS, "added_tokens_decoder", {"x": 1}, "added_tokens_decoder"),
   ("clip", SETTINGS, "tokenizer_class", "MarianTokenizer", "tokenizer_class='MarianTokenizer'"),
+  ("clip", SETTINGS, "tokenizer_class", "GPT2Tokenizer", "tokenizer_class='GPT2Tokenizer'"),
+  ("bert", SETTINGS, "tokenizer_class", "LlamaTokenizerFast", "tokenizer_class='LlamaTokenizer'"),
   ("clip", SETTINGS, "do_lower_case", False, "do_lower_case=False"),
   ("clip", SETTINGS, "sp_model_kwargs", {"enable_sampling": True}, "sp_model_kwargs"),
   ("clip", SETTINGS, "never_splits", ["a"], r"did you mean 'never_split'\?"),
