@@ -128,6 +128,8 @@ def image(item: Any, index: int, field: str = "images") -> Any:
     return item
   if isinstance(item, Mapping):
     raise UserError(f"{where} is a {type(item).__name__} with the keys {', '.join(map(str, item))}: pass its image")
+  if callable(getattr(item, "read", None)):
+    raise UserError(f"{where} is an open file ({type(item).__name__}): pass its path or its bytes, which read() gives")
   if not hasattr(item, "__array__") or getattr(item, "ndim", 1) == 0:
     raise UserError(f"{where} is {_said(item)}: pass a path, a PIL image or a uint8 array [height, width, 3]")
   if isinstance(item, np.ma.MaskedArray):

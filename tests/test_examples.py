@@ -15,6 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from PIL import Image
 
+from contrastive_jax.training import config as run_config
 from tests import runs
 
 PAGES = [runs.ROOT / "README.md", *sorted((runs.ROOT / "docs").glob("*.md"))]
@@ -68,6 +69,21 @@ def require_field(config: ConfigDict, dotted: str) -> None:
 
 
 EXAMPLES = examples()
+
+
+@pytest.mark.parametrize("page", [*PAGES, runs.ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_links_within_the_repository_lead_to_files(page):
+  links = re.findall(r"\]\(([^)\s#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+  missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+  assert not missing
+
+
+def test_readme_lists_every_field_that_may_change_on_resume():
+  readme = (runs.ROOT / "README.md").read_text(encoding="utf-8")
+  table = readme.partition("### What may change when a run resumes")[2].partition("\nUntil a run")[0]
+  for field in run_config._FREE_ON_RESUME:
+    written = field + "*" if field.endswith(("_", ".")) else field
+    assert f"`{written}`" in table, field
 
 
 def test_there_are_examples():

@@ -2,6 +2,7 @@
 
 import array
 import enum
+import io
 
 import jax.numpy as jnp
 import numpy as np
@@ -199,6 +200,8 @@ def test_arrays_of_any_library_become_numpy(convert):
     (np.ma.array(PIXELS, mask=PIXELS > 3), "with a mask"),
     (Broken(), r"cannot become a NumPy array on this host \(NotImplementedError\)"),
     ({"bytes": b"", "path": "x"}, "a dict with the keys bytes, path"),
+    (io.BytesIO(b"x"), r"images\[7\] is an open file \(BytesIO\): pass its path or its bytes"),
+    (io.BufferedReader(io.BytesIO(b"x")), r"an open file \(BufferedReader\)"),
   ],
 )
 def test_what_is_no_image_is_refused_with_its_index(item, said):

@@ -40,7 +40,9 @@ class MeshSpec:
     sizes = (self.data, self.fsdp, self.tensor)
     named = f"mesh.data={self.data}, mesh.fsdp={self.fsdp}, mesh.tensor={self.tensor}"
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
-      raise UserError(f"{named}: every mesh axis is a positive number of devices, and at most one is -1 (the rest)")
+      raise UserError(
+        f"{named}: every mesh axis is a positive number of devices, and one may be -1, which gets all that remain"
+      )
     known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and device_count % known == 0:
       return tuple(device_count // known if size == -1 else size for size in sizes)
