@@ -1,9 +1,11 @@
 """Encoded pictures to pixels: within a budget of memory, upright, and with one error for whatever a decoder raises."""
 
+import contextlib
 import io
 import os
 import re
 import struct
+import zlib
 from typing import Any
 
 import cv2
@@ -38,6 +40,23 @@ _TURNS = {
   8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
+_PNG = b"\x89PNG\r\n\x1a\n"
+# Chunks that say nothing of the pixels. Others stay, since one whose name is damaged may be the palette.
+_SIDE_CHUNKS = (
+  b"cHRM",
+  b"gAMA",
+  b"iCCP",
+  b"sBIT",
+  b"sRGB",
+  b"cICP",
+  b"mDCV",
+  b"cLLI",
+  b"bKGD",
+  b"hIST",
+  b"pHYs",
+  b"sPLT",
+)
+_SIDE_CHUNKS += (b"tIME", b"iTXt", b"tEXt", b"zTXt", b"acTL", b"fcTL", b"fdAT", b"oFFs", b"pCAL", b"sCAL", b"caBX")
 # The entry of a metadata item, in the second or third version, up to its type.
 _EXIF_ITEM = re.compile(rb"(infe(?:\x02.{7}|\x03.{9}))Exif", re.DOTALL)
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
@@ -78,27 +97,42 @@ def from_bytes(data: bytes) -> np.ndarray:
       return pixels
   formats.add_plugins()
   try:
-    return _with_pillow(data)
+    return _with_pillow(data, len(data))
   except DecodeError:
     raise
   except Exception as error:  # Decoders raise what they like for damaged files: SyntaxError, struct.error, KeyError ...
-    if (plain := _without_exif(data)) != data:
-      return from_bytes(plain)
+    # They also refuse whole pictures for odd metadata.
+    plain = _without_metadata(data)
+    if plain != data:
+      with contextlib.suppress(Exception):
+        return _with_pillow(plain, len(data) + len(plain))
     remedy = formats.remedy(data)
     raise DecodeError(f"not a picture that can be decoded here: {remedy}") if remedy else undecodable(error) from error
 
 
-def _with_pillow(data: bytes) -> np.ndarray:
+def _with_pillow(data: bytes, file_bytes: int) -> np.ndarray:
   with Image.open(io.BytesIO(data)) as image:
-    return from_pil(image, len(data))
+    return from_pil(image, file_bytes)
 
 
-def _without_exif(data: bytes) -> bytes:
-  """Returns an AVIF or HEIC whose metadata items nobody finds: decoders refuse whole pictures for an odd one.
+def _without_metadata(data: bytes) -> bytes:
+  """Returns a PNG of its pixels and its orientation, or an AVIF or HEIC whose EXIF nobody finds.
 
-  Its orientation is a property of the picture, and not that of the metadata.
+  The orientation of the latter two is a property of the picture, and not that of its EXIF.
   """
-  return _EXIF_ITEM.sub(rb"\1none", data) if data[4:8] == b"ftyp" else data
+  if data[4:8] == b"ftyp":
+    return _EXIF_ITEM.sub(rb"\1none", data)
+  if data[:8] != _PNG:
+    return data
+  kept, at = [_PNG], 8
+  while at + 12 <= len(data):
+    length, kind = struct.unpack_from(">I4s", data, at)
+    stop = at + 12 + length
+    damaged = kind == b"eXIf" and struct.pack(">I", zlib.crc32(data[at + 4 : stop - 4])) != data[stop - 4 : stop]
+    if kind not in _SIDE_CHUNKS and not damaged:
+      kept.append(data[at:stop])
+    at = stop
+  return b"".join([*kept, data[at:]])
 
 
 def undecodable(error: Exception, what: str = "picture") -> DecodeError:

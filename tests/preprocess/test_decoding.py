@@ -87,6 +87,45 @@ def test_an_avif_is_read_and_turned_whatever_its_exif_holds(exif, turns, rng):
   np.testing.assert_array_equal(decode(odd), decode(data))
 
 
+ODD_CHUNKS = {
+  b"gAMA": b"\0\0",
+  b"pHYs": b"\0",
+  b"cHRM": bytes(5),
+  b"sRGB": b"",
+  b"fcTL": bytes(10),
+  b"iCCP": b"x\0\0junk",
+  b"eXIf": b"MM",
+  b"zTXt": b"key\0\0" + zlib.compress(bytes(1 << 24)),
+}
+
+
+@pytest.mark.parametrize("checksum", [None, b"\1\2\3\4"])
+@pytest.mark.parametrize("kind", ODD_CHUNKS)
+def test_a_png_is_read_whatever_the_chunks_hold_that_are_not_its_pixels(kind, checksum, rng):
+  picture = rng.integers(0, 256, (6, 9, 4), np.uint8)
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  data, body = stored(Image.fromarray(picture), "PNG", exif=exif.tobytes()), ODD_CHUNKS[kind]
+  odd = struct.pack(">I", len(body)) + kind + body + (checksum or struct.pack(">I", zlib.crc32(kind + body)))
+  found = decode(data[:33] + odd + data[33:], background=None)
+  # Of two blocks of EXIF either may be heard.
+  turned = decode(data, background=None)
+  assert np.array_equal(found, turned) or (
+    kind == b"eXIf" and np.array_equal(found, decode(Image.fromarray(picture), None))
+  )
+
+
+@pytest.mark.parametrize("chunk", [b"PLTE", b"tRNS", b"IDAT"])
+@pytest.mark.parametrize("letter", range(4))
+def test_a_png_whose_pixels_are_named_wrongly_is_refused(chunk, letter, rng):
+  picture = Image.fromarray(rng.integers(0, 256, (6, 9), np.uint8), "P")
+  picture.putpalette(rng.bytes(768))
+  data = bytearray(stored(picture, "PNG", transparency=bytes(range(256))))
+  data[data.index(chunk) + letter] ^= 0x20
+  with pytest.raises(DecodeError):
+    decode(bytes(data))
+
+
 def test_damage_gives_a_picture_or_one_error():
   counts = fuzz(600)
   assert len(counts) == 18 and all(count["read"] for count in counts.values())
