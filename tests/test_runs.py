@@ -1,7 +1,9 @@
 """Files of a run directory: written whole, read in one sentence when damaged, and never a reason to end a run."""
 
+import asyncio
 import json
 import logging
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -257,6 +259,18 @@ def test_rows_wait_for_a_directory_that_is_away(tmp_path, caplog):
   writer.close()
   assert [row["step"] for row in runs.read_json_lines(home / "metrics.jsonl")] == [1, 2, 3, 4]
   assert caplog.text.count("metrics.jsonl cannot be written") == 1
+
+
+def test_answers_to_an_event_loop_that_is_closed_are_not_shown_and_other_errors_are(capsys):
+  loop = asyncio.new_event_loop()
+  loop.close()
+  with pytest.raises(RuntimeError) as caught:
+    loop.call_soon_threadsafe(print)
+  error = caught.value
+  sys.excepthook(type(error), error, error.__traceback__.tb_next)  # As a thread of TensorStore has it.
+  assert not capsys.readouterr().err
+  sys.excepthook(type(error), error, error.__traceback__)
+  assert "Event loop is closed" in capsys.readouterr().err
 
 
 def test_a_full_disk_drops_rows_of_tensorboard_and_goes_on(tmp_path, monkeypatch):

@@ -1,8 +1,10 @@
 """What Orbax is told to do otherwise: to open what is damaged, to say at once what failed, and to say it once."""
 
+import asyncio
 import datetime
 import logging
 import os
+import sys
 import traceback
 from pathlib import Path
 
@@ -56,9 +58,26 @@ def _is_news(record: logging.LogRecord) -> bool:
   return not any("orbax" in Path(name).parts for name in frames)
 
 
+def _drop_late_answers() -> None:
+  """Keeps TensorStore from printing a traceback for each array whose event loop a failed save has closed.
+
+  It calls the loop from threads of its own and has Python print what that raises, with no frame but those of asyncio.
+  """
+  previous = sys.excepthook
+
+  def hook(kind, error, trace):
+    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
+    if kind is RuntimeError and frames and all(name == asyncio.base_events.__file__ for name in frames):
+      return
+    previous(kind, error, trace)
+
+  sys.excepthook = hook
+
+
 def apply() -> None:
   """Applies all of it, once for the process."""
   _list_damaged_checkpoints()
   _remember_failures()
+  _drop_late_answers()
   for name in ("absl", "asyncio"):
     logging.getLogger(name).addFilter(_is_news)
