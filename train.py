@@ -119,8 +119,7 @@ def main() -> None:
       scored = model.with_params(state.evaluated()).with_resolution(**resolutions_at(segments, int(state.step)))
       chosen = [sets[name] for name in names]
       about = {"workdir": workdir, "step": int(state.step), "architecture": called(config, workdir)}
-      lock.confirm()
-      lock.check_place()
+      lock.confirm(here=True)
       return evaluate(scored, chosen, **about, unreadable=say)
 
     writer = None
@@ -173,13 +172,12 @@ def main() -> None:
       )
       sys.exit(stop.exit_code)
     results = score(state, sets)
-    lock.confirm()
-    lock.check_place()
+    lock.confirm(here=True)
     if writer is not None:
       writer.write({"step": int(state.step), **scalars(results)})
       writer.close()
       conclude(config, workdir, results, build.attribution(sources), count_parameters(spec))
-    lock.check_place()
+    lock.confirm(here=True)
 
 
 def say_what_was_changed(pipeline: Pipeline) -> None:

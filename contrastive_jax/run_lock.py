@@ -85,15 +85,24 @@ class RunLock:
     os.close(self._file)
     self._file = None
 
-  def confirm(self) -> None:
+  def confirm(self, here: bool = False) -> None:
     """Raises if the directory is no longer this process's; called before anything is written there.
 
     A process that was suspended gives no sign of life, and another machine may have followed it. Only after so long a
     silence is the file looked at.
 
+    Args:
+      here: asks also whether the directory is still in its place. One that was removed or renamed would be made anew by
+        what is written next.
+
     Raises:
-      SaveError: if another holder took the directory over.
+      SaveError: if another holder took the directory over, or it is gone.
     """
+    if here and self._file is not None and not _same_file(self._file, self._path):
+      raise SaveError(
+        f"{self._folder} was removed or renamed while this process worked on it: put it back and run the same command"
+        " again"
+      )
     if self._file is None or _now() - self._sure_at < STALE_SECONDS / 2:
       return
     before = _now()
@@ -104,18 +113,6 @@ class RunLock:
         " more there and ends; wait for the other or stop it before the same command is run again"
       )
     self._sure_at = before
-
-  def check_place(self) -> None:
-    """Raises if the directory was removed or renamed, where what is written next would make another of its name.
-
-    Raises:
-      SaveError: if it is not the one that was locked.
-    """
-    if self._file is not None and not _same_file(self._file, self._path):
-      raise SaveError(
-        f"{self._folder} was removed or renamed while this process worked on it: put it back and run the same command"
-        " again"
-      )
 
   def _acquire(self) -> None:
     self._made = not self._folder.exists()

@@ -67,7 +67,9 @@ class Session:
     self._write()
 
   def _write(self) -> None:
-    # A full disk is reported by whatever has to be written.
+    # A full disk is reported by whatever has to be written, and so is a run directory that is gone: none is made here.
+    if not self._path.parent.is_dir():
+      return
     with contextlib.suppress(OSError):
       records = [sealed(record) for record in (*self._earlier, self._record)]
       write_atomically(self._path, json.dumps(records, indent=2) + "\n")

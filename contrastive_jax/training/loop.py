@@ -117,7 +117,7 @@ def train(
   teach: Callable[[Batch], Batch] | None = None,
   ahead: Iterable[Batch] = (),
   stop: distributed.StopRequest | None = None,
-  confirm: Callable[[], None] = lambda: None,
+  confirm: Callable[..., None] = lambda here=False: None,
 ) -> tuple[TrainState, bool]:
   """Trains until `total_steps` or until somebody asks to stop.
 
@@ -135,7 +135,8 @@ def train(
     teach: adds to a batch on the devices what a frozen teacher makes of it.
     ahead: abstract batches of the stages to come, in order, which are compiled in the background.
     stop: tells when to stop; None makes one.
-    confirm: is called before anything is written, and raises when the run directory belongs to another process by now.
+    confirm: is called before anything is written, and raises when the run directory belongs to another process by now
+      or, called with `here=True` before a checkpoint, when it is gone.
 
   Returns:
     The state, and whether the run is complete.
@@ -166,7 +167,7 @@ def train(
       if last or done % options.checkpoint_every == 0 or options.ends_stage(done):
         # A checkpoint is only ever made of a state whose loss is known to be finite, and before anything that may fail.
         steps.settle()
-        confirm()
+        confirm(here=True)
         checkpoints.save(state, about)
       due = options.eval_every and done % options.eval_every == 0
       if evaluate and (due or options.ends_stage(done)):
@@ -207,7 +208,7 @@ class _Steps:
     self._waited_before = self._waited if waited is None else waited
     self._steps, self._seen = 0, 0
 
-  def batches(self, confirm: Callable[[], None]) -> Iterator[tuple[int, Batch]]:
+  def batches(self, confirm: Callable[..., None]) -> Iterator[tuple[int, Batch]]:
     """Batches with the time spent waiting for them measured; `confirm` is called before their ids are written."""
     iterator = iter(self._pipeline.iterate(self._start, self._options.total_steps))
     while True:
