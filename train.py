@@ -32,6 +32,7 @@ from contrastive_jax.evaluation.results import Result, headline, result_path
 from contrastive_jax.evaluation.stages import stage_scores
 from contrastive_jax.inference import Model
 from contrastive_jax.models import dual_encoder
+from contrastive_jax.objectives.term import STATE_ROWS, TEACHER_TEXT
 from contrastive_jax.parallel import distributed
 from contrastive_jax.parallel.mesh import MeshSpec, host_share
 from contrastive_jax.preprocess import tokenizers
@@ -72,7 +73,10 @@ def main() -> None:
   run_config.check_resume(workdir, config)
   mesh = MeshSpec(**config.mesh).make()
   run_config.check_host_memory(config, mesh)
-  spec, train_step = run_config.build(config, mesh)
+  objective = run_config.objective_of(config)
+  counts = build.sample_counts(config) if objective.needs(STATE_ROWS) else {}
+  samples = sum(counts.values())
+  spec, train_step = run_config.build(config, mesh, samples=samples)
 
   with (
     RunLock(workdir) as lock,
@@ -85,20 +89,29 @@ def main() -> None:
     data_changed = run_config.check_resume(workdir, config, about.get("config"))
     plans = run_config.plans_of(config, about)
     if len(plans) > 1:
-      spec, train_step = run_config.build(config, mesh, plans)
+      spec, train_step = run_config.build(config, mesh, plans, samples=samples)
     if len(plans) > max(len(about.get("plans", ())), 1):
       say(growth.announced(lambda plans: run_config.make_schedule(config, plans), plans, start))
     segments = build.make_segments(config, about.get("segments", ()), start, data_changed)
     sources = build.make_sources(config.data, {name for segment in segments for name in segment.all_sources()})
+    if counts:
+      build.check_sample_counts(counts, about, sources)
     listed = workdir / (FILE if distributed.is_main() else f"{jax.process_index()}.{FILE}")
     bad_records = BadRecords(listed, limit=config.data.max_bad_share)
     tokenizer = find_tokenizer(config, workdir, restored is not None, about.get("tokenizer"), sources, bad_records)
     teacher = view = None
     if config.distillation.teacher:
       teacher = load_teacher(config.distillation.teacher, mesh, accumulate=config.accumulation)
-      view = view_of(teacher, run_config.objective_of(config).needs_teacher_text)
+      view = view_of(teacher, objective.needs(TEACHER_TEXT))
     pipeline = build.make_pipeline(
-      config, segments, sources, tokenizer, host_share(mesh), teacher=view, bad_records=bad_records
+      config,
+      segments,
+      sources,
+      tokenizer,
+      host_share(mesh),
+      teacher=view,
+      bad_records=bad_records,
+      state_rows=bool(counts),
     )
     hints = {key: config.data[key] for key in ("image_key", "caption_key")}
     sets = {name: tasks.load(name, config.data.data_dir, hints=hints) for name in all_evals}
@@ -155,6 +168,7 @@ def main() -> None:
       about={
         "segments": [segment.to_dict() for segment in segments],
         "tokenizer": tokenizer.fingerprint,
+        **({"samples": counts} if counts else {}),
         "plans": [dataclasses.asdict(plan) for plan in plans],
         "config": run_config.as_json(config),
       },

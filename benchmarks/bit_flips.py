@@ -188,7 +188,7 @@ def sweep(
     shutil.copytree(source, pristine)
     steps = sorted(int(path.name) for path in (pristine / "checkpoints").iterdir() if path.name.isdecimal())
     with Checkpoints(pristine / "checkpoints") as checkpoints:
-      abstract = TrainState(**{"average": None, **checkpoints.describe(steps[-1])})
+      abstract = TrainState(**checkpoints.describe(steps[-1]))
     _make_logs(pristine, steps[-1])
     readers = {"resume": lambda work: _resume(work, abstract), "load": _load, "initialize": _initialize}
     readers["report"] = _report

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict, config_dict
 
 from contrastive_jax.errors import require_known
 from contrastive_jax.models import presets
-from contrastive_jax.training import objective
+from contrastive_jax.objectives import term_options
 from contrastive_jax.training.stages import Stage
 from data.augment import Augment
 from data.emoji import CaptionMix
@@ -50,11 +50,11 @@ def as_config(node: Any) -> ConfigDict:
 
 
 def loss_options() -> ConfigDict:
-  """The options of every term of an objective, at their defaults; see the function of that name for what they mean."""
+  """The options of every term of an objective, at their defaults; `contrastive_jax.objectives` explains them."""
   return ConfigDict(
     {
-      term: {name: _typed(option.default, option.annotation) for name, option in options.items()}
-      for term, options in objective.term_options().items()
+      term: {name: _typed(option.default, option.type) for name, option in options.items()}
+      for term, options in term_options().items()
     }
   )
 
@@ -77,7 +77,7 @@ def get_config() -> ConfigDict:
   config.total_steps = 10_000
   config.batch_size = 1024  # Number of pairs in a step, over all devices and hosts.
   config.accumulation = 1  # Micro-batches in a step: one loss over all of them, with the activations of one in memory.
-  config.loss = "sigmoid"  # A name in contrastive_jax.losses.OBJECTIVES.
+  config.loss = "sigmoid"  # A name in contrastive_jax.objectives.TERMS.
   # A weighted sum of losses in place of `loss`, name -> weight: {"sigmoid": 1.0, "alignment": 0.1}.
   config.objective = ConfigDict()
   # Type of the embeddings that the loss exchanges and multiplies; its logits and sums are float32 either way.

@@ -56,6 +56,33 @@ def _make_source(options: Any, name: str, kind: Callable[[Callable], Mapping[str
   return kind(EMOJI_SOURCES[name])[name]
 
 
+def sample_counts(config: Any) -> dict[str, int]:
+  """The number of samples of each source that the config names, in any of its stages."""
+  names = {name for segment in segments_of(config) for name in segment.all_sources()}
+  return {name: len(source) for name, source in make_sources(config.data, names).items()}
+
+
+def check_sample_counts(counts: Mapping[str, int], about: Mapping[str, Any], sources: Mapping[str, Source]) -> None:
+  """Refuses other samples than those that the state of an objective was made for.
+
+  Args:
+    counts: samples of each source that the config names.
+    about: what a checkpoint holds beside its state, empty without one.
+    sources: those of all segments of the run.
+
+  Raises:
+    UserError: with the sources that differ.
+  """
+  started = about.get("samples", counts)
+  lengths = {name: len(source) for name, source in sources.items()}
+  differ = sorted(name for name in {*started, *lengths} if started.get(name) != lengths.get(name))
+  if differ or lengths != counts:
+    raise UserError(
+      f"the objective keeps a state for every sample, so that the sources of the run cannot change: {', '.join(differ)}"
+      " differ; start a new run with --config.init_from"
+    )
+
+
 def attribution(names: Iterable[str]) -> str:
   """What the licences of the sources ask to be printed; empty where they ask for nothing."""
   return emoji.ATTRIBUTION if any(name in EMOJI_SOURCES for name in names) else ""
@@ -141,6 +168,7 @@ def make_pipeline(
   *,
   teacher: TeacherView | None = None,
   bad_records: BadRecords | None = None,
+  state_rows: bool = False,
 ) -> Pipeline:
   """The pipeline of a run.
 
@@ -152,6 +180,7 @@ def make_pipeline(
     share: (index, count) of this host's part of every batch.
     teacher: how a frozen teacher that runs beside the model reads the pairs.
     bad_records: counts and names what cannot be read.
+    state_rows: whether batches name the rows of their samples in the state of the objective.
   """
   cache = config.distillation.targets
   return Pipeline(
@@ -164,6 +193,7 @@ def make_pipeline(
     tubelet=config.model.vision.tubelet,
     teacher=teacher,
     bad_records=bad_records,
+    state_rows=state_rows,
     targets=TargetCache(cache, _taught_bases(segments)).lookup if cache else None,
     augment=Augment(**config.data.augment),
     host_index=share[0],

@@ -7,6 +7,7 @@ step gives what `batch` gives for each.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -76,6 +77,7 @@ class Pipeline:
     teacher: TeacherView | None = None,
     targets: Callable[[Int[np.ndarray, "pairs"]], Targets] | None = None,
     bad_records: BadRecords | None = None,
+    state_rows: bool = False,
     host_index: int = 0,
     host_count: int = 1,
     threads: int = 2,
@@ -96,6 +98,7 @@ class Pipeline:
       teacher: adds the inputs of a frozen teacher to every batch.
       targets: looks up outputs of a frozen teacher by sample ids, for every batch.
       bad_records: counts and names what cannot be read, in this process wherever it was read; None counts alone.
+      state_rows: names for every pair the row of its sample in the state of the objective, see `row_bases`.
       host_index: this host; it serves the rows from `host_index * batch_size / host_count` on.
       host_count: hosts that share each batch.
       threads: that read in each process; 0 reads when asked.
@@ -122,6 +125,7 @@ class Pipeline:
     self._check()
     self._lengths = {name: len(source) for name, source in self._sources.items()}
     self._id_base = id_bases(self._segments)
+    self._row_base = row_bases(self._lengths) if state_rows else None
 
   @property
   def segments(self) -> tuple[Segment, ...]:
@@ -221,6 +225,7 @@ class Pipeline:
       "text": text,
       "teacher": self._teacher_inputs(examples, captions, draws) if self._teacher and segment.taught else None,
       "ids": np.array([base + e.id for base, e in zip(bases, examples, strict=True)], np.int64),
+      "state_rows": self._state_rows([plan.names[s] for s in plan.source], examples),
       "actual": actual,
       "planned": np.array([a if p is None else p for a, p in zip(actual, planned, strict=True)], np.int64),
       "bad": np.array(bad),
@@ -228,6 +233,19 @@ class Pipeline:
       "shrunk": np.array([shrunk]),
       "truncated": np.array([truncated]),
     }
+
+  def _state_rows(self, names: list[str], examples: list[Example]) -> Int[np.ndarray, "pairs"] | None:
+    if self._row_base is None:
+      return None
+    for name, example in zip(names, examples, strict=True):
+      if not 0 <= example.id < self._lengths[name]:
+        raise UserError(
+          f"data source {name!r} gives a sample the id {example.id}, with {self._lengths[name]} samples: an objective"
+          " that keeps a state for every sample needs ids below that number"
+        )
+    return np.array(
+      [self._row_base[name] + example.id for name, example in zip(names, examples, strict=True)], np.int32
+    )
 
   def _row_length(self, feed: Feed, step: int) -> int:
     """Tokens of the rows that are not packed; NaFlex draws them for each batch."""
@@ -272,6 +290,7 @@ class Pipeline:
       image=_on_host(image, image.patches, self._host_index),
       text=_on_host(dataclasses.replace(text, group=group), text.tokens, self._host_index),
       ids=fields["ids"],
+      state_rows=fields["state_rows"],
       teacher=teacher,
       targets=self._targets(fields["ids"]) if self._targets and self._segment(step).taught else None,
     )
@@ -361,6 +380,16 @@ def id_bases(segments: Sequence[Segment]) -> dict[str, int]:
   """What a run adds to the ids of each source's samples: sources are numbered as they first appear."""
   order = dict.fromkeys(name for segment in segments for name in segment.all_sources())
   return {name: number * _SOURCE_IDS for number, name in enumerate(order)}
+
+
+def row_bases(lengths: Mapping[str, int]) -> dict[str, int]:
+  """The row of each source's first sample in a state of all samples; the sources stand one after another by name.
+
+  Args:
+    lengths: number of samples of every source of the run.
+  """
+  names = sorted(lengths)
+  return dict(zip(names, itertools.accumulate((lengths[name] for name in names), initial=0), strict=False))
 
 
 def _joined(chunks: list[Any]) -> Any:

@@ -12,6 +12,7 @@ from contrastive_jax.losses.distillation import (
   relational_distillation,
   similarity_distillation,
 )
+from contrastive_jax.losses.individual_temperatures import individual_temperature_loss
 from contrastive_jax.losses.sigmoid import sigmoid_loss
 from contrastive_jax.losses.softmax import softmax_loss, weighted_softmax_loss
 
@@ -23,6 +24,7 @@ __all__ = [
   "DISTILLATIONS",
   "OBJECTIVES",
   "feature_distances",
+  "individual_temperature_loss",
   "relational_distillation",
   "sigmoid_loss",
   "similarity_distillation",

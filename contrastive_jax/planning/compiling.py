@@ -12,6 +12,7 @@ from contrastive_jax.batch import Batch
 from contrastive_jax.errors import require_known
 from contrastive_jax.models import flops
 from contrastive_jax.models.config import DualEncoderConfig
+from contrastive_jax.objectives.term import STATE_ROWS
 from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.planning.topologies import Topology
 from contrastive_jax.training import config as run_config
@@ -89,7 +90,8 @@ def choose_batch(config: Any, stage: str | None, mesh: jax.sharding.Mesh) -> tup
   model, dims = run_config.model_config(config), run_config.teacher_dims(config)
   found = []
   for segment, modality, length in kinds.values():
-    batch = shapes.abstract_batch(segment, modality, length, model, mesh, teacher_dims=dims)
+    rows = {"state_rows": run_config.objective_of(config).needs(STATE_ROWS)}
+    batch = shapes.abstract_batch(segment, modality, length, model, mesh, teacher_dims=dims, **rows)
     found.append((batch, _forward_flops(segment.feed(modality), batch, model)))
   return max(found, key=lambda each: each[1])
 

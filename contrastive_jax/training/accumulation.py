@@ -79,7 +79,7 @@ def value_and_grad(
 
   Args:
     embed: maps parameters and one part to its embeddings, a pytree of `[pairs, ...]`.
-    global_loss: maps parameters and the whole batch's embeddings to a value and metrics.
+    global_loss: maps parameters and the whole batch's embeddings to a value and what goes with it.
     local_loss: maps parameters, one part's embeddings and the part to its share of the value and of the metrics.
     params: what to differentiate by.
     parts: pytree with the micro-batches along the leading axis, see `split_batch`.
@@ -87,13 +87,14 @@ def value_and_grad(
     shardings: where the gradients are kept while they are summed.
 
   Returns:
-    `((value, metrics), gradients)`, equal to those of the batch in one piece: `embed` must draw its noise by pair.
+    `((value, (what goes with the global value, metrics of the local ones)), gradients)`, equal to those of the batch in
+    one piece: `embed` must draw its noise by pair.
   """
   embeddings = lax.map(lambda part: embed(params, part), parts)
   with_loss = jax.value_and_grad(
     lambda params, stacked: global_loss(params, join(stacked, mesh)), argnums=(0, 1), has_aux=True
   )
-  (value, metrics), (gradients, cotangents) = with_loss(params, embeddings)
+  (value, beside), (gradients, cotangents) = with_loss(params, embeddings)
 
   def add(gradients, part_and_cotangent):
     part, cotangent = part_and_cotangent
@@ -110,4 +111,4 @@ def value_and_grad(
 
   gradients, locals_ = lax.scan(add, lax.with_sharding_constraint(gradients, shardings), (parts, cotangents))
   share, shares = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), locals_)
-  return (value + share, metrics | shares), gradients
+  return (value + share, (beside, shares)), gradients

@@ -4,6 +4,7 @@ Orbax's `experimental.v1` interface is used here and nowhere else.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import re
@@ -20,7 +21,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 from contrastive_jax import paths, runs
 from contrastive_jax.errors import NonFiniteError, SaveError, UserError
 from contrastive_jax.parallel import distributed
-from contrastive_jax.training import orbax_patches
+from contrastive_jax.training import orbax_patches, upgrades
 from contrastive_jax.training.state import TrainState, towers
 
 log = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ def _verified(
 def _as_dict(state: TrainState) -> dict[str, Any]:
   """What is written: no class of ours, so that checkpoints outlive the code. Absent parts are left out."""
   tree = {"step": state.step, "params": state.params, "slots": state.slots, "average": state.average}
+  tree["objective"] = state.objective
   return {name: part for name, part in tree.items() if part is not None}
 
 
@@ -266,7 +268,7 @@ class Checkpoints:
   def describe(self, step: int) -> dict[str, Any]:
     """Shapes and dtypes of all leaves of a checkpoint, on the first device."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    described = self._manager.checkpointables_metadata(step).metadata["state"]
+    described = upgrades.new_names(self._manager.checkpointables_metadata(step).metadata["state"])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), described)
 
   def last_good(self) -> str:
@@ -306,14 +308,14 @@ class Checkpoints:
     damaged: dict[int, str] = {}
     for step in reversed(self.steps):
       try:
-        restored, about = _verified(self._manager, step, lambda _: tree)
+        restored, about = _verified(self._manager, step, functools.partial(upgrades.old_names, tree))
       except _Damaged as error:
         damaged[step] = str(error)
         continue
       for bad, why in damaged.items():
         log.warning("Checkpoint %d is damaged (%s); going on from checkpoint %d.", bad, why, step)
         self._set_aside(bad)
-      return TrainState(**{"average": None, **restored}), about
+      return TrainState(**upgrades.new_names(restored)), about
     if damaged:
       step, why = next(iter(damaged.items()))
       raise UserError(f"{self._directory} has no checkpoint that can be read; the newest, {step}, says: {why}")
@@ -341,7 +343,7 @@ class Restored(NamedTuple):
 
 
 def restore_params(workdir: Path, step: int | None, place: Callable[[Any], Any] | None = None) -> Restored:
-  """The dual encoder as evaluation uses it: the moving average where one was kept, no slots, no projections.
+  """The dual encoder as evaluation uses it: the moving average where one was kept, without anything else.
 
   Args:
     workdir: a run.
@@ -363,7 +365,8 @@ def restore_params(workdir: Path, step: int | None, place: Callable[[Any], Any] 
 
     def choose(described: Any) -> Any:
       shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), described)
-      wanted = {name: towers(shapes[name]) for name in ("params", "average") if name in shapes}
+      renamed = upgrades.new_names(shapes)
+      wanted = {name: towers(renamed[name]) for name in ("params", "average") if name in shapes}
       if place is not None:
         wanted = {name: place(part) for name, part in wanted.items()}
       return _overlay(jax.tree.map(lambda _: ocp.PLACEHOLDER, shapes), wanted)
@@ -381,6 +384,7 @@ def restore_params(workdir: Path, step: int | None, place: Callable[[Any], Any] 
     else:
       newest, why = next(iter(damaged.items()))
       raise UserError(f"checkpoint {newest} of {workdir} is damaged: {why}")
+  loaded = upgrades.new_names(loaded)
   params = _overlay(towers(loaded["params"]), towers(loaded.get("average", {})))
   return Restored(params, candidate, about)
 

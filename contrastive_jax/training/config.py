@@ -14,6 +14,8 @@ from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.models import flops
 from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.models.presets import model_config
+from contrastive_jax.objectives import Objective, Sizes, check_options, check_teacher, make_objective, term_options
+from contrastive_jax.objectives.term import STATE_ROWS, TEACHER_TEXT
 from contrastive_jax.parallel.mesh import MeshSpec, batch_shards
 from contrastive_jax.runs import read_config, read_object
 from contrastive_jax.training import growth, host_memory, shapes
@@ -23,7 +25,6 @@ from contrastive_jax.training.curriculum import Segment
 from contrastive_jax.training.fields import check_fields
 from contrastive_jax.training.growth import Growths
 from contrastive_jax.training.loop import LoopOptions
-from contrastive_jax.training.objective import Objective, check_options, check_teacher, make_objective, term_options
 from contrastive_jax.training.ranges import check_ranges
 from contrastive_jax.training.shapes import TeacherDims
 from contrastive_jax.training.stages import (
@@ -154,6 +155,12 @@ def objective_of(config: Any) -> Objective:
   return make_objective(term_weights(config), config.loss_options.to_dict(), config.loss_dtype)
 
 
+def sizes_of(config: Any, samples: int = 0) -> Sizes:
+  """What the shapes of the objective's parameters and state depend on; `samples` is the number in all sources."""
+  dims = teacher_dims(config)
+  return Sizes(model_config(config).embed_dim, dims and dims[0], samples)
+
+
 def teacher_dims(config: Any) -> TeacherDims:
   """Features of the teacher's images, and of its captions where a term asks for them; None where no term distils.
 
@@ -165,7 +172,7 @@ def teacher_dims(config: Any) -> TeacherDims:
   if not objective.distils:
     return None
   dim = distillation.dim or _features_of_teacher(distillation)
-  return dim, dim if objective.needs_teacher_text else None
+  return dim, dim if objective.needs(TEACHER_TEXT) else None
 
 
 def _features_of_teacher(distillation: Any) -> int:
@@ -215,13 +222,16 @@ def loop_options(config: Any) -> LoopOptions:
   )
 
 
-def build(config: Any, mesh: jax.sharding.Mesh, growths: Growths = ()) -> tuple[StateSpec, TrainStep]:
+def build(
+  config: Any, mesh: jax.sharding.Mesh, growths: Growths = (), *, samples: int = 0
+) -> tuple[StateSpec, TrainStep]:
   """The state's specification and the train step of a checked config.
 
   Args:
     config: of the run.
     mesh: where the state and the batches lie.
     growths: of a run whose `total_steps` grew, see `growth.read`.
+    samples: number of samples in all sources, for terms that keep a state for each.
 
   Raises:
     UserError: if a field is unknown, the batch does not divide over the mesh or `frozen` is wrong.
@@ -240,7 +250,7 @@ def build(config: Any, mesh: jax.sharding.Mesh, growths: Growths = ()) -> tuple[
         f"accumulation={config.accumulation} does not divide the {size // shards} pairs of each of {shards} devices:"
         f" use a batch_size that is a multiple of {shards * config.accumulation * pack}"
       )
-  schedule, objective, dims = make_schedule(config, growths), objective_of(config), teacher_dims(config)
+  schedule, objective = make_schedule(config, growths), objective_of(config)
   spec = StateSpec(
     model=model_config(config),
     optimizer=optimizers.make_optimizer(config.optimizer, schedule),
@@ -248,12 +258,12 @@ def build(config: Any, mesh: jax.sharding.Mesh, growths: Growths = ()) -> tuple[
     average=config.average_decay > 0,
     mesh=mesh,
     rules=MeshSpec(**config.mesh),
-    projections=() if dims is None else objective.projections(model_config(config).embed_dim, dims[0]),
+    objective=objective,
+    sizes=sizes_of(config, samples),
   )
   spec.shardings()  # Names what is wrong with `frozen` before anything is compiled.
   step = make_train_step(
     spec,
-    objective,
     schedule,
     seed=config.seed,
     accumulate=config.accumulation,
@@ -267,9 +277,9 @@ def build(config: Any, mesh: jax.sharding.Mesh, growths: Growths = ()) -> tuple[
 
 def abstract_batches(config: Any, segments: Sequence[Segment], mesh: jax.sharding.Mesh) -> Iterator[Batch]:
   """All kinds of batches that these segments will bring, in shapes with shardings."""
-  model, dims = model_config(config), teacher_dims(config)
+  options = {"teacher_dims": teacher_dims(config), "state_rows": objective_of(config).needs(STATE_ROWS)}
   for segment in segments:
-    yield from shapes.abstract_batches(segment, model, mesh, teacher_dims=dims)
+    yield from shapes.abstract_batches(segment, model_config(config), mesh, **options)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

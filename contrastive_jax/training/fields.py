@@ -12,7 +12,7 @@ from typing import Any
 
 from contrastive_jax.errors import UserError, closest, nearest
 from contrastive_jax.models.config import DualEncoderConfig
-from contrastive_jax.training.objective import term_names, term_options
+from contrastive_jax.objectives import TERMS, term_options
 from contrastive_jax.training.stages import Stage
 
 # Of a task or a regular expression each.
@@ -51,7 +51,7 @@ def _dataclass(kind: type, *left_out: str) -> Node:
 def known() -> Node:
   """Returns the fields of a run's config."""
   options = {
-    term: Node({name: option.annotation for name, option in known.items()}, complete=False)
+    term: Node({name: option.type for name, option in known.items()}, complete=False)
     for term, known in term_options().items()
   }
   return Node(
@@ -62,7 +62,7 @@ def known() -> Node:
       "batch_size": int,
       "accumulation": int,
       "loss": str,
-      "objective": Node(dict.fromkeys(term_names(), float), complete=False),
+      "objective": Node(dict.fromkeys(TERMS, float), complete=False),
       "loss_dtype": str,
       "loss_options": Node(options, complete=False),
       # `compute_dtype` of the run is the type of its model.

@@ -19,7 +19,7 @@ from contrastive_jax.models.config import VisionConfig
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.runs import read_config
 from contrastive_jax.training.checkpoint import has_checkpoint, restore_params
-from contrastive_jax.training.state import PROJECTIONS, StateSpec, TrainState
+from contrastive_jax.training.state import OBJECTIVE, StateSpec, TrainState
 
 Parameters = dict[tuple[str, ...], Any]
 # Where a run's model comes from: "init_from" takes that of the weights it starts from, "config" keeps `model`, and
@@ -116,8 +116,8 @@ def initial_state(
 def _taken(theirs: Parameters, init_from: str, towers: str, params: dict[str, Any]) -> dict[str, Any]:
   """Our parameters with theirs in their place, where `towers` says so."""
   ours = traverse_util.flatten_dict(params)
-  # Projections belong to a teacher: they begin anew.
-  wanted = {path for path in ours if towers in ("all", path[0]) and path[0] != PROJECTIONS}
+  # What terms learn belongs to their objective: it begins anew.
+  wanted = {path for path in ours if towers in ("all", path[0]) and path[0] != OBJECTIVE}
   offered = {path for path in theirs if towers in ("all", path[0])}
   misfits = [f"{'/'.join(path)} is missing there" for path in sorted(wanted - offered)]
   misfits += [f"{'/'.join(path)} is unknown here" for path in sorted(offered - wanted)]

@@ -15,12 +15,17 @@ TeacherDims = tuple[int, int | None] | None
 
 
 def abstract_batches(
-  segment: Segment, model: DualEncoderConfig, mesh: Mesh, *, teacher_dims: TeacherDims = None
+  segment: Segment,
+  model: DualEncoderConfig,
+  mesh: Mesh,
+  *,
+  teacher_dims: TeacherDims = None,
+  state_rows: bool = False,
 ) -> Iterator[Batch]:
   """All kinds of batches of a segment; see `abstract_batch`."""
   for modality in segment.modalities:
     for length in segment.feed(modality).row_lengths(model.vision.patch_size, model.vision.tubelet):
-      yield abstract_batch(segment, modality, length, model, mesh, teacher_dims=teacher_dims)
+      yield abstract_batch(segment, modality, length, model, mesh, teacher_dims=teacher_dims, state_rows=state_rows)
 
 
 def abstract_batch(
@@ -31,6 +36,7 @@ def abstract_batch(
   mesh: Mesh,
   *,
   teacher_dims: TeacherDims = None,
+  state_rows: bool = False,
 ) -> Batch:
   """Shapes, dtypes and shardings of one kind of batch, as `data.pipeline` makes it.
 
@@ -41,6 +47,7 @@ def abstract_batch(
     model: gives sizes of patches and captions.
     mesh: where batches go.
     teacher_dims: features of the frozen teacher's images and captions (None: not asked for); None without a teacher.
+    state_rows: whether the batch names the rows of its samples in the state of the objective.
   """
   pairs, sharding = segment.batch_size, batch_sharding(mesh)
 
@@ -70,4 +77,4 @@ def abstract_batch(
   targets = None
   if teacher_dims is not None and segment.taught:
     targets = Targets(*(dim and array(jnp.float32, pairs, dim) for dim in teacher_dims))
-  return Batch(image, text, targets=targets)
+  return Batch(image, text, state_rows=array(jnp.int32, pairs) if state_rows else None, targets=targets)

@@ -1,28 +1,30 @@
 """The train state: a pure pytree, born sharded."""
 
 import dataclasses
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
+from contrastive_jax.errors import UserError
 from contrastive_jax.models import dual_encoder
 from contrastive_jax.models.config import DualEncoderConfig
-from contrastive_jax.parallel.mesh import MeshSpec, parameter_shardings, replicated
+from contrastive_jax.objectives import Objective, Sizes, Variable, objective
+from contrastive_jax.objectives.term import SAMPLES
+from contrastive_jax.parallel.mesh import BATCH_AXES, MeshSpec, batch_shards, parameter_shardings, replicated
 from contrastive_jax.training import optimizer as optimizers
-from contrastive_jax.training.objective import PROJECTION_AXES
 
-PROJECTIONS = "projections"
+# Name of what the terms of the objective learn, among the parameters.
+OBJECTIVE = "objective"
 
 
 def towers(params: Mapping[str, Any]) -> dict[str, Any]:
-  """The dual encoder's parameters: all but the projections into a teacher's space, which only training uses."""
-  return {name: part for name, part in params.items() if name != PROJECTIONS}
+  """The dual encoder's parameters: all but what the terms of the objective learn, which only training uses."""
+  return {name: part for name, part in params.items() if name != OBJECTIVE}
 
 
 @jax.tree_util.register_dataclass
@@ -32,16 +34,18 @@ class TrainState:
 
   Attributes:
     step: number of updates done.
-    params: all parameters of the dual encoder, nested dicts of float32 masters, and the projections under a name of
-      their own where there are any.
+    params: all parameters of the dual encoder, nested dicts of float32 masters, and under `OBJECTIVE` what the terms of
+      the objective learn, where they learn anything.
     slots: the optimiser's state, for the trained parameters only.
     average: exponential moving average of the trained parameters, or None.
+    objective: what the terms of the objective remember, by their names, or None.
   """
 
   step: Int[Array, ""] | Any
   params: Any
   slots: Any
   average: Any = None
+  objective: Any = None
 
   def evaluated(self) -> Any:
     """The dual encoder's parameters that evaluation uses: the average where there is one."""
@@ -59,8 +63,8 @@ class StateSpec:
     average: whether a moving average is kept.
     mesh: where the state lives.
     rules: the mesh's sharding rules.
-    projections: (name, (features in, features out)) of learned linear maps into a teacher's space, see
-      `Objective.projections`.
+    objective: what is minimised; None for a state that nothing trains.
+    sizes: that the terms of the objective depend on; None is those of the model alone.
   """
 
   model: DualEncoderConfig
@@ -69,7 +73,8 @@ class StateSpec:
   average: bool
   mesh: Mesh
   rules: MeshSpec
-  projections: tuple[tuple[str, tuple[int, int]], ...] = ()
+  objective: Objective | None = None
+  sizes: Sizes | None = None
 
   def create(self, seed: int) -> TrainState:
     """A new state, initialised in place on its devices."""
@@ -77,14 +82,14 @@ class StateSpec:
 
   def _create(self, key: jax.Array) -> TrainState:
     params = dual_encoder.init(self.model, key)
-    for name, shape in self.projections:
-      own = jax.random.fold_in(key, zlib.crc32(name.encode()))
-      kernel = jax.random.normal(own, shape) / jnp.sqrt(shape[0])
-      params.setdefault(PROJECTIONS, {})[name] = {"kernel": kernel}
+    learned, remembered = self._variables()
+    if learned:
+      params = {**params, OBJECTIVE: objective.create(learned, key)}
     trained, _ = optimizers.split_frozen(params, self.frozen)
     # The average is its own buffer: a donated state must not hold the same array twice.
     average = jax.tree.map(jnp.array, trained) if self.average else None
-    return TrainState(jnp.int32(0), params, self.optimizer.init(trained), average)
+    state = objective.create(remembered, key) if remembered else None
+    return TrainState(jnp.int32(0), params, self.optimizer.init(trained), average, state)
 
   def abstract(self) -> TrainState:
     """Shapes, dtypes and shardings of the state."""
@@ -94,16 +99,48 @@ class StateSpec:
     )
 
   def shardings(self) -> TrainState:
-    """Where every leaf of the state lies."""
+    """Where every leaf of the state lies.
+
+    Raises:
+      UserError: if what is kept for every sample does not divide over the mesh.
+    """
     _, params = dual_encoder.abstract(self.model)
     axes = dual_encoder.logical_axes(self.model)
-    if self.projections:
-      shapes = {name: {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)} for name, shape in self.projections}
-      params = {**params, PROJECTIONS: shapes}
-      axes = {**axes, PROJECTIONS: {name: {"kernel": PROJECTION_AXES} for name in shapes}}
+    learned, remembered = self._variables()
+    if learned:
+      shapes = jax.eval_shape(lambda key: objective.create(learned, key), jax.random.key(0))
+      params, axes = {**params, OBJECTIVE: shapes}, {**axes, OBJECTIVE: objective.axes(learned)}
     everywhere = replicated(self.mesh)
     placed = parameter_shardings(self.mesh, self.rules, params, axes)
     trained, _ = optimizers.split_frozen(params, self.frozen)
     placed_trained, _ = optimizers.split_frozen(placed, self.frozen)
     slots = optimizers.slot_shardings(jax.eval_shape(self.optimizer.init, trained), trained, placed_trained, everywhere)
-    return TrainState(everywhere, placed, slots, placed_trained if self.average else None)
+    average = placed_trained if self.average else None
+    return TrainState(everywhere, placed, slots, average, self._place_remembered(remembered) if remembered else None)
+
+  def state_axes(self) -> dict[str, Any]:
+    """Logical axes of what the terms of the objective remember."""
+    return objective.axes(self._variables()[1])
+
+  def _variables(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the terms of the objective learn, and what they remember."""
+    if self.objective is None:
+      return {}, {}
+    sizes = self.sizes or Sizes(self.model.embed_dim)
+    return self.objective.params(sizes), self.objective.state(sizes)
+
+  def _place_remembered(self, remembered: Mapping[str, Any]) -> dict[str, Any]:
+    shards = batch_shards(self.mesh)
+
+    def place(variable: Variable) -> NamedSharding:
+      for length, axis in zip(variable.shape, variable.axes, strict=True):
+        if axis == SAMPLES and length % shards:
+          raise UserError(
+            f"the {length} rows that the objective keeps for the samples do not divide over {shards} devices: use a"
+            " number of devices that is a power of two"
+          )
+      return NamedSharding(
+        self.mesh, PartitionSpec(*(BATCH_AXES if axis == SAMPLES else None for axis in variable.axes))
+      )
+
+    return jax.tree.map(place, dict(remembered), is_leaf=lambda node: isinstance(node, Variable))

@@ -12,11 +12,11 @@ import optax
 
 from contrastive_jax.batch import Batch
 from contrastive_jax.models import dual_encoder
+from contrastive_jax.objectives.term import Metrics
 from contrastive_jax.parallel.mesh import replicated
 from contrastive_jax.training import accumulation
 from contrastive_jax.training import optimizer as optimizers
-from contrastive_jax.training.objective import Metrics, Objective
-from contrastive_jax.training.state import PROJECTIONS, StateSpec, TrainState, towers
+from contrastive_jax.training.state import OBJECTIVE, StateSpec, TrainState, towers
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -41,22 +41,23 @@ def _are_finite(tree: Any) -> jax.Array:
     return jnp.isfinite(sum(jnp.sum(leaf * 0) for leaf in jax.tree.leaves(tree)))
 
 
-def make_value_and_grad(spec: StateSpec, objective: Objective, *, accumulate: int = 1) -> Callable:
+def make_value_and_grad(spec: StateSpec, *, accumulate: int = 1) -> Callable:
   """The objective and its gradients.
 
   Args:
-    spec: model and placement.
-    objective: what is minimised.
+    spec: model, objective and placement.
     accumulate: micro-batches that the batch is cut into, see `accumulation`; the gradients do not depend on it.
 
   Returns:
-    A function of (trained parameters, frozen parameters, batch, key of the step's noise) and, where it is not 1, the
-    factor of the terms that distil, to `((loss, metrics), gradients by the trained parameters)`.
+    A function of (trained parameters, frozen parameters, batch, key of the step's noise) and, where they are not 1 and
+    None, the factor of the terms that distil and what the terms remember, to
+    `((loss, (metrics, what the terms remember)), gradients by the trained parameters)`.
   """
+  objective, state_axes = spec.objective, spec.state_axes()
   graphdef, _ = dual_encoder.abstract(spec.model)
   gradient_shardings, _ = optimizers.split_frozen(spec.shardings().params, spec.frozen)
 
-  def value_and_grad(trained, frozen, batch: Batch, key, factor=1.0):
+  def value_and_grad(trained, frozen, batch: Batch, key, factor=1.0, remembered=None):
     counts = objective.counts(batch)
 
     def embed(trained, rows: _Rows):
@@ -72,30 +73,40 @@ def make_value_and_grad(spec: StateSpec, objective: Objective, *, accumulate: in
       params = optimizers.combine(trained, frozen)
       scale, bias = jnp.exp(params["log_logit_scale"]), params.get("logit_bias")
       with jax.named_scope("loss"):
-        loss, metrics = objective.global_loss(
-          embeddings, batch.text.group, scale, bias, spec.mesh, targets=batch.targets, factor=factor
+        loss, (metrics, after) = objective.global_loss(
+          embeddings,
+          batch,
+          scale,
+          bias,
+          spec.mesh,
+          params=params.get(OBJECTIVE),
+          state=remembered,
+          state_axes=state_axes,
+          factor=factor,
         )
-      metrics = {**metrics, "logit_scale": scale}
-      return loss, metrics if bias is None else {**metrics, "logit_bias": bias}
+      metrics = {**metrics, "logit_scale": scale} | ({} if bias is None else {"logit_bias": bias})
+      return loss, (metrics, after or None)
 
     def local_loss(trained, embeddings, rows: _Rows):
-      projections = optimizers.combine(trained, frozen).get(PROJECTIONS)
+      params = optimizers.combine(trained, frozen).get(OBJECTIVE)
       with jax.named_scope("loss"), jax.sharding.use_abstract_mesh(spec.mesh.abstract_mesh):
-        return objective.local_loss(embeddings, rows.batch, counts, projections=projections, factor=factor)
+        return objective.local_loss(embeddings, rows.batch, counts, params=params, factor=factor)
 
     image_key, text_key = jax.random.split(key)
     rows = _Rows(batch, _row_keys(image_key, batch.image.patches), _row_keys(text_key, batch.text.tokens))
     if accumulate > 1:
       cut = functools.partial(accumulation.split, count=accumulate, mesh=spec.mesh)
       parts = _Rows(accumulation.split_batch(batch, accumulate, spec.mesh), cut(rows.image_keys), cut(rows.text_keys))
-      return accumulation.value_and_grad(
+      (value, ((metrics, after), more)), gradients = accumulation.value_and_grad(
         embed, global_loss, local_loss, trained, parts, mesh=spec.mesh, shardings=gradient_shardings
       )
+      return (value, (metrics | more, after)), gradients
 
     def loss_fn(trained):
       embeddings = embed(trained, rows)
-      (loss, metrics), (local, more) = global_loss(trained, embeddings), local_loss(trained, embeddings, rows)
-      return loss + local, metrics | more
+      loss, (metrics, after) = global_loss(trained, embeddings)
+      local, more = local_loss(trained, embeddings, rows)
+      return loss + local, (metrics | more, after)
 
     return jax.value_and_grad(loss_fn, has_aux=True)(trained)
 
@@ -104,7 +115,6 @@ def make_value_and_grad(spec: StateSpec, objective: Objective, *, accumulate: in
 
 def make_train_step(
   spec: StateSpec,
-  objective: Objective,
   schedule: optimizers.Schedule,
   *,
   seed: int,
@@ -117,8 +127,7 @@ def make_train_step(
   """Compiles lazily; calling it consumes the state.
 
   Args:
-    spec: model, optimiser and placement.
-    objective: what is minimised.
+    spec: model, objective, optimiser and placement.
     schedule: learning rate of each step, reported in the metrics; that of `spec.optimizer`.
     seed: dropout and drop path of row i in step k draw from `(seed, k, i)`.
     accumulate: see `make_value_and_grad`.
@@ -133,13 +142,13 @@ def make_train_step(
     A function of (state, batch) to (state, metrics); metrics are scalars on every device, of which "finite" is 1 where
     the loss, the gradient and all updated parameters are finite, and 0 elsewhere.
   """
-  value_and_grad = make_value_and_grad(spec, objective, accumulate=accumulate)
+  value_and_grad = make_value_and_grad(spec, accumulate=accumulate)
 
   def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     trained, frozen = optimizers.split_frozen(state.params, spec.frozen)
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     factor = 1.0 if distillation_weight is None else distillation_weight(state.step)
-    (loss, metrics), gradients = value_and_grad(trained, frozen, batch, key, factor)
+    (loss, (metrics, remembered)), gradients = value_and_grad(trained, frozen, batch, key, factor, state.objective)
     with jax.named_scope("optimizer"):
       norm = optax.tree.norm(gradients)
       updates, slots = spec.optimizer.update(gradients, optimizers.at_step(state.slots, state.step), trained)
@@ -151,17 +160,17 @@ def make_train_step(
       decay = jnp.minimum(average_decay, (1 + state.step) / (10 + state.step))
       average = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, updated)
     metrics = {"loss": loss, "grad_norm": norm, "learning_rate": schedule(state.step), **metrics}
-    if objective.distils and batch.targets is not None:
+    if spec.objective.distils and batch.targets is not None:
       metrics["distillation_weight"] = jnp.asarray(factor, jnp.float32)
-    new = TrainState(state.step + 1, optimizers.combine(updated, frozen), slots, average)
+    new = TrainState(state.step + 1, optimizers.combine(updated, frozen), slots, average, remembered)
     # The squares within a finite norm are finite, and so are the moments and the average that are made of them.
     # As a branch it reads them once they are written; XLA would otherwise compute the update a second time for it.
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    finite = jax.lax.cond(finite, _are_finite, lambda _: jnp.bool_(False), updated)
+    finite = jax.lax.cond(finite, _are_finite, lambda _: jnp.bool_(False), (updated, remembered))
     metrics["finite"] = finite.astype(jnp.float32)
     if skip_nonfinite:
       kept = jax.tree.map(lambda old, fresh: jnp.where(finite, fresh, old), state, new)
-      new = TrainState(new.step, kept.params, kept.slots, kept.average)
+      new = TrainState(new.step, kept.params, kept.slots, kept.average, kept.objective)
       metrics["skipped"] = 1.0 - finite
     return new, metrics
 

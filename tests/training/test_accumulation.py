@@ -13,9 +13,9 @@ import pytest
 from contrastive_jax.batch import Batch, ImageBatch, TextBatch
 from contrastive_jax.errors import UserError
 from contrastive_jax.models import dual_encoder, presets
+from contrastive_jax.objectives import LocalTerm, Objective, make_objective
 from contrastive_jax.parallel.mesh import MeshSpec, put_batch
 from contrastive_jax.training import config as run_config
-from contrastive_jax.training.objective import LocalTerm, Objective, make_objective
 from contrastive_jax.training.state import StateSpec
 from contrastive_jax.training.step import make_value_and_grad
 from tests import tiny
@@ -24,7 +24,7 @@ PAIRS, LENGTH = 64, 5
 BLOCKS = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 24, "dropout": 0.1, "drop_path": 0.3}
 
 
-def make_spec(devices=1, fsdp=1, dtype="float32", **blocks):
+def make_spec(devices=1, fsdp=1, dtype="float32", objective="softmax", **blocks):
   model = presets.resolve(
     "siglip_ti16",
     {
@@ -36,7 +36,9 @@ def make_spec(devices=1, fsdp=1, dtype="float32", **blocks):
   rules = MeshSpec(fsdp=fsdp)
   mesh = rules.make(jax.devices()[:devices])
   model = dataclasses.replace(model, dtype=dtype)
-  return StateSpec(model, optax.sgd(1.0), frozen=(), average=False, mesh=mesh, rules=rules)
+  return StateSpec(
+    model, optax.sgd(1.0), frozen=(), average=False, mesh=mesh, rules=rules, objective=objective_of(objective)
+  )
 
 
 def make_batch(rng, pairs=PAIRS, packed=False):
@@ -60,10 +62,10 @@ def params_of(model):
   return jax.tree.map(lambda leaf: leaf + np.float32(0.05) * rng.standard_normal(leaf.shape, np.float32), params)
 
 
-def differentiate(spec, objective, batch, accumulate):
-  run = jax.jit(make_value_and_grad(spec, objective, accumulate=accumulate))
+def differentiate(spec, batch, accumulate):
+  run = jax.jit(make_value_and_grad(spec, accumulate=accumulate))
   params = jax.device_put(params_of(dataclasses.replace(spec.model, dtype="float32")), spec.shardings().params)
-  (loss, metrics), gradients = run(params, {}, put_batch(spec.mesh, batch), jax.random.key(7))
+  (loss, (metrics, _)), gradients = run(params, {}, put_batch(spec.mesh, batch), jax.random.key(7))
   return gradients, {"loss": float(loss), **{name: float(value) for name, value in metrics.items()}}
 
 
@@ -78,21 +80,22 @@ def assert_equal(got, expected, tolerance):
     np.testing.assert_allclose(one, other, rtol=0, atol=bound, err_msg=jax.tree_util.keystr(path))
 
 
-def word_alignment():
+class WordAlignment(LocalTerm):
   """A local term whose count differs between micro-batches: alignment weighted by the words of a caption."""
 
-  def total(embeddings, batch, _):
+  def total(self, embeddings, batch, params):
     image, text = embeddings
     return jnp.sum(jnp.sum((image - text) ** 2, axis=1) * jnp.sum(batch.text.mask, axis=1))
 
-  return LocalTerm(total, lambda batch: jnp.sum(batch.text.mask).astype(jnp.float32))
+  def count(self, batch):
+    return jnp.sum(batch.text.mask).astype(jnp.float32)
 
 
 @functools.cache
 def objective_of(name):
   if name == "several":
     both = make_objective({"softmax": 0.5, "sigmoid": 1.0, "alignment": 2.0}, {"softmax": {"label_smoothing": 0.1}})
-    return Objective(both.global_terms, {**both.local_terms, "words": (0.7, word_alignment())})
+    return Objective({**both.terms, "words": (0.7, WordAlignment())})
   return make_objective({name: 1.0}, {})
 
 
@@ -101,7 +104,7 @@ def in_one_piece():
   @functools.cache
   def run(name, packed=False):
     batch = make_batch(np.random.default_rng(1), packed=packed)
-    return batch, differentiate(make_spec(), objective_of(name), batch, accumulate=1)
+    return batch, differentiate(make_spec(objective=name), batch, accumulate=1)
 
   return run
 
@@ -118,7 +121,7 @@ def in_one_piece():
 )
 def test_gradients_equal_those_of_the_batch_in_one_piece(name, devices, fsdp, accumulate, in_one_piece):
   batch, expected = in_one_piece(name)
-  got = differentiate(make_spec(devices, fsdp), objective_of(name), batch, accumulate)
+  got = differentiate(make_spec(devices, fsdp, objective=name), batch, accumulate)
   assert_equal(got, expected, tolerance=1e-5)
   kernel = got[0]["image"]["transformer"]["blocks"]["mlp"]["up"]["kernel"]
   assert kernel.addressable_shards[0].data.size == kernel.size // fsdp
@@ -127,24 +130,24 @@ def test_gradients_equal_those_of_the_batch_in_one_piece(name, devices, fsdp, ac
 def test_the_noise_is_on(in_one_piece):
   """Or the tests above would prove nothing about its replay."""
   batch, (noisy, _) = in_one_piece("softmax")
-  quiet, _ = differentiate(make_spec(dropout=0.0, drop_path=0.0), objective_of("softmax"), batch, accumulate=1)
+  quiet, _ = differentiate(make_spec(dropout=0.0, drop_path=0.0), batch, accumulate=1)
   one, other = (tree["text"]["transformer"]["blocks"]["mlp"]["up"]["kernel"] for tree in (noisy, quiet))
   assert np.abs(one - other).max() > 0.1 * np.abs(other).max()
 
 
 def test_packed_rows_are_cut_with_their_pairs(in_one_piece):
   batch, expected = in_one_piece("softmax", packed=True)
-  assert_equal(differentiate(make_spec(devices=2), objective_of("softmax"), batch, 4), expected, tolerance=1e-5)
+  assert_equal(differentiate(make_spec(devices=2), batch, 4), expected, tolerance=1e-5)
 
 
 @pytest.mark.slow
 def test_mixed_precision_accumulates_in_float32(in_one_piece):
   batch, _ = in_one_piece("sigmoid")
-  spec = make_spec(dtype="bfloat16")
-  gradients, metrics = differentiate(spec, objective_of("sigmoid"), batch, 8)
+  spec = make_spec(dtype="bfloat16", objective="sigmoid")
+  gradients, metrics = differentiate(spec, batch, 8)
   assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
   # A micro-batch's gradient of a kernel is one bfloat16 product: 8 bits each.
-  assert_equal((gradients, metrics), differentiate(spec, objective_of("sigmoid"), batch, 1), tolerance=2**-6)
+  assert_equal((gradients, metrics), differentiate(spec, batch, 1), tolerance=2**-6)
 
 
 def test_alignment_is_the_mean_squared_distance(rng):
@@ -156,9 +159,9 @@ def test_alignment_is_the_mean_squared_distance(rng):
 
 
 def peak_temporaries(pairs, accumulate):
-  spec = make_spec(remat="none")
+  spec = make_spec(remat="none", objective="sigmoid")
   batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, make_batch(np.random.default_rng(0), pairs)))
-  run = jax.jit(make_value_and_grad(spec, objective_of("sigmoid"), accumulate=accumulate))
+  run = jax.jit(make_value_and_grad(spec, accumulate=accumulate))
   lowered = run.lower(spec.abstract().params, {}, batch, jax.random.key(0))
   return lowered.compile().memory_analysis().temp_size_in_bytes
 

@@ -1,5 +1,6 @@
 """What may differ between the start of a run and its resumption."""
 
+import dataclasses
 import json
 
 import pytest
@@ -51,8 +52,8 @@ def test_every_option_of_a_loss_is_a_field_with_a_type():
   config = tiny.get_config()
   given = {"softmax.tile": 256, "softmax.label_smoothing": 0.2, "distill_similarity.temperature": 0.1}
   config.loss_options.update_from_flattened_dict(given)
-  bound = run_config.objective_of(config).global_terms["softmax"][1].keywords
-  assert bound == {"strategy": "gather", "tile": 256, "label_smoothing": 0.2}
+  _, term = run_config.objective_of(config).terms["softmax"]
+  assert dataclasses.asdict(term) == {"strategy": "gather", "tile": 256, "label_smoothing": 0.2}
   with pytest.raises(TypeError):
     config.loss_options.softmax.tile = "small"
 

@@ -13,13 +13,13 @@ import pytest
 from contrastive_jax.batch import Batch, ImageBatch, Targets, TeacherInputs, TextBatch
 from contrastive_jax.errors import UserError
 from contrastive_jax.models import dual_encoder, presets
+from contrastive_jax.objectives import Sizes, check_teacher, make_objective
 from contrastive_jax.parallel.mesh import MeshSpec, batch_sharding, parameter_shardings, put_batch
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.training import distillation
-from contrastive_jax.training.checkpoint import Checkpoints
+from contrastive_jax.training.checkpoint import Checkpoints, restore_params
 from contrastive_jax.training.distillation import Teacher
 from contrastive_jax.training.initialize import initial_state
-from contrastive_jax.training.objective import check_teacher, make_objective
 from contrastive_jax.training.state import StateSpec
 from contrastive_jax.training.step import make_train_step, make_value_and_grad
 
@@ -59,7 +59,8 @@ def make_spec(objective=None, devices=1, fsdp=1, optimizer=None, average=False):
     average=average,
     mesh=rules.make(jax.devices()[:devices]),
     rules=rules,
-    projections=objective.projections(STUDENT.embed_dim, TEACHER.embed_dim) if objective else (),
+    objective=objective,
+    sizes=Sizes(STUDENT.embed_dim, TEACHER.embed_dim),
   )
 
 
@@ -138,16 +139,17 @@ def prepared(spec, batch, accumulate=1):
 
 
 @functools.cache
-def initial_params(projections):
+def initial_params(distils):
   """Drawn once: what they are does not depend on the mesh."""
-  return jax.device_get(dataclasses.replace(make_spec(), projections=projections).create(0).params)
+  weights = WEIGHTS if distils else {"softmax": 1.0}
+  return jax.device_get(make_spec(make_objective(weights, {})).create(0).params)
 
 
 def differentiate(objective, batch, devices=1, fsdp=1, accumulate=1, factor=1.0):
   spec = make_spec(objective, devices, fsdp)
-  run = jax.jit(make_value_and_grad(spec, objective, accumulate=accumulate))
-  params = jax.device_put(initial_params(spec.projections), spec.shardings().params)
-  (loss, metrics), gradients = run(params, {}, prepared(spec, batch, accumulate), jax.random.key(7), factor)
+  run = jax.jit(make_value_and_grad(spec, accumulate=accumulate))
+  params = jax.device_put(initial_params(objective.distils), spec.shardings().params)
+  (loss, (metrics, _)), gradients = run(params, {}, prepared(spec, batch, accumulate), jax.random.key(7), factor)
   return gradients, {"loss": float(loss), **{name: float(value) for name, value in metrics.items()}}
 
 
@@ -192,17 +194,17 @@ def test_the_loss_is_the_sum_of_its_terms(rng):
   mesh = MeshSpec().make(jax.devices()[:4])
   embeddings = tuple(put_batch(mesh, np.float32(side)) for side in (image, text))
   on_mesh = put_batch(mesh, batch.on_device())
-  projections = {"distill_features": {"kernel": jnp.float32(kernel)}}
+  params = {"distill_features": {"kernel": jnp.float32(kernel)}}
 
   @jax.jit
   def both_kinds(embeddings, batch):
     distil = {"factor": 0.25}
     return (
-      objective.global_loss(embeddings, batch.text.group, jnp.float32(12), None, mesh, targets=batch.targets, **distil),
-      objective.local_loss(embeddings, batch, objective.counts(batch), projections=projections, **distil),
+      objective.global_loss(embeddings, batch, jnp.float32(12), None, mesh, **distil),
+      objective.local_loss(embeddings, batch, objective.counts(batch), params=params, **distil),
     )
 
-  (value, metrics), (local, more) = both_kinds(embeddings, on_mesh)
+  (value, (metrics, _)), (local, more) = both_kinds(embeddings, on_mesh)
   features = np.mean(np.sum((image @ kernel - t_image) ** 2, axis=1))
   assert more["loss_distill_features"] == pytest.approx(features, rel=1e-5)
   apart = ~np.eye(PAIRS, dtype=bool)
@@ -225,7 +227,7 @@ def test_gradients_equal_those_of_one_device_in_one_piece():
   expected, numbers = in_one_piece()
   assert metrics == pytest.approx(numbers, rel=1e-5)
   assert_close(gradients, expected)
-  kernel = gradients["projections"]["distill_features"]["kernel"]
+  kernel = gradients["objective"]["distill_features"]["kernel"]
   assert np.abs(kernel).max() > 0
   assert kernel.addressable_shards[0].data.size == kernel.size // 4
 
@@ -248,8 +250,8 @@ def test_a_stage_without_distillation_trains_the_towers_alone(targets):
   else:
     gradients, metrics = differentiate(make_objective(WEIGHTS, {}), batch, factor=0.0)
     assert metrics["loss_distill_features"] > 0
-  projections = gradients.pop("projections")
-  assert not np.any(projections["distill_features"]["kernel"])
+  learned = gradients.pop("objective")
+  assert not np.any(learned["distill_features"]["kernel"])
   assert metrics["loss"] == pytest.approx(metrics["loss_softmax"], rel=1e-6)
   assert_close(gradients, alone)
 
@@ -277,7 +279,6 @@ def test_the_student_learns_from_its_teacher_by_a_schedule():
   spec = make_spec(objective, 2, 2, optimizer=optax.adam(3e-3))
   step = make_train_step(
     spec,
-    objective,
     lambda _: 3e-3,
     seed=0,
     distillation_weight=lambda step: jnp.where(step < 30, 1.0, 0.25),
@@ -316,9 +317,31 @@ def test_a_run_with_projections_is_evaluated_resumed_and_started_from(tmp_path):
   np.testing.assert_allclose(targets.image, image, atol=1e-5)
 
   started = initial_state(spec, seed=4, init_from=str(tmp_path))
-  fresh = spec.create(4).params["projections"]
+  fresh = spec.create(4).params["objective"]
   jax.tree.map(np.testing.assert_array_equal, started.evaluated(), state.evaluated())
-  jax.tree.map(np.testing.assert_array_equal, started.params["projections"], fresh)
+  jax.tree.map(np.testing.assert_array_equal, started.params["objective"], fresh)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_with_the_older_name_of_projections_is_read(tmp_path):
+  """They stood under "projections", in the parameters, the average and the optimiser's state."""
+  spec = make_spec(make_objective(WEIGHTS, {}), optimizer=optax.adam(1e-3), average=True)
+  state = spec.create(3)
+
+  def older(tree):
+    return {{"objective": "projections"}.get(name, name): part for name, part in tree.items()}
+
+  adam, *rest = state.slots
+  slots = (adam._replace(mu=older(adam.mu), nu=older(adam.nu)), *rest)
+  before = dataclasses.replace(state, params=older(state.params), average=older(state.average), slots=slots)
+  with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    checkpoints.save(before, {})
+    checkpoints.wait()
+    restored, _ = checkpoints.restore(spec.abstract())
+  assert jax.tree.structure(restored) == jax.tree.structure(state)
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), jax.device_get(state))
+  evaluated = restore_params(tmp_path, None).params
+  jax.tree.map(np.testing.assert_array_equal, evaluated, jax.device_get(state.evaluated()))
 
 
 def test_what_does_not_go_together_is_named():
@@ -340,9 +363,9 @@ def test_what_does_not_go_together_is_named():
 
   options = {"distill_features": {"projection": False}}
   bare = make_objective({"softmax": 1.0, "distill_features": 1.0}, options)
-  assert bare.projections(16, 16) == ()
+  assert bare.params(Sizes(16, 16)) == {}
   with pytest.raises(UserError, match=r"projection=False needs equal embedding sizes, the model has 16 .* 12"):
-    bare.projections(16, 12)
+    bare.params(Sizes(16, 12))
   with pytest.raises(UserError, match=r"distill_features.distanse is not an option .*did you mean 'distance'"):
     make_objective({"softmax": 1.0, "distill_features": 1.0}, {"distill_features": {"distanse": "mse"}})
   with pytest.raises(UserError, match=r"distance='l1' is unknown"):
@@ -352,4 +375,5 @@ def test_what_does_not_go_together_is_named():
   with pytest.raises(UserError, match="a cache of targets does not hold"):
     mesh = MeshSpec().make(jax.devices()[:1])
     embeddings = jnp.eye(2), jnp.eye(2)
-    similarity.global_loss(embeddings, jnp.arange(2), jnp.float32(1), None, mesh, targets=Targets(jnp.eye(2)))
+    batch = dataclasses.replace(make_batch(2), targets=Targets(jnp.eye(2)))
+    similarity.global_loss(embeddings, batch, jnp.float32(1), None, mesh)

@@ -13,6 +13,7 @@ import pytest
 
 from contrastive_jax import losses
 from contrastive_jax.errors import NonFiniteError, UserError
+from contrastive_jax.objectives import Objective, make_objective
 from contrastive_jax.parallel.mesh import MeshSpec, put_batch
 from contrastive_jax.runs import read_json_lines, read_object
 from contrastive_jax.training import config as run_config
@@ -21,7 +22,6 @@ from contrastive_jax.training import optimizer as optimizers
 from contrastive_jax.training.checkpoint import Checkpoints
 from contrastive_jax.training.initialize import initial_state
 from contrastive_jax.training.metrics import Writer
-from contrastive_jax.training.objective import Objective, make_objective
 from contrastive_jax.training.step import make_train_step
 from data import build
 from tests import tiny
@@ -116,16 +116,19 @@ def test_the_logit_scale_is_kept_below_its_bound(pipeline):
 
 def poisoned(step_config, mesh, bad_group):
   """A train step whose loss is not a number when the first pair has a certain group."""
-  spec, _ = run_config.build(step_config, mesh)
 
-  def objective(image, text, *, group, **rest):
-    loss, metrics = losses.softmax_loss(image, text, group=group, **rest)
-    bad = jax.lax.psum(jnp.any(group == bad_group).astype(jnp.float32), rest["axis_name"]) > 0
-    return jnp.where(bad, jnp.nan, 1.0) * loss, metrics
+  class Poisoned(GlobalTerm):
+    def __call__(self, pairs, params, state, **exchange):
+      loss, metrics = losses.softmax_loss(
+        pairs.image, pairs.text, group=pairs.group, logit_scale=pairs.logit_scale, **exchange
+      )
+      bad = jax.lax.psum(jnp.any(pairs.group == bad_group).astype(jnp.float32), exchange["axis_name"]) > 0
+      return jnp.where(bad, jnp.nan, 1.0) * loss, state, metrics
 
   skip, schedule = step_config.on_nonfinite == "skip", run_config.make_schedule(step_config)
-  terms = Objective({"poisoned": (1.0, objective)})
-  return spec, make_train_step(spec, terms, schedule, seed=0, average_decay=0.9, skip_nonfinite=skip)
+  built, _ = run_config.build(step_config, mesh)
+  spec = dataclasses.replace(built, objective=Objective({"poisoned": (1.0, Poisoned())}))
+  return spec, make_train_step(spec, schedule, seed=0, average_decay=0.9, skip_nonfinite=skip)
 
 
 def with_group(batch, group):

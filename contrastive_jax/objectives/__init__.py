@@ -1,0 +1,20 @@
+"""Objectives: terms that own their options, what they learn and what they remember, and their weighted sum."""
+
+from contrastive_jax.objectives.objective import Objective, check_options, check_teacher, make_objective, term_options
+from contrastive_jax.objectives.table import TERMS
+from contrastive_jax.objectives.term import GlobalTerm, LocalTerm, Pairs, Sizes, Term, Variable
+
+__all__ = [
+  "TERMS",
+  "GlobalTerm",
+  "LocalTerm",
+  "Objective",
+  "Pairs",
+  "Sizes",
+  "Term",
+  "Variable",
+  "check_options",
+  "check_teacher",
+  "make_objective",
+  "term_options",
+]

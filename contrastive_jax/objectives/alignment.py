@@ -1,0 +1,19 @@
+"""How far apart the two embeddings of a pair lie, as a term."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from contrastive_jax import losses
+from contrastive_jax.objectives.term import LocalTerm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Alignment(LocalTerm):
+  """The mean squared distance of the two embeddings of a pair, see `losses.squared_distances`."""
+
+  def total(self, embeddings, batch, params):
+    return jnp.sum(losses.squared_distances(*embeddings))
+
+  def count(self, batch):
+    return jnp.float32(batch.pairs)

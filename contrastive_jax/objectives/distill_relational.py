@@ -1,0 +1,27 @@
+"""How similar a teacher finds the images of a batch to each other, as a term."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+from contrastive_jax import losses
+from contrastive_jax.objectives.term import TEACHER_IMAGE, GlobalTerm, Pairs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillRelational(GlobalTerm):
+  """Mean squared difference of image-image similarities from the teacher's, see `losses.relational_distillation`.
+
+  Attributes:
+    strategy: "ring" passes blocks of images around, "gather" holds them all.
+    tile: largest number of rows and columns of similarities that exist at once; None lets the library choose.
+  """
+
+  strategy: str = "ring"
+  tile: int | None = None
+
+  needs: ClassVar[frozenset[str]] = frozenset({TEACHER_IMAGE})
+
+  def __call__(self, pairs: Pairs, params, state, **exchange: Any):
+    options = dataclasses.asdict(self) | exchange
+    loss, metrics = losses.relational_distillation(pairs.image, pairs.text, pairs.teacher_image, **options)
+    return loss, state, metrics

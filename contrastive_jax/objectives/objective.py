@@ -1,0 +1,293 @@
+"""What a run minimises: one term or a weighted sum of several."""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float
+
+from contrastive_jax.batch import Batch
+from contrastive_jax.errors import UserError, nearest
+from contrastive_jax.objectives.table import TERMS
+from contrastive_jax.objectives.term import (
+  SAMPLES,
+  TEACHER_TEXT,
+  Arrays,
+  Embeddings,
+  GlobalTerm,
+  LocalTerm,
+  Metrics,
+  Pairs,
+  Sizes,
+  Term,
+  Variable,
+)
+from contrastive_jax.parallel.mesh import BATCH_AXES, ring_order
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """A weighted sum of terms.
+
+  Attributes:
+    terms: name -> (weight, term).
+    dtype: type of the embeddings that global terms exchange and multiply; their logits and sums are float32.
+  """
+
+  terms: Mapping[str, tuple[float, Term]]
+  dtype: str = "float32"
+
+  @property
+  def distils(self) -> bool:
+    """Whether any term compares with a teacher's targets."""
+    return any(term.distils for _, term in self.terms.values())
+
+  def needs(self, what: str) -> bool:
+    """Whether any term needs this of a batch, see `Term.needs`."""
+    return any(what in term.needs for _, term in self.terms.values())
+
+  def params(self, sizes: Sizes) -> dict[str, Any]:
+    """What the terms learn, by their names, without those that learn nothing.
+
+    Raises:
+      UserError: if the sizes do not suit a term.
+    """
+    return self._variables(lambda term: term.params(sizes))
+
+  def state(self, sizes: Sizes) -> dict[str, Any]:
+    """What the terms remember, by their names, without those that remember nothing.
+
+    Raises:
+      UserError: if the sizes do not suit a term.
+    """
+    return self._variables(lambda term: term.state(sizes))
+
+  def _variables(self, of: Callable[[Term], Arrays]) -> dict[str, Any]:
+    found = {name: of(term) for name, (_, term) in self.terms.items()}
+    return {name: variables for name, variables in found.items() if variables}
+
+  def global_loss(
+    self,
+    embeddings: Embeddings,
+    batch: Batch,
+    logit_scale: Float[Array, ""],
+    logit_bias: Float[Array, ""] | None,
+    mesh: Mesh,
+    *,
+    params: Arrays | None = None,
+    state: Arrays | None = None,
+    state_axes: Arrays | None = None,
+    factor: Float[Array, ""] | float = 1.0,
+  ) -> tuple[Float[Array, ""], tuple[Metrics, Arrays]]:
+    """The global terms of embeddings that lie on the batch axes of `mesh`.
+
+    Args:
+      embeddings: those of the images and of the texts.
+      batch: the pairs; without targets the terms that distil are left out.
+      logit_scale: multiplier of the similarities.
+      logit_bias: added to the logits, or None.
+      mesh: where the pairs lie.
+      params: what the terms learn.
+      state: what the terms remember.
+      state_axes: logical axes of `state`, see `axes`.
+      factor: multiplies the weights of the terms that distil.
+
+    Returns:
+      The value, and (metrics, state after the step).
+
+    Raises:
+      UserError: if a term needs the teacher's texts and the targets hold none.
+    """
+    params, remembered, targets = params or {}, state or {}, batch.targets
+    if targets is not None and targets.text is None and self.needs(TEACHER_TEXT):
+      raise UserError(self.no_teacher_text())
+    order = ring_order(mesh)
+    chosen = {
+      name: (weight, term)
+      for name, (weight, term) in self.terms.items()
+      if isinstance(term, GlobalTerm) and (targets is not None or not term.distils)
+    }
+    used, state = ({name: own for name, own in arrays.items() if name in chosen} for arrays in (params, remembered))
+
+    def local(pairs, params, state, factor):
+      total, metrics, after = 0.0, {}, {}
+      for name, (weight, term) in chosen.items():
+        value, own, parts = term(
+          pairs, params.get(name, {}), state.get(name, {}), axis_name=BATCH_AXES, ring_order=order
+        )
+        total += weight * (factor if term.distils else 1.0) * value
+        metrics |= parts | ({f"loss_{name}": value} if len(self.terms) > 1 else {})
+        if name in state:
+          after[name] = own
+      return total, metrics, after
+
+    split, everywhere = PartitionSpec(BATCH_AXES), PartitionSpec()
+    image, text = embeddings
+    pairs = Pairs(image, text, batch.text.group, logit_scale, logit_bias, state_rows=batch.state_rows)
+    if targets is not None:
+      pairs = dataclasses.replace(pairs, teacher_image=targets.image, teacher_text=targets.text)
+    narrow = ("image", "text", "teacher_image", "teacher_text")
+    pairs = dataclasses.replace(
+      pairs, **{name: getattr(pairs, name).astype(self.dtype) for name in narrow if getattr(pairs, name) is not None}
+    )
+    where = dataclasses.replace(jax.tree.map(lambda _: split, pairs), logit_scale=everywhere)
+    where = dataclasses.replace(where, logit_bias=None if logit_bias is None else everywhere)
+    states = jax.tree.map(
+      lambda names: PartitionSpec(*(BATCH_AXES if name == SAMPLES else None for name in names)),
+      {name: state_axes[name] for name in state},
+      is_leaf=lambda node: isinstance(node, tuple),
+    )
+    island = jax.shard_map(
+      local, mesh=mesh, in_specs=(where, everywhere, states, everywhere), out_specs=(everywhere, everywhere, states)
+    )
+    value, metrics, after = island(pairs, used, state, jnp.asarray(factor, jnp.float32))
+    return value, (metrics, {**remembered, **after})
+
+  def counts(self, batch: Batch) -> dict[str, Float[Array, ""]]:
+    """What the local terms of a batch, or of parts of it, are divided by."""
+    return {name: term.count(batch) for name, (_, term) in self.terms.items() if isinstance(term, LocalTerm)}
+
+  def local_loss(
+    self,
+    embeddings: Embeddings,
+    batch: Batch,
+    counts: Mapping[str, Float[Array, ""]],
+    *,
+    params: Arrays | None = None,
+    factor: Float[Array, ""] | float = 1.0,
+  ) -> tuple[Float[Array, ""], Metrics]:
+    """The local terms of a batch, or one part's share of them, and their metrics.
+
+    Args:
+      embeddings: those of the images and of the texts.
+      batch: the pairs; without targets the terms that distil are left out.
+      counts: what the terms of the whole batch are divided by.
+      params: what the terms learn.
+      factor: multiplies the weights of the terms that distil.
+    """
+    total, metrics = jnp.float32(0), {}
+    for name, (weight, term) in self.terms.items():
+      if not isinstance(term, LocalTerm) or (term.distils and batch.targets is None):
+        continue
+      value = term.total(embeddings, batch, (params or {}).get(name, {})) / counts[name]
+      total = total + weight * (factor if term.distils else 1.0) * value
+      metrics[f"loss_{name}"] = value
+    return total, metrics
+
+  def no_teacher_text(self) -> str:
+    """What is said where the teacher's texts are missing."""
+    name = next(name for name, (_, term) in self.terms.items() if TEACHER_TEXT in term.needs)
+    return (
+      f"objective.{name} needs what the teacher makes of the captions, which a cache of targets does not hold: let the"
+      " teacher run beside the model"
+    )
+
+
+def create(variables: Arrays, key: jax.Array) -> dict[str, Any]:
+  """First values of variables, each term's from a key of its own."""
+
+  def begin(term: str, tree: Any) -> Any:
+    own = jax.random.fold_in(key, zlib.crc32(term.encode()))
+    return jax.tree.map(lambda variable: variable.create(own, variable.shape), tree, is_leaf=_is_variable)
+
+  return {term: begin(term, tree) for term, tree in variables.items()}
+
+
+def axes(variables: Arrays) -> dict[str, Any]:
+  """Logical axes of variables, in trees of the same shape."""
+  return jax.tree.map(lambda variable: variable.axes, dict(variables), is_leaf=_is_variable)
+
+
+def _is_variable(node: Any) -> bool:
+  return isinstance(node, Variable)
+
+
+def make_objective(
+  weights: Mapping[str, float], options: Mapping[str, Mapping[str, Any]], dtype: str = "float32"
+) -> Objective:
+  """The weighted sum of named terms.
+
+  Args:
+    weights: name of a term in `TERMS` -> its weight.
+    options: the options of each term, by its name.
+    dtype: see `Objective`.
+
+  Raises:
+    UserError: for an unknown term, a weight that is not above 0, an option that its term does not take or refuses, or
+      no term that keeps embeddings apart.
+  """
+  for name, weight in weights.items():
+    if name not in TERMS:
+      raise UserError(f"the objective has no term '{name}'{nearest(name, TERMS)}: choose from {', '.join(TERMS)}")
+    if not weight > 0:
+      raise UserError(f"objective.{name}={weight} must be above 0: leave the term out to switch it off")
+  if not any(TERMS[name].separates for name in weights):
+    apart = ", ".join(name for name, term in TERMS.items() if term.separates)
+    raise UserError(f"the objective {', '.join(weights)} has no term that keeps embeddings apart: add one of {apart}")
+  return Objective({name: (weight, _make_term(name, options.get(name, {}))) for name, weight in weights.items()}, dtype)
+
+
+def _make_term(name: str, options: Mapping[str, Any]) -> Term:
+  allowed = term_options().get(name, {})
+  for option in options:
+    if option not in allowed:
+      known = f"it takes {', '.join(allowed)}" if allowed else "it takes none"
+      raise UserError(f"loss_options.{name}.{option} is not an option of '{name}'{nearest(option, allowed)}: {known}")
+  term = TERMS[name](**options)
+  if isinstance(term, GlobalTerm):
+    # Tracing it on two pairs finds values that it refuses now, not when the whole step is compiled.
+    sizes = Sizes(2, 2, samples=1)
+    side, rows = jax.ShapeDtypeStruct((2, 2), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
+    pairs = Pairs(side, side, rows, 1.0, 0.0, side, side, rows)
+    arrays = [
+      jax.eval_shape(lambda key, kind=kind: create({name: kind}, key)[name], jax.random.key(0))
+      for kind in (term.params(sizes), term.state(sizes))
+    ]
+    jax.eval_shape(lambda *arguments: term(*arguments, axis_name=None)[0], pairs, *arrays)
+  return term
+
+
+def check_options(options: Mapping[str, Mapping[str, Any]]) -> None:
+  """Raises a `UserError` for a value that a term refuses, whether or not the objective has that term.
+
+  Args:
+    options: the options of terms, by the name of the term.
+  """
+  for name, given in options.items():
+    _make_term(name, given)
+
+
+def check_teacher(objective: Objective, *, teacher: str, targets: str) -> None:
+  """Raises a `UserError` unless there are targets for the terms that distil, and terms for the targets.
+
+  Args:
+    objective: that of the run.
+    teacher: `distillation.teacher`, a run, or empty.
+    targets: `distillation.targets`, a cache, or empty.
+  """
+  if teacher and targets:
+    raise UserError(
+      f"distillation.teacher={teacher} and distillation.targets={targets} both give targets: empty one of them"
+    )
+  if objective.distils and not (teacher or targets):
+    raise UserError(
+      "the objective has a distillation term but no teacher: name a run in distillation.teacher or a cache in"
+      " distillation.targets"
+    )
+  if (teacher or targets) and not objective.distils:
+    field, value = ("teacher", teacher) if teacher else ("targets", targets)
+    some = [name for name, term in TERMS.items() if any(need.startswith("teacher.") for need in term.needs)]
+    terms = f"{', '.join(some[:-1])} or {some[-1]}"
+    raise UserError(f"distillation.{field}={value} has no use: add {terms} to the objective")
+  if targets and objective.needs(TEACHER_TEXT):
+    raise UserError(objective.no_teacher_text())
+
+
+def term_options() -> dict[str, dict[str, dataclasses.Field]]:
+  """Name of every term that has options -> what `loss_options` may say of it."""
+  terms = {name: {field.name: field for field in dataclasses.fields(term)} for name, term in TERMS.items()}
+  return {name: options for name, options in terms.items() if options}

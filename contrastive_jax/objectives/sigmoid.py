@@ -1,0 +1,34 @@
+"""The sigmoid loss as a term."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+from contrastive_jax import losses
+from contrastive_jax.objectives.term import GlobalTerm, Pairs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sigmoid(GlobalTerm):
+  """Every pair of the batch is a binary classification of its own, see `losses.sigmoid_loss`.
+
+  Attributes:
+    strategy: "ring" passes blocks of texts around, "gather" holds them all.
+    tile: largest number of rows and columns of logits that exist at once; None lets the library choose.
+  """
+
+  strategy: str = "ring"
+  tile: int | None = None
+
+  separates: ClassVar[bool] = True
+
+  def __call__(self, pairs: Pairs, params, state, **exchange: Any):
+    loss, metrics = losses.sigmoid_loss(
+      pairs.image,
+      pairs.text,
+      logit_scale=pairs.logit_scale,
+      logit_bias=pairs.logit_bias,
+      group=pairs.group,
+      **dataclasses.asdict(self),
+      **exchange,
+    )
+    return loss, state, metrics

@@ -1,0 +1,142 @@
+"""What an objective is a sum of: a term owns its options, what it learns, what it remembers, and its loss.
+
+The fields of a term are its options: those of `loss_options.<name>` in a config and on the command line.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+from jaxtyping import Array, Float
+
+from contrastive_jax.batch import AnyArray, Batch
+
+Metrics = dict[str, Float[Array, ""]]
+Embeddings = tuple[Float[Array, "pairs dim"], Float[Array, "pairs dim"]]
+# Arrays of a term, or `Variable`s that describe them, by the names that it gives them, nested as it likes.
+Arrays = Mapping[str, Any]
+
+# What a term may need beside the embeddings of the pairs.
+TEACHER_IMAGE, TEACHER_TEXT, STATE_ROWS = "teacher.image", "teacher.text", "state_rows"
+# A logical axis that is split over all devices that hold pairs.
+SAMPLES = "samples"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """What the shapes of a term's parameters and state depend on.
+
+  Attributes:
+    embed_dim: size of the model's embeddings.
+    teacher_dim: size of the teacher's embeddings, None without a teacher.
+    samples: number of samples in all sources of the run; 0 where no term asks.
+  """
+
+  embed_dim: int
+  teacher_dim: int | None = None
+  samples: int = 0
+
+
+class Variable(NamedTuple):
+  """An array that a term learns or remembers.
+
+  Attributes:
+    shape: its shape.
+    axes: a logical axis, or None, for each dimension: `SAMPLES`, or a name that the mesh's rules place.
+    create: makes its first value of the term's random key and the shape.
+  """
+
+  shape: tuple[int, ...]
+  axes: tuple[str | None, ...]
+  create: Callable[[jax.Array, tuple[int, ...]], jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+  """The pairs as global terms see them; the local shard inside `jax.shard_map`.
+
+  Attributes:
+    image: `[pairs, dim]`, L2-normalised embeddings of the images.
+    text: `[pairs, dim]`, L2-normalised embeddings of the texts.
+    group: int32 `[pairs]`; pairs of equal group are never each other's negatives.
+    logit_scale: multiplier of the similarities.
+    logit_bias: added to the logits, or None.
+    teacher_image: `[pairs, teacher_dim]`, L2-normalised embeddings that a frozen teacher makes of the images, or None.
+    teacher_text: the same of the texts, or None.
+    state_rows: int32 `[pairs]`, the row of each pair's sample in the state that terms keep for every sample, or None.
+  """
+
+  image: AnyArray
+  text: AnyArray
+  group: AnyArray
+  logit_scale: AnyArray
+  logit_bias: AnyArray | None = None
+  teacher_image: AnyArray | None = None
+  teacher_text: AnyArray | None = None
+  state_rows: AnyArray | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Term:
+  """Base of all terms.
+
+  Attributes:
+    needs: of `TEACHER_IMAGE`, `TEACHER_TEXT` and `STATE_ROWS` those that a batch must bring.
+    separates: whether it keeps the embeddings of different pairs apart; an objective needs one such term.
+  """
+
+  needs: ClassVar[frozenset[str]] = frozenset()
+  separates: ClassVar[bool] = False
+
+  @property
+  def distils(self) -> bool:
+    """Whether the term compares with a teacher; batches without a teacher's targets leave it out."""
+    return bool(self.needs & {TEACHER_IMAGE, TEACHER_TEXT})
+
+  def params(self, sizes: Sizes) -> Arrays:
+    """What the optimiser trains for this term.
+
+    Raises:
+      UserError: if the sizes do not suit the term.
+    """
+    return {}
+
+  def state(self, sizes: Sizes) -> Arrays:
+    """What the term remembers from one step to the next; no gradient reaches it.
+
+    Raises:
+      UserError: if the sizes do not suit the term.
+    """
+    return {}
+
+
+class GlobalTerm(Term, abc.ABC):
+  """A term that sees the embeddings of the whole batch at once."""
+
+  @abc.abstractmethod
+  def __call__(
+    self, pairs: Pairs, params: Arrays, state: Arrays, **exchange: Any
+  ) -> tuple[Float[Array, ""], Arrays, Metrics]:
+    """The value of the global batch, equal on every device, the state after the step, and metrics.
+
+    Args:
+      pairs: the local shard inside `jax.shard_map`, or all pairs outside.
+      params: see `Term.params`.
+      state: see `Term.state`.
+      exchange: `axis_name` and `ring_order` of the functions in `losses`, which say where the other pairs are.
+    """
+
+
+class LocalTerm(Term, abc.ABC):
+  """A sum over pairs that do not see each other, divided by a count; micro-batches can add it up."""
+
+  @abc.abstractmethod
+  def total(self, embeddings: Embeddings, batch: Batch, params: Arrays) -> Float[Array, ""]:
+    """The sum over some pairs, given their embeddings and their part of the batch."""
+
+  @abc.abstractmethod
+  def count(self, batch: Batch) -> Float[Array, ""]:
+    """What the sum is divided by, from the batch alone; counts of its parts add up to it."""

@@ -1,0 +1,222 @@
+"""Individual temperatures: algorithm 1 of its paper in float64, rows of the state on any mesh, and what a run keeps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from contrastive_jax import losses
+from contrastive_jax.batch import Batch, ImageBatch, TextBatch
+from contrastive_jax.errors import UserError
+from contrastive_jax.losses.individual_temperatures import Samples
+from contrastive_jax.objectives import Sizes, make_objective, samples
+from contrastive_jax.objectives.objective import axes, create
+from contrastive_jax.parallel.mesh import MeshSpec, put_batch
+from contrastive_jax.training import config as run_config
+from contrastive_jax.training.state import StateSpec
+from tests import tiny
+
+PAIRS, DIM, SAMPLES = 16, 6, 40
+OPTIONS = {"gamma": 0.7, "rho": 0.4, "temperature": 0.2, "smallest": 0.05, "largest": 0.6, "rate": 0.1, "momentum": 0.8}
+
+
+class Reference:
+  """Algorithm 1 as it is written: running maximum b, running mean u, a loop over pairs, float64."""
+
+  def __init__(self):
+    self.tau, self.u, self.b, self.v = (np.zeros((2, SAMPLES)) for _ in range(4))
+    self.tau += OPTIONS["temperature"]
+    self.visited = np.zeros(SAMPLES, bool)
+
+  def step(self, image, text, group, rows):
+    """Gradients by both sides' embeddings, and the objective's value."""
+    similarities = image @ text.T
+    d_similarities = np.zeros_like(similarities)
+    value = 0.0
+    for side in (0, 1):
+      matrix, slopes = (similarities, d_similarities) if side == 0 else (similarities.T, d_similarities.T)
+      for i, sample in enumerate(rows):
+        negative = group != group[i]
+        if not negative.any():
+          continue
+        tau = self.tau[side, sample]
+        h = (matrix[i] - matrix[i, i])[negative]
+        b = (h / tau).max() if not self.visited[sample] else max(self.b[side, sample], (h / tau).max())
+        g = np.exp(h / tau - b).mean()
+        gamma = OPTIONS["gamma"] if self.visited[sample] else 1.0
+        u = (1 - gamma) * self.u[side, sample] * np.exp(self.b[side, sample] - b) + gamma * g
+        w = np.exp(h / tau - b) / u
+        slope = np.log(u) + b + OPTIONS["rho"] - np.mean(w * h / tau)
+        v = (1 - OPTIONS["momentum"]) * self.v[side, sample] + OPTIONS["momentum"] * np.clip(slope, -5, 5)
+        value += tau * (np.log(u) + b + OPTIONS["rho"]) / len(rows)
+        slopes[i, negative] += w / negative.sum() / len(rows)
+        slopes[i, i] -= w.mean() / len(rows)
+        self.u[side, sample], self.b[side, sample], self.v[side, sample] = u, b, v
+        self.tau[side, sample] = np.clip(tau - OPTIONS["rate"] * v, OPTIONS["smallest"], OPTIONS["largest"])
+    self.visited[rows] = True
+    return d_similarities @ text, d_similarities.T @ image, value
+
+
+def unit(rng, count=PAIRS):
+  rows = rng.standard_normal((count, DIM))
+  return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def batch_of(group, rows):
+  pairs = len(rows)
+  image = ImageBatch(np.zeros((pairs, 1, 3), np.uint8), np.zeros((pairs, 1, 3), np.int16))
+  text = TextBatch(np.zeros((pairs, 1), np.int32), np.ones((pairs, 1), bool), group.astype(np.int32))
+  return Batch(image, text, state_rows=rows.astype(np.int32))
+
+
+def stepping(devices, **options):
+  """The gradient by the embeddings, the value and the state after a step, on a mesh."""
+  objective = make_objective({"individual_temperatures": 1.0}, {"individual_temperatures": OPTIONS | options})
+  sizes = Sizes(DIM, samples=SAMPLES)
+  mesh = MeshSpec(fsdp=min(2, devices)).make(jax.devices()[:devices])
+  variables = objective.state(sizes)
+
+  @jax.jit
+  def run(embeddings, batch, state):
+    def value(embeddings):
+      return objective.global_loss(
+        embeddings, batch, jnp.float32(7), None, mesh, state=state, state_axes=axes(variables)
+      )
+
+    return jax.value_and_grad(value, has_aux=True)(embeddings)
+
+  return mesh, create(variables, jax.random.key(0)), run
+
+
+@pytest.mark.parametrize(("devices", "strategy"), [(1, "gather"), (4, "ring"), (8, "gather")])
+def test_three_steps_equal_the_algorithm_in_float64(devices, strategy, rng):
+  mesh, state, run = stepping(devices, strategy=strategy)
+  reference = Reference()
+  for step in range(3):
+    image, text = unit(rng), unit(rng)
+    group = rng.integers(0, 12, PAIRS) if step < 2 else np.arange(PAIRS)
+    rows = rng.permutation(SAMPLES)[:PAIRS]
+    put = [put_batch(mesh, np.float32(side)) for side in (image, text)]
+    (value, (metrics, state)), gradients = run(tuple(put), put_batch(mesh, batch_of(group, rows)), state)
+    before = reference.tau.copy()
+    d_image, d_text, expected = reference.step(np.float64(put[0]), np.float64(put[1]), group, rows)
+    assert float(value) == pytest.approx(expected, rel=1e-5)
+    for got, truth in zip(gradients, (d_image, d_text), strict=True):
+      np.testing.assert_allclose(got, truth, atol=1e-5 * np.abs(truth).max())
+    assert metrics["temperature_image"] == pytest.approx(before[0, rows].mean(), rel=1e-5)
+    assert metrics["temperature_text"] == pytest.approx(before[1, rows].mean(), rel=1e-5)
+    kept = state["individual_temperatures"]
+    np.testing.assert_array_equal(np.asarray(kept["seen"][:SAMPLES]) > 0, reference.visited)
+    for side, name in enumerate(("image", "text")):
+      found = {key: np.asarray(leaf[:SAMPLES]) for key, leaf in kept[name].items()}
+      np.testing.assert_allclose(found["temperature"], reference.tau[side], rtol=2e-5)
+      np.testing.assert_allclose(found["momentum"], reference.v[side], atol=1e-4)
+      seen = reference.u[side] > 0
+      log_mean = np.log(reference.u[side][seen]) + reference.b[side][seen]
+      np.testing.assert_allclose(found["log_mean"][seen], log_mean, atol=2e-5)
+
+
+def test_with_gamma_one_the_gradient_is_that_of_the_temperature_times_log_mean_exp(rng):
+  image, text = unit(rng), unit(rng)
+  fresh = Samples(jnp.zeros(PAIRS), jnp.full(PAIRS, 0.3), jnp.zeros(PAIRS))
+
+  def ours(image, text):
+    return losses.individual_temperature_loss(image, text, fresh, fresh, jnp.ones(PAIRS, jnp.int32), gamma=1.0)[0]
+
+  def closed(image, text):
+    similarities = image @ text.T
+    h = similarities - jnp.diag(similarities)[:, None], similarities.T - jnp.diag(similarities)[:, None]
+    off = ~jnp.eye(PAIRS, dtype=bool)
+    return sum(jnp.mean(0.3 * jax.nn.logsumexp(jnp.where(off, m / 0.3, -jnp.inf), axis=1)) for m in h)
+
+  got, truth = (jax.grad(loss, (0, 1))(jnp.float32(image), jnp.float32(text)) for loss in (ours, closed))
+  for one, other in zip(got, truth, strict=True):
+    np.testing.assert_allclose(one, other, atol=2e-6)
+
+
+def test_the_values_of_the_fixture():
+  """Of images to texts: u = (e^-0.8, e^-1.6), and with one negative the slope is rho."""
+  image, text = jnp.eye(2), jnp.asarray([[1, 0], [0.6, 0.8]])
+  fresh = Samples(jnp.zeros(2), jnp.full(2, 0.5), jnp.zeros(2))
+  _, (images, _), _ = losses.individual_temperature_loss(
+    image, text, fresh, fresh, jnp.zeros(2, jnp.int32), rho=0.25, momentum=1.0
+  )
+  np.testing.assert_allclose(np.exp(images.log_mean), [0.449329, 0.201897], rtol=1e-5)
+  np.testing.assert_allclose(images.momentum, 0.25, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rho", "end"), [(1e4, 0.05), (-1e4, 0.6)])
+def test_rho_drives_the_temperatures_to_their_bounds(rho, end, rng):
+  mesh, state, run = stepping(2, rho=rho)
+  rows = np.arange(PAIRS)
+  batch = put_batch(mesh, batch_of(rows, rows))
+  embeddings = tuple(put_batch(mesh, np.float32(unit(rng))) for _ in range(2))
+  for _ in range(4):
+    (_, (_, state)), _ = run(embeddings, batch, state)
+  temperatures = np.asarray(state["individual_temperatures"]["image"]["temperature"])
+  np.testing.assert_allclose(temperatures[:PAIRS], end, rtol=1e-6)
+  np.testing.assert_allclose(temperatures[PAIRS:], OPTIONS["temperature"], rtol=1e-6)
+
+
+def test_a_pair_without_negatives_counts_nothing_and_is_remembered_as_it_was(rng):
+  mesh, state, run = stepping(4)
+  rows = np.arange(PAIRS)
+  embeddings = tuple(put_batch(mesh, np.float32(unit(rng))) for _ in range(2))
+  (value, (_, after)), gradients = run(embeddings, put_batch(mesh, batch_of(np.zeros(PAIRS), rows)), state)
+  assert float(value) == 0 and not any(np.any(side) for side in gradients)
+  for name in ("image", "text"):
+    jax.tree.map(
+      np.testing.assert_array_equal, after["individual_temperatures"][name], state["individual_temperatures"][name]
+    )
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_rows_are_read_and_written_back_on_any_mesh(devices, rng):
+  """A row that several pairs share takes the value of the first one."""
+  mesh = MeshSpec().make(jax.devices()[:devices])
+  state = rng.standard_normal(64).astype(np.float32)
+  rows = rng.integers(0, 64, 32).astype(np.int32)
+  assert len(set(rows)) < len(rows)
+  fresh = rng.standard_normal(32).astype(np.float32)
+  over = jax.sharding.PartitionSpec(("data", "fsdp"))
+
+  def local(state, rows, fresh):
+    names = ("data", "fsdp")
+    return samples.read(state, rows, names), samples.write(state, rows, fresh, names)
+
+  run = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=over, out_specs=over))
+  read, written = run({"a": state, "b": np.arange(64, dtype=np.int32)}, rows, {"a": fresh, "b": rows + 100})
+  np.testing.assert_array_equal(read["a"], state[rows])
+  np.testing.assert_array_equal(read["b"], rows)
+  expected = state.copy()
+  for row, value in zip(rows[::-1], fresh[::-1], strict=True):
+    expected[row] = value
+  np.testing.assert_array_equal(written["a"], expected)
+  changed = np.arange(64)
+  changed[rows] = rows + 100
+  np.testing.assert_array_equal(written["b"], changed)
+
+
+def test_what_cannot_be_kept_is_refused():
+  objective = make_objective({"individual_temperatures": 1.0}, {})
+  with pytest.raises(UserError, match=r"set loss_options.individual_temperatures.samples"):
+    objective.state(Sizes(DIM))
+  few = make_objective({"individual_temperatures": 1.0}, {"individual_temperatures": {"samples": 10}})
+  with pytest.raises(UserError, match="samples=10 is less than the 40 samples"):
+    few.state(Sizes(DIM, samples=40))
+  with pytest.raises(UserError, match=r"temperature=0.01 is not between smallest=0.1"):
+    make_objective({"individual_temperatures": 1.0}, {"individual_temperatures": {"smallest": 0.1}})
+  config = tiny.get_config()
+  spec = StateSpec(
+    run_config.model_config(config),
+    optax.sgd(1.0),
+    (),
+    False,
+    MeshSpec().make(jax.devices()[:3]),
+    MeshSpec(),
+    objective,
+    Sizes(DIM, samples=40),
+  )
+  with pytest.raises(UserError, match=r"4096 rows .* do not divide over 3 devices"):
+    spec.shardings()
