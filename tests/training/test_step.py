@@ -13,7 +13,7 @@ import pytest
 
 from contrastive_jax import losses
 from contrastive_jax.errors import NonFiniteError, UserError
-from contrastive_jax.objectives import Objective, make_objective
+from contrastive_jax.objectives import GlobalTerm, Objective, make_objective
 from contrastive_jax.parallel.mesh import MeshSpec, put_batch
 from contrastive_jax.runs import read_json_lines, read_object
 from contrastive_jax.training import config as run_config
