@@ -218,8 +218,8 @@ def test_a_rate_that_breaks_the_parameters_is_caught_at_its_step(way, pipeline, 
   config, mesh = small_config(on_nonfinite=way), MeshSpec().make(jax.devices()[:1])
   spec, _ = run_config.build(config, mesh)
   spec = dataclasses.replace(spec, optimizer=optimizers.make_optimizer(config.optimizer, schedule))
-  objective = make_objective({"softmax": 1.0}, {})
-  step = make_train_step(spec, objective, schedule, seed=0, average_decay=0.9, skip_nonfinite=way == "skip")
+  spec = dataclasses.replace(spec, objective=make_objective({"softmax": 1.0}, {}))
+  step = make_train_step(spec, schedule, seed=0, average_decay=0.9, skip_nonfinite=way == "skip")
   options = loop.LoopOptions(total_steps=9, checkpoint_every=5, log_every=1, stop_on_nonfinite=way == "stop")
   writer = Writer(tmp_path, restored_step=0)
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
