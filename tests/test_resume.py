@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import time
 
@@ -125,3 +126,21 @@ def test_changed_data_is_a_new_segment(tmp_path):
   segments = metadata["custom_metadata"]["segments"]
   assert [segment["steps"] for segment in segments] == [8, 8]
   assert dict(segments[0]["sources"])["twemoji"] == 0.425 and dict(segments[1]["sources"])["twemoji"] == 3.0
+
+
+def test_what_a_term_remembers_is_resumed(tmp_path):
+  """Killed on two devices: bit for bit on two, to rounding on eight, and other sources are refused."""
+  options = ("--config.loss=individual_temperatures", "--config.total_steps=20", "--config.checkpoint_every=4")
+  whole, killed, moved = (tmp_path / name for name in ("whole", "killed", "moved"))
+  runs.train(whole, *options, devices=2)
+  process = runs.start("train.py", runs.TINY, f"--workdir={killed}", *options, devices=2)
+  kill_when(process, lambda: (killed / "checkpoints" / "8").exists())
+  shutil.copytree(killed, moved)
+  runs.train(killed, *options, devices=2)
+  state = runs.final_state(whole)
+  assert np.sum(state["['objective']['individual_temperatures']['seen']"]) > 0
+  runs.assert_same_bits(runs.final_state(killed), state)
+  runs.train(moved, *options, "--config.mesh.fsdp=2", devices=8)
+  runs.assert_close(runs.final_state(moved), state, 1e-5)
+  other = (*options, "--config.data.sources={'noto': 1.0}", "--config.total_steps=30")
+  assert "the sources of the run cannot change" in runs.train(whole, *other, devices=2, expected=2)
