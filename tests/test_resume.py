@@ -141,6 +141,7 @@ def test_what_a_term_remembers_is_resumed(tmp_path):
   assert np.sum(state["['objective']['individual_temperatures']['seen']"]) > 0
   runs.assert_same_bits(runs.final_state(killed), state)
   runs.train(moved, *options, "--config.mesh.fsdp=2", devices=8)
-  runs.assert_close(runs.final_state(moved), state, 1e-5)
+  # Derivatives by a temperature of 0.01 magnify the rounding of similarities a hundred times.
+  runs.assert_close(runs.final_state(moved), state, 1e-3)
   other = (*options, "--config.data.sources={'noto': 1.0}", "--config.total_steps=30")
   assert "the sources of the run cannot change" in runs.train(whole, *other, devices=2, expected=2)
