@@ -25,6 +25,8 @@ RULES = ("uniform", "random", "fps")
 _UNTIMED = 0.1
 # Bytes for each pixel while a frame is decoded: of an animated picture with its predecessors, of a video.
 _ANIMATION_BYTES, _VIDEO_BYTES = 24, 6
+# Of the frames that a decoder keeps to make others of: H.264 has up to 16, beside the one that is converted.
+_DECODER_BYTES = 24
 # Pixels of all frames of an animated picture, which are all decoded to open it.
 _MOST_ANIMATED = 1 << 29
 # A read that fails for one of these may succeed later: the file is not to blame.
@@ -290,8 +292,7 @@ def _ffmpeg(source: str | bytes) -> Iterator[tuple[Any, Any]]:
 
 def check_frames(count: int, height: int, width: int, channels: int) -> None:
   """Raises a `DecodeError` when the frames that are wanted of a clip take more memory than one record may."""
-  # A third is left to the decoder.
-  check_affordable(count * height * width * channels * 3 // 2, f"{count} frames of {width}x{height} pixels")
+  check_affordable(height * width * (count * channels + _DECODER_BYTES), f"{count} frames of {width}x{height} pixels")
 
 
 @contextlib.contextmanager
