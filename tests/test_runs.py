@@ -268,8 +268,12 @@ def test_answers_to_an_event_loop_that_is_closed_are_not_shown_and_other_errors_
     loop.call_soon_threadsafe(print)
   error = caught.value
   sys.excepthook(type(error), error, error.__traceback__.tb_next)  # As a thread of TensorStore has it.
+  shown = error.with_traceback(error.__traceback__.tb_next), None
+  sys.excepthook(type(error), *shown)
   assert not capsys.readouterr().err
-  sys.excepthook(type(error), error, error.__traceback__)
+  with pytest.raises(RuntimeError) as caught:
+    loop.call_soon_threadsafe(print)
+  sys.excepthook(type(error), caught.value, caught.value.__traceback__)
   assert "Event loop is closed" in capsys.readouterr().err
 
 

@@ -66,7 +66,10 @@ def _drop_late_answers() -> None:
   previous = sys.excepthook
 
   def hook(kind, error, trace):
-    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
+    # The interpreter shows the traceback of the error itself where it is given none.
+    frames = [
+      frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace or getattr(error, "__traceback__", None))
+    ]
     if kind is RuntimeError and frames and all(name == asyncio.base_events.__file__ for name in frames):
       return
     previous(kind, error, trace)
