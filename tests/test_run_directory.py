@@ -59,7 +59,7 @@ def test_a_disk_that_is_read_only_is_one_sentence_and_the_run_goes_on_later(disk
   runs.train(disk / "run", "--config.total_steps=8")
   more = "--config.total_steps=16"
   subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-  assert "cannot be written (Read-only file system)" in the_sentence(runs.train(disk / "run", more, expected=2))
+  assert "takes no file (Read-only file system)" in the_sentence(runs.train(disk / "run", more, expected=2))
   subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
   assert "from step 8" in runs.train(disk / "run", more)
 
