@@ -84,6 +84,8 @@ def main() -> None:
       workdir / "checkpoints", keep_last=config.checkpoint_keep_last, keep_every=config.checkpoint_keep_every
     ) as checkpoints,
   ):
+    if counts:
+      build.check_sample_counts(counts, checkpoints.newest_about())
     restored, about = checkpoints.restore(spec.abstract()) or (None, {})
     start = int(restored.step) if restored else 0
     data_changed = run_config.check_resume(workdir, config, about.get("config"))
@@ -94,8 +96,6 @@ def main() -> None:
       say(growth.announced(lambda plans: run_config.make_schedule(config, plans), plans, start))
     segments = build.make_segments(config, about.get("segments", ()), start, data_changed)
     sources = build.make_sources(config.data, {name for segment in segments for name in segment.all_sources()})
-    if counts:
-      build.check_sample_counts(counts, about, sources)
     listed = workdir / (FILE if distributed.is_main() else f"{jax.process_index()}.{FILE}")
     bad_records = BadRecords(listed, limit=config.data.max_bad_share)
     tokenizer = find_tokenizer(config, workdir, restored is not None, about.get("tokenizer"), sources, bad_records)

@@ -62,21 +62,19 @@ def sample_counts(config: Any) -> dict[str, int]:
   return {name: len(source) for name, source in make_sources(config.data, names).items()}
 
 
-def check_sample_counts(counts: Mapping[str, int], about: Mapping[str, Any], sources: Mapping[str, Source]) -> None:
+def check_sample_counts(counts: Mapping[str, int], about: Mapping[str, Any]) -> None:
   """Refuses other samples than those that the state of an objective was made for.
 
   Args:
     counts: samples of each source that the config names.
     about: what a checkpoint holds beside its state, empty without one.
-    sources: those of all segments of the run.
 
   Raises:
     UserError: with the sources that differ.
   """
   started = about.get("samples", counts)
-  lengths = {name: len(source) for name, source in sources.items()}
-  differ = sorted(name for name in {*started, *lengths} if started.get(name) != lengths.get(name))
-  if differ or lengths != counts:
+  differ = sorted(name for name in {*started, *counts} if started.get(name) != counts.get(name))
+  if differ:
     raise UserError(
       f"the objective keeps a state for every sample, so that the sources of the run cannot change: {', '.join(differ)}"
       " differ; start a new run with --config.init_from"

@@ -66,22 +66,25 @@ def test_a_disk_that_is_read_only_is_one_sentence_and_the_run_goes_on_later(disk
 
 def test_a_save_of_two_processes_that_fails_ends_both_and_the_run_goes_on(disk):
   workdir = disk / "run"
-  one = functools.partial(runs.start, "train.py", runs.TINY, f"--workdir={workdir}", *MANY)
+  options = (f"--workdir={workdir}", *MANY, "--config.checkpoint_every=40")
+  one = functools.partial(runs.start, "train.py", runs.TINY, *options)
   job = runs.start_together(one, 2)
   try:
-    wait_for_steps(workdir, job[0], 220)
+    wait_for_steps(workdir, job[0], 50)
     filler = fill(disk)
     for process in job:
       said = [line for line in runs.finish(process, expected=4).splitlines() if "[Gloo]" not in line]
-      assert "checkpoint " in the_sentence("\n".join(said))
+      # Before it, threads of TensorStore sometimes print that their event loop is closed.
+      assert "checkpoint " in said[-1] and "last good checkpoint" in said[-1], said
   finally:
     for process in job:
       process.kill()
       process.communicate()
   filler.unlink()
   last = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+  (workdir / "sample_ids.jsonl").unlink()  # It would hold the steps after the last checkpoint until the start is done.
   job = runs.start_together(one, 2)
-  wait_for_steps(workdir, job[0], last + 20)
+  wait_for_steps(workdir, job[0], 20)
   job[0].send_signal(signal.SIGTERM)
   said, _ = (runs.finish(process, expected=143) for process in job)
   assert f"from step {last}" in said

@@ -265,6 +265,13 @@ class Checkpoints:
       call, self._when_written = self._when_written, None
       call()
 
+  def newest_about(self) -> dict[str, Any]:
+    """What the newest checkpoint holds beside its state, unverified; empty where there is none that can be read."""
+    try:
+      return dict(self._manager.checkpointables_metadata(self.steps[-1]).custom_metadata)
+    except Exception:  # `restore` says what is wrong.
+      return {}
+
   def describe(self, step: int) -> dict[str, Any]:
     """Shapes and dtypes of all leaves of a checkpoint, on the first device."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
