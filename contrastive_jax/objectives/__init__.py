@@ -1,6 +1,6 @@
 """Objectives: terms that own their options, what they learn and what they remember, and their weighted sum."""
 
-from contrastive_jax.objectives.objective import Objective, check_options, check_teacher, make_objective, term_options
+from contrastive_jax.objectives.objective import Objective, check_teacher, make_objective, term_options
 from contrastive_jax.objectives.table import TERMS
 from contrastive_jax.objectives.term import GlobalTerm, LocalTerm, Pairs, Sizes, Term, Variable
 
@@ -13,7 +13,6 @@ __all__ = [
   "Sizes",
   "Term",
   "Variable",
-  "check_options",
   "check_teacher",
   "make_objective",
   "term_options",

@@ -213,22 +213,24 @@ def make_objective(
 
   Args:
     weights: name of a term in `TERMS` -> its weight.
-    options: the options of each term, by its name.
+    options: the options of each term, by its name. Those of terms without a weight are checked and not used.
     dtype: see `Objective`.
 
   Raises:
     UserError: for an unknown term, a weight that is not above 0, an option that its term does not take or refuses, or
       no term that keeps embeddings apart.
   """
-  for name, weight in weights.items():
+  for name in (*weights, *options):
     if name not in TERMS:
       raise UserError(f"the objective has no term '{name}'{nearest(name, TERMS)}: choose from {', '.join(TERMS)}")
+  for name, weight in weights.items():
     if not weight > 0:
       raise UserError(f"objective.{name}={weight} must be above 0: leave the term out to switch it off")
   if not any(TERMS[name].separates for name in weights):
     apart = ", ".join(name for name, term in TERMS.items() if term.separates)
     raise UserError(f"the objective {', '.join(weights)} has no term that keeps embeddings apart: add one of {apart}")
-  return Objective({name: (weight, _make_term(name, options.get(name, {}))) for name, weight in weights.items()}, dtype)
+  terms = {name: _make_term(name, options.get(name, {})) for name in dict.fromkeys((*weights, *options))}
+  return Objective({name: (weight, terms[name]) for name, weight in weights.items()}, dtype)
 
 
 def _make_term(name: str, options: Mapping[str, Any]) -> Term:
@@ -243,22 +245,13 @@ def _make_term(name: str, options: Mapping[str, Any]) -> Term:
     sizes = Sizes(2, 2, samples=1)
     side, rows = jax.ShapeDtypeStruct((2, 2), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
     pairs = Pairs(side, side, rows, 1.0, 0.0, side, side, rows)
+    # The key is made within the trace: one made outside would start JAX, and fix its devices and processes.
     arrays = [
-      jax.eval_shape(lambda key, kind=kind: create({name: kind}, key)[name], jax.random.key(0))
+      jax.eval_shape(lambda kind=kind: create({name: kind}, jax.random.key(0))[name])
       for kind in (term.params(sizes), term.state(sizes))
     ]
     jax.eval_shape(lambda *arguments: term(*arguments, axis_name=None)[0], pairs, *arrays)
   return term
-
-
-def check_options(options: Mapping[str, Mapping[str, Any]]) -> None:
-  """Raises a `UserError` for a value that a term refuses, whether or not the objective has that term.
-
-  Args:
-    options: the options of terms, by the name of the term.
-  """
-  for name, given in options.items():
-    _make_term(name, given)
 
 
 def check_teacher(objective: Objective, *, teacher: str, targets: str) -> None:

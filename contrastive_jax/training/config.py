@@ -14,7 +14,7 @@ from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.models import flops
 from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.models.presets import model_config
-from contrastive_jax.objectives import Objective, Sizes, check_options, check_teacher, make_objective, term_options
+from contrastive_jax.objectives import Objective, Sizes, check_teacher, make_objective, term_options
 from contrastive_jax.objectives.term import STATE_ROWS, TEACHER_TEXT
 from contrastive_jax.parallel.mesh import MeshSpec, batch_shards
 from contrastive_jax.runs import read_config, read_object
@@ -83,7 +83,6 @@ def check(config: Any) -> None:
   if not weighted_sources("data.sources", config.data.sources.to_dict()):
     raise UserError("data.sources={} needs at least one source, each with a weight above 0")
   objective_of(config)
-  check_options(config.loss_options.to_dict())
   model = model_config(config)
   segments = segments_of(config)
   _check_pairs(segments, term_weights(config))

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -127,3 +129,16 @@ def test_what_is_refused_names_the_way_out(started):
   config.seed = 3
   with pytest.raises(UserError, match=r"seed=0, not 3: give the old value, or .* --config\.init_from=\S+ and another"):
     run_config.check_resume(workdir, config)
+
+
+def test_a_config_is_checked_before_jax_starts():
+  """Once it has, its devices and processes are fixed, and a plan for eight devices or a second host comes too late."""
+  program = """
+from jax._src import xla_bridge
+import configs.clip_b16, configs.emoji, configs.emoji_clip, configs.siglip_b16, tests.tiny
+from contrastive_jax.training import config as run_config
+for source in (configs.clip_b16, configs.emoji, configs.emoji_clip, configs.siglip_b16, tests.tiny):
+  run_config.check(source.get_config())
+assert not xla_bridge.backends_are_initialized()
+"""
+  subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
