@@ -61,20 +61,18 @@ def _is_news(record: logging.LogRecord) -> bool:
 def _drop_late_answers() -> None:
   """Keeps TensorStore from printing a traceback for each array whose event loop a failed save has closed.
 
-  It calls the loop from threads of its own and has Python print what that raises, with no frame but those of asyncio.
+  It calls the loop from threads of its own and hands what that raises to `sys.unraisablehook`, with no frame but those
+  of asyncio.
   """
-  previous = sys.excepthook
+  previous = sys.unraisablehook
 
-  def hook(kind, error, trace):
-    # The interpreter shows the traceback of the error itself where it is given none.
-    frames = [
-      frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace or getattr(error, "__traceback__", None))
-    ]
-    if kind is RuntimeError and frames and all(name == asyncio.base_events.__file__ for name in frames):
+  def hook(unraisable):
+    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(unraisable.exc_traceback)]
+    if unraisable.exc_type is RuntimeError and frames and all(name == asyncio.base_events.__file__ for name in frames):
       return
-    previous(kind, error, trace)
+    previous(unraisable)
 
-  sys.excepthook = hook
+  sys.unraisablehook = hook
 
 
 def apply() -> None:
