@@ -173,8 +173,20 @@ def from_pil(image: Image.Image, file_bytes: int = 0) -> np.ndarray:
     image = _with_source(image.transpose(_TURNS[orientation]), image)
   if deep:
     return _grey(image)
-  mode = "RGBA" if transparent else "RGB"
-  return np.asarray(image if image.mode == mode else image.convert(mode))
+  return _converted(image, "RGBA" if transparent else "RGB")
+
+
+def _converted(image: Image.Image, mode: str) -> np.ndarray:
+  """Converts a decoded image to the pixels of a mode, some rows at a time: a whole copy for each step is never made."""
+  width, height = image.size
+  rows = max(1, _STRIP_PIXELS // width)
+  if rows >= height:
+    return np.asarray(image if image.mode == mode else image.convert(mode))
+  pixels = np.empty((height, width, len(mode)), np.uint8)
+  for top in range(0, height, rows):
+    strip = image.crop((0, top, width, min(top + rows, height)))
+    pixels[top : top + rows] = np.asarray(strip if strip.mode == mode else strip.convert(mode))
+  return pixels
 
 
 def orientation_of(image: Image.Image) -> int:

@@ -42,8 +42,7 @@ def decode(source: Any, background: tuple[int, int, int] | None = WHITE) -> Pixe
   pixels = straight(source)
   if pixels.shape[2] == 3:
     return pixels
-  pixels = premultiply(pixels)
-  return pixels if background is None else composite(pixels, background)
+  return premultiply(pixels) if background is None else flatten(pixels, background)
 
 
 def straight(source: Any) -> Pixels:
@@ -101,6 +100,16 @@ def composite(
   for rows in _strips(pixels):
     behind = (colour * (255 - pixels[rows, :, 3:]).astype(np.uint16) + 127) // 255
     plain[rows] = pixels[rows, :, :3] + behind
+  return plain
+
+
+def flatten(
+  pixels: UInt8[np.ndarray, "height width 4"], background: tuple[int, int, int] = WHITE
+) -> UInt8[np.ndarray, "height width 3"]:
+  """Puts pixels whose colour is not multiplied by alpha on a plain background, without a whole multiplied copy."""
+  plain = np.empty((*pixels.shape[:2], 3), np.uint8)
+  for rows in _strips(pixels):
+    plain[rows] = composite(premultiply(pixels[rows]), background)
   return plain
 
 

@@ -1,6 +1,7 @@
 """Images and clips as a trained model sees them: nothing random, at the sizes that it was trained for, as patches."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,9 @@ class Views:
     """The patches and (t, y, x) coordinates of an item: what `images.decode` reads, a clip, or frames in one array."""
     if isinstance(item, Clip) or getattr(item, "ndim", 0) == 4:
       return native.patchify_clip(self._clip(item), self.patch_size, self.tubelet)
-    pixels = images.decode(item, background=None)
-    return native.patchify_clip(self._sized(pixels, self.resolution, times=1)[None], self.patch_size, 1)
+    # No name here holds the pixels, so that they are gone once they are on white.
+    sized = self._sized(images.straight(item), self.resolution, times=1, blend=images.flatten)
+    return native.patchify_clip(sized[None], self.patch_size, 1)
 
   def lengths(self) -> tuple[int, ...]:
     """The row lengths that batches come in, ascending: few, since each is compiled."""
@@ -69,11 +71,15 @@ class Views:
     else:
       chosen = choose_frames(len(item), 1.0, self.frames, "uniform")
       frames = np.stack([images.decode(item[index], background=None) for index in chosen.tolist()])
-    return np.stack([self._sized(frame, self.clips, self.frames // self.tubelet) for frame in frames])
+    times = self.frames // self.tubelet
+    return np.stack([self._sized(frame, self.clips, times, blend=images.composite) for frame in frames])
 
-  def _sized(self, pixels: np.ndarray, resolution: Resolution, times: int) -> UInt8[np.ndarray, "height width 3"]:
-    drawing = pixels.shape[2] == 4 and bool((pixels[..., 3] < 255).any())
-    pixels = images.composite(pixels) if pixels.shape[2] == 4 else pixels
+  def _sized(
+    self, pixels: np.ndarray, resolution: Resolution, times: int, *, blend: Callable[[np.ndarray], np.ndarray]
+  ) -> UInt8[np.ndarray, "height width 3"]:
+    """Brings a picture, or a frame of a clip of `times` tubelets, to its size; `blend` puts transparent ones on white."""
+    drawing = pixels.shape[2] == 4 and pixels[..., 3].min() < 255
+    pixels = blend(pixels) if pixels.shape[2] == 4 else pixels
     patch = self.patch_size
     if resolution.mode == "fixed":
       size = _square(resolution, patch, times)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from benchmarks.fuzz_records import fuzz
 from contrastive_jax.preprocess.decoding import DecodeError
-from contrastive_jax.preprocess.images import center_crop, decode, resize
+from contrastive_jax.preprocess.images import center_crop, composite, decode, premultiply, resize, straight
 
 
 def stored(image, kind, **options):
@@ -57,6 +57,32 @@ def test_sixteen_bits_of_a_tiff_are_scaled():
   np.testing.assert_array_equal(decode(stored(Image.fromarray(deep), "TIFF"))[..., 0], [[0, 1, 128, 255]])
 
 
+@pytest.mark.parametrize("turn", [1, 6])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16"])
+def test_large_pictures_come_out_in_parts_as_pillow_makes_them_whole(mode, turn, rng):
+  levels = rng.integers(0, 256, (1300, 1700, 4), np.uint8)
+  if mode == "I;16":
+    image = Image.fromarray(levels[..., 0].astype(np.uint16) * 257)
+  elif mode == "P":
+    image = Image.fromarray(levels[..., 0], "P")
+    image.putpalette(rng.bytes(768))
+  else:
+    image = Image.fromarray(levels).convert(mode)
+  exif = Image.Exif()
+  exif[0x0112] = turn
+  # Palettes and greys are transparent by a table or a level beside the pixels.
+  options = {"P": {"transparency": rng.bytes(256)}, "L": {"transparency": 9}}.get(mode, {})
+  kind = "TIFF" if mode == "CMYK" else "PNG"
+  data = stored(image, kind, exif=exif, **(options | ({} if kind == "TIFF" else {"compress_level": 0})))
+  with Image.open(io.BytesIO(data)) as opened:
+    transparent = opened.mode in ("RGBA", "LA") or "transparency" in opened.info
+    expected = np.asarray(opened.convert("RGBA" if transparent else "RGB"))
+  if mode == "I;16":
+    expected = np.repeat(levels[..., :1], 3, axis=2)
+  assert transparent == (mode in ("RGBA", "LA", "P", "L"))
+  np.testing.assert_array_equal(straight(data), np.rot90(expected, -1) if turn == 6 else expected)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
 def test_garbage_in_the_metadata_does_not_cost_the_picture(kind, rng):
   picture = rng.integers(0, 256, (6, 9, 3), np.uint8)
@@ -64,6 +90,15 @@ def test_garbage_in_the_metadata_does_not_cost_the_picture(kind, rng):
   exif = b"" if kind == "TIFF" else b"Exif\x00\x00" + rng.bytes(60)
   data = stored(Image.fromarray(picture), kind, **options, **({"exif": exif} if exif else {}))
   np.testing.assert_array_equal(decode(data), picture)
+
+
+def test_large_transparent_pictures_are_put_on_a_background_as_small_ones_are(rng):
+  pixels = rng.integers(0, 256, (700, 900, 4), np.uint8)
+  for background in ((255, 255, 255), (10, 20, 30)):
+    found = decode(pixels, background)
+    np.testing.assert_array_equal(found, composite(premultiply(pixels), background))
+    alpha = pixels[..., 3:] / 255
+    assert np.abs(found - (pixels[..., :3] * alpha + np.array(background) * (1 - alpha))).max() <= 1
 
 
 def test_thin_pictures_are_cropped_as_others_are(rng):
