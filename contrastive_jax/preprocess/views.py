@@ -77,7 +77,7 @@ class Views:
   def _sized(
     self, pixels: np.ndarray, resolution: Resolution, times: int, *, blend: Callable[[np.ndarray], np.ndarray]
   ) -> UInt8[np.ndarray, "height width 3"]:
-    """Brings a picture, or a frame of a clip of `times` tubelets, to its size; `blend` puts transparent ones on white."""
+    """Brings a picture, or a frame of a clip of `times` tubelets, to its size; `blend` puts it on white."""
     drawing = pixels.shape[2] == 4 and pixels[..., 3].min() < 255
     pixels = blend(pixels) if pixels.shape[2] == 4 else pixels
     patch = self.patch_size
