@@ -18,7 +18,7 @@ from absl import flags
 
 from benchmarks import large_records, record_paths
 from contrastive_jax import cli
-from contrastive_jax.preprocess.decoding import MAX_BYTES
+from contrastive_jax.preprocess.decoding import MAX_BYTES, MAX_FILE_BYTES
 
 # Megabytes that a single record may take.
 LIMIT = 300
@@ -52,13 +52,15 @@ def _size(kind: str, make: large_records.Maker, folder: Path, moving: bool) -> t
   small, large = folder / "small", folder / "large"
   small.write_bytes(make(_SMALL))
   count = _FIRST // 4 if moving else _FIRST_JPEG if "JPEG" in kind else _FIRST
-  for _ in range(4):
+  for _ in range(6):
     large.write_bytes(make(count))
     _, refused = measure(["resize" if moving else "decode"], small, large, moving)[0]
-    needed = re.search(r"would take ([\d,]+) MB", refused)
+    needed, limit = re.search(r"would take ([\d,]+) MB", refused), MAX_BYTES
+    if needed is None:
+      needed, limit = re.search(r"a file of ([\d,]+) MB", refused), MAX_FILE_BYTES
     if needed is None:
       return small, large, count, refused
-    count = int(count * min(0.995, 0.99 * MAX_BYTES / 1e6 / float(needed[1].replace(",", ""))))
+    count = int(count * min(0.995, 0.99 * limit / 1e6 / float(needed[1].replace(",", ""))))
   return small, large, count, refused
 
 

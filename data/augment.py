@@ -73,12 +73,12 @@ class Augment:
   def __post_init__(self):
     for field in ("flip", "background", "colour", "grey", "outline", "flatten", "unfill", "blur"):
       if not 0 <= getattr(self, field) <= 1:
-        raise UserError(f"augment.{field} is {getattr(self, field)}, it must be a probability between 0 and 1")
+        raise UserError(f"data.augment.{field}={getattr(self, field)} must be a probability between 0 and 1")
     for field in ("zoom", "saturation", "contrast"):
       low, high = getattr(self, field)
       object.__setattr__(self, field, (low, high))
       if not 0 <= low <= high or (field == "zoom" and low == 0):
-        raise UserError(f"augment.{field} is {(low, high)}, it must be a range of positive factors, lowest first")
+        raise UserError(f"data.augment.{field}={(low, high)} must be a range of positive factors, lowest first")
 
   def __call__(
     self,

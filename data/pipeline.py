@@ -364,7 +364,7 @@ class Pipeline:
         if not len(self._sources[name]):
           raise UserError(f"data source {name!r} is empty")
       if segment.batch_size % self._host_count:
-        raise UserError(f"batch_size {segment.batch_size} does not divide among {self._host_count} hosts")
+        raise UserError(f"batch_size={segment.batch_size} must be a multiple of the {self._host_count} hosts")
       if segment.batch_size // self._host_count % (segment.pack_pairs or 1):
         raise UserError(
           f"the {segment.batch_size // self._host_count} pairs of each of {self._host_count} hosts are not whole packs"
@@ -372,8 +372,9 @@ class Pipeline:
         )
       for modality in segment.modalities:
         resolution = segment.feed(modality).resolution
-        if resolution.mode == "fixed" and resolution.size % self._patch_size:
-          raise UserError(f"resolution {resolution.size} is not a multiple of the patch size {self._patch_size}")
+        if resolution.mode == "fixed" and resolution.size < self._patch_size:
+          stage = f" of stage '{segment.name}'" if segment.name else ""
+          raise UserError(f"size={resolution.size}{stage} is less than model.vision.patch_size={self._patch_size}")
 
 
 def id_bases(segments: Sequence[Segment]) -> dict[str, int]:

@@ -56,9 +56,13 @@ class Renderer:
       smallest = feed.resolution.min_tokens
       packed = packing.pack_grids(grids, rows=feed.rows.count, length=feed.rows.length, min_tokens=smallest)
       grids = packed.grids
-    sizes = [(int(y) * self.patch_size, int(x) * self.patch_size) for _, y, x in grids]
-    views = self.augment(pixels, [example.flip for example in examples], sizes, draws)
+    seen = [(int(y) * self.patch_size, int(x) * self.patch_size) for _, y, x in grids]
     fixed = feed.resolution.mode == "fixed"
+    # Of a square the patches leave out what does not fill one, such as 6 of the 384 pixels at patch size 14.
+    whole = feed.resolution.size if fixed else 0
+    sizes = [(whole, whole) if size == (whole // self.patch_size * self.patch_size,) * 2 else size for size in seen]
+    views = self.augment(pixels, [example.flip for example in examples], sizes, draws)
+    views = [view[..., :height, :width, :] for view, (height, width) in zip(views, seen, strict=True)]
     if feed.frames == 1 and packed is None and fixed:
       return patchify(np.stack(views), self.patch_size), 0
     tubelet = 1 if feed.frames == 1 else self.tubelet
@@ -71,7 +75,8 @@ class Renderer:
     """The same views as squares of `size` pixels, of a clip its middle frame: what a frozen teacher sees."""
     pixels = [e.image if e.image.ndim == 3 else e.image[len(e.image) // 2] for e in examples]
     views = self.augment(pixels, [example.flip for example in examples], size, draws)
-    return patchify(views, self.patch_size)
+    seen = size // self.patch_size * self.patch_size
+    return patchify(views[:, :seen, :seen], self.patch_size)
 
   def _grids(self, pixels: Sequence[np.ndarray], feed: Feed, length: int) -> Int[np.ndarray, "pairs 3"]:
     """Patches of each view along time, height and width."""

@@ -44,7 +44,7 @@ def _check_positive(where: str, config: Any, *names: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-  """A stack of blocks, for either tower.
+  """A stack of blocks, for either tower, whose config checks these fields: it knows their whole names.
 
   Attributes:
     width: features of a token.
@@ -93,39 +93,36 @@ class TransformerConfig:
   remat: str = "full"
   init: str = "xavier"
 
-  def __post_init__(self):
-    _check_choices("transformer", self, _TRANSFORMER_CHOICES)
-    _check_positive("transformer", self, "width", "depth", "heads", "mlp_dim")
-    if self.width % self.heads:
-      raise UserError(f"transformer.heads={self.heads} must divide transformer.width={self.width}")
-    if self.rope and self.head_dim % 4:
-      raise UserError(
-        f"transformer.rope='{self.rope}' needs features per head divisible by 4, got"
-        f" {self.width}/{self.heads}={self.head_dim}: change transformer.heads"
-      )
-    if self.rope == "3d" and self.head_dim < 16:
-      raise UserError(
-        f"transformer.rope='3d' needs at least 16 features per head, got {self.width}/{self.heads}={self.head_dim}:"
-        " change transformer.heads"
-      )
-    if self.attention == "sigmoid" and self.attention_length < 1:
-      raise UserError(
-        f"transformer.attention='sigmoid' needs transformer.attention_length={self.attention_length} to be at least 1:"
-        " set it to the tokens of the longest image or caption"
-      )
-    if self.attention == "softmax" and self.attention_length:
-      raise UserError(
-        f"transformer.attention_length={self.attention_length} has no meaning for transformer.attention='softmax':"
-        " leave it at 0"
-      )
-    for name in ("drop_path", "dropout"):
-      if not 0 <= getattr(self, name) < 1:
-        raise UserError(f"transformer.{name}={getattr(self, name)} must lie in [0, 1)")
-
   @property
   def head_dim(self) -> int:
     """Features of one attention head."""
     return self.width // self.heads
+
+
+def _check_transformer(where: str, blocks: TransformerConfig) -> None:
+  """Raises a `UserError` that names the fields from `where` on: both towers have blocks, and one of them is wrong."""
+  _check_choices(where, blocks, _TRANSFORMER_CHOICES)
+  _check_positive(where, blocks, "width", "depth", "heads", "mlp_dim")
+  if blocks.width % blocks.heads:
+    raise UserError(f"{where}.heads={blocks.heads} must divide {where}.width={blocks.width}")
+  each = f"{blocks.width}/{blocks.heads}={blocks.head_dim}: change {where}.heads"
+  if blocks.rope and blocks.head_dim % 4:
+    raise UserError(f"{where}.rope='{blocks.rope}' needs features per head divisible by 4, got {each}")
+  if blocks.rope == "3d" and blocks.head_dim < 16:
+    raise UserError(f"{where}.rope='3d' needs at least 16 features per head, got {each}")
+  if blocks.attention == "sigmoid" and blocks.attention_length < 1:
+    raise UserError(
+      f"{where}.attention='sigmoid' needs {where}.attention_length={blocks.attention_length} to be at least 1:"
+      " set it to the tokens of the longest image or caption"
+    )
+  if blocks.attention == "softmax" and blocks.attention_length:
+    raise UserError(
+      f"{where}.attention_length={blocks.attention_length} has no meaning for {where}.attention='softmax':"
+      " leave it at 0"
+    )
+  for name in ("drop_path", "dropout"):
+    if not 0 <= getattr(blocks, name) < 1:
+      raise UserError(f"{where}.{name}={getattr(blocks, name)} must lie in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,21 +174,25 @@ class VisionConfig:
   interpolation: str = "bicubic"
 
   def __post_init__(self):
-    _check_choices("vision", self, _VISION_CHOICES)
-    _check_positive("vision", self, "image_size", "patch_size", "tubelet", "channels", "max_time")
+    _check_transformer("model.vision.transformer", self.transformer)
+    _check_choices("model.vision", self, _VISION_CHOICES)
+    _check_positive("model.vision", self, "image_size", "patch_size", "tubelet", "channels", "max_time")
     if self.image_size < self.patch_size:
-      raise UserError(f"vision.image_size={self.image_size} must be at least vision.patch_size={self.patch_size}")
+      raise UserError(
+        f"model.vision.image_size={self.image_size} must be at least model.vision.patch_size={self.patch_size}"
+      )
     if self.pool == "cls" and not self.class_token:
-      raise UserError("vision.pool='cls' needs vision.class_token=True")
+      raise UserError("model.vision.pool='cls' needs model.vision.class_token=True")
     if self.position == "sincos2d" and (self.transformer.width % 4 or self.transformer.width < 8):
       raise UserError(
-        f"vision.position='sincos2d' needs vision.transformer.width to be a multiple of 4 from 8 on,"
+        "model.vision.position='sincos2d' needs model.vision.transformer.width to be a multiple of 4 from 8 on,"
         f" got {self.transformer.width}"
       )
     for name in ("mean", "std"):
       if len(getattr(self, name)) != self.channels:
         raise UserError(
-          f"vision.{name}={getattr(self, name)} must have vision.channels={self.channels} values, one a channel"
+          f"model.vision.{name}={getattr(self, name)} must have model.vision.channels={self.channels} values,"
+          " one a channel"
         )
 
   @property
@@ -235,10 +236,12 @@ class TextConfig:
   projection_bias: bool = False
 
   def __post_init__(self):
-    _check_choices("text", self, _TEXT_CHOICES)
-    _check_positive("text", self, "vocab_size", "length")
+    _check_transformer("model.text.transformer", self.transformer)
+    _check_choices("model.text", self, _TEXT_CHOICES)
+    _check_positive("model.text", self, "vocab_size", "length")
     if self.transformer.rope:
-      raise UserError(f"text.transformer.rope='{self.transformer.rope}' has no meaning for text: set it to None")
+      rope = self.transformer.rope
+      raise UserError(f"model.text.transformer.rope='{rope}' has no meaning for text: set it to None")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,6 +270,6 @@ class DualEncoderConfig:
     for name, tower in (("vision", self.vision), ("text", self.text)):
       if not tower.projection and tower.transformer.width != self.embed_dim:
         raise UserError(
-          f"{name}.projection=False needs {name}.transformer.width={tower.transformer.width} to equal"
-          f" embed_dim={self.embed_dim}"
+          f"model.{name}.projection=False needs model.{name}.transformer.width={tower.transformer.width} to equal"
+          f" model.embed_dim={self.embed_dim}"
         )

@@ -57,8 +57,8 @@ class TextTower(nnx.Module):
     pool = self.config.pool
     if slots is not None and (pool == "last" or self.config.attend_padding):
       raise UserError(
-        f"captions cannot be packed for text.pool='{pool}' and text.attend_padding={self.config.attend_padding}, which"
-        " read the padding: set data.text_rows=0"
+        f"captions cannot be packed for model.text.pool='{pool}' and model.text.attend_padding="
+        f"{self.config.attend_padding}, which read the padding: set data.text_rows=0"
       )
     states = self.states(tokens, mask, segments=segments, keys=keys)
     if pool == "last":
@@ -91,7 +91,8 @@ class TextTower(nnx.Module):
     x = self.tokens[tokens]
     if self.position is not None:
       if segments is None and length > self.config.length:
-        raise UserError(f"captions of {length} tokens exceed text.length={self.config.length}: tokenize to that length")
+        most = self.config.length
+        raise UserError(f"captions of {length} tokens exceed model.text.length={most}: tokenize to that length")
       x = x + (self.position[:length] if segments is None else read(self.position[...], _restarting(segments)))
     if self.pre_norm is not None:
       x = self.pre_norm(x)

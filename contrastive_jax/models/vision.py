@@ -62,7 +62,9 @@ class VisionTower(nnx.Module):
     """
     packed = image.slots is not None
     if packed and self.config.class_token:
-      raise UserError("vision.class_token=True has no place in packed rows: use vision.pool='map' or 'mean' without it")
+      raise UserError(
+        "model.vision.class_token=True has no place in packed rows: use model.vision.pool='map' or 'mean' without it"
+      )
     states = self.states(image, keys=keys)
     if self.config.pool == "cls":
       states = states[:, :1]
@@ -106,9 +108,9 @@ class VisionTower(nnx.Module):
     config, frames = self.config, patches.shape[-1] // self.config.patch_dim
     if patches.shape[-1] != frames * config.patch_dim or frames not in (1, config.tubelet):
       raise UserError(
-        f"patches of {patches.shape[-1]} bytes do not fit vision.patch_size={config.patch_size},"
-        f" vision.channels={config.channels} and vision.tubelet={config.tubelet}, which need {config.patch_dim} for an"
-        f" image and {config.tubelet * config.patch_dim} for a clip"
+        f"patches of {patches.shape[-1]} bytes do not fit model.vision.patch_size={config.patch_size},"
+        f" model.vision.channels={config.channels} and model.vision.tubelet={config.tubelet}, which"
+        f" need {config.patch_dim} for an image and {config.tubelet * config.patch_dim} for a clip"
       )
     pixels = self._pixels(patches, frames)
     if frames == config.tubelet:

@@ -50,9 +50,10 @@ class IndividualTemperatures(GlobalTerm):
 
   def __post_init__(self):
     if not self.smallest <= self.temperature <= self.largest:
+      options = "loss_options.individual_temperatures"
       raise UserError(
-        f"loss_options.individual_temperatures.temperature={self.temperature} is not between smallest={self.smallest}"
-        f" and largest={self.largest}"
+        f"{options}.temperature={self.temperature} is not between {options}.smallest={self.smallest} and"
+        f" {options}.largest={self.largest}"
       )
 
   def state(self, sizes: Sizes) -> Arrays:

@@ -277,7 +277,7 @@ def train_bpe(
     UserError: if the bytes alone need more ids.
   """
   if vocab_size < 258:
-    raise UserError(f"tokenizer.vocab_size is {vocab_size}, a byte-level BPE needs at least 258")
+    raise UserError(f"model.text.vocab_size={vocab_size} must be at least 258 for a byte-level BPE: raise it")
   tokenizer = tokenizers.Tokenizer(models.BPE())
   steps = [normalizers.NFC(), *([normalizers.Lowercase()] if lowercase else [])]
   if straight_quotes:
@@ -324,7 +324,7 @@ def load(spec: str | os.PathLike, **options: Any) -> Tokenizer:
     kind, colon, name = text.partition(":")
     if not colon or kind not in KINDS:
       known = ", ".join(f"{k}:FILE" for k in KINDS)
-      raise UserError(f"tokenizer is {text!r}{nearest(kind, KINDS)}, it must be {known} or a directory")
+      raise UserError(f"tokenizer.spec={text!r}{nearest(kind, KINDS)} must be {known} or a directory")
     path = paths.typed("tokenizer.spec", name)
   if not path.is_file():
     raise UserError(f"tokenizer file {path} does not exist: name one that does")

@@ -156,8 +156,9 @@ class Segment:
         f"data.pack_pairs={self.pack_pairs} must be at least 1 where images, clips or captions are packed"
       )
     if self.pack_pairs and self.batch_size % self.pack_pairs:
+      stage = f" of stage '{self.name}'" if self.name else ""
       raise UserError(
-        f"batch_size={self.batch_size} is not a multiple of data.pack_pairs={self.pack_pairs}: change one of them"
+        f"batch_size={self.batch_size}{stage} is not a multiple of data.pack_pairs={self.pack_pairs}: change either"
       )
 
   @property

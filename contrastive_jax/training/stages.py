@@ -1,9 +1,11 @@
 """The stages of a curriculum: what a config says of them, as segments, learning rates and distillation weights."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -82,6 +84,9 @@ def stages_of(config: Any) -> tuple[Stage, ...]:
   stages = [Stage(**stage) for stage in listed] or [Stage()]
   rest = config.total_steps - sum(stage.steps for stage in stages[:-1])
   last = stages[-1]
+  for number, stage in enumerate(stages[:-1]):
+    if stage.steps < 1:
+      raise UserError(f"curriculum.{number}.steps={stage.steps} must be at least 1: only the last may be 0, the rest")
   if rest < 1 or last.steps not in (0, rest):
     parts = " + ".join(str(stage.steps) for stage in stages)
     raise UserError(
@@ -93,44 +98,59 @@ def stages_of(config: Any) -> tuple[Stage, ...]:
 
 def segments_of(config: Any) -> tuple[Segment, ...]:
   """What each stage of a config draws and shows."""
-  return tuple(_segment(config, stage) for stage in stages_of(config))
+  return tuple(_segment(config, stage, f"curriculum.{number}") for number, stage in enumerate(stages_of(config)))
 
 
-def _segment(config: Any, stage: Stage) -> Segment:
+@contextlib.contextmanager
+def _fields_of(where: str) -> Iterator[None]:
+  """Gives the fields of a stage their whole names in an error about them."""
+  try:
+    yield
+  except UserError as error:
+    raise UserError(re.sub(r"(?<![\w.])(\w+)=", rf"{where}.\1=", str(error))) from None
+
+
+def _segment(config: Any, stage: Stage, where: str) -> Segment:
   size = stage.size or config.model.vision.image_size
-  text = _rows("data.text", config.data.text_rows, config.data.text_row_length)
+  text = _rows("data.text_", config.data.text_rows, config.data.text_row_length)
   clips = None
   if stage.video_share:
     if not stage.video_sources:
-      raise UserError(f"stage '{stage.name}' has video_share={stage.video_share} and no video_sources: name some")
+      raise UserError(f"{where}.video_share={stage.video_share} needs clips: name some in {where}.video_sources")
     if config.model.vision.tubelet < 2:
       raise UserError(
-        f"stage '{stage.name}' shows clips, and model.vision.tubelet={config.model.vision.tubelet} reads single images:"
-        " make it at least 2"
+        f"{where}.video_share={stage.video_share} shows clips, and model.vision.tubelet={config.model.vision.tubelet}"
+        " reads single images: make it at least 2"
       )
     if stage.frames % config.model.vision.tubelet:
       raise UserError(
-        f"stage '{stage.name}' has frames={stage.frames}, which model.vision.tubelet={config.model.vision.tubelet}"
-        " does not divide"
+        f"{where}.frames={stage.frames} must be a multiple of model.vision.tubelet={config.model.vision.tubelet}"
       )
     native = Resolution("native", min_tokens=1, max_tokens=stage.video_max_tokens) if stage.video_max_tokens else None
-    clips = Clips(
-      weighted_sources(f"video_sources of stage '{stage.name}'", stage.video_sources),
-      stage.video_share,
-      native or Resolution.fixed(stage.video_size or size),
-      stage.frames,
-      stage.frame_rule,
-      stage.frame_rate,
-      _rows("video", stage.video_rows, stage.video_row_length),
-      config.seed,
-    )
+    sources = weighted_sources(f"{where}.video_sources", stage.video_sources)
+    with _fields_of(where):
+      clips = Clips(
+        sources,
+        stage.video_share,
+        native or Resolution.fixed(stage.video_size or size),
+        stage.frames,
+        stage.frame_rule,
+        stage.frame_rate,
+        _rows("video_", stage.video_rows, stage.video_row_length),
+        config.seed,
+      )
+  with _fields_of(where):
+    resolution = Resolution(stage.mode, size, stage.min_tokens, stage.max_tokens, stage.lengths)
+    rows = _rows("", stage.rows, stage.row_length)
+  own = f"{where}.sources", stage.sources
+  named = own if stage.sources else ("data.sources", config.data.sources.to_dict())
   return Segment(
     steps=stage.steps,
     batch_size=stage.batch_size or config.batch_size,
-    sources=weighted_sources("data.sources", stage.sources or config.data.sources.to_dict()),
-    resolution=Resolution(stage.mode, size, stage.min_tokens, stage.max_tokens, stage.lengths),
+    sources=weighted_sources(*named),
+    resolution=resolution,
     name=stage.name,
-    rows=_rows("", stage.rows, stage.row_length),
+    rows=rows,
     pack_pairs=config.data.pack_pairs,
     text_rows=text,
     clips=clips,
@@ -167,9 +187,8 @@ def weighted_sources(field: str, sources: Mapping[str, Any]) -> tuple[tuple[str,
   return tuple(sorted(weights.items()))
 
 
-def _rows(name: str, count: int, length: int) -> Rows | None:
+def _rows(prefix: str, count: int, length: int) -> Rows | None:
   if bool(count) != bool(length):
-    prefix = f"{name}_" if name else ""
     raise UserError(f"{prefix}rows={count} and {prefix}row_length={length} go together: give both, or leave both at 0")
   return Rows(count, length) if count else None
 

@@ -9,7 +9,7 @@ from toy import ToySource, WordTokenizer
 
 from contrastive_jax.batch import Targets
 from contrastive_jax.errors import UserError
-from contrastive_jax.preprocess.images import DecodeError
+from contrastive_jax.preprocess.images import DecodeError, cut, join
 from contrastive_jax.preprocess.resolution import Resolution
 from contrastive_jax.training.curriculum import Clips, Rows, Segment
 from data.pipeline import Pipeline, TeacherView
@@ -107,6 +107,20 @@ def test_packed_batches_hold_every_pair_in_its_slot():
   assert used == (batch.image.segments > 0).sum()
 
 
+def test_what_does_not_fill_a_patch_is_left_out_at_the_right_and_bottom():
+  clips = dataclasses.replace(TURNS.clips, resolution=Resolution.fixed(10))
+  run = dataclasses.replace(TURNS, resolution=Resolution.fixed(10), clips=clips)
+  view = TeacherView(size=10, patch_size=4, tokenizer=WordTokenizer(), text_length=5)
+  for step in range(4):
+    # Patches of 2 pixels show all 10 of them.
+    whole, batch = make(run, patch_size=2).batch(step), make(run, teacher=view).batch(step)
+    seen = join(whole.image.patches, whole.image.coords[0], 2)[:, :, :8, :8]
+    tubelet = 2 if seen.shape[1] > 1 else 1
+    np.testing.assert_array_equal(batch.image.patches, cut(np.ascontiguousarray(seen), 4, tubelet)[0])
+  taught = make(dataclasses.replace(run, taught=True, clips=None), teacher=view).batch(0)
+  np.testing.assert_array_equal(taught.teacher.image.patches, taught.image.patches)
+
+
 def test_packs_do_not_share_rows():
   batch = make(PACKED).batch(1)
   for slots, rows in ((batch.image.slots, 6), (batch.text.slots, 2)):
@@ -193,7 +207,7 @@ def test_targets_are_looked_up_by_sample():
   ("segment", "message"),
   [
     (dataclasses.replace(TURNS, clips=dataclasses.replace(TURNS.clips, sources=(("film", 1),))), "unknown data source"),
-    (dataclasses.replace(TURNS, resolution=Resolution.fixed(10)), "resolution 10 is not a multiple"),
+    (dataclasses.replace(TURNS, resolution=Resolution.fixed(3)), "size=3 of stage 'turns' is less than .*patch_size=4"),
   ],
 )
 def test_impossible_stages_are_refused(segment, message):

@@ -258,5 +258,5 @@ def test_towers_that_read_the_padding_refuse_packed_captions():
   def embed(params, tokens, slots):
     return dual_encoder.merge(graphdef, params).encode_text(tokens, segments=tokens, slots=slots)
 
-  with pytest.raises(UserError, match="cannot be packed for text\\.pool='last'"):
+  with pytest.raises(UserError, match="cannot be packed for model\\.text\\.pool='last'"):
     jax.eval_shape(embed, params, *rows)

@@ -46,6 +46,6 @@ def test_an_empty_caption_is_finite(tiny, random_params, captions):
 def test_captions_longer_than_the_table_are_refused(tiny, random_params):
   config = tiny("clip_b32")
   graphdef, _ = dual_encoder.abstract(config)
-  with pytest.raises(UserError, match=r"9 tokens exceed text\.length=7"):
+  with pytest.raises(UserError, match=r"9 tokens exceed model\.text\.length=7"):
     tokens = jnp.ones((1, 9), jnp.int32)
     dual_encoder.merge(graphdef, random_params(config)).encode_text(tokens, tokens > 0)

@@ -52,9 +52,15 @@ def test_stages_become_segments():
   [
     ({"total_steps": 60}, "total_steps=60 is not the sum of the curriculum's steps \\(40 \\+ 30 \\+ 0\\)"),
     ({"data.pack_pairs": 0}, "pack_pairs=0 must be at least 1"),
-    ({"curriculum": (common.stage("v", 0, video_share=0.5),)}, "no video_sources"),
+    (
+      {"curriculum": (common.stage("v", 0, video_share=0.5),)},
+      r"curriculum\.0\.video_share=0\.5 needs clips: name some in curriculum\.0\.video_sources",
+    ),
     ({"curriculum": (common.stage("v", 0, mode="nativ", max_tokens=9),)}, "did you mean 'native'"),
-    ({"curriculum": (common.stage("v", 0, rows=3),)}, "rows=3 and row_length=0 go together"),
+    (
+      {"curriculum": (common.stage("v", 0, rows=3),)},
+      r"curriculum\.0\.rows=3 and curriculum\.0\.row_length=0 go together",
+    ),
     (
       {"curriculum": (common.stage("v", 0, mode="native", max_tokens=64, rows=3, row_length=32),)},
       "must fit into a row",
