@@ -13,7 +13,6 @@ os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-256")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # Several plans at a time.
 
-import copy
 import json
 from typing import Any
 
@@ -25,7 +24,7 @@ from contrastive_jax.errors import UserError
 from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.planning import report, topologies
 from contrastive_jax.planning.plan import make_plan
-from contrastive_jax.planning.search import find_max_batch
+from contrastive_jax.planning.search import batch_to_search, find_max_batch
 from contrastive_jax.planning.topologies import Topology
 
 CONFIG = cli.define_config("What to plan, such as configs/siglip_b16.py.")
@@ -38,7 +37,7 @@ OUTPUT = flags.DEFINE_string("output", None, "File that also gets the plan, as J
 MEMORY = flags.DEFINE_float(
   "memory", None, "Memory of a device in GiB, where it differs from the chip's data sheet.", lower_bound=0.0
 )
-FIND_MAX_BATCH = flags.DEFINE_bool("find_max_batch", False, "Search for the largest batch_size that fits.")
+FIND_MAX_BATCH = flags.DEFINE_bool("find_max_batch", False, "Search for the largest batch_size that fits, or with --stage that of a stage.")
 STAGE = flags.DEFINE_string(
   "stage",
   None,
@@ -66,7 +65,7 @@ def main() -> None:
 def attempt(config: Any, topology: Topology, console: Console) -> dict[str, Any]:
   """The plan of a config, with a sign of life while it compiles."""
   memory = None if MEMORY.value is None else MEMORY.value * topologies.GIB
-  waiting = f"Compiling {config.name}, batch {config.batch_size:,}, for {topology.name}: seconds to a few minutes"
+  waiting = f"Compiling {config.name} for {topology.name}: seconds to a few minutes"
   if not console.is_terminal:
     console.print(waiting)
   with console.status(waiting):
@@ -83,15 +82,14 @@ def search(config: Any, topology: Topology, console: Console) -> dict[str, Any]:
   if not (MEMORY.value or topology.chip.memory):
     raise UserError(f"--find_max_batch needs to know the memory of {topology.name}: say it with --memory=GIB")
   data, fsdp, _ = MeshSpec(**config.mesh).sizes(topology.device_count)
+  unit, start, with_batch = batch_to_search(config, STAGE.value, data * fsdp)
 
-  def with_batch(batch_size: int) -> dict[str, Any]:
-    changed = copy.deepcopy(config)
-    changed.batch_size = batch_size
-    plan = attempt(changed, topology, console)
+  def plan_of(batch_size: int) -> dict[str, Any]:
+    plan = attempt(with_batch(batch_size), topology, console)
     console.print(f"batch {batch_size:,}: {report.verdict(plan['memory'])}")
     return plan
 
-  plan, tried = find_max_batch(with_batch, data * fsdp * config.accumulation, config.batch_size)
+  plan, tried = find_max_batch(plan_of, unit, start)
   return {**plan, "tried": tried}
 
 

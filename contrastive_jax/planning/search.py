@@ -1,13 +1,55 @@
 """The largest global batch that fits."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
-from contrastive_jax.errors import UserError
+from contrastive_jax.errors import UserError, require_known
+from contrastive_jax.planning.compiling import kinds_of_batch
+from contrastive_jax.training.stages import stages_of
 
 # Bisection stops when the largest known fit and the smallest known misfit differ by less than this share.
 GRANULARITY = 1 / 8
 Attempt = Callable[[int], dict[str, Any]]
+
+
+def batch_to_search(config: Any, stage: str | None, shards: int) -> tuple[int, int, Callable[[int], Any]]:
+  """Returns the smallest batch size that divides, the config's own, and what makes the config of another size.
+
+  A stage of the curriculum that sets `batch_size` itself does not follow that of the run: its own is searched.
+
+  Args:
+    config: of the run.
+    stage: which kind of batch is planned, see `kinds_of_batch`; None is the most costly.
+    shards: devices that each hold a part of the batch.
+
+  Raises:
+    UserError: for an unknown stage, or none where stages set their batch themselves.
+  """
+  unit = shards * config.accumulation * max(1, config.data.pack_pairs)
+  own = {k: each for k, each in enumerate(stages_of(config)) if each.batch_size}
+  if stage is None:
+    for k, each in own.items():
+      raise UserError(
+        f"--find_max_batch changes batch_size, and stage '{each.name}' has its own,"
+        f" curriculum.{k}.batch_size={each.batch_size}: name the stage to search with --stage"
+      )
+    name = None
+  else:
+    kinds = kinds_of_batch(config)
+    require_known("--stage", stage, kinds)
+    name = kinds[stage][0].name
+  number = next((k for k, each in own.items() if each.name == name), None)
+
+  def with_batch(batch_size: int) -> Any:
+    changed = copy.deepcopy(config)
+    if number is None:
+      changed.batch_size = batch_size
+    else:
+      changed.curriculum[number]["batch_size"] = batch_size
+    return changed
+
+  return unit, config.batch_size if number is None else own[number].batch_size, with_batch
 
 
 def find_max_batch(attempt: Attempt, unit: int, start: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:

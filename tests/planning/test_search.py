@@ -1,10 +1,15 @@
 """The search for the largest batch, against a device whose memory is a formula."""
 
+import jax
 import pytest
 
 from contrastive_jax.errors import UserError
+from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.planning import topologies
-from contrastive_jax.planning.search import GRANULARITY, find_max_batch
+from contrastive_jax.planning.search import GRANULARITY, batch_to_search, find_max_batch
+from contrastive_jax.training import config as run_config
+from contrastive_jax.training.stages import segments_of
+from tests import tiny_stages
 
 
 def device(limit):
@@ -27,6 +32,57 @@ def test_it_comes_close_from_below(unit, start, limit):
 def test_nothing_fits():
   with pytest.raises(UserError, match="batch_size=8, the smallest"):
     find_max_batch(device(7), 8, 1024)
+
+
+def staged(*batch_sizes):
+  """Packs of 8 pairs, and stages that set their own batch, or 0 for that of the run."""
+  config = tiny_stages.get_config()
+  config.objective = {"sigmoid": 1.0}
+  config.batch_size = 64
+  for stage, batch_size in zip(config.curriculum, batch_sizes, strict=True):
+    stage.batch_size = batch_size
+  return config
+
+
+@pytest.mark.parametrize(
+  ("batch_sizes", "stage", "start"),
+  [
+    ((0, 0, 0), None, 64),
+    ((0, 0, 0), "native", 64),
+    ((0, 32, 128), "native", 32),
+    ((0, 32, 128), "fixed", 64),
+    ((0, 32, 128), "video/clip", 128),
+  ],
+)
+def test_the_batch_of_a_packed_stage_is_searched(batch_sizes, stage, start):
+  config = staged(*batch_sizes)
+  config.accumulation = 2
+  unit, begin, with_batch = batch_to_search(config, stage, 2)
+  assert (unit, begin) == (2 * 2 * 8, start)
+  before, after = ([segment.batch_size for segment in segments_of(each)] for each in (config, with_batch(96)))
+  changed = {each.name for each, old, new in zip(config.curriculum, before, after, strict=True) if old != new}
+  # Stages that share the batch of the run change together, and one with a batch of its own alone.
+  own = {each.name for each in config.curriculum if each.batch_size}
+  assert changed == ({stage.partition("/")[0]} if start != 64 else {"fixed", "native", "video"} - own)
+  assert find_max_batch(device(200), unit, begin)[0]["batch_size"] == 192
+
+
+def test_the_smallest_batch_that_is_tried_can_be_trained():
+  config = staged(0, 0, 0)
+  mesh = MeshSpec(data=2).make(jax.devices()[:2])
+  unit, _, with_batch = batch_to_search(config, None, 2)
+  run_config.build(with_batch(unit), mesh)
+  with pytest.raises(UserError, match="batch_size=8 does not divide over 2 devices in packs"):
+    run_config.build(with_batch(unit // 2), mesh)
+
+
+@pytest.mark.parametrize("batch_sizes", [(32, 32, 32), (0, 32, 0)])
+def test_a_stage_with_a_batch_of_its_own_has_to_be_named(batch_sizes):
+  config, first = staged(*batch_sizes), 0 if batch_sizes[0] else 1
+  with pytest.raises(UserError, match=rf"curriculum\.{first}\.batch_size=32: name the stage to search with --stage"):
+    batch_to_search(config, None, 2)
+  with pytest.raises(UserError, match="--stage='nativ' is unknown.*did you mean 'native'"):
+    batch_to_search(config, "nativ", 2)
 
 
 @pytest.mark.parametrize(
