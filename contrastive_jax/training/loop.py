@@ -71,7 +71,7 @@ class LoopOptions:
     total_steps: updates in the whole run.
     log_every: updates between rows of `metrics.jsonl`.
     checkpoint_every: updates between checkpoints; the last step is always saved.
-    eval_every: updates between evaluations; 0 is never.
+    eval_every: updates between evaluations; 0 is never. The last step of the run has none here, see `train`.
     log_sample_ids: writes the ids of every batch to `sample_ids.jsonl`.
     profile_steps: (first, last) update of a `jax.profiler` trace, or empty.
     stop_on_nonfinite: raise when a loss, a gradient or an updated parameter is not finite.
@@ -131,7 +131,8 @@ def train(
     options: see `LoopOptions`.
     mesh: where batches go.
     about: what a checkpoint holds beside the state.
-    evaluate: returns numbers that are logged with their step.
+    evaluate: returns numbers that are logged with their step. It is not called at the last step of the run, whose state
+      is returned and which the caller scores.
     teach: adds to a batch on the devices what a frozen teacher makes of it.
     ahead: abstract batches of the stages to come, in order, which are compiled in the background.
     stop: tells when to stop; None makes one.
@@ -169,8 +170,8 @@ def train(
         steps.settle()
         confirm(here=True)
         checkpoints.save(state, about)
-      due = options.eval_every and done % options.eval_every == 0
-      if evaluate and (due or options.ends_stage(done)):
+      due = (options.eval_every and done % options.eval_every == 0) or options.ends_stage(done)
+      if evaluate and due and done < options.total_steps:
         steps.settle()
         scores = evaluate(state)
         confirm()

@@ -13,7 +13,8 @@ pytestmark = pytest.mark.slow
 def trained(tmp_path_factory):
   """A run of the tiny config, scored at its end in every language, and a set to probe."""
   folder = tmp_path_factory.mktemp("trained")
-  runs.train(folder / "run", "--config.final_evals=('emoji_openmoji_languages',)", "--config.total_steps=8")
+  during = ("--config.evals=('emoji_heldout',)", "--config.eval_every=4", "--config.total_steps=8")
+  runs.train(folder / "run", "--config.final_evals=('emoji_openmoji_languages',)", *during)
   runs.run("-m", "data.digits", f"--data_dir={folder}")
   return folder
 
@@ -29,6 +30,15 @@ def test_a_config_may_name_a_group(trained):
   page = (trained / "run" / "report.html").read_text()
   bars = page.partition("Language by language")[2].partition("</ol>")[0]
   assert bars.count("<li>") == 14 and "Portuguese" in bars
+
+
+def test_the_last_step_is_scored_once_on_all_sets(trained):
+  scored = [row for row in runs.rows(trained / "run" / "metrics.jsonl") if any("/" in name for name in row)]
+  assert [row["step"] for row in scored] == [4, 8]
+  sets = [{name.partition("/")[0] for name in row if "/" in name} for row in scored]
+  assert sets[0] == {"emoji_heldout"} and len(sets[1]) == 15 and "emoji_heldout" in sets[1]
+  written = {path.name.partition("@")[0] for path in (trained / "run" / "eval").glob("emoji*@8.json")}
+  assert written == sets[1]
 
 
 def test_each_kind_of_probe_has_a_file_of_its_own(trained):
