@@ -125,6 +125,47 @@ def video(codec: str, container: str, frames: int = 24) -> Maker:
   return make
 
 
+def icon(kind: str, most: int) -> Maker:
+  """Returns a maker of icons, whose sides have at most so many pixels."""
+
+  def make(count: int) -> bytes:
+    side = min(most, int(count**0.5))
+    file = io.BytesIO()
+    Image.fromarray(pixels(side * side, 4)).save(file, kind, **({"sizes": [(side, side)]} if kind == "ICO" else {}))
+    return file.getvalue()
+
+  return make
+
+
+def black_png(side: int) -> bytes:
+  """A PNG whose body is all there and small, since it is black."""
+  packer = zlib.compressobj(1)
+  return png(side, side, body=b"".join([packer.compress(bytes(1 + 3 * side)) for _ in range(side)]) + packer.flush())
+
+
+def icon_that_lies(kind: str, inner: bytes) -> bytes:
+  """An icon of 64 x 64 pixels in an ICO, or 128 x 128 in an ICNS, that holds another picture."""
+  if kind == "ICO":
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 64, 64, 0, 0, 1, 32, len(inner), 22) + inner
+  return struct.pack(">4sI4sI", b"icns", 16 + len(inner), b"ic07", 8 + len(inner)) + inner
+
+
+def tile_that_lies(side: int) -> bytes:
+  """A TIFF of 100 x 100 pixels in one large tile."""
+  data = tiled_tiff(65536)
+  packer = zlib.compressobj(1)
+  tile = b"".join([packer.compress(bytes(3 * side)) for _ in range(side)]) + packer.flush()
+  at = struct.unpack("<I", data[4:8])[0]
+  tags = [
+    list(struct.unpack_from("<HHII", data, at + 2 + 12 * k)) for k in range(struct.unpack_from("<H", data, at)[0])
+  ]
+  start = 8 + len(tile)
+  new = {256: 100, 257: 100, 258: start, 322: side, 323: side, 324: 8, 325: len(tile)}
+  directory = b"".join(struct.pack("<HHII", *tag[:3], new.get(tag[0], tag[3])) for tag in tags)
+  depths = struct.pack("<HHH", 8, 8, 8)
+  return b"II*\0" + struct.pack("<I", start + 6) + tile + depths + struct.pack("<H", len(tags)) + directory + bytes(4)
+
+
 def jpeg_that_lies(count: int) -> bytes:
   """A JPEG of 8 x 8 pixels whose header promises 65500 x 65500."""
   file = io.BytesIO()
@@ -177,8 +218,8 @@ PICTURES: dict[str, Maker] = {
   "AVIF RGBA": by_pillow("AVIF", "RGBA", speed=10, quality=40, subsampling="4:4:4"),
   "JPEG 2000": by_pillow("JPEG2000"),
   "JPEG 2000 RGBA": by_pillow("JPEG2000", "RGBA"),
-  "ICO": by_pillow("ICO", "RGBA", sizes=[(256, 256)]),
-  "ICNS": by_pillow("ICNS", "RGBA"),
+  "ICO": icon("ICO", 256),
+  "ICNS": icon("ICNS", 1024),
   "PPM": by_pillow("PPM"),
   "PGM 16 bits": by_pillow("PPM", "I;16"),
   "TGA": by_pillow("TGA", "RGBA", compression="tga_rle"),
@@ -192,6 +233,9 @@ LIES: dict[str, Maker] = {
   "PNG header of 65535 x 65535": lambda _: png(65535, 65535, body=zlib.compress(b"")),
   "PNG header of 1 x 2**31 - 1": lambda _: png(1, 2**31 - 1, body=zlib.compress(b"")),
   "PNG header of 9000 x 9000": lambda _: png(9000, 9000, body=zlib.compress(bytes(1 << 20))),
+  "ICO of a PNG of 9000 x 9000": lambda _: icon_that_lies("ICO", black_png(9000)),
+  "ICNS of a PNG of 9000 x 9000": lambda _: icon_that_lies("ICNS", black_png(9000)),
+  "TIFF tile of 16000 x 16000": lambda _: tile_that_lies(16000),
   "JPEG header of 65500 x 65500": jpeg_that_lies,
   "GIF header of 65535 x 65535": lambda _: b"GIF89a" + struct.pack("<HH", 65535, 65535) + b"\x80\0\0" + bytes(6) + b";",
   "PPM header of 60000 x 60000": lambda _: b"P6 60000 60000 255\n" + bytes(64),

@@ -40,7 +40,7 @@ _TURNS = {
   8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
-_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG, _ICO = b"\x89PNG\r\n\x1a\n", b"\0\0\1\0"
 # Chunks that say nothing of the pixels. Others stay, since one whose name is damaged may be the palette.
 _SIDE_CHUNKS = (
   b"cHRM",
@@ -59,7 +59,9 @@ _SIDE_CHUNKS = (
 _SIDE_CHUNKS += (b"tIME", b"iTXt", b"tEXt", b"zTXt", b"acTL", b"fcTL", b"fdAT", b"oFFs", b"pCAL", b"sCAL", b"caBX")
 # The entry of a metadata item, in the second or third version, up to its type.
 _EXIF_ITEM = re.compile(rb"(infe(?:\x02.{7}|\x03.{9}))Exif", re.DOTALL)
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT, _WHITE_IS_ZERO = 258, 262, 277, 322, 323, 0
+# Where PNG, JPEG 2000 and the stream within it tell their size.
+_SIZES = re.compile(rb"(?:IHDR|ihdr|\xff\x4f\xff\x51.{4})(.{8})", re.DOTALL)
 
 
 class DecodeError(ValueError):
@@ -95,7 +97,7 @@ def from_bytes(data: bytes) -> np.ndarray:
       pixels = None
     if pixels is not None:
       return pixels
-  formats.add_plugins()
+  _check_icon(data)
   try:
     return _with_pillow(data, len(data))
   except DecodeError:
@@ -111,7 +113,7 @@ def from_bytes(data: bytes) -> np.ndarray:
 
 
 def _with_pillow(data: bytes, file_bytes: int) -> np.ndarray:
-  with Image.open(io.BytesIO(data)) as image:
+  with Image.open(io.BytesIO(data), formats=formats.decoded()) as image:
     return from_pil(image, file_bytes)
 
 
@@ -162,7 +164,7 @@ def from_pil(image: Image.Image, file_bytes: int = 0) -> np.ndarray:
   each = _BYTES_A_PIXEL + _FORMAT_BYTES.get(image.format or "", 0)
   each += _TRANSPARENT_BYTES * transparent + _TURNED_BYTES * (orientation != 1)
   rows = image.height if orientation == 1 else image.height + image.width
-  needed = image.width * image.height * each + rows * _BYTES_A_ROW + file_bytes
+  needed = image.width * image.height * each + rows * _BYTES_A_ROW + file_bytes + _tile_bytes(image)
   check_affordable(needed, f"{image.width}x{image.height} pixels")
   deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
   if image.mode in ("I", "F") and not deep:
@@ -218,6 +220,36 @@ def check_affordable(needed: int, what: str) -> None:
 def _check_file(size: int) -> None:
   if size > MAX_FILE_BYTES:
     raise DecodeError(f"a file of {size / 1e6:,.0f} MB is more than the {MAX_FILE_BYTES / 1e6:,.0f} MB of one picture")
+
+
+def _tile_bytes(image: Image.Image) -> int:
+  """Bytes of a whole tile of a TIFF, which is unpacked at once, however little of it lies within the picture."""
+  if image.format != "TIFF":
+    return 0
+  tags: Any = getattr(image, "tag_v2", {})
+  width, height, samples = (tags.get(tag, least) for tag, least in ((_TILE_WIDTH, 0), (_TILE_HEIGHT, 0), (_SAMPLES, 1)))
+  bits = tags.get(_BITS_PER_SAMPLE, (8,))
+  bits = max(bits) if isinstance(bits, tuple) else bits
+  if not all(isinstance(number, int) for number in (width, height, samples, bits)):
+    return 0  # The decoder says what is wrong.
+  return width * height * max(4, samples * -(-bits // 8))
+
+
+def _check_icon(data: bytes) -> None:
+  """Checks the pictures within an icon, of which Pillow decodes one as soon as the file is opened."""
+  if data[:4] not in (b"icns", _ICO):
+    return
+  sizes = [struct.unpack(">II", found[1]) for found in _SIZES.finditer(data)]
+  if data[:4] == _ICO:
+    for entry in range(6, min(len(data) - 15, 6 + 16 * int.from_bytes(data[4:6], "little")), 16):
+      at = int.from_bytes(data[entry + 12 : entry + 16], "little")
+      kind, fields = int.from_bytes(data[at : at + 4], "little"), data[at + 4 : at + 12]
+      if kind < 1 << 10 and len(fields) == 8:  # A bitmap, whose header tells its own length, holds a mask below.
+        width, height = struct.unpack("<HH", fields[:4]) if kind == 12 else struct.unpack("<ii", fields)
+        sizes.append((abs(width), abs(height) // 2))
+  for width, height in sizes:
+    needed = width * height * (_BYTES_A_PIXEL + _TRANSPARENT_BYTES) + height * _BYTES_A_ROW + len(data)
+    check_affordable(needed, f"an icon of {width}x{height} pixels")
 
 
 def _check_jpeg(data: bytes) -> None:

@@ -9,6 +9,8 @@ from PIL import Image
 
 # Formats that Pillow recognises but does not decode by itself, or that are not pictures.
 _NOT_PICTURES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+# Formats that hold a file of another, whose size shows only once it is decoded; FITS may unpack to any size as well.
+_NOT_PICTURES |= {"BLP", "FITS", "FPX", "IPTC", "MIC"}
 # What a file without a telling suffix may be: the other formats begin with bytes that any file may begin with.
 _MARKED = ("PNG", "JPEG", "MPO", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "HEIF", "JXL")
 # What opens pictures that Pillow does not, by the suffixes of their files.
@@ -33,11 +35,18 @@ def add_plugins() -> None:
 
 
 @functools.cache
+def decoded() -> tuple[str, ...]:
+  """Pillow's names of the formats that are decoded here, in the order in which Pillow tries them."""
+  add_plugins()
+  Image.init()
+  return tuple(name for name in dict.fromkeys(Image.ID) if name in Image.OPEN and name not in _NOT_PICTURES)
+
+
+@functools.cache
 def suffixes() -> frozenset[str]:
   """Suffixes, in lower case, of the pictures that are decoded here."""
-  add_plugins()
-  formats = Image.registered_extensions()
-  return frozenset(suffix for suffix, name in formats.items() if name in Image.OPEN and name not in _NOT_PICTURES)
+  names = decoded()
+  return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in names)
 
 
 def is_picture(path: Path) -> bool:

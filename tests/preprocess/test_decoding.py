@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.fuzz_records import fuzz
+from benchmarks.large_records import black_png, icon, icon_that_lies, tile_that_lies, tiled_tiff
 from contrastive_jax.preprocess.decoding import DecodeError
 from contrastive_jax.preprocess.images import center_crop, composite, decode, premultiply, resize, straight
 
@@ -39,6 +40,35 @@ def test_a_jpeg_that_lies_about_its_size_is_refused(width, height):
 def test_a_picture_that_takes_too_much_memory_is_refused_before_it_is_decoded(width, height):
   with pytest.raises(DecodeError):
     decode(png_of(width, height))
+
+
+@pytest.mark.parametrize(
+  "file",
+  [
+    icon_that_lies("ICO", black_png(5500)),
+    icon_that_lies("ICNS", black_png(5500)),
+    icon_that_lies("ICO", struct.pack("<IiiHH", 40, 9000, 18000, 1, 1) + bytes(24 + 8 + 9000 * 1128)),
+    tile_that_lies(9000),
+  ],
+  ids=["PNG in ICO", "PNG in ICNS", "bitmap in ICO", "tile of TIFF"],
+)
+def test_what_a_file_holds_counts_and_not_what_it_promises(file):
+  with pytest.raises(DecodeError, match=r"would take [\d,]+ MB to decode"):
+    decode(file)
+
+
+@pytest.mark.parametrize("maker", [icon("ICO", 256), icon("ICNS", 1024), tiled_tiff])
+def test_icons_and_tiles_of_usual_sizes_are_read(maker):
+  with Image.open(io.BytesIO(maker(1 << 18))) as opened:
+    expected = np.asarray(opened)
+  np.testing.assert_array_equal(straight(maker(1 << 18)), expected)
+
+
+def test_pages_that_another_program_draws_are_refused_whatever_their_name(tmp_path):
+  path = tmp_path / "picture.png"
+  Image.new("RGB", (9, 7), "red").save(path, "EPS")
+  with pytest.raises(DecodeError):
+    decode(path)
 
 
 def test_a_picture_without_pixels_is_refused():
