@@ -37,7 +37,9 @@ OUTPUT = flags.DEFINE_string("output", None, "File that also gets the plan, as J
 MEMORY = flags.DEFINE_float(
   "memory", None, "Memory of a device in GiB, where it differs from the chip's data sheet.", lower_bound=0.0
 )
-FIND_MAX_BATCH = flags.DEFINE_bool("find_max_batch", False, "Search for the largest batch_size that fits, or with --stage that of a stage.")
+FIND_MAX_BATCH = flags.DEFINE_bool(
+  "find_max_batch", False, "Search for the largest batch_size that fits, or with --stage that of a stage."
+)
 STAGE = flags.DEFINE_string(
   "stage",
   None,

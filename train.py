@@ -16,7 +16,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from contrastive_jax.evaluation.evaluate import evaluate, scalars
 from contrastive_jax.evaluation.report import write_report
 from contrastive_jax.evaluation.results import Result, headline, result_path
 from contrastive_jax.evaluation.stages import stage_scores
+from contrastive_jax.evaluation.tasks import EvaluationSet
+from contrastive_jax.evaluation.unreadable import UnreadableSet
 from contrastive_jax.inference import Model
 from contrastive_jax.models import dual_encoder
 from contrastive_jax.objectives.term import STATE_ROWS, TEACHER_TEXT
@@ -52,6 +54,7 @@ from contrastive_jax.training.state import StateSpec, TrainState
 from data import build, tasks
 from data.pipeline import Pipeline, TeacherView
 from data.sources import Source
+from data.sources.answers import ReadSet
 
 CONFIG = cli.define_config("What to run, such as configs/emoji.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run directory; an unfinished run in it is resumed.")
@@ -114,7 +117,7 @@ def main() -> None:
       state_rows=bool(counts),
     )
     hints = {key: config.data[key] for key in ("image_key", "caption_key")}
-    sets = {name: tasks.load(name, config.data.data_dir, hints=hints) for name in all_evals}
+    sets = {name: tasks.opened(name, config.data.data_dir, hints=hints) for name in all_evals}
     if start >= config.total_steps and is_reported(workdir, sets, start):
       say(f"{workdir} is complete at step {start}; its report is {workdir / 'report.html'}")
       return
@@ -130,7 +133,7 @@ def main() -> None:
 
     def score(state: TrainState, names: Iterable[str]) -> list[Result]:
       scored = model.with_params(state.evaluated()).with_resolution(**resolutions_at(segments, int(state.step)))
-      chosen = [sets[name] for name in names]
+      chosen = read_sets(sets[name] for name in names)
       about = {"workdir": workdir, "step": int(state.step), "architecture": called(config, workdir)}
       lock.confirm(here=True)
       return evaluate(scored, chosen, **about, unreadable=say)
@@ -192,6 +195,17 @@ def main() -> None:
       writer.close()
       conclude(config, workdir, results, build.attribution(sources), count_parameters(spec))
     lock.confirm(here=True)
+
+
+def read_sets(reads: Iterable[ReadSet]) -> Iterator[EvaluationSet]:
+  """Yields evaluation sets, whose labels are read when the first is scored; one without labels is said and left out."""
+  for read in reads:
+    try:
+      scored = read()
+    except UnreadableSet as error:
+      say(str(error))
+    else:
+      yield scored
 
 
 def say_what_was_changed(pipeline: Pipeline) -> None:

@@ -10,15 +10,15 @@ from contrastive_jax import paths
 from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation import benchmarks
 from contrastive_jax.evaluation.benchmarks import Benchmark
-from contrastive_jax.evaluation.tasks import ChoiceSet, EvaluationSet, LabelledSet, MultiLabelSet, PairSet
+from contrastive_jax.evaluation.tasks import LabelledSet, MultiLabelSet
 from contrastive_jax.preprocess.decoding import DecodeError
 from data import picture_folders
 from data.sources import tfds
-from data.sources.answers import answers, refuse_most
+from data.sources.answers import ReadSet, answers, refuse_most, when_scored
 
 
-def load(benchmark: Benchmark, data_dir: str | None, split: str) -> EvaluationSet:
-  """Opens a benchmark.
+def opened(benchmark: Benchmark, data_dir: str | None, split: str) -> ReadSet:
+  """Opens a benchmark, and returns what reads its labels or captions.
 
   Args:
     benchmark: of `BENCHMARKS`.
@@ -32,7 +32,7 @@ def load(benchmark: Benchmark, data_dir: str | None, split: str) -> EvaluationSe
   return kinds[benchmark.kind](benchmark, data_dir, split)
 
 
-def _labelled(benchmark: Benchmark, data_dir: str | None, split: str) -> LabelledSet:
+def _labelled(benchmark: Benchmark, data_dir: str | None, split: str) -> ReadSet:
   records, names, class_of = _opened(benchmark, data_dir, split)
   label = benchmark.label or int
 
@@ -42,11 +42,14 @@ def _labelled(benchmark: Benchmark, data_dir: str | None, split: str) -> Labelle
       raise DecodeError(f"label {value} is none of {len(names)} classes")
     return int(class_of[value])
 
-  labels, bad = answers(records, class_of_record, 0)
-  _refuse_most(benchmark, split, bad, len(records), len(names))
-  images = tfds.Images(records, benchmark.image_key, benchmark.pixel_scale, bad)
-  templates, source = benchmarks.templates(benchmark)
-  return LabelledSet(benchmark.name, images, np.array(labels, np.int64), names, templates, templates_source=source)
+  def read() -> LabelledSet:
+    labels, bad = answers(records, class_of_record, 0)
+    _refuse_most(benchmark, split, bad, len(records), len(names))
+    images = tfds.Images(records, benchmark.image_key, benchmark.pixel_scale, bad)
+    templates, source = benchmarks.templates(benchmark)
+    return LabelledSet(benchmark.name, images, np.array(labels, np.int64), names, templates, templates_source=source)
+
+  return when_scored(records, class_of_record, read)
 
 
 def _refuse_most(benchmark: Benchmark, split: str, bad: dict[int, str], count: int, classes: int) -> None:
@@ -54,7 +57,7 @@ def _refuse_most(benchmark: Benchmark, split: str, bad: dict[int, str], count: i
   refuse_most(bad, count, f"split {split!r} of the TFDS set {benchmark.tfds!r}", remedy)
 
 
-def _multilabel(benchmark: Benchmark, data_dir: str | None, split: str) -> MultiLabelSet:
+def _multilabel(benchmark: Benchmark, data_dir: str | None, split: str) -> ReadSet:
   records, names, class_of = _opened(benchmark, data_dir, split)
 
   def classes_of_record(record: Mapping[str, Any]) -> np.ndarray:
@@ -67,27 +70,32 @@ def _multilabel(benchmark: Benchmark, data_dir: str | None, split: str) -> Multi
     row[chosen[chosen >= 0]] = True
     return row
 
-  rows, bad = answers(records, classes_of_record, np.zeros(len(names), bool))
-  _refuse_most(benchmark, split, bad, len(records), len(names))
-  labels = np.array(rows, bool).reshape(len(records), len(names))
-  images = tfds.Images(records, benchmark.image_key, benchmark.pixel_scale, bad)
-  templates, source = benchmarks.templates(benchmark)
-  return MultiLabelSet(benchmark.name, images, labels, names, templates, templates_source=source)
+  def read() -> MultiLabelSet:
+    rows, bad = answers(records, classes_of_record, np.zeros(len(names), bool))
+    _refuse_most(benchmark, split, bad, len(records), len(names))
+    labels = np.array(rows, bool).reshape(len(records), len(names))
+    images = tfds.Images(records, benchmark.image_key, benchmark.pixel_scale, bad)
+    templates, source = benchmarks.templates(benchmark)
+    return MultiLabelSet(benchmark.name, images, labels, names, templates, templates_source=source)
+
+  return when_scored(records, classes_of_record, read)
 
 
-def _paired(benchmark: Benchmark, data_dir: str | None, split: str) -> PairSet:
+def _paired(benchmark: Benchmark, data_dir: str | None, split: str) -> ReadSet:
   if not benchmark.tfds:
-    return picture_folders.karpathy(_folder(benchmark.name, data_dir), split)
+    read = picture_folders.karpathy(_folder(benchmark.name, data_dir), split)
+    return lambda: read
   keys = {"image_key": benchmark.image_key, "caption_key": benchmark.label_key}
   return tfds.paired(benchmark.tfds, data_dir, split, **keys)
 
 
-def _choices(benchmark: Benchmark, data_dir: str | None, split: str) -> ChoiceSet:
+def _choices(benchmark: Benchmark, data_dir: str | None, split: str) -> ReadSet:
   if split != benchmark.split:
     raise UserError(f"{benchmark.name!r} has no split {split!r}, it has {benchmark.split}")
   name, _, subset = benchmark.name.partition("/")
   folder = _folder(name, data_dir)
-  return picture_folders.sugarcrepe(folder, subset) if subset else picture_folders.winoground(folder)
+  read = picture_folders.sugarcrepe(folder, subset) if subset else picture_folders.winoground(folder)
+  return lambda: read
 
 
 def _folder(name: str, data_dir: str | None) -> pathlib.Path:

@@ -1,6 +1,7 @@
 """Evaluation sets by name."""
 
 import dataclasses
+import functools
 import types
 from collections.abc import Iterable, Mapping
 
@@ -10,6 +11,7 @@ from contrastive_jax.evaluation.tasks import EvaluationSet
 from data import benchmarks, emoji_evaluation, motion, strips
 from data.emoji import LANGUAGES
 from data.sources import tfds
+from data.sources.answers import ReadSet
 from data.sources.splits import overlap
 
 EVALUATIONS = emoji_evaluation.EVALUATIONS | motion.EVALUATIONS | strips.EVALUATIONS
@@ -43,6 +45,13 @@ def expand(names: Iterable[str]) -> list[str]:
 def load(
   name: str, data_dir: str = "", keys: Mapping[str, str] = NO_KEYS, hints: Mapping[str, str] = NO_KEYS
 ) -> EvaluationSet:
+  """Opens an evaluation set and reads its labels or captions; see `opened`."""
+  return opened(name, data_dir, keys, hints)()
+
+
+def opened(
+  name: str, data_dir: str = "", keys: Mapping[str, str] = NO_KEYS, hints: Mapping[str, str] = NO_KEYS
+) -> ReadSet:
   """Opens an evaluation set: one of `EVALUATIONS`; or one of `BENCHMARKS` or "tfds/<set>", with an optional "@<split>".
 
   A TFDS set's features are named behind it, as in "tfds/<set>@test:caption_key=title:image_key=photo".
@@ -56,20 +65,25 @@ def load(
     keys: names of features, some of `KEYS`, for TFDS sets whose name does not say them. They must be there.
     hints: names of features that are tried first where neither says them, such as those that a run trained with.
 
+  Returns:
+    What reads the labels or captions of all records, once, and returns the set. Of a TFDS set this can mean to read all
+    pictures too, and a run that has just begun does not need it yet.
+
   Raises:
     UserError: for an unknown name, a feature that a set does not have, or data that is not on this machine.
   """
   _check(name)
   if name in EVALUATIONS:
-    return EVALUATIONS[name]()
+    own = EVALUATIONS[name]()  # No record is read for the labels of these.
+    return lambda: own
   known, _, named = parse(name)
   where = (data_dir or None, split_of(name))
   if known in BENCHMARKS:
-    opened = benchmarks.load(BENCHMARKS[known], *where)
+    read = benchmarks.opened(BENCHMARKS[known], *where)
   else:
-    opened = _tfds(known.removeprefix("tfds/"), *where, {**keys, **named}, hints)
+    read = _tfds(known.removeprefix("tfds/"), *where, {**keys, **named}, hints)
   # Results are filed under this name, and those of another split must not replace them.
-  return dataclasses.replace(opened, name=name)
+  return functools.cache(lambda: dataclasses.replace(read(), name=name))
 
 
 def split_of(name: str) -> str:
@@ -123,9 +137,7 @@ def shared_records(first: str, second: str, data_dir: str = "") -> int:
   return overlap(stored(first).ranges, stored(second).ranges)
 
 
-def _tfds(
-  name: str, data_dir: str | None, split: str, keys: Mapping[str, str], hints: Mapping[str, str]
-) -> EvaluationSet:
+def _tfds(name: str, data_dir: str | None, split: str, keys: Mapping[str, str], hints: Mapping[str, str]) -> ReadSet:
   records = tfds.Records(name, data_dir, split)
   records.require(*keys.values())
   features = records.features

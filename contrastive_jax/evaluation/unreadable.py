@@ -29,7 +29,7 @@ _MOST_SAID = 300
 
 
 class UnreadableSet(UserError):
-  """No picture of an evaluation set can be read."""
+  """No picture of an evaluation set can be read, or most of its records do not say what theirs shows."""
 
 
 class Tolerant(Sequence):

@@ -1,13 +1,20 @@
 """What the records of an evaluation set say of their pictures, where some of them say nothing that can be used."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from contrastive_jax.bad_records import retried
-from contrastive_jax.errors import UserError
+from contrastive_jax.evaluation.tasks import EvaluationSet
+from contrastive_jax.evaluation.unreadable import UnreadableSet
 from contrastive_jax.preprocess.decoding import DecodeError
 
+# Records that are looked at before a set is scored: where a split has no labels, none of them has one.
+GLANCE = 8
+
 Answer = TypeVar("Answer")
+# Reads the labels or the captions of a set that was opened; further calls return the same set.
+ReadSet = Callable[[], EvaluationSet]
 
 
 def answers(
@@ -36,8 +43,27 @@ def answers(
   return found, bad
 
 
+def when_scored(records: Sequence[Any], read_one: Callable[[Any], Any], read_set: ReadSet) -> ReadSet:
+  """Returns what reads the answers of a set once it is scored: to read them all can mean to read all pictures too.
+
+  Args:
+    records: of the split.
+    read_one: takes the answer from one record, see `answers`.
+    read_set: reads all of them.
+
+  Raises:
+    UserError: that of `read_set`, which is called now where `GLANCE` records, evenly spread, show that most have none.
+  """
+  chosen = range(0, len(records), max(1, -(-len(records) // GLANCE)))
+  _, bad = answers(chosen, lambda index: read_one(records[index]), None)
+  read_set = functools.cache(read_set)
+  if 2 * len(bad) >= len(chosen):
+    read_set()
+  return read_set
+
+
 def refuse_most(bad: dict[int, str], count: int, what: str, remedy: str) -> None:
-  """Raises a `UserError` where so many records say nothing that another feature or split must be meant.
+  """Raises an `UnreadableSet` where so many records say nothing that another feature or split must be meant.
 
   A few are bad records, which the evaluation leaves out, counts and names.
 
@@ -49,4 +75,4 @@ def refuse_most(bad: dict[int, str], count: int, what: str, remedy: str) -> None
   """
   if 2 * len(bad) >= count and bad:
     first, why = next(iter(bad.items()))
-    raise UserError(f"{what} has {len(bad)} of {count} records {remedy.format(first=first, why=why)}")
+    raise UnreadableSet(f"{what} has {len(bad)} of {count} records {remedy.format(first=first, why=why)}")

@@ -13,10 +13,11 @@ from contrastive_jax import paths
 from contrastive_jax.errors import UserError, nearest
 from contrastive_jax.evaluation.benchmarks import GENERIC, GENERIC_TEMPLATES
 from contrastive_jax.evaluation.tasks import LabelledSet, PairSet
+from contrastive_jax.evaluation.unreadable import UnreadableSet
 from contrastive_jax.preprocess.decoding import DecodeError
 from contrastive_jax.preprocess.images import WHITE, decode
 from data.sources import Example, Text, names_a_side, stable_hash, stores
-from data.sources.answers import answers, refuse_most
+from data.sources.answers import ReadSet, answers, refuse_most, when_scored
 from data.sources.frames import StoredFrames, read_videos_as_frames
 from data.sources.splits import Range, ranges
 
@@ -319,8 +320,8 @@ def labelled(
   *,
   image_key: str = "image",
   label_key: str = "label",
-) -> LabelledSet:
-  """A set for zero-shot classification with the generic prompt, its classes named by its metadata.
+) -> ReadSet:
+  """Opens a set for zero-shot classification with the generic prompt, its classes named by its metadata.
 
   Args:
     name: see `TfdsSource`, as are the other arguments.
@@ -328,6 +329,9 @@ def labelled(
     split: what to test on.
     image_key: feature of the image or the clip.
     label_key: feature of the class.
+
+  Returns:
+    What reads its labels and returns it as a `LabelledSet`.
 
   Raises:
     UserError: if the set is not there, lacks a feature, or has no labels in this split.
@@ -344,15 +348,17 @@ def labelled(
       raise DecodeError(f"label {value} is none of {len(classes)} classes")
     return int(value)
 
-  labels, bad = answers(records, label_of, 0)
-  what = f"split {split!r} of the TFDS set {name!r}"
-  if bad and all(why.startswith("label -") for why in bad.values()) and len(bad) == len(records):
-    raise UserError(f"{what} has no labels, name another split")
-  refuse_most(
-    bad, len(records), what, "without a usable label, the first is record {first} ({why}): name another split"
-  )
-  images, labels = Images(records, image_key, bad=bad), np.array(labels, np.int64)
-  return LabelledSet(f"tfds/{name}", images, labels, classes, GENERIC_TEMPLATES, templates_source=GENERIC)
+  def read() -> LabelledSet:
+    labels, bad = answers(records, label_of, 0)
+    what = f"split {split!r} of the TFDS set {name!r}"
+    if bad and all(why.startswith("label -") for why in bad.values()) and len(bad) == len(records):
+      raise UnreadableSet(f"{what} has no labels, name another split")
+    remedy = "without a usable label, the first is record {first} ({why}): name another split"
+    refuse_most(bad, len(records), what, remedy)
+    images, labels = Images(records, image_key, bad=bad), np.array(labels, np.int64)
+    return LabelledSet(f"tfds/{name}", images, labels, classes, GENERIC_TEMPLATES, templates_source=GENERIC)
+
+  return when_scored(records, label_of, read)
 
 
 def paired(
@@ -362,8 +368,8 @@ def paired(
   *,
   image_key: str = "image",
   caption_key: str = "captions",
-) -> PairSet:
-  """A set for retrieval; each image belongs with all captions of its record.
+) -> ReadSet:
+  """Opens a set for retrieval; each image belongs with all captions of its record.
 
   Args:
     name: see `TfdsSource`, as are the other arguments.
@@ -379,24 +385,28 @@ def paired(
   records.require(image_key, caption_key)
   records.require_pictures(image_key)
   records.require_texts(caption_key)
-  captions, bad = captions_of(records, caption_key)
-  remedy = f"without a caption in {caption_key!r}, the first is record {{first}}: name another feature or split"
-  refuse_most(bad, len(records), f"split {split!r} of the TFDS set {name!r}", remedy)
-  owner = np.repeat(np.arange(len(records)), [len(texts) for texts in captions])
-  flat = [text for texts in captions for text in texts]
-  return PairSet(f"tfds/{name}", Images(records, image_key, bad=bad), flat, np.arange(len(records)), owner)
+
+  def read() -> PairSet:
+    captions, bad = captions_of(records, caption_key)
+    remedy = f"without a caption in {caption_key!r}, the first is record {{first}}: name another feature or split"
+    refuse_most(bad, len(records), f"split {split!r} of the TFDS set {name!r}", remedy)
+    owner = np.repeat(np.arange(len(records)), [len(texts) for texts in captions])
+    flat = [text for texts in captions for text in texts]
+    return PairSet(f"tfds/{name}", Images(records, image_key, bad=bad), flat, np.arange(len(records)), owner)
+
+  return when_scored(records, lambda record: _captions_in(record, caption_key), read)
 
 
 def captions_of(records: Sequence[Mapping[str, Any]], caption_key: str) -> tuple[list[list[str]], dict[int, str]]:
   """The captions of each record, and by its number why a record has none; that has no captions in the list."""
+  return answers(records, lambda record: _captions_in(record, caption_key), [])
 
-  def read(record: Mapping[str, Any]) -> list[str]:
-    texts = [text for text in _strings(record[caption_key]) if text.strip()]
-    if not texts:
-      raise DecodeError("the record has no caption")
-    return texts
 
-  return answers(records, read, [])
+def _captions_in(record: Mapping[str, Any], caption_key: str) -> list[str]:
+  texts = [text for text in _strings(record[caption_key]) if text.strip()]
+  if not texts:
+    raise DecodeError("the record has no caption")
+  return texts
 
 
 def default_data_dir() -> str:

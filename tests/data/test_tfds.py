@@ -119,13 +119,13 @@ def test_a_source_can_be_pickled(data_dir):
 
 
 def test_a_labelled_set(array_records):
-  tested = labelled("toy_captions", array_records, "train[:7]", image_key="picture", label_key="kind")
+  tested = labelled("toy_captions", array_records, "train[:7]", image_key="picture", label_key="kind")()
   assert tested.classes == ["even one", "odd one"] and tested.labels.tolist() == [0, 1, 0, 1, 0, 1, 0]
   assert tested.images[6].shape == (16, 12, 3)
 
 
 def test_a_retrieval_set(data_dir):
-  pairs = paired("toy_captions", data_dir, "train", image_key="picture")
+  pairs = paired("toy_captions", data_dir, "train", image_key="picture")()
   assert pairs.caption_group.tolist() == [0, 1, 1, 2, 2, 2, 3, 4, 4, 5, 5, 5, 6, 7, 7]
   assert pairs.captions[:3] == ["picture 0 (0)", "picture 1 (0)", "picture 1 (1)"]
   assert pairs.image_group.tolist() == list(range(8))
@@ -134,7 +134,7 @@ def test_a_retrieval_set(data_dir):
 def test_digits_are_scikit_learns(digits_dir):
   original = load_digits()
   train = TfdsSource("sklearn_digits", digits_dir, caption_key="label", templates=("the digit {}",), flip=False)
-  tested = labelled("sklearn_digits", digits_dir)
+  tested = labelled("sklearn_digits", digits_dir)()
   assert (len(train), len(tested.images)) == (1437, 360)
   assert tested.classes == [str(d) for d in range(10)]
   stored = sorted(tested.images[i][..., 0].tobytes() + bytes([tested.labels[i]]) for i in range(360))
@@ -152,7 +152,7 @@ def without(name, *args, **kwargs):
   return real(name, *args, **kwargs)
 builtins.__import__ = without
 from data.sources.tfds import TfdsSource, labelled
-tested = labelled("sklearn_digits", sys.argv[1])
+tested = labelled("sklearn_digits", sys.argv[1])()
 print(len(tested.images), tested.images[0].shape, len(TfdsSource("sklearn_digits", sys.argv[1], caption_key="label")))
 assert "tensorflow" not in sys.modules
 """
@@ -172,7 +172,7 @@ def test_the_digits_are_prepared_by_one_command(tmp_path):
     timeout=120,
   )
   assert done.returncode == 0, done.stderr[-2000:]
-  assert len(labelled("sklearn_digits", tmp_path).images) == 360
+  assert len(labelled("sklearn_digits", tmp_path)().images) == 360
 
 
 @pytest.mark.parametrize(

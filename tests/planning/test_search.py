@@ -81,7 +81,7 @@ def test_a_stage_with_a_batch_of_its_own_has_to_be_named(batch_sizes):
   config, first = staged(*batch_sizes), 0 if batch_sizes[0] else 1
   with pytest.raises(UserError, match=rf"curriculum\.{first}\.batch_size=32: name the stage to search with --stage"):
     batch_to_search(config, None, 2)
-  with pytest.raises(UserError, match="--stage='nativ' is unknown.*did you mean 'native'"):
+  with pytest.raises(UserError, match=r"--stage='nativ' is unknown.*did you mean 'native'"):
     batch_to_search(config, "nativ", 2)
 
 
