@@ -22,8 +22,8 @@ from contrastive_jax.preprocess.decoding import MAX_BYTES, MAX_FILE_BYTES
 
 # Megabytes that a single record may take.
 LIMIT = 300
-# Pixels of the first try, and of the small one that every process reads first.
-_FIRST, _FIRST_JPEG, _SMALL = 28_000_000, 45_000_000, 4096
+# Pixels of the first try, also of moving pictures, and of the small one that every process reads first.
+_FIRST, _FIRST_MOVING, _SMALL = 45_000_000, 7_000_000, 4096
 
 
 def measure(ways: list[str], small: Path, large: Path, moving: bool) -> list[tuple[float, str]]:
@@ -51,7 +51,7 @@ def _size(kind: str, make: large_records.Maker, folder: Path, moving: bool) -> t
   """A small and the largest file of a kind that is read, its number of pixels, and why the kind is refused at all."""
   small, large = folder / "small", folder / "large"
   small.write_bytes(make(_SMALL))
-  count = _FIRST // 4 if moving else _FIRST_JPEG if "JPEG" in kind else _FIRST
+  count = _FIRST_MOVING if moving else _FIRST
   for _ in range(6):
     large.write_bytes(make(count))
     _, refused = measure(["resize" if moving else "decode"], small, large, moving)[0]

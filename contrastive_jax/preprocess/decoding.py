@@ -6,6 +6,7 @@ import os
 import re
 import struct
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -18,15 +19,17 @@ from contrastive_jax.preprocess import formats
 MAX_BYTES = 295_000_000
 # Larger files are not even read: no picture of affordable size needs more.
 MAX_FILE_BYTES = 100_000_000
-# Bytes for each pixel: the decoded picture, its 8-bit RGB and what a copy to NumPy takes.
-_BYTES_A_PIXEL = 11
+# Bytes for each pixel: the decoded picture and its 8-bit RGB.
+_BYTES_A_PIXEL = 8
 # What the formats' own decoders need beside that.
-_FORMAT_BYTES = {"WEBP": 14, "AVIF": 14, "JPEG2000": 18, "GIF": 10, "TIFF": 6, "JPEG": 9, "MPO": 9}
-_FORMAT_BYTES |= {"HEIF": 10, "JXL": 12}
-_TRANSPARENT_BYTES = 5
+_FORMAT_BYTES = {"WEBP": 11, "AVIF": 10, "JPEG2000": 21, "GIF": 3, "TIFF": 6, "JPEG": 9, "MPO": 9}
+_FORMAT_BYTES |= {"HEIF": 13, "JXL": 15}
+# What is multiplied by alpha, put on white and brought into a square.
+_TRANSPARENT_BYTES = 8
 _TURNED_BYTES = 4
-# Pillow keeps a pointer for each row of an image and of its conversion, and fills rows up to four bytes.
-_BYTES_A_ROW = 24
+# Pillow keeps a pointer for each row of an image and of its conversion, and fills rows up to four bytes. OpenCV keeps
+# a weight for each column that it reduces.
+_BYTES_A_ROW, _BYTES_A_COLUMN = 24, 12
 # Rows worked on at once where numbers are wider than a pixel.
 _STRIP_PIXELS = 1 << 20
 
@@ -163,8 +166,10 @@ def from_pil(image: Image.Image, file_bytes: int = 0) -> np.ndarray:
   transparent = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
   each = _BYTES_A_PIXEL + _FORMAT_BYTES.get(image.format or "", 0)
   each += _TRANSPARENT_BYTES * transparent + _TURNED_BYTES * (orientation != 1)
-  rows = image.height if orientation == 1 else image.height + image.width
-  needed = image.width * image.height * each + rows * _BYTES_A_ROW + file_bytes + _tile_bytes(image)
+  upright = orientation == 1
+  rows = image.height if upright else image.height + image.width
+  sides = rows * _BYTES_A_ROW + (image.width if upright else max(image.size)) * _BYTES_A_COLUMN
+  needed = image.width * image.height * each + sides + file_bytes + _tile_bytes(image)
   check_affordable(needed, f"{image.width}x{image.height} pixels")
   deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
   if image.mode in ("I", "F") and not deep:
@@ -174,20 +179,23 @@ def from_pil(image: Image.Image, file_bytes: int = 0) -> np.ndarray:
   if orientation != 1:
     image = _with_source(image.transpose(_TURNS[orientation]), image)
   if deep:
-    return _grey(image)
-  return _converted(image, "RGBA" if transparent else "RGB")
+    return _in_strips(image, 3, lambda strip: _grey(strip, image))
+  mode = "RGBA" if transparent else "RGB"
+  return _in_strips(image, len(mode), lambda strip: np.asarray(strip if strip.mode == mode else strip.convert(mode)))
 
 
-def _converted(image: Image.Image, mode: str) -> np.ndarray:
-  """Converts a decoded image to the pixels of a mode, some rows at a time: a whole copy for each step is never made."""
+def _in_strips(image: Image.Image, channels: int, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+  """Converts a decoded image to pixels a part at a time: a whole copy for each step of it is never made."""
   width, height = image.size
-  rows = max(1, _STRIP_PIXELS // width)
-  if rows >= height:
-    return np.asarray(image if image.mode == mode else image.convert(mode))
-  pixels = np.empty((height, width, len(mode)), np.uint8)
+  if width * height <= _STRIP_PIXELS:
+    return convert(image)
+  pixels = np.empty((height, width, channels), np.uint8)
+  columns = min(width, _STRIP_PIXELS)
+  rows = _STRIP_PIXELS // columns
   for top in range(0, height, rows):
-    strip = image.crop((0, top, width, min(top + rows, height)))
-    pixels[top : top + rows] = np.asarray(strip if strip.mode == mode else strip.convert(mode))
+    for left in range(0, width, columns):
+      box = (left, top, min(left + columns, width), min(top + rows, height))
+      pixels[box[1] : box[3], box[0] : box[2]] = convert(image.crop(box))
   return pixels
 
 
@@ -304,9 +312,9 @@ def _with_source(turned: Image.Image, image: Image.Image) -> Image.Image:
   return turned
 
 
-def _grey(image: Image.Image) -> np.ndarray:
-  """Levels of 16 bits, or of as many as a TIFF says, as three equal channels."""
-  tags: Any = getattr(image, "tag_v2", {})
+def _grey(image: Image.Image, source: Image.Image) -> np.ndarray:
+  """Levels of 16 bits, or of as many as the TIFF says that they are of, as three equal channels."""
+  tags: Any = getattr(source, "tag_v2", {})
   bits = tags.get(_BITS_PER_SAMPLE, (16,))
   bits = int(bits[0] if isinstance(bits, tuple) else bits)
   values = np.asarray(image)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.fuzz_records import fuzz
-from benchmarks.large_records import black_png, icon, icon_that_lies, tile_that_lies, tiled_tiff
+from benchmarks.large_records import black_png, by_pillow, icon, icon_that_lies, pixels, tile_that_lies, tiled_tiff
 from contrastive_jax.preprocess.decoding import DecodeError
 from contrastive_jax.preprocess.images import center_crop, composite, decode, premultiply, resize, straight
 
@@ -111,6 +111,27 @@ def test_large_pictures_come_out_in_parts_as_pillow_makes_them_whole(mode, turn,
     expected = np.repeat(levels[..., :1], 3, axis=2)
   assert transparent == (mode in ("RGBA", "LA", "P", "L"))
   np.testing.assert_array_equal(straight(data), np.rot90(expected, -1) if turn == 6 else expected)
+
+
+@pytest.mark.parametrize("thin", ["wide", "tall"])
+def test_large_thin_pictures_come_out_whole(thin):
+  expected = pixels((1 << 21) + 77, 3, thin)
+  np.testing.assert_array_equal(straight(by_pillow("PNG", thin=thin, compress_level=1)((1 << 21) + 77)), expected)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", ["TIFF", "PPM"])
+def test_large_greys_of_sixteen_bits_are_scaled(kind, order, rng):
+  deep = rng.integers(0, 65536, (1100, 1200), np.uint16)
+  if kind == "PPM":
+    data = b"P5 1200 1100 65535\n" + deep.astype(">u2").tobytes()
+  else:
+    body = deep.astype(order + "u2").tobytes()
+    tags = [(256, 1200), (257, 1100), (258, 16), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1100), (279, len(body))]
+    entries = b"".join(struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in tags)
+    mark = {"<": b"II*\0", ">": b"MM\0*"}[order]
+    data = mark + struct.pack(order + "I", 8 + len(body)) + body + struct.pack(order + "H", 9) + entries + bytes(4)
+  np.testing.assert_array_equal(straight(data), np.repeat(np.round(deep / 257).astype(np.uint8)[..., None], 3, axis=2))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
