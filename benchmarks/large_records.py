@@ -205,6 +205,8 @@ PICTURES: dict[str, Maker] = {
   "TIFF strips": by_pillow("TIFF"),
   "TIFF strips LZW RGBA": by_pillow("TIFF", "RGBA", compression="tiff_lzw"),
   "TIFF strips RGBA, turned": by_pillow("TIFF", "RGBA", turned=True, compression="tiff_adobe_deflate"),
+  "TIFF one strip": by_pillow("TIFF", compression="tiff_lzw", strip_size=1 << 30),
+  "TIFF JPEG in one strip": by_pillow("TIFF", compression="jpeg", strip_size=1 << 30),
   "TIFF tiles": tiled_tiff,
   "TIFF CMYK": by_pillow("TIFF", "CMYK", compression="tiff_lzw"),
   "TIFF grey 16 bits": by_pillow("TIFF", "I;16", compression="tiff_lzw"),
