@@ -1,7 +1,7 @@
 """Measures how much memory a single record takes at its peak, on every path that reads records.
 
   python -m benchmarks.record_memory                 # all kinds of records
-  python -m benchmarks.record_memory --kinds=TIFF    # those whose name holds a word
+  python -m benchmarks.record_memory --kinds=TIFF    # those in whose name this regular expression is found
 
 Of each kind of file one is made that is as large as the decoder still reads. A fresh process reads it by every path,
 after a small one of its kind: what the table gives is the peak of the process above what it held before. A
@@ -89,7 +89,7 @@ def main() -> None:
   print("|---" * (len(ways) + 2) + "|", flush=True)
   worst = 0.0
   for kind in (*large_records.PICTURES, *large_records.MOVING, *large_records.LIES):
-    if words.lower() not in kind.lower():
+    if not re.search(words, kind, re.IGNORECASE):
       continue
     count, found = record(kind, ways)
     worst = max(worst, *(megabytes for megabytes, _ in found))
@@ -102,6 +102,6 @@ def main() -> None:
 
 if __name__ == "__main__":
   # Not above, since the processes that measure import this module too.
-  flags.DEFINE_string("kinds", "", "Only the kinds whose name holds this.")
+  flags.DEFINE_string("kinds", "", "Only the kinds in whose name this regular expression is found.")
   flags.DEFINE_list("paths", [], f"Only these of {', '.join(record_paths.PATHS)}.")
   cli.run(main)
