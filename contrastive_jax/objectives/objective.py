@@ -11,7 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from contrastive_jax.batch import Batch
-from contrastive_jax.errors import UserError, nearest
+from contrastive_jax.errors import UserError, nearest, require_known
 from contrastive_jax.objectives.table import TERMS
 from contrastive_jax.objectives.term import (
   SAMPLES,
@@ -220,9 +220,10 @@ def make_objective(
     UserError: for an unknown term, a weight that is not above 0, an option that its term does not take or refuses, or
       no term that keeps embeddings apart.
   """
-  for name in (*weights, *options):
-    if name not in TERMS:
-      raise UserError(f"the objective has no term '{name}'{nearest(name, TERMS)}: choose from {', '.join(TERMS)}")
+  # Names in the `objective` of a config are known already, since they are fields.
+  for field, names in (("loss", weights), ("the name of a term in loss_options", options)):
+    for name in names:
+      require_known(field, name, TERMS)
   for name, weight in weights.items():
     if not weight > 0:
       raise UserError(f"objective.{name}={weight} must be above 0: leave the term out to switch it off")

@@ -37,6 +37,7 @@ WRONG = [
   {"model.vision.position": "sincos2d", "model.vision.transformer.width": 6, "model.vision.transformer.heads": 1},
   {"model.embed_dim": 7},
   {"model.text.projection": False, "model.embed_dim": 7, "model.vision.projection": True},
+  {"loss": "clip"},
   {"data.text_rows": 3},
   {"data.pack_pairs": 7},
   {"schedule.warmup_steps": 2000},
