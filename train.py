@@ -177,7 +177,7 @@ def main() -> None:
       },
       evaluate=lambda state: scalars(score(state, evals)),
       teach=teacher and teacher.targets,
-      ahead=run_config.abstract_batches(config, curriculum.ahead(segments, start), mesh),
+      ahead=run_config.abstract_batches(config, pipeline.kinds(start), mesh),
       stop=stop,
       confirm=lock.confirm,
     )

@@ -156,6 +156,24 @@ class Pipeline:
     plan = drawn(self._segments, self._lengths, self._seed, step, slice(0, size))
     return np.array([self._id_base[name] for name in plan.names], np.int64)[plan.source] + plan.index
 
+  def kinds(self, start: int) -> Iterator[tuple[Segment, str, int]]:
+    """Yields the segment, modality and row length of each kind of batch, once and in the order of their first steps.
+
+    Args:
+      start: steps before it count no more.
+    """
+    for segment, before in zip(self._segments, _first_steps(self._segments), strict=True):
+      number = sum(len({*self._row_lengths(segment.feed(modality))}) for modality in segment.modalities)
+      met: set[tuple[str, int]] = set()
+      for offset in range(max(0, start - before), segment.steps):
+        modality = segment.turn(offset)[0]
+        length = self._row_length(segment.feed(modality), before + offset)
+        if (modality, length) not in met:
+          met.add((modality, length))
+          yield segment, modality, length
+        if len(met) == number:
+          break
+
   def iterate(self, start_step: int, stop_step: int) -> Iterator[tuple[int, Batch]]:
     """Yields (step, batch) for a range of steps, reading ahead; each batch equals `batch(step)` bit for bit."""
     step = start_step
@@ -249,12 +267,13 @@ class Pipeline:
 
   def _row_length(self, feed: Feed, step: int) -> int:
     """Tokens of the rows that are not packed; NaFlex draws them for each batch."""
-    lengths = feed.row_lengths(self._patch_size, self._render.tubelet)
-    return (
-      lengths[0]
-      if len(lengths) == 1
-      else lengths[int(uniforms(self._seed, "row length", step, 1, 4)[0, 0] * len(lengths))]
-    )
+    lengths = self._row_lengths(feed)
+    if len(lengths) == 1:
+      return lengths[0]
+    return lengths[int(uniforms(self._seed, "row length", step, 1, 4)[0, 0] * len(lengths))]
+
+  def _row_lengths(self, feed: Feed) -> tuple[int, ...]:
+    return feed.row_lengths(self._patch_size, self._render.tubelet)
 
   def _text(self, captions: list[str], segment: Segment) -> tuple[TextBatch, int]:
     """Captions in rows of their own or packed, and how many were cut; groups are known only to the whole batch."""
@@ -322,7 +341,7 @@ class Pipeline:
   def _chunk_bytes(self, segment: Segment, modality: str, pairs: int) -> int:
     """Bytes of a chunk at the most."""
     feed, patch = segment.feed(modality), self._patch_size
-    own = pairs * max(feed.row_lengths(patch, self._render.tubelet))
+    own = pairs * max(self._row_lengths(feed))
     tokens = own if feed.rows is None else feed.rows.count * feed.rows.length
     bytes_of_token = 3 * patch * patch * (1 if feed.frames == 1 else self._render.tubelet) + 8
     return tokens * bytes_of_token + 5 * pairs * self._text_length
@@ -375,6 +394,11 @@ class Pipeline:
         if resolution.mode == "fixed" and resolution.size < self._patch_size:
           stage = f" of stage '{segment.name}'" if segment.name else ""
           raise UserError(f"size={resolution.size}{stage} is less than model.vision.patch_size={self._patch_size}")
+
+
+def _first_steps(segments: Sequence[Segment]) -> Iterator[int]:
+  """The number of steps before each segment."""
+  return itertools.accumulate((segment.steps for segment in segments[:-1]), initial=0)
 
 
 def id_bases(segments: Sequence[Segment]) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -274,11 +274,13 @@ def build(
   return spec, step
 
 
-def abstract_batches(config: Any, segments: Sequence[Segment], mesh: jax.sharding.Mesh) -> Iterator[Batch]:
-  """All kinds of batches that these segments will bring, in shapes with shardings."""
+def abstract_batches(
+  config: Any, kinds: Iterable[tuple[Segment, str, int]], mesh: jax.sharding.Mesh
+) -> Iterator[Batch]:
+  """One batch of each kind, see `shapes.abstract_batch`, in shapes with shardings."""
   options = {"teacher_dims": teacher_dims(config), "state_rows": objective_of(config).needs(STATE_ROWS)}
-  for segment in segments:
-    yield from shapes.abstract_batches(segment, model_config(config), mesh, **options)
+  for segment, modality, length in kinds:
+    yield shapes.abstract_batch(segment, modality, length, model_config(config), mesh, **options)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,9 +9,12 @@ from toy import ToySource, WordTokenizer
 
 from contrastive_jax.batch import Targets
 from contrastive_jax.errors import UserError
+from contrastive_jax.models.config import DualEncoderConfig, TextConfig, TransformerConfig, VisionConfig
+from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.preprocess.images import DecodeError, cut, join
 from contrastive_jax.preprocess.resolution import Resolution
 from contrastive_jax.training.curriculum import Clips, Rows, Segment
+from contrastive_jax.training.shapes import abstract_batch
 from data.pipeline import Pipeline, TeacherView
 from data.sources import Example, Text, stable_hash
 
@@ -105,6 +108,30 @@ def test_packed_batches_hold_every_pair_in_its_slot():
     np.testing.assert_array_equal(caption, [ord("x")] * (1 + index % 7))
   used = sum(len(brightness(batch.image, pair)) for pair in range(16))
   assert used == (batch.image.segments > 0).sum()
+
+
+def shape_of(batch):
+  return [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(batch.on_device())]
+
+
+LENGTHS = Segment(12, 16, (("shapes", 1),), Resolution("naflex", lengths=(4, 9, 16, 25, 36)), "lengths")
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("start", [0, 5, 15, 20])
+def test_kinds_of_batches_come_in_the_order_in_which_steps_need_them(start, seed):
+  pipeline = make(LENGTHS, PACKED, TURNS, seed=seed)
+  needed = []
+  for step in range(start, len(pipeline)):
+    shape = shape_of(pipeline.batch(step))
+    if shape not in needed:
+      needed.append(shape)
+  transformer = TransformerConfig(width=16, depth=1, heads=1, mlp_dim=16)
+  vision = VisionConfig(transformer, image_size=8, patch_size=PATCH, tubelet=2)
+  model = DualEncoderConfig(vision, TextConfig(transformer, vocab_size=300, length=8), embed_dim=16)
+  mesh = MeshSpec().make(jax.devices()[:1])
+  made = [shape_of(abstract_batch(*kind, model, mesh)) for kind in pipeline.kinds(start)]
+  assert made == needed and len(made) > 1
 
 
 def test_what_does_not_fill_a_patch_is_left_out_at_the_right_and_bottom():
