@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from absl import flags
+from PIL import Image
 
 from benchmarks import large_records, record_paths
 from contrastive_jax import cli
@@ -63,6 +64,9 @@ def _size(kind: str, folder: Path) -> tuple[Path, Path, int]:
     if needed is None:  # It is read, or refused in every size.
       break
     count = int(count * min(0.995, 0.99 * limit / 1e6 / float(needed[1].replace(",", ""))))
+  if not moving:
+    with Image.open(large) as image:  # Icons are never as large as one likes.
+      count = image.width * image.height
   return small, large, count
 
 
