@@ -137,6 +137,27 @@ def icon(kind: str, most: int) -> Maker:
   return make
 
 
+def plain_ppm(count: int) -> bytes:
+  """A PPM whose numbers are written out, with two bytes for most of them."""
+  side = max(1, int(count**0.5))
+  row = b" ".join(b"%d" % level for level in pixels(64, 1).ravel() % 10)
+  return b"P3 %d %d 255\n" % (side, side) + b"\n".join([row] * -(-3 * side * side // 64))
+
+
+def ppm_of_few_levels(count: int) -> bytes:
+  """A PPM of 100 levels, which have to be scaled."""
+  levels = pixels(count, 3) % 100
+  return b"P6 %d %d 99\n" % (levels.shape[1], levels.shape[0]) + levels.tobytes()
+
+
+def bmp_of_runs(count: int) -> bytes:
+  """A BMP of a palette, whose rows are runs of one colour."""
+  runs = max(1, int(count**0.5) // 64)
+  body = (b"\x40\x05" * runs + b"\0\0") * (64 * runs) + b"\0\1"
+  header = struct.pack("<IiiHHIIiiII", 40, 64 * runs, 64 * runs, 1, 8, 1, len(body), 0, 0, 256, 0) + bytes(1024)
+  return b"BM" + struct.pack("<IHHI", 14 + len(header) + len(body), 0, 0, 14 + len(header)) + header + body
+
+
 def black_png(side: int) -> bytes:
   """A PNG whose body is all there and small, since it is black."""
   packer = zlib.compressobj(1)
@@ -224,8 +245,11 @@ PICTURES: dict[str, Maker] = {
   "ICNS": icon("ICNS", 1024),
   "PPM": by_pillow("PPM"),
   "PGM 16 bits": by_pillow("PPM", "I;16"),
+  "PPM plain": plain_ppm,
+  "PPM of 100 levels": ppm_of_few_levels,
   "TGA": by_pillow("TGA", "RGBA", compression="tga_rle"),
   "BMP": by_pillow("BMP"),
+  "BMP of runs": bmp_of_runs,
   "QOI": by_pillow("QOI"),
   "PCX": by_pillow("PCX"),
   "SGI": by_pillow("SGI"),

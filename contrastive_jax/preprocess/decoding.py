@@ -24,6 +24,8 @@ _BYTES_A_PIXEL = 8
 # What the formats' own decoders need beside that.
 _FORMAT_BYTES = {"WEBP": 11, "AVIF": 10, "JPEG2000": 21, "GIF": 3, "TIFF": 6, "JPEG": 9, "MPO": 9}
 _FORMAT_BYTES |= {"HEIF": 13, "JXL": 15}
+# Formats that Pillow decodes in Python, QOI and plain PPM among them, are put together in buffers of their own.
+_PYTHON_BYTES = 12
 # What is multiplied by alpha, put on white and brought into a square.
 _TRANSPARENT_BYTES = 8
 _TURNED_BYTES = 4
@@ -166,6 +168,7 @@ def from_pil(image: Image.Image, file_bytes: int = 0) -> np.ndarray:
   transparent = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
   each = _BYTES_A_PIXEL + _FORMAT_BYTES.get(image.format or "", 0)
   each += _TRANSPARENT_BYTES * transparent + _TURNED_BYTES * (orientation != 1)
+  each += _PYTHON_BYTES * any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", ()))
   upright = orientation == 1
   rows = image.height if upright else image.height + image.width
   sides = rows * _BYTES_A_ROW + (image.width if upright else max(image.size)) * _BYTES_A_COLUMN

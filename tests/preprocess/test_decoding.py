@@ -9,7 +9,18 @@ import pytest
 from PIL import Image
 
 from benchmarks.fuzz_records import fuzz
-from benchmarks.large_records import black_png, by_pillow, icon, icon_that_lies, pixels, tile_that_lies, tiled_tiff
+from benchmarks.large_records import (
+  black_png,
+  bmp_of_runs,
+  by_pillow,
+  icon,
+  icon_that_lies,
+  pixels,
+  plain_ppm,
+  ppm_of_few_levels,
+  tile_that_lies,
+  tiled_tiff,
+)
 from contrastive_jax.preprocess.decoding import DecodeError
 from contrastive_jax.preprocess.images import center_crop, composite, decode, premultiply, resize, straight
 
@@ -55,6 +66,21 @@ def test_a_picture_that_takes_too_much_memory_is_refused_before_it_is_decoded(wi
 def test_what_a_file_holds_counts_and_not_what_it_promises(file):
   with pytest.raises(DecodeError, match=r"would take [\d,]+ MB to decode"):
     decode(file)
+
+
+@pytest.mark.parametrize("maker", [by_pillow("QOI"), by_pillow("DDS"), plain_ppm, ppm_of_few_levels, bmp_of_runs])
+def test_formats_that_are_decoded_in_python_are_read_and_count_their_buffers(maker):
+  assert straight(maker(1 << 12)).shape == (64, 64, 3)
+  # The header alone is read.
+  head, side = maker(1 << 12), 4000
+  for old, new in ((b"P3 64 64", b"P3 4000 4000"), (b"P6 64 64", b"P6 4000 4000")):
+    head = head.replace(old, new)
+  for order, at in (("<", 12), (">", 4), ("<", 18)):
+    kinds = {12: b"DDS ", 4: b"qoif", 18: b"BM"}
+    if head.startswith(kinds[at]):
+      head = head[:at] + struct.pack(order + "II", side, side) + head[at + 8 :]
+  with pytest.raises(DecodeError, match="4000x4000 pixels would take"):
+    decode(head)
 
 
 @pytest.mark.parametrize("maker", [icon("ICO", 256), icon("ICNS", 1024), tiled_tiff])
