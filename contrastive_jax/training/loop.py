@@ -134,8 +134,8 @@ def train(
     evaluate: returns numbers that are logged with their step. It is not called at the last step of the run, whose state
       is returned and which the caller scores.
     teach: adds to a batch on the devices what a frozen teacher makes of it.
-    ahead: abstract batches of the steps to come, one of each shape, which are compiled in the background in the order in
-      which steps need them.
+    ahead: abstract batches of the steps to come, one of each shape, which are compiled in the background in the order
+      in which steps need them.
     stop: tells when to stop; None makes one.
     confirm: is called before anything is written, and raises when the run directory belongs to another process by now
       or, called with `here=True` before a checkpoint, when it is gone.
