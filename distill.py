@@ -77,18 +77,20 @@ def main() -> None:
   output = paths.folder_to_write("--output", OUTPUT.value)
   sources = build.make_sources(config.data, taught_sources(config))
   model = load(teacher, STEP.value, batch_size=BATCH_SIZE.value)
-  with RunLock(output):
-    write(output, model, sources, BadRecords(output / FILE, limit=config.data.max_bad_share))
+  with RunLock(output) as lock:
+    write(output, model, sources, BadRecords(output / FILE, limit=config.data.max_bad_share), lock)
 
 
-def write(output: Path, model: Model, sources: Mapping[str, Source], bad_records: BadRecords) -> None:
+def write(output: Path, model: Model, sources: Mapping[str, Source], bad_records: BadRecords, lock: RunLock) -> None:
   """Embeds the sources that are not there yet."""
+  lock.confirm(here=True)
   targets.describe(output, {"teacher": TEACHER.value, "step": model.step, "dim": model.config.embed_dim})
   for name, source in sources.items():
     if targets.has_source(output, name):
       print(f"{name}: already there")
       continue
-    written = targets.write_source(output, name, embedded(model, name, source, bad_records), DTYPE.value)
+    chunks = confirmed(embedded(model, name, source, bad_records), lock)
+    written = targets.write_source(output, name, chunks, DTYPE.value)
     unread = len(source) - written
     print(f"{name}: {written:,} samples" + (f", {unread:,} could not be read or repeat another's id" if unread else ""))
 
@@ -100,6 +102,16 @@ def taught_sources(config: Any) -> list[str]:
   if not names:
     raise UserError("every stage of the curriculum has distillation=(0, 0): none asks for targets")
   return list(dict.fromkeys(names))
+
+
+def confirmed(
+  chunks: Iterator[tuple[np.ndarray, np.ndarray]], lock: RunLock
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields the chunks while the folder that they go to is this process's; see `RunLock.confirm`."""
+  for chunk in chunks:
+    lock.confirm(here=True)
+    yield chunk
+  lock.confirm(here=True)  # What has been written is put in order next.
 
 
 def embedded(

@@ -2,13 +2,14 @@
 
 python train.py --config=configs/emoji.py --workdir=runs/emoji [--config.batch_size=512 ...]
 
---config.<field>=<value> overrides a field of the config; configs/common.py explains every field. SIGINT (Ctrl-C) and
-SIGTERM stop a run after a checkpoint, and the same command resumes it. A run directory is locked while a command works
-on it: a second one is refused. Records that cannot be read are replaced and listed in WORKDIR/bad_records.jsonl.
+--config.<field>=<value> overrides a field of the config; configs/common.py explains every field. SIGINT (Ctrl-C),
+SIGTERM and SIGHUP (a closed terminal) stop a run after a checkpoint, and the same command resumes it. A run directory
+is locked while a command works on it: a second one is refused. Records that cannot be read are replaced and listed in
+WORKDIR/bad_records.jsonl.
 
 Exit codes: 0 the run is complete; 2 a mistake in the command, the config or the data; 3 a loss, gradient or parameter
-is not finite; 4 a file or a checkpoint cannot be written; 130 or 143 stopped by SIGINT or SIGTERM. After 4, 130 and 143
-the same command resumes the run.
+is not finite; 4 a file or a checkpoint cannot be written; 129, 130 or 143 stopped by SIGHUP, SIGINT or SIGTERM. After
+4, 129, 130 and 143 the same command resumes the run.
 """
 
 import dataclasses

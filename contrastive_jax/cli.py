@@ -1,7 +1,8 @@
 """What the command-line tools share: a user's mistake is one sentence and exit code 2, never a traceback.
 
 Other exit codes: 3 after a loss, gradient or state that is not finite; 4 when a file or a checkpoint cannot be written,
-and the same command resumes once it can; 130 after SIGINT and 143 after SIGTERM, with the steps so far saved.
+and the same command resumes once it can; 129, 130 and 143 after SIGHUP, SIGINT and SIGTERM, with the steps so far
+saved.
 """
 
 import errno
@@ -22,7 +23,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import config_path
 
-from contrastive_jax import paths
+from contrastive_jax import paths, terminal
 from contrastive_jax.errors import SaveError, UserError, nearest
 from contrastive_jax.parallel import distributed, environment
 from contrastive_jax.training import fields
@@ -51,7 +52,7 @@ def run(main: Callable[[], None]) -> None:
       print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr, flush=True)
       sys.stdout.flush()
       for child in multiprocessing.active_children():
-        child.terminate()
+        child.kill()  # Data workers ignore what asks them to end.
       distributed.leave()
       os._exit(error.exit_code)
     except UserError as error:
@@ -64,8 +65,7 @@ def run(main: Callable[[], None]) -> None:
       where = f"{error.filename}: " if error.filename else ""
       _fail(f"{where}{error.strerror}; mend that and run the same command again", WRITE_ERROR)
 
-  # Names of files may hold what a terminal cannot show; that must not end what has been computed.
-  sys.stdout.reconfigure(errors="backslashreplace")
+  sys.stdout, sys.stderr = terminal.lasting(sys.stdout, 1), terminal.lasting(sys.stderr, 2)
   app.run(guarded, flags_parser=_parse)
 
 
@@ -76,7 +76,13 @@ def _parse(arguments: list[str]) -> list[str]:
     sys.exit(0)  # absl ends --help with 1, as if it had failed.
   except ConfigFileError as error:
     # What a config file raised is a mistake in code, and is shown as Python shows it.
-    raise error.__cause__ from None
+    cause = error.__cause__
+    if isinstance(cause, SystemExit) and not cause.code:
+      _fail(f"--config={error}: the file ended Python before it gave a config")
+    way_out = _with_dot(str(cause))
+    if way_out != str(cause):
+      cause.add_note(way_out)
+    raise cause from None
   except flags.Error as error:
     # absl wraps what a parser raises; ours say which file or flag they are about.
     said = error.__context__ if isinstance(error.__context__, UserError) else error
@@ -172,7 +178,7 @@ class _ConfigFileParser(flags.ArgumentParser):
       walked = traceback.walk_tb(error.__traceback__)
       lines = [line for frame, line in walked if Path(frame.f_code.co_filename).absolute() == file.absolute()]
       raise UserError(f"{name}{f', line {lines[-1]}' if lines else ''}: {error}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
       raise ConfigFileError(name) from error
     config.lock()
     for override in _overrides(flags.FLAGS.read_flags_from_files(sys.argv, force_gnu=False)):

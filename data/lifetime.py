@@ -1,9 +1,10 @@
-"""Data workers end with the process that they read for, whatever ends it."""
+"""Data workers end with the process that they read for, whatever ends it, and not before it."""
 
 import multiprocessing
 import os
+import signal
 import threading
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 
 _POLL_SECONDS = 1.0
 _following = False
@@ -14,13 +15,32 @@ def follow_parent() -> None:
 
   A killed parent cannot stop its workers, and they would wait for it for ever. Linux's PR_SET_PDEATHSIG is not used: it
   fires when the *thread* that started the worker ends, which may be long before its process does.
+
+  Signals that ask to stop are ignored from then on: terminals and schedulers send them to all processes of a run, and
+  the parent needs its workers until its last step is done.
   """
   global _following
   parent = multiprocessing.parent_process()
   if parent is None or _following:
     return
   _following = True
+  if threading.current_thread() is threading.main_thread():
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+      signal.signal(number, signal.SIG_IGN)
   threading.Thread(target=_watch, args=(parent.sentinel, os.getppid()), name="follow parent", daemon=True).start()
+
+
+def start_tracker() -> None:
+  """Starts the process in which `multiprocessing` counts shared memory, so that a closed terminal does not end it.
+
+  It outlives SIGINT and SIGTERM by itself. Were it gone, each block of memory that workers hand over would print a
+  traceback.
+  """
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+  try:
+    resource_tracker.ensure_running()
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _watch(sentinel: int, parent: int) -> None:

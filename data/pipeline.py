@@ -25,7 +25,7 @@ from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.training.curriculum import Feed, Segment, segment_at, total_steps
 from data.augment import DRAWS, Augment
 from data.groups import group_labels, key_of
-from data.lifetime import follow_parent
+from data.lifetime import follow_parent, start_tracker
 from data.mixture import drawn, uniforms
 from data.rendering import Renderer, with_frames
 from data.sources import Example, Source
@@ -194,6 +194,7 @@ class Pipeline:
     if self._workers:
       if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl flags, which a library call leaves unparsed.
+      start_tracker()
       inside = grain.ReadOptions(num_threads=min(self._threads, buffered), prefetch_buffer_size=buffered)
       ahead = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1)
       dataset = chunks.to_iter_dataset(inside).mp_prefetch(ahead)

@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[1]
 TINY = "--config=tests/tiny.py"
 
 
-def start(script: str, *arguments: str, devices: int = 1, **environment: str) -> subprocess.Popen:
+def start(
+  script: str, *arguments: str, devices: int = 1, start_new_session: bool = False, **environment: str
+) -> subprocess.Popen:
   """Starts a script on emulated CPU devices."""
   settings = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), **environment}
   return subprocess.Popen(
@@ -28,6 +30,7 @@ def start(script: str, *arguments: str, devices: int = 1, **environment: str) ->
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
+    start_new_session=start_new_session,
   )
 
 

@@ -73,6 +73,20 @@ def test_the_traceback_of_a_config_file_is_shown(tmp_path):
   assert said.endswith("IndexError: list index out of range")
 
 
+@pytest.mark.parametrize(
+  ("line", "code", "end"),
+  [
+    ("raise SystemExit('set DATA first')", 1, "set DATA first"),
+    ("raise SystemExit(7)", 7, ""),
+    ("raise SystemExit", 2, "the file ended Python before it gave a config"),
+    ("config.data.sources = {'tfds/name/big.v2': 1.0}", 1, '{"mine": {"name": "tfds/name/big.v2", "weight": 1.0}}'),
+  ],
+)
+def test_a_config_file_that_ends_python_is_no_success(line, code, end, tmp_path):
+  done, said = run(f"--config={write(tmp_path / 'mine.py', line)}")
+  assert done == code and said.endswith(end)
+
+
 @pytest.mark.slow
 def test_an_error_of_ours_keeps_its_traceback():
   code, said = run("--config=configs/emoji.py", "--config.name=broken")

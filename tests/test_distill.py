@@ -1,6 +1,7 @@
 """The command that writes a cache of a teacher's embeddings: they are those of the pictures as a person sees them."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -61,6 +62,21 @@ def test_the_cache_holds_every_drawing_as_it_is_seen(teacher, tmp_path):
   np.testing.assert_allclose(cache.lookup(ids).image, expected, atol=2e-3)
   # Different drawings have different embeddings, or the line above would prove little.
   assert np.abs(expected[0] - expected[1]).max() > 0.02
+
+
+@pytest.mark.slow
+def test_a_folder_that_was_renamed_meanwhile_is_not_made_anew(teacher, tmp_path):
+  output = tmp_path / "targets"
+  # Small batches, so that the other sources are not done before the folder is renamed.
+  options = (f"--teacher={teacher}", runs.TINY, f"--output={output}", "--batch_size=1")
+  process = runs.start("distill.py", *options)
+  while not any(output.glob("*/unsorted")):
+    assert process.poll() is None, process.communicate()[0]
+    time.sleep(0.01)
+  output.rename(tmp_path / "moved")
+  said = runs.finish(process, expected=4)
+  assert said.strip().splitlines()[-1].startswith(f"distill.py: {output} was removed or renamed")
+  assert not output.exists() and not any((tmp_path / "moved").glob("*/ids.npy"))
 
 
 def test_mistakes_are_named(teacher, tmp_path):

@@ -1,9 +1,16 @@
 """Killed, damaged and moved runs end where an uninterrupted one does."""
 
+import fcntl
 import json
+import os
+import pty
 import random
+import select
 import shutil
 import signal
+import subprocess
+import sys
+import termios
 import time
 
 import numpy as np
@@ -63,6 +70,50 @@ def test_a_signal_saves_and_the_run_goes_on_from_there(uninterrupted, tmp_path):
   output = runs.train(tmp_path)
   assert "from step" in output
   runs.assert_same_bits(runs.final_state(tmp_path), runs.final_state(uninterrupted))
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_to_all_processes_of_a_run_lets_its_data_workers_finish_the_step(name, code, uninterrupted, tmp_path):
+  options = ("--config.checkpoint_every=1000", "--config.total_steps=100000", "--config.data.workers=2")
+  process = runs.start("train.py", runs.TINY, f"--workdir={tmp_path}", *options, start_new_session=True)
+  ids = tmp_path / "sample_ids.jsonl"
+  while not (ids.exists() and len(ids.read_text().splitlines()) >= 5):
+    assert process.poll() is None, process.communicate()[0]
+    time.sleep(0.01)
+  os.killpg(process.pid, getattr(signal, name))
+  said = runs.finish(process, expected=code)
+  assert "Stopped at step" in said and "Traceback" not in said
+  (saved,) = (tmp_path / "checkpoints").iterdir()
+  read = ids.read_text().splitlines()
+  assert (
+    len(read) == int(saved.name)
+    and read[:40] == (uninterrupted / "sample_ids.jsonl").read_text().splitlines()[: len(read)]
+  )
+
+
+def test_a_run_whose_terminal_is_closed_saves_its_steps(tmp_path):
+  controller, side = pty.openpty()
+  command = [sys.executable, "train.py", runs.TINY, f"--workdir={tmp_path}", "--config.total_steps=100000"]
+  process = subprocess.Popen(
+    [*command, "--config.checkpoint_every=100000"],
+    cwd=runs.ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
+    stdin=side,
+    stdout=side,
+    stderr=side,
+    start_new_session=True,
+    preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+  )
+  os.close(side)
+  ids = tmp_path / "sample_ids.jsonl"
+  while not (ids.exists() and len(ids.read_text().splitlines()) >= 5):
+    assert process.poll() is None
+    if select.select([controller], [], [], 0.05)[0]:
+      os.read(controller, 1 << 16)  # A terminal that nobody reads makes who writes to it wait.
+  os.close(controller)
+  assert process.wait(timeout=240) == 129
+  (saved,) = (tmp_path / "checkpoints").iterdir()
+  assert len(ids.read_text().splitlines()) == int(saved.name)
 
 
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(uninterrupted, tmp_path):

@@ -72,10 +72,12 @@ def leave() -> None:
 
 
 class StopRequest:
-  """Turns SIGINT and SIGTERM into a request to stop that every host sees at the same step.
+  """Turns SIGINT, SIGTERM and SIGHUP into a request to stop that every host sees at the same step.
 
   Each step, `agree` starts a tiny all-reduce of the hosts' flags and returns the answer of the step before, so that no
-  host waits for a round trip. A second signal acts as if nothing had been installed.
+  host waits for a round trip. A second SIGINT or SIGTERM acts as if nothing had been installed. SIGHUP, which a closed
+  terminal sends, comes from its shell as well as from the kernel and may come several times; where it was ignored when
+  the process started, as under `nohup`, it stays ignored.
 
   Attributes:
     exit_code: what an interrupted command ends with, 128 and the number of the signal; SIGTERM's if this host got none.
@@ -93,7 +95,9 @@ class StopRequest:
 
   def __enter__(self) -> "StopRequest":
     if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGINT, signal.SIGTERM):
+      for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+          continue
         self._previous[number] = signal.signal(number, self._on_signal)
     return self
 
@@ -108,7 +112,8 @@ class StopRequest:
     name = signal.Signals(number).name
     with contextlib.suppress(OSError):
       os.write(2, f"{name}: stopping after this step, with a checkpoint; a second signal ends at once.\n".encode())
-    signal.signal(number, self._previous[number])
+    if number != signal.SIGHUP:
+      signal.signal(number, self._previous[number])
 
   def agree(self, failing: bool = False) -> bool:
     """Whether any host has been asked to stop; the same answer on every host, as is `failed` afterwards.

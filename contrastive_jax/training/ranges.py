@@ -67,8 +67,8 @@ DEGREES = Range(0, 360)
 
 # Regular expressions of whole field names -> range; the first that matches holds.
 RANGES: Mapping[str, Range] = {
-  # JAX keeps 32 bits of a seed: a larger one would be another in disguise.
-  r"seed": Range(-(2**31), 2**32 - 1),
+  # JAX keeps 32 bits of a seed: any other number would be one of these in disguise, as -1 is 2**32 - 1.
+  r"seed": Range(0, 2**32 - 1),
   r"total_steps|batch_size|accumulation|log_every|checkpoint_every|checkpoint_keep_last": Range(1, 2**31 - 1),
   r"checkpoint_keep_every|eval_every|max_skipped_steps|profile_steps": NOT_NEGATIVE,
   r"average_decay": BELOW_ONE,

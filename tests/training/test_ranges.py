@@ -102,7 +102,7 @@ def test_shipped_configs_lie_within_the_ranges(name):
     ("data.sources", ({"noto": 0}, {"noto": -1}, {"noto": math.nan}, {"a": {"name": "noto", "weight": -2}})),
     ("objective", ({"sigmoid": 0}, {"sigmoid": math.inf})),
     ("batch_size", (0, -8)),
-    ("seed", (math.nan, 2**32, -(2**31) - 1)),
+    ("seed", (math.nan, 2**32, -1, -(2**31) - 1)),
     # What is another number in float32: 1, 0 and infinity.
     ("optimizer.b2", (0.99999999,)),
     ("optimizer.eps", (1e-60,)),
