@@ -1,6 +1,7 @@
 """What the processes of one job do together: start, agree to stop, and wait for each other."""
 
 import contextlib
+import json
 import os
 import signal
 import threading
@@ -63,6 +64,20 @@ def barrier(name: str) -> None:
 def any_of(*flags: bool) -> list[bool]:
   """For each flag whether it is set on any process; all processes must ask together."""
   return np.any(np.atleast_2d(multihost_utils.process_allgather(np.array(flags))), axis=0).tolist()
+
+
+def from_main(value: Any) -> Any:
+  """Returns on every process what the main process passes; all of them must call it.
+
+  Args:
+    value: what JSON can hold. The values of other processes are dropped.
+  """
+  if not is_several():
+    return value
+  content = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+  content = content if is_main() else np.zeros(size, np.uint8)
+  return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(content)).tobytes())
 
 
 def leave() -> None:

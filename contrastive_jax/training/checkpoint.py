@@ -4,6 +4,7 @@ Orbax's `experimental.v1` interface is used here and nowhere else.
 """
 
 import contextlib
+import errno
 import functools
 import json
 import logging
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import orbax.checkpoint.experimental.v1 as ocp
 
 from contrastive_jax import paths, runs
+from contrastive_jax.bad_records import RETRY_DELAYS
 from contrastive_jax.errors import NonFiniteError, SaveError, UserError
 from contrastive_jax.parallel import distributed
 from contrastive_jax.training import orbax_patches, upgrades
@@ -33,8 +35,69 @@ paths.read_names_literally()
 orbax_patches.apply()
 
 
+# Errors of the file system that say that a file is not what was written. Any other may be gone at the next attempt.
+_WRONG_FILES = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.EOVERFLOW}
+
+
 class _Damaged(Exception):
   """What is wrong with a checkpoint, as the end of a sentence."""
+
+
+def _is_transient(error: BaseException | None) -> bool:
+  """Whether an error is one of the file system, the network or a lock, and not of what a file holds.
+
+  TensorStore raises a ValueError that quotes the number of such an error, or the status of a remote store.
+  """
+  while error is not None:
+    said = str(error)
+    number = error.errno if isinstance(error, OSError) else None
+    quoted = re.search(r"OS error (\d+)", said)
+    if quoted and not isinstance(error, OSError):
+      number = int(quoted[1])
+    if number is not None or isinstance(error, OSError):
+      return number not in _WRONG_FILES
+    if re.search(r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED)\b", said):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
+
+
+def _together(read: Callable[[], Any], step: int) -> Any:
+  """Returns what each process reads, or raises on all of them when one cannot: none goes on alone.
+
+  Args:
+    read: reads this process' part of a checkpoint and waits for no other process.
+    step: of the checkpoint.
+
+  Raises:
+    _Damaged: if what a process read is not what was written.
+    UserError: if a process cannot read its part, after several attempts of all.
+  """
+  several = distributed.is_several()
+  for delay in (*RETRY_DELAYS, None):
+    result, damage, trouble = None, "", ""
+    try:
+      result = read()
+    except (jax.errors.JaxRuntimeError, UserError, MemoryError):
+      raise  # An accelerator without memory damages nothing.
+    except Exception as error:  # Orbax, TensorStore, JSON and the file system each have their own.
+      said = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+      # What other processes can see may come to this one later, on a file system that they share.
+      missing = several and delay is not None and isinstance(error, FileNotFoundError)
+      damage, trouble = ("", said) if _is_transient(error) or missing else (said, "")
+    damaged, troubled = distributed.any_of(bool(damage), bool(trouble)) if several else (bool(damage), bool(trouble))
+    if not troubled:
+      break
+    if delay is None:
+      raise UserError(
+        f"checkpoint {step} cannot be read now ({trouble or 'another process says so'}) and is left as it is: mend that"
+        " and run the same command again"
+      )
+    log.warning("Checkpoint %d cannot be read (%s); trying again.", step, trouble or "on another process")
+    time.sleep(delay)
+  if damaged:
+    raise _Damaged(damage or "another process cannot read its part")
+  return result
 
 
 @jax.jit
@@ -69,13 +132,11 @@ def _plain(name: str) -> str:
   return "/".join(re.findall(r"[^\[\]'.]+", name))
 
 
-def _verified(
-  manager: ocp.training.Checkpointer, step: int, choose: Callable[[Any], Any]
-) -> tuple[Any, dict[str, Any]]:
-  """Reads leaves of a checkpoint and compares each with its checksum.
+def _verified(directory: Path, step: int, choose: Callable[[Any], Any]) -> tuple[Any, dict[str, Any]]:
+  """Reads leaves of a checkpoint and compares each with its checksum; all processes together, with the same outcome.
 
   Args:
-    manager: an open directory of checkpoints.
+    directory: of the checkpoints.
     step: which checkpoint.
     choose: maps what the checkpoint says it holds to what is read of it, with placeholders for what is not.
 
@@ -84,17 +145,23 @@ def _verified(
 
   Raises:
     _Damaged: if anything of it cannot be read, or was not written so.
+    UserError: if it cannot be read now, for a reason that is not in it.
   """
-  try:
-    metadata = manager.checkpointables_metadata(step)
-    about = dict(metadata.custom_metadata)
-    wanted = choose(metadata.metadata["state"])
-    restored = manager.load_checkpointables(step, {"state": wanted})["state"]
-  except (jax.errors.JaxRuntimeError, UserError, MemoryError):
-    raise  # An accelerator without memory damages nothing.
-  except Exception as error:  # Orbax, TensorStore, JSON and the file system each have their own.
-    reason = " ".join(str(error).split())[:120]
-    raise _Damaged(f"{type(error).__name__}: {reason}") from None
+  path = directory / str(step)
+  # Orbax would have each process wait for the others, of which one may have found an error.
+  alone = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
+
+  def describe() -> tuple[dict[str, Any], Any]:
+    with ocp.Context(multiprocessing_options=alone):
+      metadata = ocp.checkpointables_metadata(path)
+    return dict(metadata.custom_metadata), choose(metadata.metadata["state"])
+
+  def load() -> Any:
+    with ocp.Context(multiprocessing_options=alone):
+      return ocp.load_checkpointables(path, {"state": wanted})["state"]
+
+  about, wanted = _together(describe, step)
+  restored = _together(load, step)
   expected, written = about.pop("checksum", None), about.pop("digest", None)
   if not isinstance(expected, dict):
     raise _Damaged("its metadata holds no checksums")
@@ -266,11 +333,12 @@ class Checkpoints:
       call()
 
   def newest_about(self) -> dict[str, Any]:
-    """What the newest checkpoint holds beside its state, unverified; empty where there is none that can be read."""
+    """What the newest checkpoint holds beside its state, unverified; empty where the main process can read none."""
     try:
-      return dict(self._manager.checkpointables_metadata(self.steps[-1]).custom_metadata)
+      newest = dict(self._manager.checkpointables_metadata(self.steps[-1]).custom_metadata)
     except Exception:  # `restore` says what is wrong.
-      return {}
+      newest = {}
+    return distributed.from_main(newest)
 
   def describe(self, step: int) -> dict[str, Any]:
     """Shapes and dtypes of all leaves of a checkpoint, on the first device."""
@@ -303,19 +371,20 @@ class Checkpoints:
   def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
     """The newest checkpoint that can be read and whose checksum holds, or None.
 
-    A damaged checkpoint is reported, moved aside to `<step>.damaged` and the one before it is used.
+    A damaged checkpoint is reported, moved aside to `<step>.damaged` and the one before it is used. All processes read
+    the same one: the main process says which there are, and what one of them cannot read is used by none.
 
     Args:
       abstract: shapes, dtypes and shardings to restore into; the mesh may differ from the one that wrote.
 
     Raises:
-      UserError: if there are checkpoints but all are damaged.
+      UserError: if there are checkpoints but all are damaged, or if one cannot be read now.
     """
     tree = _as_dict(abstract)
     damaged: dict[int, str] = {}
-    for step in reversed(self.steps):
+    for step in reversed(distributed.from_main(self.steps)):
       try:
-        restored, about = _verified(self._manager, step, functools.partial(upgrades.old_names, tree))
+        restored, about = _verified(self._directory, step, functools.partial(upgrades.old_names, tree))
       except _Damaged as error:
         damaged[step] = str(error)
         continue
@@ -364,7 +433,7 @@ def restore_params(workdir: Path, step: int | None, place: Callable[[Any], Any] 
   if not directory.is_dir():
     raise UserError(f"{workdir} has no checkpoints: train a model there first, or name another run")
   with ocp.training.Checkpointer(directory) as manager:
-    steps = [found.step for found in manager.checkpoints]
+    steps = distributed.from_main([found.step for found in manager.checkpoints])
     if not steps or (step is not None and step not in steps):
       wanted = "no finished checkpoint" if not steps else f"no checkpoint of step {step}; it has {steps}"
       raise UserError(f"{workdir} has {wanted}")
@@ -381,7 +450,7 @@ def restore_params(workdir: Path, step: int | None, place: Callable[[Any], Any] 
     damaged: dict[int, str] = {}
     for candidate in reversed(steps) if step is None else [step]:
       try:
-        loaded, about = _verified(manager, candidate, choose)
+        loaded, about = _verified(directory, candidate, choose)
       except _Damaged as error:
         damaged[candidate] = str(error)
         continue
