@@ -29,7 +29,7 @@ def images(source: Path) -> tuple[list[str], list[Path]]:
     if not row["path"].strip():
       raise UserError(f"row {number} of {source} has an empty 'path': name a picture, or leave out the row")
     named.append(source.parent / paths.typed(f"row {number} of {source}: path", row["path"]))
-  return tables.ids(source, [row.get("id", row["path"]) for row in rows]), named
+  return tables.ids(source, rows, [row["path"] for row in rows]), named
 
 
 def texts(source: Path) -> tuple[list[str], list[str]]:
@@ -46,7 +46,7 @@ def texts(source: Path) -> tuple[list[str], list[str]]:
     found = tables.lines(source)
     return [str(number) for number in range(1, len(found) + 1)], inputs.texts(found, str(source))
   rows = list(tables.rows(source, "text"))
-  ids = tables.ids(source, [row.get("id", number) for number, row in enumerate(rows, 1)])
+  ids = tables.ids(source, rows, range(1, len(rows) + 1))
   return ids, inputs.texts([row["text"] for row in rows], f"{source}: text")
 
 

@@ -79,17 +79,19 @@ def lines(path: Path) -> list[str]:
   return found
 
 
-def ids(path: Path, values: Sequence[Any]) -> list[str]:
-  """Returns ids as text.
+def ids(path: Path, rows: Sequence[dict[str, Any]], otherwise: Sequence[Any]) -> list[str]:
+  """Returns the ids of the rows of a table as text: those of its column "id" where it has one.
 
   Args:
     path: of the table, for errors.
-    values: of its rows: text or integers.
+    rows: the rows. Where one of them has an id, text or an integer, each needs one.
+    otherwise: the ids of the rows of a table without that column.
 
   Raises:
     UserError: if one is missing, is neither text nor an integer, would break lines, or occurs twice.
   """
   first: dict[str, int] = {}
+  values = [row.get("id") for row in rows] if any("id" in row for row in rows) else otherwise
   for number, value in enumerate(values, 1):
     if value is None or value == "" or value != value:  # NaN differs from itself.
       raise UserError(f"row {number} of {path} has no 'id': give each row one, or leave out the column")

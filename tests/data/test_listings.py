@@ -77,6 +77,8 @@ def test_a_parquet_file_is_known_by_its_content(tmp_path):
     ("t.txt", "one\0", "holds a NUL"),
     ("t.xlsx.csv", "PK\3\4\0\0", "has no column 'text'"),
     ("t.jsonl", '{"id": 1, "text": "a"}\n{"id": "1", "text": "b"}', "rows 1 and 2"),
+    ("t.jsonl", '{"id": 1, "text": "a"}\n{"text": "b"}', "row 2 of .* has no 'id'"),
+    ("t.json", '[{"text": "a"}, {"id": "7", "text": "b"}]', "row 1 of .* has no 'id'"),
     ("t.json", '{\n"text": {"0": "one"}}', "holds a dict"),
     ("t.json", '["one"]', "row 1 of .* is a str"),
     ("t.json", "[", "cannot be read"),
