@@ -84,6 +84,8 @@ SCORING_FLAGS = (WORKDIR, TASKS, STEP, PROBE, *PROBE_FLAGS, DATA_DIR, *KEY_FLAGS
 
 def main() -> None:
   if COMPARE.value is not None:
+    if not any(name.strip() for name in COMPARE.value):
+      raise UserError("--compare is empty: name run directories, such as --compare runs/emoji runs/seed1")
     idle = next((flag.name for flag in SCORING_FLAGS if flag.present), None)
     if idle:
       raise UserError(f"--{idle} is for scoring, and --compare scores nothing: leave one of them out")
@@ -92,6 +94,8 @@ def main() -> None:
   if TASKS.value == ["list"]:
     show_tasks()
     return
+  if not any(name.strip() for name in TASKS.value):
+    raise UserError("--tasks is empty: name evaluation sets, which --tasks=list prints, separated by commas")
   if not WORKDIR.value:
     raise UserError("--workdir is missing: name a run, such as --workdir=runs/emoji")
   distributed.initialize()

@@ -43,7 +43,7 @@ def load(
   _refuse_foreign(path)
   run = read_config(path)
   config = model_config(run)
-  tokenizer = tokenizers.load(str(path / "tokenizer"))
+  tokenizer = tokenizers.load(path / "tokenizer")
   mesh = MeshSpec().make() if mesh is None else mesh
   restored = restore_params(path, step, lambda part: placed(mesh, config, part))
   if restored.about.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:

@@ -171,6 +171,12 @@ def test_a_damaged_description_of_a_tokenizer_is_one_sentence(tmp_path, content)
     tokenizers.load(tmp_path)
 
 
+def test_a_run_without_its_tokenizer_is_told_so(tmp_path):
+  folder = tmp_path / "file:x" / "tokenizer"  # A name like the spec of a tokenizer's file.
+  with pytest.raises(UserError, match=f"{folder} is missing, the tokenizer of the run"):
+    tokenizers.load(folder)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"null", b"[" * 100_000])
 def test_a_damaged_config_is_one_sentence(tmp_path, content):
   (tmp_path / "config.json").write_bytes(content)

@@ -303,7 +303,7 @@ def load(spec: str | os.PathLike, **options: Any) -> Tokenizer:
 
   Args:
     spec: "file:tokenizer.json", "sentencepiece:FILE.model", "clip:bpe_simple_vocab_16e6.txt.gz", or a directory that
-      `Tokenizer.save` wrote.
+      `Tokenizer.save` wrote. A `Path` is such a directory in any case.
     **options: for the kind's constructor, such as `lowercase=True` for SentencePiece.
 
   Raises:
@@ -320,6 +320,8 @@ def load(spec: str | os.PathLike, **options: Any) -> Tokenizer:
       KINDS[kind]
     except (ValueError, LookupError, TypeError) as error:
       raise UserError(f"{described} is damaged ({' '.join(str(error).split())[:80]}); put back the original") from None
+  elif not isinstance(spec, str):
+    raise UserError(f"{text} is missing, the tokenizer of the run: put back the original folder")
   else:
     kind, colon, name = text.partition(":")
     if not colon or kind not in KINDS:

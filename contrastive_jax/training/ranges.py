@@ -139,7 +139,8 @@ def check_ranges(config: Mapping[str, Any]) -> None:
     limits = range_of(name) or FINITE
     if not limits.holds(value):
       finite = "" if math.isfinite(value) or limits == FINITE else "finite and "
-      raise UserError(f"{name}={value} must be {finite}{limits}")
+      rounded = "" if not limits._contains(value) else f", and it is {_as_float32(value)} as the float32 that steps use"
+      raise UserError(f"{name}={value} must be {finite}{limits}{rounded}")
 
 
 def numbers(node: Any, name: str = "") -> Iterator[tuple[str, float | int]]:

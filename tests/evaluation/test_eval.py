@@ -75,3 +75,8 @@ def test_a_probe_that_cannot_be_is_one_sentence(trained, arguments, sentence):
 def test_names_that_no_probe_can_be_of_are_refused_before_the_model_is_read(arguments, sentence):
   output = runs.run("eval.py", "--workdir=nowhere", "--probe=knn", *arguments, expected=2)
   assert sentence in output and "Traceback" not in output
+
+
+@pytest.mark.parametrize("flag", ["tasks", "compare"])
+def test_an_empty_list_is_no_success(flag):
+  assert f"eval.py: --{flag} is empty" in runs.run("eval.py", "--workdir=nowhere", f"--{flag}=", expected=2)
