@@ -23,7 +23,7 @@ MAX_FILE_BYTES = 100_000_000
 _BYTES_A_PIXEL = 8
 # What the formats' own decoders need beside that.
 _FORMAT_BYTES = {"WEBP": 11, "AVIF": 10, "JPEG2000": 21, "GIF": 3, "TIFF": 6, "JPEG": 9, "MPO": 9}
-_FORMAT_BYTES |= {"HEIF": 13, "JXL": 15}
+_FORMAT_BYTES |= {"HEIF": 13, "JXL": 15, "SGI": 2}
 # Formats that Pillow decodes in Python, QOI and plain PPM among them, are put together in buffers of their own.
 _PYTHON_BYTES = 12
 # What is multiplied by alpha, put on white and brought into a square.
