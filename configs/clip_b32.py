@@ -23,5 +23,6 @@ def get_config() -> ConfigDict:
   config.schedule.warmup_steps = 2000
 
   config.tokenizer.spec = "clip:bpe_simple_vocab_16e6.txt.gz"  # OpenAI's merges.
-  config.data.sources = ConfigDict({"tfds/coco_captions": 1.0})  # An example: name your own.
+  config.data.sources = ConfigDict({"tfds/coco_captions": 1.0})  # An example: name your own, and its features.
+  config.data.caption_key = "captions"
   return config

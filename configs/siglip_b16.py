@@ -19,5 +19,6 @@ def get_config() -> ConfigDict:
   config.schedule.warmup_steps = 5000
 
   config.tokenizer.spec = "sentencepiece:tokenizer.model"  # Of at most 32,000 tokens; the paper's is C4's.
-  config.data.sources = ConfigDict({"tfds/coco_captions": 1.0})  # An example: name your own.
+  config.data.sources = ConfigDict({"tfds/coco_captions": 1.0})  # An example: name your own, and its features.
+  config.data.caption_key = "captions"
   return config

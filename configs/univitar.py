@@ -32,7 +32,8 @@ def config_of(preset: str, *, pack_pairs: int, accumulation: int) -> ConfigDict:
   config.schedule.warmup_steps = 10_000
 
   config.tokenizer.spec = "sentencepiece:tokenizer.model"  # Of at most 32,000 tokens.
-  config.data.sources = ConfigDict({"tfds/coco_captions": 1.0})  # An example: name your own.
+  config.data.sources = ConfigDict({"tfds/coco_captions": 1.0})  # An example: name your own, and its features.
+  config.data.caption_key = "captions"
   config.data.pack_pairs = pack_pairs
   config.data.text_rows = pack_pairs // 4
   config.data.text_row_length = 128
