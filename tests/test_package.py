@@ -1,7 +1,11 @@
 """The library installs and imports on its own, without the repository around it."""
 
+import ast
+import importlib.metadata
+import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -20,6 +24,46 @@ def test_importing_it_loads_only_what_is_used():
     "assert not loaded('contrastive_jax.training.config', 'contrastive_jax.training.loop', 'tensorboardX')\n"
   )
   subprocess.run([sys.executable, "-c", program], check=True, cwd=runs.ROOT)
+
+
+def imported(*patterns):
+  """Names of the third-party packages that the files import, anywhere in them."""
+  found = set()
+  for path in (path for pattern in patterns for path in runs.ROOT.glob(pattern)):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Import):
+        found.update(alias.name.partition(".")[0] for alias in node.names)
+      elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        found.add(node.module.partition(".")[0])
+  own = {"contrastive_jax", "data", "configs", "benchmarks", *(path.stem for path in runs.ROOT.glob("*.py"))}
+  return found - sys.stdlib_module_names - own
+
+
+def plain(requirement):
+  return re.split(r"[^\w.-]", requirement)[0].lower().replace("_", "-")
+
+
+def distributions(names):
+  """The distribution of each package; one that is not installed goes by its own name."""
+  known = importlib.metadata.packages_distributions()
+  return {name: {plain(each) for each in known.get(name, [name])} for name in names}
+
+
+def test_the_dependencies_are_what_the_library_imports():
+  project = tomllib.loads((runs.ROOT / "pyproject.toml").read_text())["project"]
+  listed, extras = {plain(each) for each in project["dependencies"]}, project["optional-dependencies"]
+  needed = distributions(imported("contrastive_jax/**/*.py"))
+  optional = {plain(each) for each in extras["wandb"]}
+  missing = [name for name, found in needed.items() if not found & (listed | optional)]
+  unused = listed - {each for found in needed.values() for each in found}
+  assert not missing and not unused
+  for name in optional:
+    assert name not in listed
+  commands = distributions(imported("data/**/*.py", "configs/*.py", "*.py"))
+  data = {plain(each) for each in extras["data"]}
+  # The digits of scikit-learn are made by a command of their own, which says what it needs.
+  del commands["sklearn"]
+  assert not [name for name, found in commands.items() if not found & (listed | data)]
 
 
 @pytest.mark.slow
