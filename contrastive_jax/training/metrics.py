@@ -79,6 +79,8 @@ class Board:
     from tensorboardX.proto import event_pb2
     from tensorboardX.summary import scalar
 
+    # It warns of each number that is not finite, and the run says itself what becomes of one.
+    logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
     try:
       if self._events is None:
         self._open(event_pb2)
