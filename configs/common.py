@@ -119,7 +119,8 @@ def get_config() -> ConfigDict:
   config.average_decay = 0.0  # Decay of the moving average of the parameters that is evaluated; 0 keeps no average.
 
   config.tokenizer = ConfigDict()
-  # "bpe" trains a tokenizer on the run's captions; or "file:tokenizer.json", "sentencepiece:X.model", "clip:X.txt.gz".
+  # "bpe" trains a tokenizer on the captions of up to a million of the run's records; or "file:tokenizer.json",
+  # "sentencepiece:X.model", "clip:X.txt.gz".
   config.tokenizer.spec = "bpe"
   config.tokenizer.lowercase = True  # Whether "bpe" lowers capitals. This field and the next are for "bpe" alone.
   config.tokenizer.straight_quotes = False  # Whether curly quotes become straight ones, as in open_clip.

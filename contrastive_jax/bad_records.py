@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -101,16 +101,23 @@ class BadRecords:
 
 
 def readable(
-  reads: Iterable[Callable[[], Read]], set_name: str, *, ledger: BadRecords, split: str = "", use: str = "training"
+  reads: Iterable[Callable[[], Read]],
+  set_name: str,
+  *,
+  ledger: BadRecords,
+  split: str = "",
+  use: str = "training",
+  numbers: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, Read]]:
-  """Yields (index, what was read) of the records that can be read; the ledger gets the others.
+  """Yields (position in `reads`, what was read) of the records that can be read; the ledger gets the others.
 
   Args:
-    reads: reads one record each, in the order of their indices.
+    reads: reads one record each.
     set_name: the set they are in.
     ledger: counts the bad ones.
     split: their split.
     use: see `BadRecord`.
+    numbers: number of each record in its split; None where all are read in their order.
 
   Raises:
     OSError: if a record cannot be read after several attempts.
@@ -120,7 +127,7 @@ def readable(
     try:
       yield index, retried(read)
     except DecodeError as error:
-      ledger.add(BadRecord(set_name, index, str(error), split=split, use=use))
+      ledger.add(BadRecord(set_name, numbers[index] if numbers else index, str(error), split=split, use=use))
 
 
 def retried(read: Callable[[], Read], delays: Iterable[int | float] | None = None) -> Read:

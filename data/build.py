@@ -20,6 +20,9 @@ from data.sources import Source
 from data.sources.clips import ClipSource
 from data.sources.tfds import TfdsSource
 
+# Records whose captions a tokenizer learns from.
+MOST_CAPTIONS = 1_000_000
+
 # Name -> what makes it and others of its kind from a mix of captions.
 EMOJI_SOURCES = {
   **dict.fromkeys(("noto", "twemoji", "noto_tones", "twemoji_tones"), emoji.training_sources),
@@ -86,24 +89,34 @@ def attribution(names: Iterable[str]) -> str:
   return emoji.ATTRIBUTION if any(name in EMOJI_SOURCES for name in names) else ""
 
 
-def all_captions(sources: Iterable[Source], bad_records: BadRecords | None = None) -> list[str]:
-  """Returns every caption of the sources once, sorted; records whose captions cannot be read are counted and left out.
+def captions_to_learn(
+  sources: Iterable[Source], bad_records: BadRecords | None = None, *, most: int = MOST_CAPTIONS
+) -> list[str]:
+  """Returns the captions that a tokenizer learns from, each once and sorted; every host returns the same.
+
+  Sources of at most `most` records in all give every caption. Of larger ones so many records are read, evenly spread
+  over each source, and each gives one of its captions in turn. No image is decoded, but a record that holds both is
+  read as a whole.
 
   Args:
     sources: what is read.
-    bad_records: counts and names them.
+    bad_records: counts and names the records whose captions cannot be read, which are left out.
+    most: bound of the records that are read.
 
   Raises:
     UserError: if too many cannot be read, or all of a source.
   """
-  ledger = bad_records or BadRecords()
+  sources = list(sources)
+  ledger, total = bad_records or BadRecords(), sum(len(source) for source in sources)
   found: set[str] = set()
   for source in sources:
+    count = len(source) if total <= most else max(1, len(source) * most // total)
     split, before = getattr(source, "split", ""), ledger.count
-    reads = (functools.partial(source.text, index) for index in range(len(source)))
-    for _, text in readable(reads, source.name, ledger=ledger, split=split, use="captions"):
-      found.update(text.captions)
-    if len(source) and ledger.count - before == len(source):
+    numbers = [k * len(source) // count for k in range(min(count, len(source)))]
+    reads = (functools.partial(source.text, index) for index in numbers)
+    for k, text in readable(reads, source.name, ledger=ledger, split=split, use="captions", numbers=numbers):
+      found.update(text.captions if total <= most else [text.captions[k % len(text.captions)]])
+    if numbers and ledger.count - before == len(numbers):
       raise UserError(f"data source {source.name!r} has {len(source):,} records and no caption that can be read")
     ledger.check()
   return sorted(found)
@@ -125,7 +138,7 @@ def make_tokenizer(
   """
   if options.spec == "bpe":
     how = {"lowercase": options.lowercase, "straight_quotes": options.straight_quotes}
-    return tokenizers.train_bpe(all_captions(sources, bad_records), vocab_size, **how)
+    return tokenizers.train_bpe(captions_to_learn(sources, bad_records), vocab_size, **how)
   if ":" not in options.spec and not paths.typed("tokenizer.spec", options.spec).is_dir():
     raise UserError(
       f"tokenizer.spec={options.spec!r} is unknown: write 'bpe', file:FILE, sentencepiece:FILE, clip:FILE or the"
