@@ -23,8 +23,8 @@ RULES = ("uniform", "random", "fps")
 
 # How browsers play animated pictures that do not say how long a frame lasts.
 _UNTIMED = 0.1
-# Bytes for each pixel while a frame is decoded: of an animated picture with its predecessors, of a video.
-_ANIMATION_BYTES, _VIDEO_BYTES = 24, 6
+# Bytes for each pixel while a frame is decoded: of an animated picture, with its predecessors and copies; of a video.
+_ANIMATION_BYTES, _VIDEO_BYTES = 32, 6
 # Of the frames that a decoder keeps to make others of: H.264 has up to 16, beside the one that is converted.
 _DECODER_BYTES = 24
 # Pixels of all frames of an animated picture, which are all decoded to open it.
@@ -155,7 +155,7 @@ class _Animation:
 
   def read(self, indices: Sequence[int] | Int[np.ndarray, " n"], /) -> Frames:
     wanted, position = np.unique(np.asarray(indices, int), return_inverse=True)
-    check_frames(len(position), self.height, self.width, 3 + self.transparent)
+    check_frames(len(position), self.height, self.width, 3 + self.transparent, _ANIMATION_BYTES)
     frames = np.empty((len(position), self.height, self.width, 3 + self.transparent), np.uint8)
     with _pillow(self.source) as image:
       for k, index in enumerate(wanted):
@@ -290,9 +290,9 @@ def _ffmpeg(source: str | bytes) -> Iterator[tuple[Any, Any]]:
     yield container, stream
 
 
-def check_frames(count: int, height: int, width: int, channels: int) -> None:
+def check_frames(count: int, height: int, width: int, channels: int, working: int = _DECODER_BYTES) -> None:
   """Raises a `DecodeError` when the frames that are wanted of a clip take more memory than one record may."""
-  check_affordable(height * width * (count * channels + _DECODER_BYTES), f"{count} frames of {width}x{height} pixels")
+  check_affordable(height * width * (count * channels + working), f"{count} frames of {width}x{height} pixels")
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ KINDS = (
   "PNG one pixel high",
   "JPEG baseline",
   "WebP",
+  "SGI",
+  "clip WebP",
   "TIFF one strip",
   "ICO of a PNG of 9000 x 9000",
   "TIFF tile of 16000 x 16000",
