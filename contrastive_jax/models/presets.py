@@ -175,7 +175,7 @@ def resolve(preset: str, overrides: Mapping[str, Any] | None = None) -> DualEnco
     UserError: for an unknown preset or field, a value of the wrong type, or fields that contradict each other.
   """
   if preset not in PRESETS:
-    raise UserError(f"model.preset='{preset}' is unknown{nearest(preset, PRESETS)}: choose one of {', '.join(PRESETS)}")
+    raise UserError(f"preset='{preset}' is unknown{nearest(preset, PRESETS)}: choose one of {', '.join(PRESETS)}")
   return _override(PRESETS[preset], overrides or {}, "model")
 
 

@@ -145,7 +145,7 @@ class JsonTokenizer(Tokenizer):
   def _encode(self, texts: list[str], length: int) -> Iterable[list[int]]:
     room = length - self._tokenizer.num_special_tokens_to_add(is_pair=False)
     if room < 0:
-      raise UserError(f"text_length is {length}, this tokenizer's special tokens alone need {length - room}")
+      raise UserError(f"model.text.length={length}: this tokenizer's special tokens alone need {length - room}")
     texts = _prepared(texts, self._options["lowercase"], self._options["canonical"])
     for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False):
       encoding.truncate(room)
@@ -238,7 +238,7 @@ class ClipTokenizer(Tokenizer):
 
   def _encode(self, texts: list[str], length: int) -> Iterable[list[int]]:
     if length < 2:
-      raise UserError(f"text_length is {length}, the CLIP tokenizer needs room for its start and end tokens")
+      raise UserError(f"model.text.length={length}: the CLIP tokenizer needs room for its start and end tokens")
     cleaned = [_clip_clean(text) for text in texts]
     for encoding in self._tokenizer.encode_batch(cleaned, add_special_tokens=False):
       yield [self._start, *encoding.ids[: length - 2], self._end]

@@ -50,7 +50,7 @@ def test_overrides_replace_only_what_they_name():
 @pytest.mark.parametrize(
   ("preset", "overrides", "parts"),
   [
-    ("clip_b23", {}, ["model.preset='clip_b23'", "did you mean 'clip_b", "siglip_b16"]),
+    ("clip_b23", {}, ["preset='clip_b23'", "did you mean 'clip_b", "siglip_b16"]),
     ("clip_b32", {"vision": {"image_sise": 64}}, ["model.vision.image_sise", "did you mean 'image_size'?"]),
     ("clip_b32", {"vision": {"transformer": {"width": 100}}}, ["heads=12", "width=100"]),
     ("clip_b32", {"vision": {"transformer": {"activation": "gleu"}}}, ["'gleu'", "did you mean 'gelu'?"]),
