@@ -390,6 +390,8 @@ def paired(
     captions, bad = captions_of(records, caption_key)
     remedy = f"without a caption in {caption_key!r}, the first is record {{first}}: name another feature or split"
     refuse_most(bad, len(records), f"split {split!r} of the TFDS set {name!r}", remedy)
+    # A record without a caption is a bad one: it is left out when the set is scored, with what stands for its caption.
+    captions = [texts or [""] for texts in captions]
     owner = np.repeat(np.arange(len(records)), [len(texts) for texts in captions])
     flat = [text for texts in captions for text in texts]
     return PairSet(f"tfds/{name}", Images(records, image_key, bad=bad), flat, np.arange(len(records)), owner)

@@ -13,6 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from contrastive_jax.errors import UserError
+from contrastive_jax.evaluation import unreadable
 from contrastive_jax.preprocess.images import DecodeError
 from data import digits
 from data.sources.tfds import TfdsSource, labelled, paired
@@ -116,6 +117,26 @@ def test_a_source_can_be_pickled(data_dir):
   source = TfdsSource("toy_captions", data_dir, image_key="picture")
   copy = pickle.loads(pickle.dumps(source))
   np.testing.assert_array_equal(copy[4].image, source[4].image)
+
+
+class SilentRecord(ToyCaptions):
+  """The toy set, whose record 2 has no captions."""
+
+  def _generate_examples(self):
+    for i, record in super()._generate_examples():
+      yield i, {**record, "captions": [] if i == 2 else record["captions"], "caption": " " if i == 2 else "a dog"}
+
+
+@pytest.mark.parametrize(("key", "count"), [("captions", 1 + 2 + 1 + 2 + 3 + 1), ("caption", 6)])
+def test_a_record_without_captions_is_left_out_when_a_set_is_scored(key, count, tmp_path):
+  SilentRecord(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+  tested = paired("silent_record", str(tmp_path), "train[:7]", image_key="picture", caption_key=key)()
+  good = [True] * 7
+  with pytest.raises(DecodeError, match="no caption"):
+    tested.images[2]
+  good[2] = False
+  scored, rows = unreadable.keep(tested, np.array(good))
+  assert rows.tolist() == [0, 1, 3, 4, 5, 6] and len(scored.captions) == count and "" not in scored.captions
 
 
 def test_a_labelled_set(array_records):
