@@ -22,8 +22,8 @@ from contrastive_jax.loading import load
 from contrastive_jax.preprocess.decoding import DecodeError
 from contrastive_jax.preprocess.images import undo_premultiply
 from contrastive_jax.run_lock import RunLock
-from contrastive_jax.training import config as run_config
 from contrastive_jax.training import targets
+from contrastive_jax.training.config import check_names_and_numbers
 from contrastive_jax.training.stages import segments_of, stages_of
 from data import build
 from data.sources import Source
@@ -72,7 +72,7 @@ def main() -> None:
   for flag, example in ((TEACHER, "runs/teacher"), (OUTPUT, "runs/targets")):
     if not flag.value:
       raise UserError(f"--{flag.name} is missing: name a folder such as --{flag.name}={example}")
-  run_config.check_names_and_numbers(config)
+  check_names_and_numbers(config)
   teacher = paths.run_to_read("--teacher", TEACHER.value)
   output = paths.folder_to_write("--output", OUTPUT.value)
   sources = build.make_sources(config.data, taught_sources(config))

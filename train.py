@@ -35,22 +35,22 @@ from contrastive_jax.evaluation.tasks import EvaluationSet
 from contrastive_jax.evaluation.unreadable import UnreadableSet
 from contrastive_jax.inference import Model
 from contrastive_jax.models import dual_encoder
-from contrastive_jax.objectives.term import STATE_ROWS, TEACHER_TEXT
+from contrastive_jax.objectives.term import TEACHER_TEXT
 from contrastive_jax.parallel import distributed
-from contrastive_jax.parallel.mesh import MeshSpec, host_share
+from contrastive_jax.parallel.mesh import host_share
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.run_lock import RunLock
 from contrastive_jax.runs import read_json_lines, write_config, write_folder
-from contrastive_jax.training import config as run_config
 from contrastive_jax.training import curriculum, growth, loop
-from contrastive_jax.training.checkpoint import Checkpoints, has_checkpoint
+from contrastive_jax.training.checkpoint import Checkpoints
+from contrastive_jax.training.config import check_resume
 from contrastive_jax.training.curriculum import Segment
 from contrastive_jax.training.distillation import Teacher, load_teacher
-from contrastive_jax.training.initialize import initial_state, with_initial_model
+from contrastive_jax.training.initialize import initial_state
 from contrastive_jax.training.metrics import Writer
 from contrastive_jax.training.optimizer import split_frozen
-from contrastive_jax.training.stages import first_steps, stages_of
+from contrastive_jax.training.run import Run
 from contrastive_jax.training.state import StateSpec, TrainState
 from data import build, tasks
 from data.pipeline import Pipeline, TeacherView
@@ -68,19 +68,15 @@ def main() -> None:
     raise UserError("--workdir is missing: name a directory for the run, such as --workdir=runs/emoji")
   workdir = paths.folder_to_write("--workdir", WORKDIR.value)
   distributed.initialize()
-  run_config.check_names_and_numbers(config)
-  config = with_initial_model(config, workdir, say)
-  run_config.check(config)
-  if not has_checkpoint(workdir):
-    run_config.check_init_from(config)
+  run = Run.from_config(config, workdir, say)
+  config = run.config
   evals, all_evals = tasks.expand(config.evals), tasks.expand((*config.final_evals, *config.evals))
-  run_config.check_resume(workdir, config)
-  mesh = MeshSpec(**config.mesh).make()
-  run_config.check_host_memory(config, mesh)
-  objective = run_config.objective_of(config)
-  counts = build.sample_counts(config) if objective.needs(STATE_ROWS) else {}
+  check_resume(workdir, config)
+  mesh = run.make_mesh()
+  run.check_host_memory(mesh)
+  counts = build.sample_counts(run) if run.needs_state_rows else {}
   samples = sum(counts.values())
-  spec, train_step = run_config.build(config, mesh, samples=samples)
+  spec, train_step = run.build(mesh, samples=samples)
 
   with (
     RunLock(workdir) as lock,
@@ -92,13 +88,13 @@ def main() -> None:
       build.check_sample_counts(counts, checkpoints.newest_about())
     restored, about = checkpoints.restore(spec.abstract()) or (None, {})
     start = int(restored.step) if restored else 0
-    data_changed = run_config.check_resume(workdir, config, about.get("config"))
-    plans = run_config.plans_of(config, about)
-    if len(plans) > 1:
-      spec, train_step = run_config.build(config, mesh, plans, samples=samples)
-    if len(plans) > max(len(about.get("plans", ())), 1):
-      say(growth.announced(lambda plans: run_config.make_schedule(config, plans), plans, start))
-    segments = build.make_segments(config, about.get("segments", ()), start, data_changed)
+    data_changed = check_resume(workdir, config, about.get("config"))
+    growths = run.growths(about)
+    if len(growths) > 1:
+      spec, train_step = run.build(mesh, growths, samples=samples)
+    if len(growths) > max(len(about.get("plans", ())), 1):
+      say(growth.announced(run.schedule, growths, start))
+    segments = run.segments_after(about, start, data_changed=data_changed)
     sources = build.make_sources(config.data, {name for segment in segments for name in segment.all_sources()})
     listed = workdir / (FILE if distributed.is_main() else f"{jax.process_index()}.{FILE}")
     bad_records = BadRecords(listed, limit=config.data.max_bad_share)
@@ -106,16 +102,9 @@ def main() -> None:
     teacher = view = None
     if config.distillation.teacher:
       teacher = load_teacher(config.distillation.teacher, mesh, accumulate=config.accumulation)
-      view = view_of(teacher, objective.needs(TEACHER_TEXT))
+      view = view_of(teacher, run.objective.needs(TEACHER_TEXT))
     pipeline = build.make_pipeline(
-      config,
-      segments,
-      sources,
-      tokenizer,
-      host_share(mesh),
-      teacher=view,
-      bad_records=bad_records,
-      state_rows=bool(counts),
+      run, segments, sources, tokenizer, host_share(mesh), teacher=view, bad_records=bad_records
     )
     hints = {key: config.data[key] for key in ("image_key", "caption_key")}
     sets = {name: tasks.opened(name, config.data.data_dir, hints=hints) for name in all_evals}
@@ -135,16 +124,16 @@ def main() -> None:
     def score(state: TrainState, names: Iterable[str]) -> list[Result]:
       scored = model.with_params(state.evaluated()).with_resolution(**resolutions_at(segments, int(state.step)))
       chosen = read_sets(sets[name] for name in names)
-      about = {"workdir": workdir, "step": int(state.step), "architecture": called(config, workdir)}
+      about = {"workdir": workdir, "step": int(state.step), "architecture": run.called(workdir)}
       lock.confirm(here=True)
       return evaluate(scored, chosen, **about, unreadable=say)
 
     writer = None
     if distributed.is_main():
       if restored is None:
-        write_config(workdir, run_config.as_json(config))
+        write_config(workdir, run.as_json())
       else:  # Until this session has a checkpoint of its own, the run is what it was.
-        checkpoints.when_written(lambda: write_config(workdir, run_config.as_json(config)))
+        checkpoints.when_written(lambda: write_config(workdir, run.as_json()))
       if restored is None and (workdir / "tokenizer").exists():
         shutil.rmtree(workdir / "tokenizer")  # Of a start that made no checkpoint, maybe from other data.
       if not (workdir / "tokenizer").exists():
@@ -153,11 +142,11 @@ def main() -> None:
         workdir,
         restored_step=start,
         wandb_project=config.wandb_project,
-        config=run_config.as_json(config),
+        config=run.as_json(),
         session=sessions.Session(workdir, began=began, start=start, devices=list(mesh.devices.flat)),
       )
     distributed.barrier("run directory")
-    introduce(called(config, workdir), config, spec, mesh, sources, start)
+    introduce(run, workdir, spec, mesh, sources, start)
 
     stop = distributed.StopRequest(mesh)
     state, complete = loop.train(
@@ -167,18 +156,18 @@ def main() -> None:
       pipeline,
       checkpoints,
       writer,
-      run_config.loop_options(config),
+      run.loop_options(),
       mesh=mesh,
       about={
         "segments": [segment.to_dict() for segment in segments],
         "tokenizer": tokenizer.fingerprint,
         **({"samples": counts} if counts else {}),
-        "plans": [dataclasses.asdict(plan) for plan in plans],
-        "config": run_config.as_json(config),
+        "plans": [dataclasses.asdict(plan) for plan in growths],
+        "config": run.as_json(),
       },
       evaluate=lambda state: scalars(score(state, evals)),
       teach=teacher and teacher.targets,
-      ahead=run_config.abstract_batches(config, pipeline.kinds(start), mesh),
+      ahead=(run.abstract_batch(*kind, mesh) for kind in pipeline.kinds(start)),
       stop=stop,
       confirm=lock.confirm,
     )
@@ -194,7 +183,7 @@ def main() -> None:
     if writer is not None:
       writer.write({"step": int(state.step), **scalars(results)})
       writer.close()
-      conclude(config, workdir, results, build.attribution(sources), count_parameters(spec))
+      conclude(run, workdir, results, build.attribution(sources), count_parameters(spec))
     lock.confirm(here=True)
 
 
@@ -270,11 +259,6 @@ def find_tokenizer(
   return build.make_tokenizer(config.tokenizer, vocab_size, sources.values(), bad_records)
 
 
-def called(config: Any, workdir: Path) -> str:
-  """The name of the model in results and in the report."""
-  return config.name or workdir.resolve().name
-
-
 def is_reported(workdir: Path, sets: Iterable[str], step: int) -> bool:
   """Whether the evaluation and the report of the finished run are there."""
   return (workdir / "report.html").exists() and all(result_path(workdir, name, step).exists() for name in sets)
@@ -292,15 +276,15 @@ def frozen_share(spec: StateSpec) -> float:
 
 
 def introduce(
-  name: str, config: Any, spec: StateSpec, mesh: jax.sharding.Mesh, sources: Mapping[str, Source], start: int
+  run: Run, workdir: Path, spec: StateSpec, mesh: jax.sharding.Mesh, sources: Mapping[str, Source], start: int
 ) -> None:
   """Says what is about to run, and whose pictures it learns from."""
   devices = f"{mesh.size} {mesh.devices.flat[0].device_kind} device{'s' * (mesh.size > 1)}"
-  weights = run_config.term_weights(config)
+  config, weights = run.config, run.term_weights
   terms = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items())
   samples = " + ".join(f"{name} {len(source):,}" for name, source in sources.items())
   begin = f"from step {start}" if start else "from the beginning"
-  say(f"{name}: {count_parameters(spec):,} parameters, {terms} loss, on {devices}.")
+  say(f"{run.called(workdir)}: {count_parameters(spec):,} parameters, {terms} loss, on {devices}.")
   frozen = frozen_share(spec)
   if frozen:
     say(f"{frozen:.1%} of the parameters are frozen: {', '.join(spec.frozen)}.")
@@ -313,21 +297,21 @@ def introduce(
     say(credit)
 
 
-def conclude(config: Any, workdir: Path, results: Sequence[Result], attribution: str, parameters: int) -> None:
+def conclude(run: Run, workdir: Path, results: Sequence[Result], attribution: str, parameters: int) -> None:
   """Writes the report and prints the figures people ask for first."""
-  stages = first_steps(stages_of(config)) if config.curriculum else []
+  stages = run.first_steps()
   worked = sessions.read(workdir)
   report = write_report(
     workdir / "report.html",
-    title=called(config, workdir),
-    config=run_config.as_json(config),
+    title=run.called(workdir),
+    config=run.as_json(),
     metrics=read_json_lines(workdir / "metrics.jsonl"),
     evaluations=results,
     attribution=attribution,
     facts={"Parameters": f"{parameters:,}", **sessions.facts(worked)},
     commands=sessions.commands(worked),
     stages=stages,
-    by_stage=stage_scores(workdir, stages, config.total_steps) if stages else (),
+    by_stage=stage_scores(workdir, stages, run.config.total_steps) if stages else (),
   )
   for result in results:
     words = headline(result)

@@ -26,9 +26,9 @@ from benchmarks.timing import taking_turns
 from configs import common
 from contrastive_jax.batch import Batch, TextBatch
 from contrastive_jax.models import flops
-from contrastive_jax.parallel.mesh import MeshSpec, batch_sharding
+from contrastive_jax.parallel.mesh import batch_sharding
 from contrastive_jax.preprocess.images import patchify
-from contrastive_jax.training import config as run_config
+from contrastive_jax.training.run import Run
 
 _BATCH = flags.DEFINE_integer("batch", 64, "Pairs a step.")
 _PRESET = flags.DEFINE_string("preset", "siglip_s16", "Towers; big_vision runs beside SigLIP's only.")
@@ -61,7 +61,7 @@ def run(remat: str) -> ConfigDict:
 def problem() -> peers.Problem:
   """Random pixels and captions of full length."""
   config = run("none")
-  model = run_config.model_config(config)
+  model = Run.from_config(config).model
   generator = np.random.default_rng(0)
   images = generator.integers(0, 256, (_BATCH.value, _IMAGE_SIZE.value, _IMAGE_SIZE.value, 3), np.uint8)
   tokens = generator.integers(1, model.text.vocab_size, (_BATCH.value, _TEXT_LENGTH.value), np.int32)
@@ -71,8 +71,9 @@ def problem() -> peers.Problem:
 def ours(remat: str, problem: peers.Problem) -> peers.Contestant:
   """The library's train step on a batch that is already on the device."""
   config = run(remat)
-  mesh = MeshSpec(**config.mesh).make()
-  spec, train_step = run_config.build(config, mesh)
+  resolved = Run.from_config(config)
+  mesh = resolved.make_mesh()
+  spec, train_step = resolved.build(mesh)
   pairs = len(problem.tokens)
   text = TextBatch(problem.tokens, np.ones(problem.tokens.shape, bool), np.arange(pairs, dtype=np.int32))
   image = patchify(problem.images, config.model.vision.patch_size)

@@ -9,9 +9,8 @@ from contrastive_jax.bad_records import BadRecords, readable
 from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.tokenizers import Tokenizer
-from contrastive_jax.training import curriculum
 from contrastive_jax.training.curriculum import Segment
-from contrastive_jax.training.stages import segments_of
+from contrastive_jax.training.run import Run
 from contrastive_jax.training.targets import TargetCache
 from data import emoji, motion, strips
 from data.augment import Augment
@@ -59,10 +58,9 @@ def _make_source(options: Any, name: str, kind: Callable[[Callable], Mapping[str
   return kind(EMOJI_SOURCES[name])[name]
 
 
-def sample_counts(config: Any) -> dict[str, int]:
-  """The number of samples of each source that the config names, in any of its stages."""
-  names = {name for segment in segments_of(config) for name in segment.all_sources()}
-  return {name: len(source) for name, source in make_sources(config.data, names).items()}
+def sample_counts(run: Run) -> dict[str, int]:
+  """The number of samples of each source that a run names, in any of its stages."""
+  return {name: len(source) for name, source in make_sources(run.config.data, run.source_names()).items()}
 
 
 def check_sample_counts(counts: Mapping[str, int], about: Mapping[str, Any]) -> None:
@@ -157,21 +155,8 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     )
 
 
-def make_segments(config: Any, done: Sequence[Mapping[str, Any]], step: int, data_changed: bool) -> tuple[Segment, ...]:
-  """The run as segments: what a checkpoint says was done, and what the config says is left.
-
-  Args:
-    config: of the run.
-    done: the segments of the checkpoint, as dictionaries; empty for a new run.
-    step: of the checkpoint.
-    data_changed: whether the rest of the run is a new segment.
-  """
-  before = [Segment.from_dict(fields) for fields in done]
-  return curriculum.resume(before, segments_of(config), step, changed=data_changed)
-
-
 def make_pipeline(
-  config: Any,
+  run: Run,
   segments: Sequence[Segment],
   sources: Mapping[str, Source],
   tokenizer: Tokenizer,
@@ -179,20 +164,19 @@ def make_pipeline(
   *,
   teacher: TeacherView | None = None,
   bad_records: BadRecords | None = None,
-  state_rows: bool = False,
 ) -> Pipeline:
   """The pipeline of a run.
 
   Args:
-    config: of the run.
-    segments: of the run.
+    run: gives the sizes, the seed and how data are read.
+    segments: what was done and what is left, see `Run.segments_after`.
     sources: by the names that the segments use.
     tokenizer: of the captions.
     share: (index, count) of this host's part of every batch.
     teacher: how a frozen teacher that runs beside the model reads the pairs.
     bad_records: counts and names what cannot be read.
-    state_rows: whether batches name the rows of their samples in the state of the objective.
   """
+  config = run.config
   cache = config.distillation.targets
   return Pipeline(
     segments,
@@ -204,7 +188,7 @@ def make_pipeline(
     tubelet=config.model.vision.tubelet,
     teacher=teacher,
     bad_records=bad_records,
-    state_rows=state_rows,
+    state_rows=run.needs_state_rows,
     targets=TargetCache(cache, _taught_bases(segments)).lookup if cache else None,
     augment=Augment(**config.data.augment),
     host_index=share[0],

@@ -50,12 +50,12 @@ SCRIPT = """
 import sys
 sys.argv[0] = "train.py"
 from contrastive_jax import cli
-from contrastive_jax.training import config as run_config
+from contrastive_jax.training.run import Run
 CONFIG = cli.define_config("what to run")
 def main():
   if cli.config_value(CONFIG).name == "broken":
     {}["ours"]
-  run_config.check(CONFIG.value)
+  Run.from_config(CONFIG.value)
 cli.run(main)
 """
 

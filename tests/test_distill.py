@@ -12,6 +12,7 @@ from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.training import config as run_config
 from contrastive_jax.training.checkpoint import Checkpoints
+from contrastive_jax.training.run import Run
 from contrastive_jax.training.targets import TargetCache
 from data import emoji
 from tests import runs, tiny
@@ -24,7 +25,7 @@ def teacher(tmp_path_factory):
   config = tiny.get_config()
   config.model.embed_dim = 24
   config.model.vision.image_size = 48
-  spec, _ = run_config.build(config, MeshSpec().make())
+  spec, _ = Run.from_config(config).build(MeshSpec().make())
   with Checkpoints(workdir / "checkpoints") as checkpoints:
     checkpoints.save(spec.create(0), {})
     checkpoints.wait()

@@ -12,13 +12,9 @@ from contrastive_jax.batch import Batch
 from contrastive_jax.errors import require_known
 from contrastive_jax.models import flops
 from contrastive_jax.models.config import DualEncoderConfig
-from contrastive_jax.objectives.term import STATE_ROWS
-from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.planning.topologies import Topology
-from contrastive_jax.training import config as run_config
-from contrastive_jax.training import shapes
 from contrastive_jax.training.curriculum import Feed, Segment
-from contrastive_jax.training.stages import segments_of
+from contrastive_jax.training.run import Run
 from contrastive_jax.training.state import TrainState
 
 # TPU compilers refuse what cannot fit, in one of these sentences.
@@ -62,13 +58,13 @@ def device_bytes(tree: Any) -> int:
   return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
-def kinds_of_batch(config: Any) -> dict[str, tuple[Segment, str, int]]:
-  """The segment, modality and row length of every kind of batch that a checked config's steps have, by name.
+def kinds_of_batch(run: Run) -> dict[str, tuple[Segment, str, int]]:
+  """The segment, modality and row length of every kind of batch that the steps of a run have, by name.
 
   A name is that of the stage, with "/clip" for clips and ":<length>" for one of several lengths.
   """
-  model, kinds = run_config.model_config(config), {}
-  for segment in segments_of(config):
+  model, kinds = run.model, {}
+  for segment in run.segments:
     for modality in segment.modalities:
       lengths = segment.feed(modality).row_lengths(model.vision.patch_size, model.vision.tubelet)
       for length in lengths:
@@ -77,22 +73,20 @@ def kinds_of_batch(config: Any) -> dict[str, tuple[Segment, str, int]]:
   return kinds
 
 
-def choose_batch(config: Any, stage: str | None, mesh: jax.sharding.Mesh) -> tuple[Batch, float]:
+def choose_batch(run: Run, stage: str | None, mesh: jax.sharding.Mesh) -> tuple[Batch, float]:
   """The abstract batch of a kind, see `kinds_of_batch`, and the FLOPs of embedding it; None is the most costly.
 
   Raises:
     UserError: for an unknown name.
   """
-  kinds = kinds_of_batch(config)
+  kinds = kinds_of_batch(run)
   if stage is not None:
     require_known("--stage", stage, kinds)
     kinds = {stage: kinds[stage]}
-  model, dims = run_config.model_config(config), run_config.teacher_dims(config)
   found = []
   for segment, modality, length in kinds.values():
-    rows = {"state_rows": run_config.objective_of(config).needs(STATE_ROWS)}
-    batch = shapes.abstract_batch(segment, modality, length, model, mesh, teacher_dims=dims, **rows)
-    found.append((batch, _forward_flops(segment.feed(modality), batch, model)))
+    batch = run.abstract_batch(segment, modality, length, mesh)
+    found.append((batch, _forward_flops(segment.feed(modality), batch, run.model)))
   return max(found, key=lambda each: each[1])
 
 
@@ -111,20 +105,20 @@ def _forward_flops(feed: Feed, batch: Batch, model: DualEncoderConfig) -> float:
   )
 
 
-def compile_step(config: Any, topology: Topology, stage: str | None = None) -> Compiled:
-  """Compiles the step of a checked config.
+def compile_step(run: Run, topology: Topology, stage: str | None = None) -> Compiled:
+  """Compiles the step of a run.
 
   Args:
-    config: of the run.
+    run: whose step it is.
     topology: to compile for.
     stage: which kind of batch, see `kinds_of_batch`; None is the most costly.
 
   Raises:
     UserError: for a mesh or a batch that does not divide over the devices, an unknown stage, or see `Topology.devices`.
   """
-  mesh = MeshSpec(**config.mesh).make(topology.devices())
-  spec, step = run_config.build(config, mesh)
-  state, (batch, forward) = spec.abstract(), choose_batch(config, stage, mesh)
+  mesh = run.make_mesh(topology.devices())
+  spec, step = run.build(mesh)
+  state, (batch, forward) = spec.abstract(), choose_batch(run, stage, mesh)
   began = time.perf_counter()
   lowered = step.lower(state, batch)
   try:

@@ -6,12 +6,10 @@ from typing import Any
 
 import jax
 
-from contrastive_jax import paths
 from contrastive_jax.planning import costs, hlo
 from contrastive_jax.planning.compiling import Compiled, compile_step, device_bytes
 from contrastive_jax.planning.topologies import Chip, Topology
-from contrastive_jax.training import config as run_config
-from contrastive_jax.training.initialize import with_initial_model
+from contrastive_jax.training.run import Run
 
 # A cycle is what the TPU compiler expects of each kernel. It says nothing of the sort for GPUs.
 CYCLES = "the compiler's cycles of every kernel"
@@ -36,12 +34,10 @@ def make_plan(
     The plan (fields in docs/scaling.md) and what it was read from.
 
   Raises:
-    UserError: see `config.check`, `config.build` and `Topology.devices`.
+    UserError: see `Run.from_config`, `Run.build` and `Topology.devices`.
   """
-  if config.init_from and (paths.typed("init_from", config.init_from) / "config.json").is_file():
-    config = with_initial_model(config)
-  run_config.check(config)
-  compiled = compile_step(config, topology, stage)
+  run = Run.from_config(config)
+  compiled, config = compile_step(run, topology, stage), run.config
   plan = {
     "config": config.name,
     "topology": topology.name,
@@ -52,7 +48,7 @@ def make_plan(
     "batch_size": compiled.batch.pairs,
     "image_rows": list(compiled.batch.image.patches.shape[:2]),
     "accumulation": config.accumulation,
-    "objective": run_config.term_weights(config),
+    "objective": run.term_weights,
     "compute_dtype": config.compute_dtype,
     "remat": {name: config.model[name].transformer.remat for name in ("vision", "text")},
     "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(compiled.state.params)),

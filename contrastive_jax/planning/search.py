@@ -6,7 +6,7 @@ from typing import Any
 
 from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.planning.compiling import kinds_of_batch
-from contrastive_jax.training.stages import stages_of
+from contrastive_jax.training.run import Run
 
 # Bisection stops when the largest known fit and the smallest known misfit differ by less than this share.
 GRANULARITY = 1 / 8
@@ -27,7 +27,8 @@ def batch_to_search(config: Any, stage: str | None, shards: int) -> tuple[int, i
     UserError: for an unknown stage, or none where stages set their batch themselves.
   """
   unit = shards * config.accumulation * max(1, config.data.pack_pairs)
-  own = {k: each for k, each in enumerate(stages_of(config)) if each.batch_size}
+  run = Run.from_config(config)
+  own = {k: each for k, each in enumerate(run.stages) if each.batch_size}
   if stage is None:
     for k, each in own.items():
       raise UserError(
@@ -36,7 +37,7 @@ def batch_to_search(config: Any, stage: str | None, shards: int) -> tuple[int, i
       )
     name = None
   else:
-    kinds = kinds_of_batch(config)
+    kinds = kinds_of_batch(run)
     require_known("--stage", stage, kinds)
     name = kinds[stage][0].name
   number = next((k for k, each in own.items() if each.name == name), None)

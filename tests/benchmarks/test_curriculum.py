@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from benchmarks import curriculum
-from contrastive_jax.training import config as run_config
+from contrastive_jax.training.run import Run
 from contrastive_jax.training.stages import segments_of
 
 
 @pytest.mark.parametrize("variant", ["captions", "squeezed", "native", "none", "learned", "rotary"])
 def test_every_variant_is_a_config_that_runs(variant):
-  run_config.check(curriculum.get_config(variant))
+  Run.from_config(curriculum.get_config(variant))
 
 
 def test_squeezed_and_native_see_as_many_tokens():

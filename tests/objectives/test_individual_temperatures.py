@@ -13,7 +13,7 @@ from contrastive_jax.losses.individual_temperatures import Samples
 from contrastive_jax.objectives import Sizes, make_objective, samples
 from contrastive_jax.objectives.objective import axes, create
 from contrastive_jax.parallel.mesh import MeshSpec, put_batch
-from contrastive_jax.training import config as run_config
+from contrastive_jax.training.run import Run
 from contrastive_jax.training.state import StateSpec
 from tests import tiny
 
@@ -209,7 +209,7 @@ def test_what_cannot_be_kept_is_refused():
     make_objective({"individual_temperatures": 1.0}, {"individual_temperatures": {"smallest": 0.1}})
   config = tiny.get_config()
   spec = StateSpec(
-    run_config.model_config(config),
+    Run.from_config(config).model,
     optax.sgd(1.0),
     (),
     False,

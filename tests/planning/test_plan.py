@@ -10,7 +10,7 @@ import pytest
 from contrastive_jax.errors import UserError
 from contrastive_jax.models import flops
 from contrastive_jax.planning import compiling, plan, topologies
-from contrastive_jax.training import config as run_config
+from contrastive_jax.training.run import Run
 from tests import runs, tiny
 
 PLAN_PYTHON = runs.ROOT / ".venv-plan" / "bin" / "python"
@@ -36,7 +36,7 @@ def test_what_a_plan_says(made):
   assert memory["fits"] and memory["headroom_bytes"] == 2**30 - memory["peak_bytes"]
   held = memory["arguments_bytes"] + memory["outputs_bytes"] - memory["aliased_bytes"]
   assert memory["peak_bytes"] == held + memory["temporaries_bytes"] + memory["code_bytes"]
-  assert found["flops"]["model"] == 3 * 32 * flops.forward_flops_per_pair(run_config.model_config(config))
+  assert found["flops"]["model"] == 3 * 32 * flops.forward_flops_per_pair(Run.from_config(config).model)
   assert sum(found["flops"]["by_part"].values()) == found["flops"]["compiled"]
   assert 0.8 < found["flops"]["compiled_over_model"] < 1.5
   assert {row["part"] for row in found["collectives"]} <= {"towers", "loss", "optimizer", "other"}
@@ -62,8 +62,8 @@ def test_under_fsdp_weights_travel_and_activations_do_not():
 def test_the_batch_is_what_the_pipeline_makes(made):
   _, _, compiled = made
   config = tiny.get_config()
-  batch, _ = compiling.choose_batch(config, None, compiled.mesh)
-  model = run_config.model_config(config)
+  batch, _ = compiling.choose_batch(Run.from_config(config), None, compiled.mesh)
+  model = Run.from_config(config).model
   assert batch.image.patches.shape == (32, model.vision.grid**2, model.vision.patch_dim)
   assert str(batch.image.patches.dtype) == "uint8" and str(batch.image.coords.dtype) == "int16"
   assert batch.image.patches.sharding.shard_shape(batch.image.patches.shape)[0] == 4

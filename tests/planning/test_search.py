@@ -7,7 +7,7 @@ from contrastive_jax.errors import UserError
 from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.planning import topologies
 from contrastive_jax.planning.search import GRANULARITY, batch_to_search, find_max_batch
-from contrastive_jax.training import config as run_config
+from contrastive_jax.training.run import Run
 from contrastive_jax.training.stages import segments_of
 from tests import tiny_stages
 
@@ -71,9 +71,9 @@ def test_the_smallest_batch_that_is_tried_can_be_trained():
   config = staged(0, 0, 0)
   mesh = MeshSpec(data=2).make(jax.devices()[:2])
   unit, _, with_batch = batch_to_search(config, None, 2)
-  run_config.build(with_batch(unit), mesh)
+  Run.from_config(with_batch(unit)).build(mesh)
   with pytest.raises(UserError, match="batch_size=8 does not divide over 2 devices in packs"):
-    run_config.build(with_batch(unit // 2), mesh)
+    Run.from_config(with_batch(unit // 2)).build(mesh)
 
 
 @pytest.mark.parametrize("batch_sizes", [(32, 32, 32), (0, 32, 0)])

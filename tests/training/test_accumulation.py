@@ -15,7 +15,7 @@ from contrastive_jax.errors import UserError
 from contrastive_jax.models import dual_encoder, presets
 from contrastive_jax.objectives import LocalTerm, Objective, make_objective
 from contrastive_jax.parallel.mesh import MeshSpec, put_batch
-from contrastive_jax.training import config as run_config
+from contrastive_jax.training.run import Run
 from contrastive_jax.training.state import StateSpec
 from contrastive_jax.training.step import make_value_and_grad
 from tests import tiny
@@ -183,4 +183,4 @@ def test_pairs_that_do_not_divide_are_named():
   with pytest.raises(
     UserError, match=r"accumulation=3 does not divide the 4 pairs of each of 8 devices.*multiple of 24"
   ):
-    run_config.build(config, MeshSpec().make())
+    Run.from_config(config).build(MeshSpec().make())

@@ -54,7 +54,7 @@ def test_every_option_of_a_loss_is_a_field_with_a_type():
   config = tiny.get_config()
   given = {"softmax.tile": 256, "softmax.label_smoothing": 0.2, "distill_similarity.temperature": 0.1}
   config.loss_options.update_from_flattened_dict(given)
-  _, term = run_config.objective_of(config).terms["softmax"]
+  _, term = Run.from_config(config).objective.terms["softmax"]
   assert dataclasses.asdict(term) == {"strategy": "gather", "tile": 256, "label_smoothing": 0.2}
   with pytest.raises(TypeError):
     config.loss_options.softmax.tile = "small"
@@ -71,10 +71,10 @@ def test_every_option_of_a_loss_is_a_field_with_a_type():
 )
 def test_the_options_of_losses_that_a_run_does_not_use_are_checked_too(option, value, said):
   config = tiny.get_config()
-  assert set(run_config.term_weights(config)) == {"softmax"}
+  assert set(Run.from_config(config).term_weights) == {"softmax"}
   config.loss_options.update_from_flattened_dict({option: value})
   with pytest.raises(UserError, match=said):
-    run_config.check(config)
+    Run.from_config(config)
 
 
 def test_a_field_of_the_run_that_did_not_exist_then_is_off(started):
@@ -136,9 +136,9 @@ def test_a_config_is_checked_before_jax_starts():
   program = """
 from jax._src import xla_bridge
 import configs.clip_b16, configs.emoji, configs.emoji_clip, configs.siglip_b16, tests.tiny
-from contrastive_jax.training import config as run_config
+from contrastive_jax.training.run import Run
 for source in (configs.clip_b16, configs.emoji, configs.emoji_clip, configs.siglip_b16, tests.tiny):
-  run_config.check(source.get_config())
+  Run.from_config(source.get_config())
 assert not xla_bridge.backends_are_initialized()
 """
   subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

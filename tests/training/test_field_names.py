@@ -6,8 +6,8 @@ import pytest
 
 from configs import common
 from contrastive_jax.errors import UserError
-from contrastive_jax.training import config as run_config
 from contrastive_jax.training.fields import names
+from contrastive_jax.training.run import Run
 
 
 def stage(**fields):
@@ -68,7 +68,7 @@ def test_fields_are_called_by_their_whole_names(change):
   config.total_steps, config.data.sources = 1000, {"noto": 1.0}
   config.update_from_flattened_dict(change)
   with pytest.raises(UserError) as refused:
-    run_config.check(config)
+    Run.from_config(config)
   said = str(refused.value)
   # A number stands where the table of names has an item of a list.
   fields = [re.sub(r"curriculum\.\d+", "curriculum", field) for field in re.findall(r"([a-z_][\w.]+)=", said)]

@@ -12,6 +12,7 @@ from contrastive_jax.errors import UserError, closest
 from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.training import config as run_config
 from contrastive_jax.training import fields
+from contrastive_jax.training.run import Run
 from tests import runs
 
 CONFIG = common.get_config()
@@ -91,12 +92,12 @@ MISSPELT = {
 @pytest.mark.parametrize("name", MISSPELT)
 def test_a_misspelt_field_is_named_with_the_one_that_was_meant(name):
   value, meant = MISSPELT[name]
-  for check in (run_config.check, lambda config: run_config.build(config, MeshSpec().make(jax.devices()[:1]))):
+  for check in (Run.from_config, lambda config: Run.from_config(config).build(MeshSpec().make(jax.devices()[:1]))):
     with pytest.raises(UserError, match=f"has no field '{name}'") as refused:
       check(changed(put(name, value)))
     assert f"did you mean '{meant}'?" in str(refused.value)
   with pytest.raises(UserError, match="no field"):
-    run_config.check(ConfigDict({**CONFIG.to_dict(), "somethingelse": 1}))
+    Run.from_config(ConfigDict({**CONFIG.to_dict(), "somethingelse": 1}))
 
 
 @pytest.mark.parametrize(
@@ -106,20 +107,20 @@ def test_a_misspelt_field_is_named_with_the_one_that_was_meant(name):
 def test_a_misspelt_field_of_a_stage_is_named(entry, meant):
   for stage in (entry, ConfigDict(entry)):
     with pytest.raises(UserError, match=r"has no field 'curriculum\.1\.\w+' \(did you mean '" + meant):
-      run_config.check(changed(put("curriculum", (common.stage("a", 3), stage))))
+      Run.from_config(changed(put("curriculum", (common.stage("a", 3), stage))))
   with pytest.raises(UserError, match=f"did you mean '{meant}'"):
     common.stage("a", 3, **{[*entry][-1]: 1})
 
 
 def test_stages_may_be_plain_dictionaries():
-  run_config.check(changed(put("curriculum", ({"name": "a", "steps": 3}, {"name": "b", "learning_rate": 0.5}))))
+  Run.from_config(changed(put("curriculum", ({"name": "a", "steps": 3}, {"name": "b", "learning_rate": 0.5}))))
 
 
 @pytest.mark.parametrize("sources", [{"noto": 1.0, "wieght": 2.0}, {"my label": {"name": "tfds/x.y:1.0.0"}}])
 def test_labels_and_names_of_sources_stay_free(sources):
-  run_config.check(changed(put("data.sources", sources)))
+  Run.from_config(changed(put("data.sources", sources)))
   stages = ({"steps": 9_000, "sources": sources}, {"sources": {"other": 1.0}})
-  run_config.check(changed(put("curriculum", stages)))
+  Run.from_config(changed(put("curriculum", stages)))
 
 
 @pytest.mark.parametrize(
@@ -143,20 +144,20 @@ def test_labels_and_names_of_sources_stay_free(sources):
 )
 def test_a_value_of_another_type_is_one_sentence(name, value, kind):
   with pytest.raises(UserError, match=f"must be {kind}") as refused:
-    run_config.check(changed(put(name, value)))
+    Run.from_config(changed(put(name, value)))
   assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["optimizer", "schedule", "data", "tokenizer", "distillation"])
 def test_a_part_that_was_replaced_whole_lacks_fields(name):
   with pytest.raises(UserError, match=rf"the config lacks {name}\.\w+: start from"):
-    run_config.check(changed(lambda config: config.update({name: {}}) or config.__setitem__(name, {})))
+    Run.from_config(changed(lambda config: config.update({name: {}}) or config.__setitem__(name, {})))
 
 
 def test_what_is_given_whole_where_defaults_exist_is_taken():
   config = changed(put("data.augment", {"flip": 0.5}))
   config.loss_options = {"sigmoid": {"strategy": "gather"}}
-  run_config.check(config)
+  Run.from_config(config)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from contrastive_jax.errors import UserError
-from contrastive_jax.training import config as run_config
 from contrastive_jax.training import growth
 from contrastive_jax.training.growth import Growth
+from contrastive_jax.training.run import Run
 from tests import runs, tiny
 
 PEAK, WARMUP, END = 1e-3, 4, 0.1
@@ -33,7 +33,7 @@ def cosine(step, total, end=END):
 
 
 def rates(config, plans, stop):
-  return np.array([run_config.make_schedule(config, plans)(step) for step in range(stop)])
+  return np.array([Run.from_config(config).schedule(plans)(step) for step in range(stop)])
 
 
 CLOSED = {
@@ -71,25 +71,25 @@ def test_a_run_may_grow_several_times():
 def test_plans_are_recorded_and_read_back():
   about = {"plans": [dataclasses.asdict(Growth(40)), dataclasses.asdict(Growth(64, "restart"))]}
   about = json.loads(json.dumps(about))
-  assert run_config.plans_of(make(64, way="hold"), about) == (Growth(40), Growth(64, "restart"))
-  assert run_config.plans_of(make(70, way="stretch"), about) == (
+  assert Run.from_config(make(64, way="hold")).growths(about) == (Growth(40), Growth(64, "restart"))
+  assert Run.from_config(make(70, way="stretch")).growths(about) == (
     Growth(40),
     Growth(64, "restart"),
     Growth(70, "stretch"),
   )
-  assert run_config.plans_of(make(64), {}) == (Growth(64),)
+  assert Run.from_config(make(64)).growths({}) == (Growth(64),)
 
 
 def test_a_checkpoint_of_an_older_version_was_planned_for_the_steps_of_its_segments():
   about = {"segments": [{"steps": 30}, {"steps": 10}]}
-  assert run_config.plans_of(make(40), about) == (Growth(40),)
-  assert run_config.plans_of(make(64, way="restart"), about) == (Growth(40), Growth(64, "restart"))
+  assert Run.from_config(make(40)).growths(about) == (Growth(40),)
+  assert Run.from_config(make(64, way="restart")).growths(about) == (Growth(40), Growth(64, "restart"))
 
 
 @pytest.mark.parametrize("name", ["constant", "rsqrt"])
 def test_a_schedule_without_an_end_goes_on_as_it_is(name):
   config = make(64, name)
-  plans = run_config.plans_of(config, {"segments": [{"steps": 40}]})
+  plans = Run.from_config(config).growths({"segments": [{"steps": 40}]})
   assert plans == (Growth(64),)
   np.testing.assert_array_equal(rates(config, plans, 64), rates(config, (), 64))
 
@@ -105,7 +105,7 @@ def test_a_schedule_without_an_end_goes_on_as_it_is(name):
 def test_a_growth_is_announced_with_both_rates(way, said):
   config = make(64, way=way)
   plans = (Growth(40), Growth(64, way))
-  sentence = growth.announced(lambda plans: run_config.make_schedule(config, plans), plans, start=40)
+  sentence = growth.announced(lambda plans: Run.from_config(config).schedule(plans), plans, start=40)
   assert sentence.startswith(f"total_steps grew from 40 to 64 with schedule.on_growth='{way}': the learning rate ")
   assert said in sentence.replace("0.000102", "0.0001")
 
@@ -115,21 +115,21 @@ def test_a_growth_is_announced_with_both_rates(way, said):
 )
 def test_a_rate_of_zero_is_not_held_without_a_word(name, end, cooldown):
   config = make(64, name, end, cooldown=cooldown)
-  plans = run_config.plans_of(config, {"segments": [{"steps": 40}]})
+  plans = Run.from_config(config).growths({"segments": [{"steps": 40}]})
   with pytest.raises(UserError, match=r"the learning rate ends at 0: set schedule\.on_growth='restart'"):
-    growth.announced(lambda plans: run_config.make_schedule(config, plans), plans, start=40)
+    growth.announced(lambda plans: Run.from_config(config).schedule(plans), plans, start=40)
 
 
 def test_a_restart_needs_room_for_its_warm_up():
   with pytest.raises(
     UserError, match=r"on_growth='restart' repeats the schedule over the 3 steps that are added to 40"
   ):
-    run_config.make_schedule(make(43), (Growth(40), Growth(43, "restart")))
+    Run.from_config(make(43)).schedule((Growth(40), Growth(43, "restart")))
 
 
 def test_an_unknown_way_is_refused():
   with pytest.raises(UserError, match="did you mean 'restart'"):
-    run_config.check(make(way="restarts"))
+    Run.from_config(make(way="restarts"))
 
 
 @pytest.mark.slow

@@ -10,10 +10,10 @@ from configs import emoji
 from contrastive_jax.errors import UserError
 from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.preprocess.resolution import Resolution
-from contrastive_jax.training import config as run_config
 from contrastive_jax.training import host_memory
 from contrastive_jax.training.curriculum import Rows, Segment
 from contrastive_jax.training.host_memory import Limit
+from contrastive_jax.training.run import Run, check_pairs
 from tests import tiny
 
 MESH = MeshSpec().make(jax.devices()[:1])
@@ -31,7 +31,7 @@ def written_out(pairs, rows, length, patch_dim, *, packed=False, clips=1, text=8
   return image + pairs * (text * 4 + text + 4)
 
 
-MODEL = run_config.model_config(tiny.get_config())
+MODEL = Run.from_config(tiny.get_config()).model
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,9 @@ def test_what_cannot_be_held_is_one_sentence_and_what_it_advises_fits(pairs):
   config = tiny.get_config()
   config.batch_size = pairs
   with pytest.raises(UserError, match=rf"batch_size={pairs} needs [\d,.]+ GiB of memory .* has 19\.0 GiB") as refused:
-    host_memory.check_host_memory(run_config.segments_of(config), MODEL, MESH, limit=limit)
+    host_memory.check_host_memory(Run.from_config(config).segments, MODEL, MESH, limit=limit)
   config.batch_size = int(re.search(r"at most about (\d+) pairs", str(refused.value))[1])
-  host_memory.check_host_memory(run_config.segments_of(config), MODEL, MESH, limit=limit)
+  host_memory.check_host_memory(Run.from_config(config).segments, MODEL, MESH, limit=limit)
 
 
 def test_stages_are_named_and_hosts_share(monkeypatch):
@@ -80,7 +80,7 @@ def test_stages_are_named_and_hosts_share(monkeypatch):
 
 def test_shipped_batches_can_be_held_by_a_host_of_a_pod():
   config = emoji.get_config()
-  run_config.check_host_memory(config, MESH)
+  Run.from_config(config).check_host_memory(MESH)
 
 
 def test_the_machine_has_what_it_says():
@@ -118,10 +118,10 @@ def test_control_groups_limit_memory(files, limit, tmp_path):
 def test_one_pair_has_nothing_to_be_compared_with(terms):
   made = segment(batch_size=1)
   with pytest.raises(UserError, match="batch_size=1 leaves nothing to compare a pair with"):
-    run_config._check_pairs((segment(), made), terms)
-  run_config._check_pairs((segment(), dataclasses.replace(made, batch_size=2)), terms)
-  run_config._check_pairs((made,), {"sigmoid": 1.0})
+    check_pairs((segment(), made), terms)
+  check_pairs((segment(), dataclasses.replace(made, batch_size=2)), terms)
+  check_pairs((made,), {"sigmoid": 1.0})
   config = tiny.get_config()
   config.batch_size = 1
   with pytest.raises(UserError, match="use at least 2"):
-    run_config.check(config)
+    Run.from_config(config)

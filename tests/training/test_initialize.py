@@ -15,6 +15,7 @@ from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.training import config as run_config
 from contrastive_jax.training.checkpoint import Checkpoints
 from contrastive_jax.training.initialize import initial_state, with_initial_model
+from contrastive_jax.training.run import Run
 from contrastive_jax.training.state import StateSpec
 
 SMALL = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 24}
@@ -121,7 +122,7 @@ def test_weights_bring_their_model(imported):
   config = with_initial_model(config_from(workdir), say=said.append)
   assert json.loads(config.model.to_json()) == json.loads(model.to_json())
   assert said == [f"The model is that of init_from={workdir}; init_model='config' keeps the one of the config."]
-  run_config.check(config)
+  Run.from_config(config)
 
 
 @pytest.mark.parametrize(

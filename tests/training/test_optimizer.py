@@ -12,8 +12,8 @@ from flax import traverse_util
 from configs import common
 from contrastive_jax.errors import UserError
 from contrastive_jax.models import dual_encoder
-from contrastive_jax.training import config as run_config
 from contrastive_jax.training import optimizer as optimizers
+from contrastive_jax.training.run import Run
 from tests import tiny
 from tests.training import optimizer_reference
 
@@ -207,7 +207,7 @@ def test_every_group_of_parameters_matches_float64(name, changes, rng):
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_nothing_but_decay_moves_without_gradients(name):
   """On the leaves of a real model of CLIP's kind."""
-  _, shapes = dual_encoder.abstract(run_config.model_config(small_clip()))
+  _, shapes = dual_encoder.abstract(Run.from_config(small_clip()).model)
   start = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5), shapes)
   rate, steps, options = 0.1, 5, options_for(name, learning_rate=0.1, muon_learning_rate=0.2, weight_decay=0.3)
   optimizer = optimizers.make_optimizer(options, lambda step: jnp.float32(rate))

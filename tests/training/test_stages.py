@@ -10,10 +10,10 @@ from configs import common
 from contrastive_jax.batch import Batch, ImageBatch, TextBatch
 from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess.resolution import Resolution
-from contrastive_jax.training import config as run_config
 from contrastive_jax.training import stages
 from contrastive_jax.training.curriculum import Rows
 from contrastive_jax.training.programs import Programs
+from contrastive_jax.training.run import Run
 
 
 def config(*curriculum, **data):
@@ -75,7 +75,7 @@ def test_impossible_curricula_are_refused(change, message):
   made = config(*THREE, pack_pairs=8, text_rows=2, text_row_length=64)
   made.update_from_flattened_dict(change)
   with pytest.raises(UserError, match=message):
-    run_config.check(made)
+    Run.from_config(made)
 
 
 def test_each_stage_has_its_factor_and_warm_up_of_the_learning_rate():

@@ -22,6 +22,7 @@ from contrastive_jax.training import optimizer as optimizers
 from contrastive_jax.training.checkpoint import Checkpoints
 from contrastive_jax.training.initialize import initial_state
 from contrastive_jax.training.metrics import Writer
+from contrastive_jax.training.run import Run
 from contrastive_jax.training.step import make_train_step
 from data import build
 from tests import tiny
@@ -37,16 +38,16 @@ def small_config(**changes):
 @pytest.fixture(scope="module")
 def pipeline():
   config = small_config()
-  segments = build.make_segments(config, (), 0, False)
+  resolved = Run.from_config(config)
   sources = build.make_sources(config.data, ("noto", "twemoji", "noto_tones", "twemoji_tones"))
   tokenizer = build.make_tokenizer(config.tokenizer, config.model.text.vocab_size, sources.values())
-  return build.make_pipeline(config, segments, sources, tokenizer, (0, 1))
+  return build.make_pipeline(resolved, resolved.segments, sources, tokenizer, (0, 1))
 
 
 def run(config, pipeline, devices, steps=20):
   """States and metrics after each step."""
   mesh = MeshSpec(**config.mesh).make(jax.devices()[:devices])
-  spec, step = run_config.build(config, mesh)
+  spec, step = Run.from_config(config).build(mesh)
   state = spec.create(config.seed)
   history = []
   for number in range(steps):
@@ -125,8 +126,8 @@ def poisoned(step_config, mesh, bad_group):
       bad = jax.lax.psum(jnp.any(pairs.group == bad_group).astype(jnp.float32), exchange["axis_name"]) > 0
       return jnp.where(bad, jnp.nan, 1.0) * loss, state, metrics
 
-  skip, schedule = step_config.on_nonfinite == "skip", run_config.make_schedule(step_config)
-  built, _ = run_config.build(step_config, mesh)
+  skip, schedule = step_config.on_nonfinite == "skip", Run.from_config(step_config).schedule()
+  built, _ = Run.from_config(step_config).build(mesh)
   spec = dataclasses.replace(built, objective=Objective({"poisoned": (1.0, Poisoned())}))
   return spec, make_train_step(spec, schedule, seed=0, average_decay=0.9, skip_nonfinite=skip)
 
@@ -150,7 +151,7 @@ def test_a_skipped_update_leaves_everything_but_the_step(pipeline):
     jax.tree.map(np.testing.assert_array_equal, getattr(jax.device_get(state), part), getattr(kept, part))
   # The next update is the third of the schedule and the second of the moments.
   state, metrics = step(state, put_batch(mesh, pipeline.batch(2).on_device()))
-  assert metrics["learning_rate"] == run_config.make_schedule(config)(2)
+  assert metrics["learning_rate"] == Run.from_config(config).schedule()(2)
   counted = optax.ScaleByAdamState, optax.ScaleByScheduleState
   nodes = jax.tree.leaves(state.slots, is_leaf=lambda node: isinstance(node, counted))
   assert {type(node): int(node.count) for node in nodes if isinstance(node, counted)} == dict(
@@ -162,7 +163,7 @@ def test_no_step_is_logged_faster_than_it_ran(pipeline, tmp_path):
   """Neither is the last one, which has no other dispatched before its row is written."""
   config = small_config(total_steps=4)
   mesh = MeshSpec().make(jax.devices()[:1])
-  spec, step = run_config.build(config, mesh)
+  spec, step = Run.from_config(config).build(mesh)
 
   def slept(loss):
     time.sleep(0.2)
@@ -216,7 +217,7 @@ def test_a_rate_that_breaks_the_parameters_is_caught_at_its_step(way, pipeline, 
     return jnp.where(step == 6, 1e39, 1e-3)  # Infinite in float32.
 
   config, mesh = small_config(on_nonfinite=way), MeshSpec().make(jax.devices()[:1])
-  spec, _ = run_config.build(config, mesh)
+  spec, _ = Run.from_config(config).build(mesh)
   spec = dataclasses.replace(spec, optimizer=optimizers.make_optimizer(config.optimizer, schedule))
   spec = dataclasses.replace(spec, objective=make_objective({"softmax": 1.0}, {}))
   step = make_train_step(spec, schedule, seed=0, average_decay=0.9, skip_nonfinite=way == "skip")
@@ -241,7 +242,7 @@ def test_a_rate_that_breaks_the_parameters_is_caught_at_its_step(way, pipeline, 
 def test_starting_from_another_run_takes_whole_towers(pipeline, tmp_path):
   config = small_config()
   mesh = MeshSpec().make(jax.devices()[:1])
-  spec, _ = run_config.build(config, mesh)
+  spec, _ = Run.from_config(config).build(mesh)
   source = spec.create(seed=5)
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
     checkpoints.save(source, {})
@@ -260,11 +261,11 @@ def test_weights_that_do_not_fit_are_named(pipeline, tmp_path):
   config = small_config()
   mesh = MeshSpec().make(jax.devices()[:1])
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-    checkpoints.save(run_config.build(config, mesh)[0].create(0), {})
+    checkpoints.save(Run.from_config(config).build(mesh)[0].create(0), {})
     checkpoints.wait()
   (tmp_path / "config.json").write_text(json.dumps(run_config.as_json(config)))
   config.model.embed_dim = 24
-  spec, _ = run_config.build(config, mesh)
+  spec, _ = Run.from_config(config).build(mesh)
   with pytest.raises(UserError, match=r"image/projection/kernel is \[32, 16\] there and \[32, 24\] here"):
     initial_state(spec, seed=0, init_from=str(tmp_path))
 

@@ -1,0 +1,326 @@
+"""What a config asks for, resolved and checked once: the commands and a script of one's own start from a `Run`."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from contrastive_jax import paths
+from contrastive_jax.batch import Batch
+from contrastive_jax.errors import UserError, require_known
+from contrastive_jax.models import flops
+from contrastive_jax.models.config import DualEncoderConfig
+from contrastive_jax.models.presets import model_config
+from contrastive_jax.objectives import Objective, Sizes, check_teacher, make_objective
+from contrastive_jax.objectives.term import STATE_ROWS, TEACHER_TEXT
+from contrastive_jax.parallel.mesh import MeshSpec, batch_shards
+from contrastive_jax.runs import read_config, read_object
+from contrastive_jax.training import config as configs
+from contrastive_jax.training import curriculum, growth, host_memory, shapes
+from contrastive_jax.training import optimizer as optimizers
+from contrastive_jax.training.checkpoint import has_checkpoint
+from contrastive_jax.training.curriculum import Segment
+from contrastive_jax.training.growth import Growths
+from contrastive_jax.training.initialize import with_initial_model
+from contrastive_jax.training.loop import LoopOptions
+from contrastive_jax.training.shapes import TeacherDims
+from contrastive_jax.training.stages import (
+  Stage,
+  distillation_weight,
+  first_steps,
+  learning_rate,
+  segments_of,
+  stages_of,
+  weighted_sources,
+)
+from contrastive_jax.training.state import StateSpec
+from contrastive_jax.training.step import TrainStep, make_train_step
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+  """A config that was resolved and checked, see `from_config`.
+
+  Attributes:
+    config: the values it was made from, with the model that `init_from` brings; nobody changes them any more.
+    model: the sizes of both towers.
+    stages: what the config says of each part of the run; one stage where it has no curriculum.
+    segments: what each stage draws and shows.
+    objective: what is minimised.
+    teacher_dims: the number of features of the teacher's images, and of its captions where a term asks for them; None
+      where no term distils.
+  """
+
+  config: ConfigDict
+  model: DualEncoderConfig
+  stages: tuple[Stage, ...]
+  segments: tuple[Segment, ...]
+  objective: Objective
+  teacher_dims: TeacherDims
+
+  @classmethod
+  def from_config(
+    cls, config: ConfigDict, workdir: Path | None = None, say: Callable[[str], None] = lambda sentence: None
+  ) -> "Run":
+    """Resolves a config, and refuses what cannot work on any machine. JAX is not started.
+
+    Args:
+      config: as `configs/common.py` describes it.
+      workdir: the directory of a run that is about to be trained. A run that is only planned has none, and weights of
+        `init_from` that are not on this machine are then not asked for.
+      say: is told in a sentence what was taken from elsewhere.
+
+    Raises:
+      UserError: for a field that no config has, one that is missing, of another type or out of its range, and for
+        values that contradict each other.
+    """
+    configs.check_names_and_numbers(config)
+    if workdir is not None or _has_initial_model(config):
+      config = with_initial_model(config, workdir, say)
+    _check_choices(config)
+    objective = make_objective(term_weights(config), config.loss_options.to_dict(), config.loss_dtype)
+    run = cls(
+      config=config.copy_and_resolve_references().lock(),
+      model=model_config(config),
+      stages=stages_of(config),
+      segments=segments_of(config),
+      objective=objective,
+      teacher_dims=_teacher_dims(config, objective),
+    )
+    check_pairs(run.segments, term_weights(config))
+    for segment in run.segments:
+      check_model_fits(segment, run.model)
+    run.schedule()
+    if workdir is not None and config.init_from and not has_checkpoint(workdir):
+      paths.run_to_read("init_from", config.init_from)  # Only a run without checkpoints needs it.
+    return run
+
+  def as_json(self) -> dict[str, Any]:
+    """The config as JSON would give it back."""
+    return configs.as_json(self.config)
+
+  def called(self, workdir: Path) -> str:
+    """The name of the run in results and in the report: that of the config, or of its directory."""
+    return self.config.name or workdir.resolve().name
+
+  @property
+  def term_weights(self) -> dict[str, float]:
+    """The name of each term of the objective, and its weight."""
+    return term_weights(self.config)
+
+  @property
+  def needs_state_rows(self) -> bool:
+    """Whether a term remembers something of every sample, so that batches name the rows of their samples."""
+    return self.objective.needs(STATE_ROWS)
+
+  def source_names(self) -> list[str]:
+    """The names of the sources of all segments, each once."""
+    return list(dict.fromkeys(name for segment in self.segments for name in segment.all_sources()))
+
+  def make_mesh(self, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """The mesh of the run, of all devices that JAX has unless some are given."""
+    return MeshSpec(**self.config.mesh).make(devices)
+
+  def schedule(self, growths: Growths = ()) -> optimizers.Schedule:
+    """The learning rate of each step; `growths` are those of the run, see `growth.read`."""
+    options = {name: value for name, value in self.config.schedule.to_dict().items() if name != "on_growth"}
+
+    def over(steps: int) -> optimizers.Schedule:
+      return optimizers.make_schedule(peak=self.config.optimizer.learning_rate, total_steps=steps, **options)
+
+    schedule = growth.grown(over, growths) if growths else over(self.config.total_steps)
+    return learning_rate(schedule, self.stages)
+
+  def growths(self, about: Mapping[str, Any]) -> tuple[growth.Growth, ...]:
+    """How the run grew, given what its checkpoint holds beside the state, which is empty for a new run."""
+    schedule, total_steps = self.config.schedule, self.config.total_steps
+    if schedule.name in ("constant", "rsqrt") and not schedule.cooldown_steps:
+      return (growth.Growth(total_steps),)  # Their rates do not depend on the number of steps.
+    planned = sum(segment["steps"] for segment in about.get("segments", ()))
+    return growth.read(about, planned, total_steps, schedule.get("on_growth", growth.DEFAULT))
+
+  def segments_after(self, about: Mapping[str, Any], step: int, *, data_changed: bool) -> tuple[Segment, ...]:
+    """The segments that were done, and those that are left.
+
+    Args:
+      about: what the checkpoint holds beside the state; empty for a new run.
+      step: that of the checkpoint.
+      data_changed: whether the rest of the run draws from other data, see `config.check_resume`.
+    """
+    done = [Segment.from_dict(fields) for fields in about.get("segments", ())]
+    return curriculum.resume(done, self.segments, step, changed=data_changed)
+
+  def loop_options(self) -> LoopOptions:
+    """What the loop is told."""
+    config = self.config
+    return LoopOptions(
+      total_steps=config.total_steps,
+      log_every=config.log_every,
+      checkpoint_every=config.checkpoint_every,
+      eval_every=config.eval_every,
+      log_sample_ids=config.log_sample_ids,
+      profile_steps=tuple(config.profile_steps),
+      stop_on_nonfinite=config.on_nonfinite == "stop",
+      max_skipped_steps=config.get("max_skipped_steps", 10),
+      # A backward pass costs two forward passes. The stages of a curriculum have no one number of tokens a pair.
+      flops_per_pair=0.0 if config.curriculum else 3 * flops.forward_flops_per_pair(self.model),
+      stages=tuple(self.first_steps()),
+    )
+
+  def first_steps(self) -> list[tuple[str, int]]:
+    """The name and the first step of each stage; none where there is no curriculum."""
+    return first_steps(self.stages) if self.config.curriculum else []
+
+  def check_host_memory(self, mesh: jax.sharding.Mesh) -> None:
+    """Raises a `UserError` for a batch of which this host cannot hold its share."""
+    host_memory.check_host_memory(self.segments, self.model, mesh, teacher_dims=self.teacher_dims)
+
+  def build(self, mesh: jax.sharding.Mesh, growths: Growths = (), *, samples: int = 0) -> tuple[StateSpec, TrainStep]:
+    """The state's specification and the train step.
+
+    Args:
+      mesh: where the state and the batches lie.
+      growths: of a run whose `total_steps` grew, see `growth.read`.
+      samples: number of samples in all sources, for terms that keep a state for each.
+
+    Raises:
+      UserError: if the batch does not divide over the mesh or `frozen` is wrong.
+    """
+    config = self.config
+    check_divides(self.segments, batch_shards(mesh), config.accumulation)
+    schedule = self.schedule(growths)
+    spec = StateSpec(
+      model=self.model,
+      optimizer=optimizers.make_optimizer(config.optimizer, schedule),
+      frozen=tuple(config.frozen),
+      average=config.average_decay > 0,
+      mesh=mesh,
+      rules=MeshSpec(**config.mesh),
+      objective=self.objective,
+      sizes=Sizes(self.model.embed_dim, self.teacher_dims and self.teacher_dims[0], samples),
+    )
+    spec.shardings()  # Names what is wrong with `frozen` before anything is compiled.
+    step = make_train_step(
+      spec,
+      schedule,
+      seed=config.seed,
+      accumulate=config.accumulation,
+      average_decay=config.average_decay,
+      max_logit_scale=config.max_logit_scale,
+      skip_nonfinite=config.on_nonfinite == "skip",
+      distillation_weight=distillation_weight(self.stages) if self.objective.distils else None,
+    )
+    return spec, step
+
+  def abstract_batch(self, segment: Segment, modality: str, length: int, mesh: jax.sharding.Mesh) -> Batch:
+    """One kind of batch of a segment, in shapes with shardings, see `shapes.abstract_batch`."""
+    beside = {"teacher_dims": self.teacher_dims, "state_rows": self.needs_state_rows}
+    return shapes.abstract_batch(segment, modality, length, self.model, mesh, **beside)
+
+
+def term_weights(config: ConfigDict) -> dict[str, float]:
+  """The terms of `objective`, or `loss` alone where there are none."""
+  return config.objective.to_dict() or {config.loss: 1.0}
+
+
+def _has_initial_model(config: ConfigDict) -> bool:
+  return bool(config.init_from) and (paths.typed("init_from", config.init_from) / "config.json").is_file()
+
+
+def _check_choices(config: ConfigDict) -> None:
+  """Raises a `UserError` for a field whose value is none of those it may have."""
+  require_known("on_nonfinite", config.on_nonfinite, ("stop", "skip"))
+  for name in ("compute_dtype", "loss_dtype"):
+    require_known(name, config[name], ("float32", "bfloat16"))
+  require_known("init_towers", config.init_towers, ("all", "image", "text"))
+  require_known("schedule.on_growth", config.schedule.get("on_growth", growth.DEFAULT), growth.WAYS)
+  require_known("optimizer.name", config.optimizer.name, optimizers.OPTIMIZERS)
+  steps = tuple(config.profile_steps)
+  if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
+    raise UserError(f"profile_steps={steps} must be empty or (first, last), counted from 1")
+  if not weighted_sources("data.sources", config.data.sources.to_dict()):
+    raise UserError("data.sources={} needs at least one source, each with a weight above 0")
+
+
+def check_pairs(segments: Sequence[Segment], terms: Mapping[str, float]) -> None:
+  """Raises a `UserError` for a batch of one pair where a term compares pairs with each other only."""
+  alone = [name for name in terms if name in ("softmax", "distill_similarity", "distill_relational")]
+  for segment in segments:
+    if alone and segment.batch_size < 2:
+      stage = f" of stage '{segment.name}'" if segment.name else ""
+      raise UserError(
+        f"batch_size={segment.batch_size}{stage} leaves nothing to compare a pair with, so that {alone[0]} is always 0:"
+        " use at least 2"
+      )
+
+
+def check_model_fits(segment: Segment, model: DualEncoderConfig) -> None:
+  """Raises a `UserError` where a stage asks for what the towers cannot read."""
+  stage = f"stage '{segment.name}'" if segment.name else "the run"
+  feeds = [segment.feed(modality) for modality in segment.modalities]
+  if model.vision.class_token and any(feed.rows for feed in feeds):
+    raise UserError(
+      f"{stage} packs images, and model.vision.class_token=True has no place in packed rows: turn one off"
+    )
+  if segment.text_rows is not None and (model.text.attend_padding or model.text.pool == "last"):
+    raise UserError(
+      f"{stage} packs captions (data.text_rows={segment.text_rows.count}), which needs model.text.attend_padding=False"
+      " and a model.text.pool other than 'last'"
+    )
+  for feed in feeds:
+    times = feed.times(model.vision.tubelet)
+    if model.vision.time_position == "learned" and times > model.vision.max_time:
+      raise UserError(
+        f"{stage} has clips of {times} tubelets, more than model.vision.max_time={model.vision.max_time}: raise that"
+      )
+    side = model.vision.patch_size
+    if feed.resolution.mode == "fixed" and feed.resolution.size < side:
+      raise UserError(f"{stage} has size={feed.resolution.size}, less than model.vision.patch_size={side}")
+    if feed.rows and feed.resolution.mode == "native" and feed.resolution.max_tokens > feed.rows.length:
+      raise UserError(
+        f"{stage} allows max_tokens={feed.resolution.max_tokens}, more than its row_length={feed.rows.length}: an image"
+        " must fit into a row"
+      )
+
+
+def check_divides(segments: Sequence[Segment], shards: int, accumulation: int) -> None:
+  """Raises a `UserError` for a batch that does not divide over the shards, or a shard over its micro-batches."""
+  for segment in segments:
+    size, pack = segment.batch_size, segment.pack_pairs or 1
+    if size % (shards * pack):
+      packs = f" in packs of data.pack_pairs={pack}" if pack > 1 else ""
+      raise UserError(
+        f"batch_size={size} does not divide over {shards} devices{packs}: use a multiple of {shards * pack}"
+      )
+    if size // shards % (accumulation * pack):
+      raise UserError(
+        f"accumulation={accumulation} does not divide the {size // shards} pairs of each of {shards} devices:"
+        f" use a batch_size that is a multiple of {shards * accumulation * pack}"
+      )
+
+
+def _teacher_dims(config: ConfigDict, objective: Objective) -> TeacherDims:
+  """Features of the teacher's images, and of its captions where a term asks for them; None where no term distils.
+
+  Raises:
+    UserError: if the teacher is not named or not there.
+  """
+  distillation = config.distillation
+  check_teacher(objective, teacher=distillation.teacher, targets=distillation.targets)
+  if not objective.distils:
+    return None
+  dim = distillation.dim or _features_of_teacher(distillation)
+  return dim, dim if objective.needs(TEACHER_TEXT) else None
+
+
+def _features_of_teacher(distillation: ConfigDict) -> int:
+  field, name = ("teacher", "config.json") if distillation.teacher else ("targets", "teacher.json")
+  folder = paths.typed(f"distillation.{field}", distillation[field])
+  if not (folder / name).is_file():
+    raise UserError(
+      f"distillation.{field}={distillation[field]} has no {name}: name a run, or a folder that distill.py wrote"
+    )
+  return model_config(read_config(folder)).embed_dim if distillation.teacher else read_object(folder / name)["dim"]
