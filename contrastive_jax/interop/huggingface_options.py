@@ -8,6 +8,7 @@ from contrastive_jax.interop.options import (
   ANY,
   CHANNELS,
   COUNT,
+  EPS,
   FLAG,
   INITIAL,
   OBJECT,
@@ -75,7 +76,7 @@ _TOWER: Table = {
   "num_hidden_layers": Honoured(COUNT, "transformer.depth"),
   "num_attention_heads": Honoured(COUNT, "transformer.heads"),
   "hidden_act": Honoured(TEXT, "transformer.activation"),
-  "layer_norm_eps": Honoured(POSITIVE, "transformer.norm_eps"),
+  "layer_norm_eps": Honoured(EPS, "transformer.norm_eps"),
   **dict.fromkeys(("attention_dropout", "dropout", "initializer_range"), TRAINING),
   "initializer_factor": INITIAL,
 }

@@ -8,6 +8,7 @@ from contrastive_jax.interop.options import (
   ANY,
   CHANNELS,
   COUNT,
+  EPS,
   FLAG,
   INITIAL,
   NUMBER,
@@ -117,7 +118,7 @@ FILE: Table = {
   "model_cfg": Honoured(OBJECT, "the model"),
   "preprocess_cfg": Honoured(optional(OBJECT), "the preprocessing"),
 }
-NORM: Table = {"eps": Honoured(POSITIVE, "transformer.norm_eps")}
+NORM: Table = {"eps": Honoured(EPS, "transformer.norm_eps")}
 ACTIVATION: Table = {"approximate": Required(("tanh", "none"), "which asks for another activation")}
 # Of the tokenizer of transformers beside the weights, and of CLIP's.
 TOKENIZER: Table = {

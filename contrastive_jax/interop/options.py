@@ -45,6 +45,7 @@ def _is_numbers(value: Any) -> bool:
 
 COUNT = Kind(f"a whole number from 1 to {_LARGEST}", _is_count)
 POSITIVE = Kind("a number above 0", lambda value: _is_number(value) and value > 0)
+EPS = Kind("a number above 0 and below 1", lambda value: _is_number(value) and 0 < value < 1)
 NUMBER = Kind("a finite number", _is_number)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 TEXT = Kind("a text", lambda value: isinstance(value, str))

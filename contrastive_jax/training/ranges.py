@@ -101,7 +101,9 @@ RANGES: Mapping[str, Range] = {
   r"model\.\w+\.transformer\.(width|depth|heads|mlp_dim)": COUNT,
   r"model\.\w+\.transformer\.attention_length": NOT_NEGATIVE,
   r"model\.\w+\.transformer\.(drop_path|dropout)": BELOW_ONE,
-  r"model\.\w+\.transformer\.(norm_eps|layer_scale)": POSITIVE,
+  r"model\.\w+\.transformer\.layer_scale": POSITIVE,
+  # A variance of 1 or more that is added leaves nothing of what is normalised.
+  r"model\.\w+\.transformer\.norm_eps": Range(0, 1, above=True, below=True),
   r"data\.max_bad_share": SHARE,
   r"data\.prefetch_bytes": COUNT,
   r"data\.(threads|workers|pack_pairs|text_rows|text_row_length)": NOT_NEGATIVE,

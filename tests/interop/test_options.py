@@ -73,6 +73,7 @@ REFUSED = [
   ("clip", CONFIG, "text_config/hidden_act", 3, "text_config.hidden_act=3, which must be a text"),
   ("clip", CONFIG, "text_config/layer_norm_eps", 0, "layer_norm_eps=0, which must be a number above 0"),
   ("clip", CONFIG, "text_config/layer_norm_eps", float("nan"), "layer_norm_eps=nan"),
+  ("siglip2", CONFIG, "vision_config/layer_norm_eps", 10**12, "must be a number above 0 and below 1"),
   ("clip", CONFIG, "text_config/eos_token_id", 7, "text_config.eos_token_id=7 and its tokenizer ends captions with"),
   ("clip", CONFIG, "text_config/eos_token_id", 2, "takes embeddings at the largest token"),
   ("clip", CONFIG, "vision_config/num_attention_heads", 3, "heads=3 must divide"),
