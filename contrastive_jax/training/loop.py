@@ -185,6 +185,10 @@ def train(
   return state, int(state.step) >= options.total_steps
 
 
+# The time, and the seconds since the start of the loop in which the devices had no batch.
+Clocks = tuple[float, float]
+
+
 class _Steps:
   """Bookkeeping of the loop: clocks, rows, sample ids, profile, and the one step that is in flight."""
 
@@ -196,7 +200,7 @@ class _Steps:
     if options.log_sample_ids and writer is not None:
       self._ids = JsonLines(workdir / "sample_ids.jsonl", restored_step=start)
     self._peak = peak_flops(list(mesh.devices.flat)) if options.flops_per_pair else math.inf
-    self._in_flight: tuple[int, dict[str, jax.Array], Batch, tuple[float, float] | None] | None = None
+    self._in_flight: tuple[int, dict[str, jax.Array], Batch, Clocks, bool] | None = None
     self._batch: Batch | None = None
     self._hosts = host_share(mesh)[1]
     self._profiling = False
@@ -250,11 +254,11 @@ class _Steps:
   def finish(self, step: int, metrics: dict[str, jax.Array]) -> None:
     """Takes the metrics of a step that has been dispatched and looks at those of the step before it."""
     # On CPUs a step has often run when its dispatch returns: it ended now, not when the next one has been dispatched.
-    ended = all(value.is_ready() for value in metrics.values())
-    clocks = (time.perf_counter(), self._waited) if ended else None
-    previous, self._in_flight = self._in_flight, (step, metrics, self._batch, clocks)
+    ended = _have_ended(metrics)
+    clocks = (time.perf_counter(), self._waited)
+    previous, self._in_flight = self._in_flight, (step, metrics, self._batch, clocks, ended)
     if previous is not None:
-      self._look(*previous)
+      self._look(*previous, next_ended=clocks if ended else None)
 
   def settle(self) -> None:
     """Waits for the step in flight and looks at it."""
@@ -263,11 +267,32 @@ class _Steps:
       self._look(*previous)
 
   def _look(
-    self, step: int, metrics: dict[str, jax.Array], batch: Batch, clocks: tuple[float, float] | None = None
+    self,
+    step: int,
+    metrics: dict[str, jax.Array],
+    batch: Batch,
+    clocks: Clocks,
+    ended: bool,
+    next_ended: Clocks | None = None,
   ) -> None:
-    """Judges and logs a step; `clocks` are the time and `_waited` at its end, None where that is now."""
+    """Judges and logs a step.
+
+    Args:
+      step: its number.
+      metrics: what it computed.
+      batch: what it was given.
+      clocks: the clocks when it had been dispatched.
+      ended: whether it had ended by then.
+      next_ended: the clocks when the next step had been dispatched and had ended; None where it runs.
+    """
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    now, waited = clocks or (time.perf_counter(), self._waited)
+    if ended:
+      now, waited = clocks
+    elif next_ended:  # It ended somewhere between the two.
+      now = (max(clocks[0], self._clock) + next_ended[0]) / 2
+      waited = (max(clocks[1], self._waited_before) + next_ended[1]) / 2
+    else:
+      now, waited = time.perf_counter(), self._waited
     finite = bool(values.pop("finite"))
     too_many = self._budget.note(finite)
     if too_many or (not finite and self._options.stop_on_nonfinite):
@@ -332,6 +357,11 @@ class _Steps:
       self._trace(jax.profiler.stop_trace)
     if self._ids is not None:
       self._ids.close()
+
+
+def _have_ended(metrics: dict[str, jax.Array]) -> bool:
+  """Whether the devices have computed all of it."""
+  return all(value.is_ready() for value in metrics.values())
 
 
 def _fill(batch: Batch) -> dict[str, float]:

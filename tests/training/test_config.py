@@ -9,6 +9,7 @@ import pytest
 
 from contrastive_jax.errors import UserError
 from contrastive_jax.training import config as run_config
+from contrastive_jax.training.run import Run
 from tests import tiny
 
 
