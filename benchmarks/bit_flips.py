@@ -36,7 +36,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint.experimental.v1 as ocp
 from absl import app, flags
 from absl import logging as absl_logging
 
@@ -138,11 +137,10 @@ def _layer(path: Path, workdir: Path, step: int, abstract: Any) -> tuple[str, Ca
     return log and ("log", log)
 
   def verified() -> Any:
-    with ocp.training.Checkpointer((workdir / "checkpoints").absolute()) as manager:
-      try:
-        state, about = _verified(manager, step, lambda _: abstract)
-      except _Damaged as error:
-        raise UserError(str(error)) from None
+    try:
+      state, about = _verified((workdir / "checkpoints").absolute(), step, lambda _: abstract)
+    except _Damaged as error:
+      raise UserError(str(error)) from None
     return _bits(state), digest(about)
 
   return "verified", verified
