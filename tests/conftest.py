@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import signal
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -16,6 +17,8 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Under nohup it is ignored, by all commands that tests start as well.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Of several CPU devices, a program from the cache is wrong: see `contrastive_jax.parallel.mesh`.
 jax.config.update("jax_enable_compilation_cache", False)
 
