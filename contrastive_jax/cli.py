@@ -8,6 +8,7 @@ saved.
 import errno
 import importlib.util
 import inspect
+import logging
 import multiprocessing
 import os
 import re
@@ -19,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import config_path
 
@@ -43,7 +45,7 @@ def run(main: Callable[[], None]) -> None:
     if len(arguments) > 1:
       _fail(f"unexpected argument '{arguments[1]}': options start with --")
     # Orbax and absl report every save at level info; warnings are what a user must see.
-    logging.set_verbosity(logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.WARNING)
     try:
       environment.check_names(os.environ)
       main()
@@ -65,7 +67,12 @@ def run(main: Callable[[], None]) -> None:
       where = f"{error.filename}: " if error.filename else ""
       _fail(f"{where}{error.strerror}; mend that and run the same command again", WRITE_ERROR)
 
+  before = sys.stderr
   sys.stdout, sys.stderr = terminal.lasting(sys.stdout, 1), terminal.lasting(sys.stderr, 2)
+  for handler in logging.root.handlers:
+    # What an import has set up; absl takes its place where it finds it on standard error, else each line comes twice.
+    if isinstance(handler, logging.StreamHandler) and handler.stream is before:
+      handler.setStream(sys.stderr)
   app.run(guarded, flags_parser=_parse)
 
 
