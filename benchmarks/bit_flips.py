@@ -5,7 +5,7 @@
   python -m benchmarks.bit_flips --workdir=runs/emoji --only=json               # config and logs, in minutes
   python -m benchmarks.bit_flips --workdir=runs/emoji --cost                    # seconds per GiB that verifying takes
 
-Whatever opens a run opens its files by the same three layers: checkpoints through `training.checkpoint._verified`,
+Whatever opens a run opens its files by the same three layers: checkpoints through `training.verification.verified`,
 `config.json` through `runs.read_config`, and the tokenizer through `tokenizers.load` with the fingerprint in the
 checkpoint. At `--places` of each file the layer alone is asked, for all leaves of the checkpoint: a reader takes some
 of these leaves and is refused when the layer refuses. At `--commands` of each file the readers themselves are asked: a
@@ -45,7 +45,8 @@ from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation.results import Result, read_result, read_results, result_path, write_result
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.runs import digest, json_lines, read_config, read_json_lines, read_object, write_object
-from contrastive_jax.training.checkpoint import Checkpoints, _as_dict, _Damaged, _verified, checksum, restore_params
+from contrastive_jax.training.checkpoint import Checkpoints, _as_dict, restore_params
+from contrastive_jax.training.verification import Damaged, checksum, verified
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "The run to damage copies of; it must have a checkpoint.", required=True
@@ -136,14 +137,14 @@ def _layer(path: Path, workdir: Path, step: int, abstract: Any) -> tuple[str, Ca
     log = _log(workdir / path)
     return log and ("log", log)
 
-  def verified() -> Any:
+  def checked() -> Any:
     try:
-      state, about = _verified((workdir / "checkpoints").absolute(), step, lambda _: abstract)
-    except _Damaged as error:
+      state, about = verified((workdir / "checkpoints").absolute(), step, lambda _: abstract)
+    except Damaged as error:
       raise UserError(str(error)) from None
     return _bits(state), digest(about)
 
-  return "verified", verified
+  return "verified", checked
 
 
 class _Heard(logging.Handler):

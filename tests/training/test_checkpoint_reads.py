@@ -13,7 +13,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 
 from contrastive_jax.errors import UserError
-from contrastive_jax.training import checkpoint
+from contrastive_jax.training import verification
 from contrastive_jax.training.checkpoint import Checkpoints, restore_params
 from contrastive_jax.training.state import TrainState
 from tests import runs
@@ -52,7 +52,7 @@ def run(tmp_path):
 @pytest.fixture
 def fail(monkeypatch):
   """Has reads of a step fail so many times, and counts the attempts."""
-  monkeypatch.setattr(checkpoint, "RETRY_DELAYS", (0.01, 0.01, 0.01))
+  monkeypatch.setattr(verification, "RETRY_DELAYS", (0.01, 0.01, 0.01))
 
   def fail_at(call, error, times, step=2):
     original, attempts = getattr(ocp, call), []
@@ -123,12 +123,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 import orbax.checkpoint.experimental.v1 as ocp
 from contrastive_jax.errors import UserError
 from contrastive_jax.parallel import distributed
-from contrastive_jax.training import checkpoint
+from contrastive_jax.training import checkpoint, verification
 from contrastive_jax.training.state import TrainState
 
 distributed.initialize()
 workdir, fault = Path(sys.argv[1]), json.loads(sys.argv[2])
-checkpoint.RETRY_DELAYS = (0.05, 0.05)
+verification.RETRY_DELAYS = (0.05, 0.05)
 mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
 def state(step, value):
