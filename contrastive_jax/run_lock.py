@@ -18,9 +18,6 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jax.experimental import multihost_utils
-
 from contrastive_jax.errors import SaveError, UserError
 from contrastive_jax.parallel import distributed
 
@@ -32,7 +29,6 @@ POLL_SECONDS = 1.0
 # Within which two that start at once without `flock` have both written their record.
 SETTLE_SECONDS = 1.0
 _NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
-_MESSAGE_BYTES = 1024
 
 
 class RunLock:
@@ -65,7 +61,7 @@ class RunLock:
         way_out = "free some space there and run the same command again" if full else "name another, or allow writing"
         refusal = f"{self._folder} cannot be written ({error.strerror}): {way_out}"
     # The exit code is part of what all processes are told.
-    told = _from_main(f"{'full' if full else 'held'} {refusal}" if refusal else "")
+    told = distributed.from_main(f"{'full' if full else 'held'} {refusal}" if refusal else "")
     if told:
       kind, _, sentence = told.partition(" ")
       raise (SaveError if kind == "full" else UserError)(sentence)
@@ -283,14 +279,3 @@ def _named(holder: dict[str, Any]) -> str:
   if not {"pid", "host", "since"} <= holder.keys():
     return "another process"
   return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-
-
-def _from_main(message: str) -> str:
-  """What the main process says, on every process."""
-  if not distributed.is_several():
-    return message
-  said = message.encode()[:_MESSAGE_BYTES]
-  buffer = np.zeros(_MESSAGE_BYTES, np.uint8)
-  buffer[: len(said)] = np.frombuffer(said, np.uint8)
-  sent = np.asarray(multihost_utils.broadcast_one_to_all(buffer), np.uint8)
-  return sent.tobytes().rstrip(b"\0").decode(errors="replace")
