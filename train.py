@@ -162,7 +162,7 @@ def main() -> None:
         "segments": [segment.to_dict() for segment in segments],
         "tokenizer": tokenizer.fingerprint,
         **({"samples": counts} if counts else {}),
-        "plans": [dataclasses.asdict(plan) for plan in growths],
+        "plans": [dataclasses.asdict(grown) for grown in growths],
         "config": run.as_json(),
       },
       evaluate=lambda state: scalars(score(state, evals)),

@@ -162,7 +162,8 @@ class Pipeline:
     Args:
       start: steps before it count no more.
     """
-    for segment, before in zip(self._segments, _first_steps(self._segments), strict=True):
+    for index, segment in enumerate(self._segments):
+      before = total_steps(self._segments[:index])
       number = sum(len({*self._row_lengths(segment.feed(modality))}) for modality in segment.modalities)
       met: set[tuple[str, int]] = set()
       for offset in range(max(0, start - before), segment.steps):
@@ -395,11 +396,6 @@ class Pipeline:
         if resolution.mode == "fixed" and resolution.size < self._patch_size:
           stage = f" of stage '{segment.name}'" if segment.name else ""
           raise UserError(f"size={resolution.size}{stage} is less than model.vision.patch_size={self._patch_size}")
-
-
-def _first_steps(segments: Sequence[Segment]) -> Iterator[int]:
-  """The number of steps before each segment."""
-  return itertools.accumulate((segment.steps for segment in segments[:-1]), initial=0)
 
 
 def id_bases(segments: Sequence[Segment]) -> dict[str, int]:

@@ -15,17 +15,12 @@ TeacherDims = tuple[int, int | None] | None
 
 
 def abstract_batches(
-  segment: Segment,
-  model: DualEncoderConfig,
-  mesh: Mesh,
-  *,
-  teacher_dims: TeacherDims = None,
-  state_rows: bool = False,
+  segment: Segment, model: DualEncoderConfig, mesh: Mesh, *, teacher_dims: TeacherDims = None
 ) -> Iterator[Batch]:
   """All kinds of batches of a segment; see `abstract_batch`."""
   for modality in segment.modalities:
     for length in segment.feed(modality).row_lengths(model.vision.patch_size, model.vision.tubelet):
-      yield abstract_batch(segment, modality, length, model, mesh, teacher_dims=teacher_dims, state_rows=state_rows)
+      yield abstract_batch(segment, modality, length, model, mesh, teacher_dims=teacher_dims)
 
 
 def abstract_batch(
