@@ -148,18 +148,17 @@ def train(
     SaveError: at the step after a checkpoint could not be written.
   """
   start = int(state.step)
-  steps = _Steps(workdir, pipeline, checkpoints, writer, options, mesh, start)
+  steps = _Steps(workdir, pipeline, checkpoints, writer, options, mesh, start, confirm)
   with (
     stop or distributed.StopRequest(mesh) as stop,
     steps.bar,
     Programs(train_step, state, say=steps.bar.say) as programs,
   ):
     programs.prepare(ahead)
-    for index, batch in steps.batches(confirm):
+    for index, batch in steps.batches():
       batch = put_batch(mesh, batch.on_device())
       state, metrics = programs(state, batch if teach is None else teach(batch))
       done = index + 1
-      confirm()
       steps.finish(done, metrics)
       checkpoints.poll()
       stopping = stop.agree(checkpoints.failing)
@@ -174,9 +173,7 @@ def train(
       due = (options.eval_every and done % options.eval_every == 0) or options.ends_stage(done)
       if evaluate and due and done < options.total_steps:
         steps.settle()
-        scores = evaluate(state)
-        confirm()
-        steps.record({"step": done, **scores})
+        steps.record({"step": done, **evaluate(state)})
       if last:
         break
     steps.settle()
@@ -192,9 +189,9 @@ Clocks = tuple[float, float]
 class _Steps:
   """Bookkeeping of the loop: clocks, rows, sample ids, profile, and the one step that is in flight."""
 
-  def __init__(self, workdir, pipeline, checkpoints, writer, options, mesh, start):
+  def __init__(self, workdir, pipeline, checkpoints, writer, options, mesh, start, confirm):
     self._workdir, self._pipeline, self._checkpoints = workdir, pipeline, checkpoints
-    self._writer, self._options, self._start = writer, options, start
+    self._writer, self._options, self._start, self._confirm = writer, options, start, confirm
     self.bar = Bar(start=start, total=options.total_steps, quiet=writer is None)
     self._ids = None
     if options.log_sample_ids and writer is not None:
@@ -214,8 +211,8 @@ class _Steps:
     self._waited_before = self._waited if waited is None else waited
     self._steps, self._seen = 0, 0
 
-  def batches(self, confirm: Callable[..., None]) -> Iterator[tuple[int, Batch]]:
-    """Batches with the time spent waiting for them measured; `confirm` is called before their ids are written."""
+  def batches(self) -> Iterator[tuple[int, Batch]]:
+    """Batches with the time spent waiting for them measured and their ids written."""
     iterator = iter(self._pipeline.iterate(self._start, self._options.total_steps))
     while True:
       before = time.perf_counter()
@@ -225,9 +222,10 @@ class _Steps:
         return
       index, batch = item
       self._batch = batch
-      confirm()
+      ids = None if self._ids is None else self._pipeline.ids(index).tolist()
+      self._confirm()  # Right before the write: a process may be suspended anywhere.
       if self._ids is not None:
-        self._ids.write({"step": index + 1, "ids": self._pipeline.ids(index).tolist()})
+        self._ids.write({"step": index + 1, "ids": ids})
       self._profile(index + 1)
       yield item
 
@@ -329,6 +327,7 @@ class _Steps:
     ids = self._pipeline.ids(step - 1).tolist()
     path = self._workdir / "nonfinite_ids.json"
     where = f"are in {path}"
+    self._confirm()
     if distributed.is_main():
       try:
         write_object(path, {"step": step, "ids": ids}, indent=None)
@@ -348,6 +347,7 @@ class _Steps:
 
   def record(self, row: dict[str, Any]) -> None:
     """Writes a row; time spent on evaluation does not count against the next rate."""
+    self._confirm()
     if self._writer is not None:
       self._writer.write(row)
     self._reset_clocks()

@@ -32,8 +32,8 @@ def test_every_window_takes_time_and_all_of_them_what_has_passed(seen, log_every
   monkeypatch.setattr(loop, "_have_ended", lambda metrics: seen[next(number)])
   metrics = {name: jnp.ones(()) for name in ("loss", "grad_norm", "finite")}
   began = time.perf_counter()
-  steps = loop._Steps(tmp_path, pipeline, None, writer, options, mesh, 0)
-  for index, _ in steps.batches(lambda: None):
+  steps = loop._Steps(tmp_path, pipeline, None, writer, options, mesh, 0, lambda: None)
+  for index, _ in steps.batches():
     time.sleep(NAP)
     steps.finish(index + 1, metrics)
   steps.settle()
