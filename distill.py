@@ -22,9 +22,9 @@ from contrastive_jax.loading import load
 from contrastive_jax.preprocess.decoding import DecodeError
 from contrastive_jax.preprocess.images import undo_premultiply
 from contrastive_jax.run_lock import RunLock
+from contrastive_jax.schedule.stages import segments_of, stages_of
 from contrastive_jax.training import targets
 from contrastive_jax.training.config import check_names_and_numbers
-from contrastive_jax.training.stages import segments_of, stages_of
 from data import build
 from data.sources import Source
 from data.substitution import shard_of

@@ -42,10 +42,10 @@ from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.run_lock import RunLock
 from contrastive_jax.runs import read_json_lines, write_config, write_folder
-from contrastive_jax.training import curriculum, growth, loop
+from contrastive_jax.schedule.segments import Segment, segment_at
+from contrastive_jax.training import growth, loop
 from contrastive_jax.training.checkpoint import Checkpoints
 from contrastive_jax.training.config import check_resume
-from contrastive_jax.training.curriculum import Segment
 from contrastive_jax.training.distillation import Teacher, load_teacher
 from contrastive_jax.training.initialize import initial_state
 from contrastive_jax.training.metrics import Writer
@@ -219,7 +219,7 @@ def view_of(teacher: Teacher, with_text: bool) -> TeacherView:
 
 def resolutions_at(segments: Sequence[Segment], step: int) -> dict[str, Any]:
   """What the stage that made update number `step` is evaluated at: the resolutions of images and clips."""
-  segment = segments[curriculum.segment_at(segments, max(step, 1) - 1)[0]]
+  segment = segments[segment_at(segments, max(step, 1) - 1)[0]]
   if segment.clips is None:
     return {"resolution": segment.resolution}
   return {"resolution": segment.resolution, "clips": segment.clips.resolution, "frames": segment.clips.frames}

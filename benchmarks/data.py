@@ -15,7 +15,7 @@ from absl import app, flags
 
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.images import patchify
-from contrastive_jax.training.curriculum import Segment
+from contrastive_jax.schedule.segments import Segment
 from data import emoji
 from data.augment import DRAWINGS, DRAWS, Augment
 from data.pipeline import Pipeline

@@ -39,7 +39,7 @@ from contrastive_jax.inference import Model
 from contrastive_jax.models import dual_encoder, presets
 from contrastive_jax.preprocess.decoding import DecodeError
 from contrastive_jax.preprocess.images import decode
-from contrastive_jax.training.curriculum import Segment
+from contrastive_jax.schedule.segments import Segment
 from data import embedding_files, listings
 from data.pipeline import Pipeline
 from data.sources import Example, Text, stable_hash, tfds

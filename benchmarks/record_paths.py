@@ -19,7 +19,7 @@ from contrastive_jax.preprocess.decoding import DecodeError
 from contrastive_jax.preprocess.images import decode
 from contrastive_jax.preprocess.resolution import Resolution
 from contrastive_jax.preprocess.video import open_clip
-from contrastive_jax.training.curriculum import Clips, Segment
+from contrastive_jax.schedule.segments import Clips, Segment
 from data import embedding_files
 from data.augment import PRESETS
 from data.pipeline import Pipeline, TeacherView

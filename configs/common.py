@@ -10,7 +10,7 @@ from ml_collections import ConfigDict, config_dict
 from contrastive_jax.errors import require_known
 from contrastive_jax.models import presets
 from contrastive_jax.objectives import term_options
-from contrastive_jax.training.stages import Stage
+from contrastive_jax.schedule.stages import Stage
 from data.augment import Augment
 from data.emoji import CaptionMix
 
@@ -26,7 +26,7 @@ def model(preset: str, **overrides: Any) -> ConfigDict:
 
 
 def stage(name: str, steps: int, **overrides: Any) -> ConfigDict:
-  """A stage of `config.curriculum`; see `contrastive_jax.training.stages.Stage` for its fields."""
+  """A stage of `config.curriculum`; see `contrastive_jax.schedule.stages.Stage` for its fields."""
   known = [field.name for field in dataclasses.fields(Stage)]
   for field in overrides:
     require_known(f"stage '{name}': field", field, known)

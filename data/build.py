@@ -9,7 +9,7 @@ from contrastive_jax.bad_records import BadRecords, readable
 from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.tokenizers import Tokenizer
-from contrastive_jax.training.curriculum import Segment
+from contrastive_jax.schedule.segments import Segment
 from contrastive_jax.training.run import Run
 from contrastive_jax.training.targets import TargetCache
 from data import emoji, motion, strips

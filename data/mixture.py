@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from contrastive_jax.training.curriculum import Segment, assign, cursors, segment_at, slots_before
+from contrastive_jax.schedule.interleaving import assign
+from contrastive_jax.schedule.segments import Segment, cursors, pairs_before, segment_at
 from data.sources import stable_hash
 
 _ROUNDS = 6
@@ -93,17 +94,17 @@ def drawn(segments: Sequence[Segment], lengths: Mapping[str, int], seed: int, st
   """
   at, offset = segment_at(segments, step)
   segment = segments[at]
-  modality, earlier = segment.turn(offset)
-  sources = segment.feed(modality).sources
-  slot = earlier * segment.batch_size + rows.start
-  source, number = assign(sources, np.arange(slot, slot + rows.stop - rows.start))
+  modality, earlier = segment.modality_at(offset)
+  sources = segment.inputs(modality).sources
+  first = earlier * segment.batch_size + rows.start
+  source, number = assign(sources, np.arange(first, first + rows.stop - rows.start))
   begun = cursors(segments, at)
   names = tuple(name for name, _ in sources)
   index = np.empty_like(number)
   for k in np.unique(source):
     mine, name = source == k, names[k]
     index[mine] = shuffled(number[mine] + begun[name], lengths[name], seed, name)
-  position = slots_before(segments, at) + offset * segment.batch_size + rows.start
+  position = pairs_before(segments, at) + offset * segment.batch_size + rows.start
   return Drawn(position, names, source, index)
 
 

@@ -22,7 +22,7 @@ from contrastive_jax.batch import Batch, Targets, TeacherInputs, TextBatch
 from contrastive_jax.errors import UserError, nearest
 from contrastive_jax.preprocess import packing
 from contrastive_jax.preprocess.tokenizers import Tokenizer
-from contrastive_jax.training.curriculum import Feed, Segment, segment_at, total_steps
+from contrastive_jax.schedule.segments import Inputs, Segment, segment_at, total_steps
 from data.augment import DRAWS, Augment
 from data.groups import group_labels, key_of
 from data.lifetime import follow_parent, start_tracker
@@ -164,11 +164,11 @@ class Pipeline:
     """
     for index, segment in enumerate(self._segments):
       before = total_steps(self._segments[:index])
-      number = sum(len({*self._row_lengths(segment.feed(modality))}) for modality in segment.modalities)
+      number = sum(len({*self._row_lengths(segment.inputs(modality))}) for modality in segment.modalities)
       met: set[tuple[str, int]] = set()
       for offset in range(max(0, start - before), segment.steps):
-        modality = segment.turn(offset)[0]
-        length = self._row_length(segment.feed(modality), before + offset)
+        modality = segment.modality_at(offset)[0]
+        length = self._row_length(segment.inputs(modality), before + offset)
         if (modality, length) not in met:
           met.add((modality, length))
           yield segment, modality, length
@@ -222,12 +222,12 @@ class Pipeline:
     chosen = uniforms(self._seed, "caption", plan.position, count, 4)[:, 0]
     at, offset = segment_at(self._segments, step)
     segment = self._segments[at]
-    feed = segment.feed(segment.turn(offset)[0])
+    inputs = segment.inputs(segment.modality_at(offset)[0])
     frames = uniforms(self._seed, "frames", plan.position, count, 4)[:, 0]
     examples, captions, planned, bad, failed = [], [], [], [], []
     for k in range(count):
       source = self._sources[plan.names[plan.source[k]]]
-      prepare = functools.partial(with_frames, feed=feed, draw=float(frames[k]))
+      prepare = functools.partial(with_frames, inputs=inputs, draw=float(frames[k]))
       example, failures = read_or_substitute(source, int(plan.index[k]), prepare)
       replaced = failures != ""
       bad.append(replaced)
@@ -237,7 +237,7 @@ class Pipeline:
       planned.append(planned_key(source, int(plan.index[k]), chosen[k]) if replaced else None)
     actual = np.array([key_of(e.text.group, c) for e, c in zip(examples, captions, strict=True)], np.int64)
     draws = uniforms(self._seed, "augment", plan.position, count, DRAWS)
-    image, shrunk = self._render(examples, feed, draws, self._row_length(feed, step))
+    image, shrunk = self._render(examples, inputs, draws, self._row_length(inputs, step))
     text, truncated = self._text(captions, segment)
     bases = [self._id_base[plan.names[s]] for s in plan.source]
     return {
@@ -267,15 +267,15 @@ class Pipeline:
       [self._row_base[name] + example.id for name, example in zip(names, examples, strict=True)], np.int32
     )
 
-  def _row_length(self, feed: Feed, step: int) -> int:
+  def _row_length(self, inputs: Inputs, step: int) -> int:
     """Tokens of the rows that are not packed; NaFlex draws them for each batch."""
-    lengths = self._row_lengths(feed)
+    lengths = self._row_lengths(inputs)
     if len(lengths) == 1:
       return lengths[0]
     return lengths[int(uniforms(self._seed, "row length", step, 1, 4)[0, 0] * len(lengths))]
 
-  def _row_lengths(self, feed: Feed) -> tuple[int, ...]:
-    return feed.row_lengths(self._patch_size, self._render.tubelet)
+  def _row_lengths(self, inputs: Inputs) -> tuple[int, ...]:
+    return inputs.row_lengths(self._patch_size, self._render.tubelet)
 
   def _text(self, captions: list[str], segment: Segment) -> tuple[TextBatch, int]:
     """Captions in rows of their own or packed, and how many were cut; groups are known only to the whole batch."""
@@ -342,10 +342,10 @@ class Pipeline:
 
   def _chunk_bytes(self, segment: Segment, modality: str, pairs: int) -> int:
     """Bytes of a chunk at the most."""
-    feed, patch = segment.feed(modality), self._patch_size
-    own = pairs * max(self._row_lengths(feed))
-    tokens = own if feed.rows is None else feed.rows.count * feed.rows.length
-    bytes_of_token = 3 * patch * patch * (1 if feed.frames == 1 else self._render.tubelet) + 8
+    inputs, patch = segment.inputs(modality), self._patch_size
+    own = pairs * max(self._row_lengths(inputs))
+    tokens = own if inputs.rows is None else inputs.rows.count * inputs.rows.length
+    bytes_of_token = 3 * patch * patch * (1 if inputs.frames == 1 else self._render.tubelet) + 8
     return tokens * bytes_of_token + 5 * pairs * self._text_length
 
   def _share(self, step: int) -> int:
@@ -392,7 +392,7 @@ class Pipeline:
           f" of data.pack_pairs={segment.pack_pairs}"
         )
       for modality in segment.modalities:
-        resolution = segment.feed(modality).resolution
+        resolution = segment.inputs(modality).resolution
         if resolution.mode == "fixed" and resolution.size < self._patch_size:
           stage = f" of stage '{segment.name}'" if segment.name else ""
           raise UserError(f"size={resolution.size}{stage} is less than model.vision.patch_size={self._patch_size}")

@@ -12,7 +12,7 @@ from contrastive_jax.preprocess import native, packing
 from contrastive_jax.preprocess.images import patchify
 from contrastive_jax.preprocess.video import Clip, choose_frames
 from contrastive_jax.preprocess.views import gather
-from contrastive_jax.training.curriculum import Feed
+from contrastive_jax.schedule.segments import Inputs
 from data.augment import Augment
 from data.sources import Example
 
@@ -34,38 +34,38 @@ class Renderer:
   def __call__(
     self,
     examples: Sequence[Example],
-    feed: Feed,
+    inputs: Inputs,
     draws: Float[np.ndarray, "pairs draws"],
     length: int,
   ) -> tuple[ImageBatch, int]:
     """Renders one view of each example.
 
     Args:
-      examples: images, or clips whose frames `with_frames` has read, as the feed says.
-      feed: sizes, frames and rows.
+      examples: images, or clips whose frames `with_frames` has read, as `inputs` says.
+      inputs: sizes, frames and rows.
       draws: of the views, see `Augment`.
-      length: tokens of a row that is not packed, one of `Feed.row_lengths`.
+      length: tokens of a row that is not packed, one of `Inputs.row_lengths`.
 
     Returns:
       The rows, and the number of images that were shrunk to fit into theirs.
     """
     pixels = [example.image for example in examples]
-    grids = self._grids(pixels, feed, length)
+    grids = self._grids(pixels, inputs, length)
     packed = None
-    if feed.rows is not None:
-      smallest = feed.resolution.min_tokens
-      packed = packing.pack_grids(grids, rows=feed.rows.count, length=feed.rows.length, min_tokens=smallest)
+    if inputs.rows is not None:
+      smallest = inputs.resolution.min_tokens
+      packed = packing.pack_grids(grids, rows=inputs.rows.count, length=inputs.rows.length, min_tokens=smallest)
       grids = packed.grids
     seen = [(int(y) * self.patch_size, int(x) * self.patch_size) for _, y, x in grids]
-    fixed = feed.resolution.mode == "fixed"
+    fixed = inputs.resolution.mode == "fixed"
     # Of a square the patches leave out what does not fill one, such as 6 of the 384 pixels at patch size 14.
-    whole = feed.resolution.size if fixed else 0
+    whole = inputs.resolution.size if fixed else 0
     sizes = [(whole, whole) if size == (whole // self.patch_size * self.patch_size,) * 2 else size for size in seen]
     views = self.augment(pixels, [example.flip for example in examples], sizes, draws)
     views = [view[..., :height, :width, :] for view, (height, width) in zip(views, seen, strict=True)]
-    if feed.frames == 1 and packed is None and fixed:
+    if inputs.frames == 1 and packed is None and fixed:
       return patchify(np.stack(views), self.patch_size), 0
-    tubelet = 1 if feed.frames == 1 else self.tubelet
+    tubelet = 1 if inputs.frames == 1 else self.tubelet
     patches = [native.patchify_clip(view if view.ndim == 4 else view[None], self.patch_size, tubelet) for view in views]
     if packed is not None:
       return packing.place_images(patches, packed), packed.shrunk
@@ -78,10 +78,10 @@ class Renderer:
     seen = size // self.patch_size * self.patch_size
     return patchify(views[:, :seen, :seen], self.patch_size)
 
-  def _grids(self, pixels: Sequence[np.ndarray], feed: Feed, length: int) -> Int[np.ndarray, "pairs 3"]:
+  def _grids(self, pixels: Sequence[np.ndarray], inputs: Inputs, length: int) -> Int[np.ndarray, "pairs 3"]:
     """Patches of each view along time, height and width."""
-    resolution, patch = feed.resolution, self.patch_size
-    times = feed.times(self.tubelet)
+    resolution, patch = inputs.resolution, self.patch_size
+    times = inputs.times(self.tubelet)
     grids = np.empty((len(pixels), 3), np.int64)
     for k, image in enumerate(pixels):
       height, width = image.shape[-3:-1]
@@ -95,23 +95,23 @@ class Renderer:
     return grids
 
 
-def with_frames(example: Example, feed: Feed, draw: float) -> Example:
-  """The example with the frames `[frames, height, width, channels]` that the feed shows of its clip; images stay.
+def with_frames(example: Example, inputs: Inputs, draw: float) -> Example:
+  """The example with the frames `[frames, height, width, channels]` that `inputs` asks of its clip; images stay.
 
   Args:
     example: as its source gives it.
-    feed: of the step.
+    inputs: what the step shows.
     draw: of the choice of frames, uniform in [0, 1).
 
   Raises:
     UserError: if an image is fed as a clip, or a clip as an image.
     DecodeError: if the clip cannot be read.
   """
-  image, clips = example.image, feed.frames > 1
+  image, clips = example.image, inputs.frames > 1
   if isinstance(image, Clip) != clips:
     wrong = "an image source is named among video_sources" if clips else "a source of clips is named among sources"
     raise UserError(f"{wrong}: clips go there, and images into sources")
   if not clips:
     return example
-  chosen = choose_frames(image.count, image.fps, feed.frames, feed.rule, draw, rate=feed.rate)
+  chosen = choose_frames(image.count, image.fps, inputs.frames, inputs.rule, draw, rate=inputs.rate)
   return dataclasses.replace(example, image=image.read(chosen))

@@ -27,8 +27,8 @@ from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.preprocess import panics, tokenizers
 from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.runs import write_config
+from contrastive_jax.schedule.stages import Stage
 from contrastive_jax.training.checkpoint import Checkpoints
-from contrastive_jax.training.stages import Stage
 from contrastive_jax.training.state import TrainState
 
 _SIGLIP2_TOKENS = 256_000

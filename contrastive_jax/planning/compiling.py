@@ -13,7 +13,7 @@ from contrastive_jax.errors import require_known
 from contrastive_jax.models import flops
 from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.planning.topologies import Topology
-from contrastive_jax.training.curriculum import Feed, Segment
+from contrastive_jax.schedule.segments import Inputs, Segment
 from contrastive_jax.training.run import Run
 from contrastive_jax.training.state import TrainState
 
@@ -66,7 +66,7 @@ def kinds_of_batch(run: Run) -> dict[str, tuple[Segment, str, int]]:
   model, kinds = run.model, {}
   for segment in run.segments:
     for modality in segment.modalities:
-      lengths = segment.feed(modality).row_lengths(model.vision.patch_size, model.vision.tubelet)
+      lengths = segment.inputs(modality).row_lengths(model.vision.patch_size, model.vision.tubelet)
       for length in lengths:
         name = segment.name + ("/clip" if modality == "clip" else "") + (f":{length}" if len(lengths) > 1 else "")
         kinds[name] = segment, modality, length
@@ -86,19 +86,19 @@ def choose_batch(run: Run, stage: str | None, mesh: jax.sharding.Mesh) -> tuple[
   found = []
   for segment, modality, length in kinds.values():
     batch = run.abstract_batch(segment, modality, length, mesh)
-    found.append((batch, _forward_flops(segment.feed(modality), batch, run.model)))
+    found.append((batch, _forward_flops(segment.inputs(modality), batch, run.model)))
   return max(found, key=lambda each: each[1])
 
 
-def _forward_flops(feed: Feed, batch: Batch, model: DualEncoderConfig) -> float:
+def _forward_flops(inputs: Inputs, batch: Batch, model: DualEncoderConfig) -> float:
   """As if every row were full, and every packed image as large as may be."""
   patches, tokens = (math.prod(side.shape[:2]) for side in (batch.image.patches, batch.text.tokens))
-  packed = feed.resolution.mode == "native" and feed.rows is not None
+  packed = inputs.resolution.mode == "native" and inputs.rows is not None
   return flops.forward_flops(
     model,
     pairs=batch.pairs,
     patches=patches,
-    image_sequence=feed.resolution.max_tokens if packed else patches // batch.pairs,
+    image_sequence=inputs.resolution.max_tokens if packed else patches // batch.pairs,
     tokens=tokens,
     text_sequence=min(model.text.length, batch.text.tokens.shape[1]),
     frames=batch.image.patches.shape[2] // model.vision.patch_dim,

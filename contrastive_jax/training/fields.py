@@ -13,7 +13,7 @@ from typing import Any
 from contrastive_jax.errors import UserError, closest, nearest
 from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.objectives import TERMS, term_options
-from contrastive_jax.training.stages import Stage
+from contrastive_jax.schedule.stages import Stage
 
 # Of a task or a regular expression each.
 Names = tuple[str, ...]

@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from contrastive_jax.errors import UserError
 from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.parallel.mesh import host_share
-from contrastive_jax.training.curriculum import Segment
-from contrastive_jax.training.shapes import TeacherDims, abstract_batches
+from contrastive_jax.schedule.segments import Segment
+from contrastive_jax.schedule.shapes import TeacherDims, abstract_batches
 
 # A batch is put together out of the parts that threads or workers read, and both exist for a moment.
 COPIES = 2

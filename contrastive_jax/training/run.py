@@ -18,24 +18,18 @@ from contrastive_jax.objectives import Objective, Sizes, check_teacher, make_obj
 from contrastive_jax.objectives.term import STATE_ROWS, TEACHER_TEXT
 from contrastive_jax.parallel.mesh import MeshSpec, batch_shards
 from contrastive_jax.runs import read_config, read_object
+from contrastive_jax.schedule import shapes
+from contrastive_jax.schedule.segments import Segment, resume
+from contrastive_jax.schedule.shapes import TeacherDims
+from contrastive_jax.schedule.stages import Stage, first_steps, segments_of, stages_of, weighted_sources
 from contrastive_jax.training import config as configs
-from contrastive_jax.training import curriculum, growth, host_memory, shapes
+from contrastive_jax.training import growth, host_memory
 from contrastive_jax.training import optimizer as optimizers
 from contrastive_jax.training.checkpoint import has_checkpoint
-from contrastive_jax.training.curriculum import Segment
 from contrastive_jax.training.growth import Growths
 from contrastive_jax.training.initialize import with_initial_model
 from contrastive_jax.training.loop import LoopOptions
-from contrastive_jax.training.shapes import TeacherDims
-from contrastive_jax.training.stages import (
-  Stage,
-  distillation_weight,
-  first_steps,
-  learning_rate,
-  segments_of,
-  stages_of,
-  weighted_sources,
-)
+from contrastive_jax.training.stage_factors import distillation_weight, learning_rate
 from contrastive_jax.training.state import StateSpec
 from contrastive_jax.training.step import TrainStep, make_train_step
 
@@ -151,7 +145,7 @@ class Run:
       data_changed: whether the rest of the run draws from other data, see `config.check_resume`.
     """
     done = [Segment.from_dict(fields) for fields in about.get("segments", ())]
-    return curriculum.resume(done, self.segments, step, changed=data_changed)
+    return resume(done, self.segments, step, changed=data_changed)
 
   def loop_options(self) -> LoopOptions:
     """What the loop is told."""
@@ -260,8 +254,8 @@ def check_pairs(segments: Sequence[Segment], terms: Mapping[str, float]) -> None
 def check_model_fits(segment: Segment, model: DualEncoderConfig) -> None:
   """Raises a `UserError` where a stage asks for what the towers cannot read."""
   stage = f"stage '{segment.name}'" if segment.name else "the run"
-  feeds = [segment.feed(modality) for modality in segment.modalities]
-  if model.vision.class_token and any(feed.rows for feed in feeds):
+  all_inputs = [segment.inputs(modality) for modality in segment.modalities]
+  if model.vision.class_token and any(inputs.rows for inputs in all_inputs):
     raise UserError(
       f"{stage} packs images, and model.vision.class_token=True has no place in packed rows: turn one off"
     )
@@ -270,19 +264,19 @@ def check_model_fits(segment: Segment, model: DualEncoderConfig) -> None:
       f"{stage} packs captions (data.text_rows={segment.text_rows.count}), which needs model.text.attend_padding=False"
       " and a model.text.pool other than 'last'"
     )
-  for feed in feeds:
-    times = feed.times(model.vision.tubelet)
+  for inputs in all_inputs:
+    times = inputs.times(model.vision.tubelet)
     if model.vision.time_position == "learned" and times > model.vision.max_time:
       raise UserError(
         f"{stage} has clips of {times} tubelets, more than model.vision.max_time={model.vision.max_time}: raise that"
       )
     side = model.vision.patch_size
-    if feed.resolution.mode == "fixed" and feed.resolution.size < side:
-      raise UserError(f"{stage} has size={feed.resolution.size}, less than model.vision.patch_size={side}")
-    if feed.rows and feed.resolution.mode == "native" and feed.resolution.max_tokens > feed.rows.length:
+    if inputs.resolution.mode == "fixed" and inputs.resolution.size < side:
+      raise UserError(f"{stage} has size={inputs.resolution.size}, less than model.vision.patch_size={side}")
+    if inputs.rows and inputs.resolution.mode == "native" and inputs.resolution.max_tokens > inputs.rows.length:
       raise UserError(
-        f"{stage} allows max_tokens={feed.resolution.max_tokens}, more than its row_length={feed.rows.length}: an image"
-        " must fit into a row"
+        f"{stage} allows max_tokens={inputs.resolution.max_tokens}, more than its row_length={inputs.rows.length}: an"
+        " image must fit into a row"
       )
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks import curriculum
+from contrastive_jax.schedule.stages import segments_of
 from contrastive_jax.training.run import Run
-from contrastive_jax.training.stages import segments_of
 
 
 @pytest.mark.parametrize("variant", ["captions", "squeezed", "native", "none", "learned", "rotary"])

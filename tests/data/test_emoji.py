@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from contrastive_jax.errors import UserError
-from contrastive_jax.training.curriculum import Segment
+from contrastive_jax.schedule.segments import Segment
 from data import emoji, emoji_evaluation, tasks
 from data.augment import DRAWINGS
 from data.emoji import CaptionMix, concepts, drawings, training_sources

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from contrastive_jax.training.curriculum import Segment
+from contrastive_jax.schedule.segments import Segment
 from data.mixture import drawn, permuted, shuffled, uniforms
 
 

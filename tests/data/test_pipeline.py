@@ -9,7 +9,7 @@ from toy import ToySource, WordTokenizer
 
 from contrastive_jax import bad_records
 from contrastive_jax.errors import UserError
-from contrastive_jax.training.curriculum import Segment, truncate
+from contrastive_jax.schedule.segments import Segment, truncate
 from data import pipeline as pipeline_module
 from data.augment import DRAWINGS
 from data.pipeline import Pipeline

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 import tensorflow_datasets as tfds
 
-from contrastive_jax.training.stages import segments_of
+from contrastive_jax.schedule.stages import segments_of
 from data.sources.tfds import _holds_pictures, _holds_text
 from tests.data.test_benchmarks import structure
 

@@ -13,8 +13,8 @@ from contrastive_jax.models.config import DualEncoderConfig, TextConfig, Transfo
 from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.preprocess.images import DecodeError, cut, join
 from contrastive_jax.preprocess.resolution import Resolution
-from contrastive_jax.training.curriculum import Clips, Rows, Segment
-from contrastive_jax.training.shapes import abstract_batch
+from contrastive_jax.schedule.segments import Clips, Rows, Segment
+from contrastive_jax.schedule.shapes import abstract_batch
 from data.pipeline import Pipeline, TeacherView
 from data.sources import Example, Text, stable_hash
 
@@ -193,7 +193,7 @@ def test_naflex_draws_one_length_a_batch_and_pads_at_the_end():
 def test_turns_show_images_or_clips():
   run = make(TURNS)
   for step in range(8):
-    batch, modality = run.batch(step), TURNS.turn(step)[0]
+    batch, modality = run.batch(step), TURNS.modality_at(step)[0]
     if modality == "image":
       assert batch.image.patches.shape == (4, 4, PATCH * PATCH * 3)
       continue
@@ -210,7 +210,7 @@ def test_every_sample_is_drawn_once_an_epoch_across_turns():
   ids = {"image": [], "clip": []}
   run = make(dataclasses.replace(TURNS, steps=60))
   for step in range(60):
-    ids[dataclasses.replace(TURNS, steps=60).turn(step)[0]].extend(run.ids(step).tolist())
+    ids[dataclasses.replace(TURNS, steps=60).modality_at(step)[0]].extend(run.ids(step).tolist())
   assert len(set(ids["image"][:60])) == 60
   assert len(set(ids["clip"][:9])) == 9
 

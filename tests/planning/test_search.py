@@ -7,8 +7,8 @@ from contrastive_jax.errors import UserError
 from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.planning import topologies
 from contrastive_jax.planning.search import GRANULARITY, batch_to_search, find_max_batch
+from contrastive_jax.schedule.stages import segments_of
 from contrastive_jax.training.run import Run
-from contrastive_jax.training.stages import segments_of
 from tests import tiny_stages
 
 

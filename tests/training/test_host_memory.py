@@ -10,8 +10,8 @@ from configs import emoji
 from contrastive_jax.errors import UserError
 from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.preprocess.resolution import Resolution
+from contrastive_jax.schedule.segments import Rows, Segment
 from contrastive_jax.training import host_memory
-from contrastive_jax.training.curriculum import Rows, Segment
 from contrastive_jax.training.host_memory import Limit
 from contrastive_jax.training.run import Run, check_pairs
 from tests import tiny

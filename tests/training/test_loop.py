@@ -8,9 +8,9 @@ import pytest
 
 from contrastive_jax.parallel.mesh import MeshSpec, replicated
 from contrastive_jax.runs import read_json_lines
+from contrastive_jax.schedule.segments import Segment
 from contrastive_jax.training import loop
 from contrastive_jax.training.checkpoint import Checkpoints
-from contrastive_jax.training.curriculum import Segment
 from contrastive_jax.training.metrics import Writer
 from contrastive_jax.training.state import TrainState
 from data.pipeline import Pipeline

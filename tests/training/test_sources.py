@@ -3,7 +3,7 @@
 import pytest
 
 from contrastive_jax.errors import UserError
-from contrastive_jax.training.stages import weighted_sources
+from contrastive_jax.schedule.stages import weighted_sources
 
 
 def test_names_with_dots_are_values_beside_names_that_are_keys():

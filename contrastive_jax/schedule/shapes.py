@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from contrastive_jax.batch import Batch, ImageBatch, Targets, TextBatch
 from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.parallel.mesh import batch_sharding
-from contrastive_jax.training.curriculum import Rows, Segment
+from contrastive_jax.schedule.segments import Rows, Segment
 
 TeacherDims = tuple[int, int | None] | None
 
@@ -19,7 +19,7 @@ def abstract_batches(
 ) -> Iterator[Batch]:
   """All kinds of batches of a segment; see `abstract_batch`."""
   for modality in segment.modalities:
-    for length in segment.feed(modality).row_lengths(model.vision.patch_size, model.vision.tubelet):
+    for length in segment.inputs(modality).row_lengths(model.vision.patch_size, model.vision.tubelet):
       yield abstract_batch(segment, modality, length, model, mesh, teacher_dims=teacher_dims)
 
 
@@ -38,7 +38,7 @@ def abstract_batch(
   Args:
     segment: of the run.
     modality: of the step.
-    length: of rows that are not packed, one of `Feed.row_lengths`.
+    length: of rows that are not packed, one of `Inputs.row_lengths`.
     model: gives sizes of patches and captions.
     mesh: where batches go.
     teacher_dims: features of the frozen teacher's images and captions (None: not asked for); None without a teacher.
@@ -53,12 +53,12 @@ def abstract_batch(
     count = pairs // segment.pack_pairs * rows.count
     return count, rows.length, array(jnp.int16, count, rows.length), array(jnp.int32, pairs, 2)
 
-  feed = segment.feed(modality)
-  patch_dim = model.vision.patch_size**2 * model.vision.channels * (model.vision.tubelet if feed.frames > 1 else 1)
+  inputs = segment.inputs(modality)
+  patch_dim = model.vision.patch_size**2 * model.vision.channels * (model.vision.tubelet if inputs.frames > 1 else 1)
   rows, segments, slots = pairs, None, None
-  if feed.rows is not None:
-    rows, length, segments, slots = packed(feed.rows)
-  elif feed.resolution.mode != "fixed":
+  if inputs.rows is not None:
+    rows, length, segments, slots = packed(inputs.rows)
+  elif inputs.resolution.mode != "fixed":
     segments = array(jnp.int16, pairs, length)
   image = ImageBatch(array(jnp.uint8, rows, length, patch_dim), array(jnp.int16, rows, length, 3), segments, slots)
 

@@ -9,17 +9,16 @@ from hypothesis import strategies as st
 
 from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess.resolution import Resolution
-from contrastive_jax.training.curriculum import (
+from contrastive_jax.schedule.interleaving import assign, draws
+from contrastive_jax.schedule.segments import (
   Clips,
   Rows,
   Segment,
   ahead,
-  assign,
   cursors,
-  draws,
+  pairs_before,
   resume,
   segment_at,
-  slots_before,
   total_steps,
   truncate,
 )
@@ -34,27 +33,27 @@ def segment(steps=10, batch_size=8, sources=(("a", 1),), resolution=32):
 )
 def test_every_prefix_holds_each_source_within_one_sample_of_its_share(weights):
   run = segment(steps=300, batch_size=7, sources=tuple((f"s{i}", w) for i, w in enumerate(weights)))
-  source, draw = assign(run.sources, np.arange(run.slots))
+  source, draw = assign(run.sources, np.arange(run.pairs))
   share = np.asarray(weights) / np.sum(weights)
   counts = np.cumsum(source[:, None] == np.arange(len(weights)), axis=0)
-  expected = np.arange(1, run.slots + 1)[:, None] * share
+  expected = np.arange(1, run.pairs + 1)[:, None] * share
   assert np.abs(counts - expected).max() <= 1
   for i in range(len(weights)):
     np.testing.assert_array_equal(draw[source == i], np.arange(counts[-1, i]))
 
 
 @settings(max_examples=50, deadline=None)
-@given(weights=st.lists(st.integers(1, 20), min_size=1, max_size=6), slots=st.integers(0, 400))
-def test_the_number_drawn_is_the_number_assigned(weights, slots):
+@given(weights=st.lists(st.integers(1, 20), min_size=1, max_size=6), places=st.integers(0, 400))
+def test_the_number_drawn_is_the_number_assigned(weights, places):
   run = segment(steps=400, batch_size=1, sources=tuple((f"s{i}", w) for i, w in enumerate(weights)))
-  source, _ = assign(run.sources, np.arange(slots))
-  assert list(draws(run.sources, slots).values()) == np.bincount(source, minlength=len(weights)).tolist()
+  source, _ = assign(run.sources, np.arange(places))
+  assert list(draws(run.sources, places).values()) == np.bincount(source, minlength=len(weights)).tolist()
 
 
 def test_irrational_weights_are_rounded_to_a_bounded_period():
   run = segment(steps=1000, batch_size=100, sources=(("a", 2**0.5), ("b", 3**0.5)))
   share = 2**0.5 / (2**0.5 + 3**0.5)
-  assert draws(run.sources, run.slots)["a"] == pytest.approx(run.slots * share, rel=1e-4)
+  assert draws(run.sources, run.pairs)["a"] == pytest.approx(run.pairs * share, rel=1e-4)
 
 
 def test_cursors_are_prefix_sums_and_a_new_source_starts_at_zero():
@@ -62,7 +61,7 @@ def test_cursors_are_prefix_sums_and_a_new_source_starts_at_zero():
   assert cursors(run, 0) == {"a": 0}
   assert cursors(run, 1) == {"a": 12, "b": 0}
   assert cursors(run, 2) == {"a": 12 + 10, "b": 40, "c": 0}
-  assert [slots_before(run, i) for i in range(3)] == [0, 12, 62]
+  assert [pairs_before(run, i) for i in range(3)] == [0, 12, 62]
 
 
 def test_a_step_knows_its_segment():
@@ -119,26 +118,26 @@ def with_clips(share, steps=40, seed=0):
 
 
 @pytest.mark.parametrize("share", [0.5, 0.25, 0.3, 1.0, 0.01])
-def test_every_round_of_turns_has_its_share_of_clips(share):
+def test_every_round_has_its_share_of_clips(share):
   run = with_clips(share, steps=400)
-  turns = [run.turn(step) for step in range(400)]
-  shown = np.array([modality == "clip" for modality, _ in turns])
-  length = run.clips.turns.denominator
+  modalities = [run.modality_at(step) for step in range(400)]
+  shown = np.array([modality == "clip" for modality, _ in modalities])
+  length = run.clips.share_of_round.denominator
   np.testing.assert_array_equal(shown.reshape(-1, length).sum(axis=1), round(share * length))
   for modality in ("image", "clip"):
-    earlier = [count for m, count in turns if m == modality]
+    earlier = [count for m, count in modalities if m == modality]
     assert earlier == list(range(len(earlier)))
 
 
-def test_the_order_of_turns_depends_on_round_and_seed():
-  turns = [[with_clips(0.5, seed=seed).turn(step)[0] for step in range(40)] for seed in (0, 0, 1)]
-  assert turns[0] == turns[1] != turns[2]
-  assert len({tuple(turns[0][i : i + 2]) for i in range(0, 40, 2)}) == 2
+def test_the_order_of_modalities_depends_on_round_and_seed():
+  shown = [[with_clips(0.5, seed=seed).modality_at(step)[0] for step in range(40)] for seed in (0, 0, 1)]
+  assert shown[0] == shown[1] != shown[2]
+  assert len({tuple(shown[0][i : i + 2]) for i in range(0, 40, 2)}) == 2
 
 
 def test_cursors_count_what_each_modality_drew():
   run = (with_clips(0.25, steps=10), with_clips(0.5, steps=4))
-  clips = sum(run[0].turn(step)[0] == "clip" for step in range(10))
+  clips = sum(run[0].modality_at(step)[0] == "clip" for step in range(10))
   assert cursors(run, 1) == {"a": (10 - clips) * 6, "v": clips * 2, "w": clips * 4}
 
 

@@ -1,20 +1,16 @@
-"""The stages of a curriculum: what a config says of them, as segments, learning rates and distillation weights."""
+"""The stages of a curriculum: what a config says of them, and the segments that they become."""
 
 import contextlib
 import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.preprocess.resolution import Resolution
-from contrastive_jax.training import optimizer as optimizers
-from contrastive_jax.training.curriculum import Clips, Rows, Segment
+from contrastive_jax.schedule.segments import Clips, Rows, Segment
 
 _SOURCE_KEYS = ("name", "weight")
 
@@ -193,41 +189,7 @@ def _rows(prefix: str, count: int, length: int) -> Rows | None:
   return Rows(count, length) if count else None
 
 
-def learning_rate(schedule: optimizers.Schedule, stages: Sequence[Stage]) -> optimizers.Schedule:
-  """The schedule with each stage's factor and warm-up."""
-  if all(stage.learning_rate == 1 and not stage.warmup_steps for stage in stages):
-    return schedule
-  first = jnp.array([before for _, before in first_steps(stages)], jnp.int32)
-  factors = jnp.array([stage.learning_rate for stage in stages], jnp.float32)
-  warmups = jnp.array([stage.warmup_steps for stage in stages], jnp.float32)
-
-  def scaled(step: Int[Array, ""] | int) -> Float[Array, ""]:
-    at = _stage_at(first, step)
-    warm = jnp.minimum(1.0, (step - first[at] + 1) / jnp.maximum(warmups[at], 1))
-    return schedule(step) * factors[at] * warm
-
-  return scaled
-
-
-def distillation_weight(stages: Sequence[Stage]) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
-  """The factor of the distillation terms at each step."""
-  first = jnp.array([before for _, before in first_steps(stages)], jnp.int32)
-  steps = jnp.array([stage.steps for stage in stages], jnp.float32)
-  ends = jnp.array([stage.distillation for stage in stages], jnp.float32)
-
-  def weight(step: Int[Array, ""] | int) -> Float[Array, ""]:
-    at = _stage_at(first, step)
-    done = jnp.clip((step - first[at]) / steps[at], 0, 1)
-    return ends[at, 0] + done * (ends[at, 1] - ends[at, 0])
-
-  return weight
-
-
 def first_steps(stages: Sequence[Stage]) -> list[tuple[str, int]]:
   """Name of each stage, and the number of steps before it."""
   ends = itertools.accumulate((stage.steps for stage in stages), initial=0)
   return [(stage.name, before) for stage, before in zip(stages, ends, strict=False)]
-
-
-def _stage_at(first: Int[Array, "stages"], step: Int[Array, ""] | int) -> Int[Array, ""]:
-  return jnp.searchsorted(first, step, side="right") - 1

@@ -1,10 +1,9 @@
-"""A run as a list of segments: which samples of which source any step draws, by arithmetic alone.
+"""What a run is over its steps, as arithmetic: segments, and the samples of each source that any step draws.
 
-A segment's steps take turns between images and clips; slots number the pairs of one modality in order: slot `s` is row
-`s % batch_size` of the segment's `s // batch_size`-th step of that modality. A segment hands its slots to its sources
-by a fixed periodic schedule, so the number of samples that a source gave to the first `n` slots is a closed form, and
-a source's cursor at any step is the sum over the segments before it plus that number. Nothing else needs to be stored
-to resume.
+A *segment* is the one internal word for a stretch of steps that a run has done or will do: a stage of the config, or
+what a resumed run kept of one. In each step a segment shows one modality, images or clips. The pairs of a modality are
+numbered in order, and `interleaving` says which source gives each of them; a source's cursor at a step is the sum of
+what it gave in the segments before and of what it gave in this one.
 """
 
 import dataclasses
@@ -15,19 +14,15 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 
 from contrastive_jax.errors import UserError, nearest, require_known
 from contrastive_jax.preprocess.resolution import Resolution
+from contrastive_jax.schedule.interleaving import Sources, draws
 
 MODALITIES = ("image", "clip")
 FRAME_RULES = ("uniform", "random", "fps")
-# Weights whose exact period is longer are rounded to shares of this many slots.
-LONGEST_PERIOD = 1 << 14
-# Shares of clips are rounded to turns out of at most this many steps.
+# Shares of clips are rounded to whole steps of a round of at most this many.
 LONGEST_ROUND = 100
-
-Sources = tuple[tuple[str, int | float], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +54,7 @@ class Clips:
     rule: how frames are chosen: "uniform", "random" or "fps", see `preprocess.video.choose_frames`.
     rate: frames a second, for "fps".
     rows: of a pack; None gives each clip a row of its own.
-    seed: of the order of turns.
+    seed: seed of the order in which steps show images and clips.
   """
 
   sources: Sources
@@ -82,14 +77,14 @@ class Clips:
       raise UserError(f"frame_rate={self.rate} must be above 0 with frame_rule='fps'")
 
   @property
-  def turns(self) -> Fraction:
+  def share_of_round(self) -> Fraction:
     """The share as clip steps out of a round of steps."""
     return max(Fraction(str(self.share)).limit_denominator(LONGEST_ROUND), Fraction(1, LONGEST_ROUND))
 
 
 @dataclasses.dataclass(frozen=True)
-class Feed:
-  """What the batches of one modality of a segment hold; see `Segment` and `Clips`."""
+class Inputs:
+  """What the steps of one modality of a segment show the image tower; `Segment` and `Clips` explain the fields."""
 
   sources: Sources
   resolution: Resolution
@@ -162,16 +157,16 @@ class Segment:
       )
 
   @property
-  def slots(self) -> int:
-    """Pairs drawn by the whole segment."""
+  def pairs(self) -> int:
+    """Number of pairs in all of the segment's steps."""
     return self.steps * self.batch_size
 
-  def turn(self, offset: int) -> tuple[str, int]:
+  def modality_at(self, offset: int) -> tuple[str, int]:
     """The modality of one of the segment's steps, and how many of its earlier steps had the same."""
     if self.clips is None:
       return "image", offset
-    number, place = divmod(offset, self.clips.turns.denominator)
-    shows_clips = _round(self.clips.seed, number, self.clips.turns)
+    number, place = divmod(offset, self.clips.share_of_round.denominator)
+    shows_clips = _round(self.clips.seed, number, self.clips.share_of_round)
     modality = "clip" if shows_clips[place] else "image"
     return modality, self.steps_of(modality, offset)
 
@@ -179,17 +174,17 @@ class Segment:
     """How many of the first `steps` steps are of a modality."""
     if self.clips is None:
       return steps if modality == "image" else 0
-    turns = self.clips.turns
-    rounds, rest = divmod(steps, turns.denominator)
-    clips = rounds * turns.numerator + int(_round(self.clips.seed, rounds, turns)[:rest].sum())
+    share = self.clips.share_of_round
+    rounds, rest = divmod(steps, share.denominator)
+    clips = rounds * share.numerator + int(_round(self.clips.seed, rounds, share)[:rest].sum())
     return clips if modality == "clip" else steps - clips
 
-  def feed(self, modality: str) -> Feed:
-    """What the batches of a modality hold."""
+  def inputs(self, modality: str) -> Inputs:
+    """What the steps of a modality show the image tower."""
     if modality == "image":
-      return Feed(self.sources, self.resolution, self.rows)
+      return Inputs(self.sources, self.resolution, self.rows)
     clips = self.clips
-    return Feed(clips.sources, clips.resolution, clips.rows, clips.frames, clips.rule, clips.rate)
+    return Inputs(clips.sources, clips.resolution, clips.rows, clips.frames, clips.rule, clips.rate)
 
   @property
   def modalities(self) -> tuple[str, ...]:
@@ -198,7 +193,7 @@ class Segment:
 
   def all_sources(self) -> tuple[str, ...]:
     """Names of the sources of all modalities, once each."""
-    return tuple(dict.fromkeys(name for m in self.modalities for name, _ in self.feed(m).sources))
+    return tuple(dict.fromkeys(name for m in self.modalities for name, _ in self.inputs(m).sources))
 
   def to_dict(self) -> dict[str, Any]:
     """Returns what JSON can hold and `from_dict` understands."""
@@ -248,10 +243,10 @@ def _checked_sources(sources: Sequence[Sequence[Any]]) -> Sources:
 
 
 @functools.lru_cache(maxsize=1024)
-def _round(seed: int, number: int, turns: Fraction) -> np.ndarray:
-  """Which steps of a round of turns show clips: the same number in every round, in an order of its own."""
-  order = np.argsort(np.random.Generator(np.random.Philox(key=[seed, number])).random(turns.denominator))
-  return order < turns.numerator
+def _round(seed: int, number: int, share: Fraction) -> np.ndarray:
+  """Returns which steps of a round show clips: the same number in every round, in an order of its own."""
+  order = np.argsort(np.random.Generator(np.random.Philox(key=[seed, number])).random(share.denominator))
+  return order < share.numerator
 
 
 def total_steps(segments: Sequence[Segment]) -> int:
@@ -285,15 +280,15 @@ def cursors(segments: Sequence[Segment], index: int) -> dict[str, int]:
   drawn: dict[str, int] = {name: 0 for segment in segments[: index + 1] for name in segment.all_sources()}
   for segment in segments[:index]:
     for modality in segment.modalities:
-      slots = segment.steps_of(modality, segment.steps) * segment.batch_size
-      for name, count in draws(segment.feed(modality).sources, slots).items():
+      pairs = segment.steps_of(modality, segment.steps) * segment.batch_size
+      for name, count in draws(segment.inputs(modality).sources, pairs).items():
         drawn[name] += count
   return drawn
 
 
-def slots_before(segments: Sequence[Segment], index: int) -> int:
-  """Pairs drawn by the whole run before segment `index` begins."""
-  return sum(segment.slots for segment in segments[:index])
+def pairs_before(segments: Sequence[Segment], index: int) -> int:
+  """Number of pairs in the steps before segment `index` begins."""
+  return sum(segment.pairs for segment in segments[:index])
 
 
 def truncate(segments: Sequence[Segment], step: int) -> tuple[Segment, ...]:
@@ -340,74 +335,3 @@ def resume(
   if not changed and ahead(extended, step) == ahead(planned, step):
     return extended
   return (*truncate(done, step), *ahead(planned, step))
-
-
-def draws(sources: Sources, slots: int) -> dict[str, int]:
-  """Samples that each source gives to the first `slots` slots: within one of its share, at every prefix."""
-  schedule = _schedule(sources)
-  rounds, rest = divmod(slots, len(schedule.source))
-  counts = rounds * schedule.counts + np.bincount(schedule.source[:rest], minlength=len(sources))
-  return {name: int(count) for (name, _), count in zip(sources, counts, strict=True)}
-
-
-def assign(sources: Sources, slots: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-  """Says who fills each slot.
-
-  Args:
-    sources: of the slots' modality.
-    slots: slot numbers within the segment and modality.
-
-  Returns:
-    For each slot the source's position in `sources`, and how many samples that source gave to earlier slots of the
-    segment.
-  """
-  schedule = _schedule(sources)
-  rounds, rest = np.divmod(slots, len(schedule.source))
-  source = schedule.source[rest]
-  return source, rounds * schedule.counts[source] + schedule.rank[rest]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Schedule:
-  """One period of a mixture: each slot's source, its rank among that source's slots, and the slots of each source."""
-
-  source: np.ndarray
-  rank: np.ndarray
-  counts: np.ndarray
-
-
-@functools.lru_cache(maxsize=256)
-def _schedule(sources: tuple[tuple[str, int | float], ...]) -> _Schedule:
-  """Interleaves the sources so that every prefix holds each within one sample of its share.
-
-  The rule is Tijdeman's (The chairman assignment problem, 1980): among the sources whose next slot is due, take the one
-  whose deadline is nearest. In units of 1 / (period * (2k - 2)), so that all comparisons are exact.
-  """
-  counts = _whole_shares([weight for _, weight in sources])
-  period, k = sum(counts), len(counts)
-  source = np.zeros(period, np.int64)
-  if k > 1:
-    given = [0] * k
-    for slot in range(period):
-      # Lag of a source: what its share of the slots up to this one exceeds what it got.
-      lag = [count * (slot + 1) - period * got for count, got in zip(counts, given, strict=True)]
-      due = [j for j in range(k) if lag[j] * (2 * k - 2) >= period]
-      chosen = min(due, key=lambda j: (Fraction((2 * k - 3) * period - (2 * k - 2) * lag[j], counts[j]), j))
-      source[slot] = chosen
-      given[chosen] += 1
-  rank = np.zeros(period, np.int64)
-  for j in range(k):
-    mine = source == j
-    rank[mine] = np.arange(np.count_nonzero(mine))
-  return _Schedule(source, rank, np.asarray(counts, np.int64))
-
-
-def _whole_shares(weights: Sequence[int | float]) -> list[int]:
-  """Whole numbers proportional to the weights as written in decimal; rounded only when their sum would be too long."""
-  exact = [Fraction(str(weight)) for weight in weights]
-  scaled = [weight * math.lcm(*(w.denominator for w in exact)) for weight in exact]
-  shares = [int(weight) // math.gcd(*map(int, scaled)) for weight in scaled]
-  if sum(shares) <= LONGEST_PERIOD:
-    return shares
-  total = sum(exact)
-  return [max(1, round(weight / total * LONGEST_PERIOD)) for weight in exact]
