@@ -124,7 +124,7 @@ def image(item: Any, index: int, field: str = "images") -> Any:
   where = f"{field}[{index}]"
   if isinstance(item, bytearray | memoryview):
     return bytes(item)
-  if isinstance(item, _ONE):
+  if isinstance(item, _ONE) and not isinstance(item, array.array):
     return item
   if isinstance(item, Mapping):
     raise UserError(f"{where} is a {type(item).__name__} with the keys {', '.join(map(str, item))}: pass its image")
@@ -144,6 +144,8 @@ def image(item: Any, index: int, field: str = "images") -> Any:
       f"{where} is {pixels.dtype.name}{list(pixels.shape)}, whose scale is unknown: pass uint8 pixels from 0 to 255, "
       f"such as (255 * image).round().astype('uint8') for pixels from 0 to 1"
     )
+  if pixels.dtype == np.dtype(np.uint16).newbyteorder():
+    pixels = pixels.astype(np.uint16)  # As files of 16-bit pictures have them.
   if pixels.dtype not in (np.uint8, np.uint16) or (pixels.dtype == np.uint16 and pixels.ndim == 4):
     raise UserError(f"{where} is {pixels.dtype.name}{list(pixels.shape)}: pass uint8 pixels from 0 to 255")
   channels = pixels.shape[-1] if pixels.ndim > 2 else 1
@@ -190,7 +192,11 @@ def _ordered(values: Any, field: str, what: str) -> Any:
   if hasattr(values, "__len__") and hasattr(values, "__getitem__"):
     return values
   if isinstance(values, Iterator | Iterable):
-    return list(values)
+    try:
+      walk = iter(values)
+    except TypeError:  # What pandas calls `Series.str` looks like an iterable and is none.
+      raise UserError(f"{field} takes a list of {what}, got {_said(values)}") from None
+    return list(walk)
   raise UserError(f"{field} takes a list of {what}, got {_said(values)}")
 
 

@@ -42,6 +42,13 @@ class Broken:
     raise NotImplementedError
 
 
+class Accessor:
+  """What `Series.str` is: it has the method of an iterable, which raises."""
+
+  def __iter__(self):
+    raise TypeError
+
+
 class Frame:
   ndim, iloc, shape = 2, None, (3, 2)
 
@@ -94,6 +101,7 @@ def test_no_text_is_no_row():
     (["x" * 10, 10**100], r"\.\.\."),
     (array.array("u", "cat"), "got one array"),
     (str, "got the class str"),
+    (Accessor(), "got the Accessor"),
   ],
 )
 def test_what_is_no_list_of_texts_is_refused(values, said):
@@ -176,6 +184,12 @@ def test_arrays_of_any_library_become_numpy(convert):
   np.testing.assert_array_equal(inputs.image(convert(PIXELS[..., 0].copy()), 0), PIXELS[..., 0])
 
 
+def test_pixels_of_16_bits_are_taken_in_any_byte_order():
+  wide = PIXELS.astype(np.uint16) * 257
+  np.testing.assert_array_equal(inputs.image(wide.astype(">u2"), 0), wide)
+  assert inputs.image(wide.astype(">u2"), 0).dtype == np.uint16
+
+
 @pytest.mark.parametrize(
   ("item", "said"),
   [
@@ -200,6 +214,7 @@ def test_arrays_of_any_library_become_numpy(convert):
     (np.ma.array(PIXELS, mask=PIXELS > 3), "with a mask"),
     (Broken(), r"cannot become a NumPy array on this host \(NotImplementedError\)"),
     ({"bytes": b"", "path": "x"}, "a dict with the keys bytes, path"),
+    (array.array("B", b"x"), "pass uint8|the array"),
     (io.BytesIO(b"x"), r"images\[7\] is an open file \(BytesIO\): pass its path or its bytes"),
     (io.BufferedReader(io.BytesIO(b"x")), r"an open file \(BufferedReader\)"),
   ],

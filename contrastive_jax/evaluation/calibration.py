@@ -5,7 +5,10 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from contrastive_jax.evaluation.arrays import checked
 
+
+@checked
 def global_auc(
   image: Float[Array | np.ndarray, "images dim"],
   text: Float[Array | np.ndarray, "texts dim"],
@@ -57,6 +60,7 @@ def global_auc(
   return wins / (2 * len(matching) * others)
 
 
+@checked
 def expected_calibration_error(
   confidence: Float[np.ndarray, "images"], correct: Bool[np.ndarray, "images"], *, bins: int = 15
 ) -> float:
@@ -70,9 +74,16 @@ def expected_calibration_error(
   Returns:
     0 where every bin is as often right as it is sure, 1 at most.
 
+  Raises:
+    ValueError: if there are no images, or a confidence is no probability.
+
   Guo et al. (arXiv 1706.04599), equation 3.
   """
   confidence = np.asarray(confidence, np.float64)
+  # Softmax in float32 may exceed 1 by its rounding, which a large scale multiplies.
+  if not len(confidence) or confidence.min() < 0 or confidence.max() > 1.1:
+    said = f"from {confidence.min()} to {confidence.max()}" if len(confidence) else "of no image"
+    raise ValueError(f"calibration compares probabilities from 0 to 1 with hits, got confidences {said}")
   place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
   gap = np.bincount(place, confidence, minlength=bins) - np.bincount(place, correct, minlength=bins)
   return float(np.sum(np.abs(gap)) / len(confidence))

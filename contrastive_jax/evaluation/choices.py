@@ -7,10 +7,12 @@ Numbers agree with CLIP_benchmark's image_caption_selection.
 import numpy as np
 from jaxtyping import Array, Float
 
+from contrastive_jax.evaluation.arrays import checked
 from contrastive_jax.evaluation.results import Result
 from contrastive_jax.evaluation.tasks import ChoiceSet, Encoder, kind_of
 
 
+@checked
 def choice_accuracy(
   image: Float[Array | np.ndarray, "instances images dim"],
   caption: Float[Array | np.ndarray, "instances captions dim"],

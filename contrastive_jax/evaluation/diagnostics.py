@@ -6,6 +6,7 @@ All run on the host and add up in float64; none holds the products of everything
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from contrastive_jax.evaluation.arrays import checked
 from contrastive_jax.evaluation.calibration import global_auc
 
 Embeddings = Float[Array | np.ndarray, "rows dim"]
@@ -19,6 +20,7 @@ MIN_ROWS = 5
 NEWTON_STEPS, HALVINGS = 30, 20
 
 
+@checked
 def alignment(
   image: Float[Array | np.ndarray, "images dim"],
   text: Float[Array | np.ndarray, "texts dim"],
@@ -54,6 +56,7 @@ def alignment(
   return float(np.sum(texts * image_square + images * text_square - 2 * np.sum(image_sum * text_sum, axis=1)) / pairs)
 
 
+@checked
 def uniformity(embeddings: Embeddings, *, t: float = 2.0, block: int = 1024) -> float:
   """`log mean exp(-t |x - y|^2)` over the pairs of different rows: 0 where all are equal, lower where they spread.
 
@@ -69,6 +72,7 @@ def uniformity(embeddings: Embeddings, *, t: float = 2.0, block: int = 1024) -> 
   return _log_mean(rows, rows, number, number, t, block)
 
 
+@checked
 def cross_uniformity(
   image: Float[Array | np.ndarray, "images dim"],
   text: Float[Array | np.ndarray, "texts dim"],
@@ -107,6 +111,7 @@ def _log_mean(one, other, one_group, other_group, t: float, block: int) -> float
   return float(np.log(total / count))
 
 
+@checked
 def tolerance(embeddings: Embeddings, labels: Groups) -> float:
   """Mean over all pairs of rows, a row with itself included, of their inner product where they share a class, else 0.
 
@@ -125,15 +130,22 @@ def tolerance(embeddings: Embeddings, labels: Groups) -> float:
   return float(np.sum(total**2) / len(embeddings) ** 2)
 
 
+@checked
 def modality_gap(image: Float[Array | np.ndarray, "images dim"], text: Float[Array | np.ndarray, "texts dim"]) -> float:
   """Distance between the mean of the images and the mean of the texts: 0 to 2 for unit vectors.
 
+  Raises:
+    ValueError: if a side has no rows.
+
   Liang et al. (arXiv 2203.02053), section 2.
   """
+  if not len(image) or not len(text):
+    raise ValueError(f"a modality gap needs images and texts, got {len(image)} and {len(text)}")
   means = [np.mean(np.asarray(rows), axis=0, dtype=np.float64) for rows in (image, text)]
   return float(np.linalg.norm(means[0] - means[1]))
 
 
+@checked
 def modality_separability(
   image: Float[Array | np.ndarray, "images dim"],
   text: Float[Array | np.ndarray, "texts dim"],
@@ -193,6 +205,7 @@ def _logistic(features, sign) -> np.ndarray:
   return weights
 
 
+@checked
 def pair_diagnostics(
   image: Float[np.ndarray, "images dim"],
   text: Float[np.ndarray, "texts dim"],

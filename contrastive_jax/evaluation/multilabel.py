@@ -6,11 +6,13 @@ Numbers agree with CLIP_benchmark's on its multi-label sets, such as voc2007_mul
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from contrastive_jax.evaluation.arrays import checked
 from contrastive_jax.evaluation.results import Result
 from contrastive_jax.evaluation.tasks import Encoder, MultiLabelSet, kind_of
 from contrastive_jax.evaluation.zero_shot import classifier
 
 
+@checked
 def average_precision(
   scores: Float[Array | np.ndarray, "images classes"], labels: Bool[Array | np.ndarray, "images classes"]
 ) -> Float[np.ndarray, "classes"]:

@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from contrastive_jax.errors import UserError
+from contrastive_jax.evaluation.arrays import checked, require_below
 from contrastive_jax.evaluation.retrieval import top_k
 from contrastive_jax.evaluation.zero_shot import balanced_accuracy
 
@@ -27,6 +28,7 @@ Tested = Float[Array | np.ndarray, "test dim"]
 TestedLabels = Int[Array | np.ndarray, "test"]
 
 
+@checked
 def few_shot(labels: Labels, k: int, *, seed: int = 0) -> Int[np.ndarray, "chosen"]:
   """Indices, ascending, of `k` rows of each class that occurs, drawn at random.
 
@@ -36,9 +38,11 @@ def few_shot(labels: Labels, k: int, *, seed: int = 0) -> Int[np.ndarray, "chose
     seed: of the draw; the rows of a class do not depend on the other classes.
 
   Raises:
-    UserError: if a class has fewer rows.
+    UserError: if a class has fewer rows, or there is no label, or one below 0.
   """
-  labels = np.asarray(labels)
+  if k < 1 or not len(labels) or labels.min() < 0:
+    least = f"{len(labels)} labels" + (f" from {labels.min()} on" if len(labels) else "")
+    raise UserError(f"{k} samples of each class of {least}: ask for at least one, of classes numbered from 0")
   chosen = []
   for label in np.unique(labels):
     rows = np.flatnonzero(labels == label)
@@ -48,6 +52,7 @@ def few_shot(labels: Labels, k: int, *, seed: int = 0) -> Int[np.ndarray, "chose
   return np.sort(np.concatenate(chosen))
 
 
+@checked
 def linear_probe(
   train: Features,
   train_labels: Labels,
@@ -80,12 +85,14 @@ def linear_probe(
 
   Follows CLIP_benchmark's linear_probe: cross-entropy, AdamW.
   """
+  _check_rows(train_labels, test_labels, classes)
   first = initial_weights(train.shape[1], classes, seed)
   order = batches(len(train), epochs, batch_size, seed)
   fit = fit_linear(normalised(train), jnp.asarray(train_labels), first, order, learning_rate, weight_decay)
   return _accuracies(_best(normalised(test), fit), test_labels, "lp")
 
 
+@checked
 def best_weight_decay(
   train: Features,
   train_labels: Labels,
@@ -117,6 +124,7 @@ def best_weight_decay(
   Returns:
     One of `WEIGHT_DECAYS`.
   """
+  _check_rows(train_labels, validation_labels, classes, "validation_labels")
   first = initial_weights(train.shape[1], classes, seed)
   order = batches(len(train), epochs, batch_size, seed)
   train, validation = normalised(train), normalised(validation)
@@ -138,6 +146,7 @@ def best_weight_decay(
   return float(WEIGHT_DECAYS[best])
 
 
+@checked
 def knn_probe(
   train: Features,
   train_labels: Labels,
@@ -166,6 +175,7 @@ def knn_probe(
 
   The rule of Wu et al. (arXiv 1805.01978) with DINO's k and temperature (arXiv 2104.14294).
   """
+  _check_rows(train_labels, test_labels, classes)
   nearest, cosine = top_k(normalised(test), normalised(train), k=min(k, len(train)), block=block)
   voters = np.asarray(train_labels)[nearest]
   ranked = np.zeros((len(test), min(5, classes)), np.int64)
@@ -221,6 +231,13 @@ def batches(rows: int, epochs: int, batch_size: int, seed: int) -> Int[np.ndarra
   orders = [np.random.default_rng((seed, epoch)).permutation(rows) for epoch in range(epochs)]
   padded = np.pad(np.stack(orders).astype(np.int32), ((0, 0), (0, -rows % batch_size)), constant_values=-1)
   return padded.reshape(-1, batch_size)
+
+
+def _check_rows(train: np.ndarray, test: np.ndarray, classes: int, tested: str = "test_labels") -> None:
+  for field, labels in (("train_labels", train), (tested, test)):
+    if not len(labels):
+      raise UserError(f"{field} is empty: a probe needs rows to learn from and rows to be scored on")
+    require_below(labels, classes, field)
 
 
 @jax.jit

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from contrastive_jax.evaluation.arrays import checked
 from contrastive_jax.evaluation.results import Result, Search, thumbnail
 from contrastive_jax.evaluation.tasks import Encoder, PairSet, kind_of
 from contrastive_jax.parallel.mesh import MeshSpec, replicated
@@ -19,6 +20,7 @@ from contrastive_jax.parallel.mesh import MeshSpec, replicated
 SHOWN_RESULTS = 5
 
 
+@checked
 def recall_at_k(
   queries: Float[Array | np.ndarray, "queries dim"],
   gallery: Float[Array | np.ndarray, "gallery dim"],
@@ -60,6 +62,7 @@ def _recall(nearest, query_group, gallery_group, ks: tuple[int, ...]) -> dict[st
   return {f"recall@{k}": float(np.mean(rank < k)) for k in ks}
 
 
+@checked
 def top_k(
   queries: Float[Array | np.ndarray, "queries dim"],
   gallery: Float[Array | np.ndarray, "gallery dim"],

@@ -9,6 +9,7 @@ from jaxtyping import Int
 
 from contrastive_jax import inputs
 from contrastive_jax.errors import UserError
+from contrastive_jax.evaluation.arrays import booleans, integers
 from contrastive_jax.preprocess.video import Clip
 
 
@@ -88,7 +89,7 @@ class LabelledSet:
 
   def __post_init__(self):
     labels = _checked(self)
-    if labels.shape != (len(self.images),) or not np.issubdtype(labels.dtype, np.integer):
+    if labels.shape != (len(self.images),):
       raise UserError(
         f"{self.name}: one integer label for each of {len(self.images)} images, got {labels.dtype}{list(labels.shape)}"
       )
@@ -97,7 +98,7 @@ class LabelledSet:
         f"{self.name}: labels run from {labels.min()} to {labels.max()}, there are {len(self.classes)} classes"
       )
     if self.groups is not None:
-      object.__setattr__(self, "groups", np.asarray(self.groups))
+      object.__setattr__(self, "groups", integers(self.groups, f"{self.name}: groups"))
     _check_group(self.name, "groups", self.groups, len(self.images))
 
 
@@ -125,7 +126,7 @@ class MultiLabelSet:
 
   def __post_init__(self):
     labels = _checked(self)
-    if labels.shape != (len(self.images), len(self.classes)) or labels.dtype != np.bool_:
+    if labels.shape != (len(self.images), len(self.classes)):
       raise UserError(
         f"{self.name}: labels is bool[{len(self.images)}, {len(self.classes)}], images by classes, "
         f"got {labels.dtype}{list(labels.shape)}"
@@ -156,7 +157,7 @@ class PairSet:
     object.__setattr__(self, "images", inputs.images(self.images, f"{self.name}: images"))
     object.__setattr__(self, "captions", inputs.texts(self.captions, f"{self.name}: captions"))
     for field, count in (("image_group", len(self.images)), ("caption_group", len(self.captions))):
-      object.__setattr__(self, field, np.asarray(getattr(self, field)))
+      object.__setattr__(self, field, integers(getattr(self, field), f"{self.name}: {field}"))
       _check_group(self.name, field, getattr(self, field), count)
     alone = np.setxor1d(self.image_group, self.caption_group)
     if len(alone):
@@ -199,12 +200,12 @@ def _checked(labelled: LabelledSet | MultiLabelSet) -> np.ndarray:
   """Puts images, classes, templates and labels into the order of their positions; returns the labels."""
   name = labelled.name
   # Published benchmarks have classes of equal name, and templates that occur twice.
-  least = 2 if isinstance(labelled, LabelledSet) else 1
+  least, of_kind = (2, integers) if isinstance(labelled, LabelledSet) else (1, booleans)
   fields = {
     "images": inputs.images(labelled.images, f"{name}: images"),
     "classes": inputs.class_names(labelled.classes, f"{name}: classes", least=least, distinct=False),
     "templates": inputs.templates(labelled.templates, f"{name}: templates", distinct=False),
-    "labels": np.asarray(labelled.labels),
+    "labels": of_kind(labelled.labels, f"{name}: labels"),
   }
   for field, value in fields.items():
     object.__setattr__(labelled, field, value)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from contrastive_jax.evaluation.arrays import checked, require_below
 from contrastive_jax.evaluation.calibration import expected_calibration_error
 from contrastive_jax.evaluation.results import Confusion, Guess, Result, thumbnail
 from contrastive_jax.evaluation.tasks import Encoder, LabelledSet, kind_of
@@ -42,6 +43,7 @@ def classifier(
   return mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
+@checked
 def predict(
   image: Float[np.ndarray, "images dim"],
   weights: Float[np.ndarray, "classes dim"],
@@ -58,7 +60,12 @@ def predict(
     logit_scale: probabilities are softmax(logit_scale * cosine) over the classes.
     k: at most the number of classes.
     block: images scored at once. Peak memory is block x classes.
+
+  Raises:
+    ValueError: if `k` exceeds the number of classes.
   """
+  if not 0 < k <= len(weights):
+    raise ValueError(f"the {k} most probable classes need at least {k} classes, got {len(weights)}")
   block = min(block, max(len(image), 1))
   weights = jnp.asarray(weights)
   indices, probabilities = [], []
@@ -82,12 +89,14 @@ def _score(image: Float[Array, "block dim"], weights: Float[Array, "classes dim"
   return best, jnp.exp(scale * best_cosine - jax.nn.logsumexp(scale * cosine, axis=1, keepdims=True))
 
 
+@checked
 def balanced_accuracy(predicted: Int[np.ndarray, "images"], labels: Int[np.ndarray, "images"]) -> float:
   """Mean over the classes that have images of the share of their images that is right."""
   _, position = np.unique(labels, return_inverse=True)
   return float(np.mean(np.bincount(position, weights=predicted == labels) / np.bincount(position)))
 
 
+@checked
 def accuracy_of_draws(
   image: Float[np.ndarray, "images dim"],
   weights: Float[np.ndarray, "classes dim"],
@@ -113,6 +122,7 @@ def accuracy_of_draws(
   Raises:
     ValueError: if fewer than `classes_per_draw` classes have images.
   """
+  require_below(labels, len(weights), "labels")
   present = np.unique(labels)
   if classes_per_draw > len(present):
     raise ValueError(f"classes_per_draw={classes_per_draw} needs as many classes with images, there are {len(present)}")

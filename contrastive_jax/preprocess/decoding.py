@@ -77,10 +77,14 @@ def read_file(path: str | os.PathLike) -> bytes:
   """Reads a file that is to be decoded.
 
   Raises:
-    DecodeError: if it is larger than `MAX_FILE_BYTES`.
+    DecodeError: if it is larger than `MAX_FILE_BYTES`, or nothing can have such a path.
     OSError: if it cannot be read.
   """
-  with open(path, "rb") as file:
+  try:
+    file = open(path, "rb")  # noqa: SIM115 - closed below.
+  except ValueError:  # A null character, or a lone surrogate that stands for no byte.
+    raise DecodeError(f"no file can have the path {os.fspath(path)!a}") from None
+  with file:
     _check_file(os.fstat(file.fileno()).st_size)
     return file.read()
 

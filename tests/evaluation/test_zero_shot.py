@@ -213,7 +213,7 @@ def test_confusions_are_the_most_frequent_mistakes(rng):
   ("change", "message"),
   [
     ({"labels": np.zeros(2, int)}, "one integer label for each of 3"),
-    ({"labels": np.zeros(3)}, "one integer label"),
+    ({"labels": np.zeros(3)}, "labels is float64.*not integers"),
     ({"labels": np.array([0, 1, 2])}, "labels run from 0 to 2, there are 2"),
     ({"templates": "a {}"}, "templates takes a list"),
     ({"templates": ["a photo"]}, "exactly once"),

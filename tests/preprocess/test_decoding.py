@@ -244,3 +244,9 @@ def test_damage_gives_a_picture_or_one_error():
   refused = {kind for kind, count in counts.items() if count["refused"]}
   # Damage of nothing but metadata never costs a picture; GIF and TIFF cannot do without theirs.
   assert refused == set(counts) - {f"{kind} metadata" for kind in ("PNG", "JPEG", "WEBP", "AVIF")}
+
+
+@pytest.mark.parametrize("path", ["a\0b.png", "\ud800.png"])
+def test_a_path_that_no_file_can_have_is_a_bad_record(path):
+  with pytest.raises(DecodeError, match="no file can have the path"):
+    decode(path)
