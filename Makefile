@@ -1,11 +1,12 @@
 # make train   train, evaluate and report a small model on emoji
 # make test    the test suite; make test-slow adds fault injection, several processes, parity with other libraries
+# make docs    the documentation as a site, in site/
 # make plan    an environment in which plan.py compiles for TPUs and GPUs (6 GB)
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: train test test-slow plan lint clean
+.PHONY: train test test-slow docs plan lint clean
 
 train: .venv/runtime
 	$(BIN)/python train.py --config=configs/emoji.py --workdir=runs/emoji
@@ -16,6 +17,9 @@ test: .venv/test
 test-slow: .venv/slow
 	$(BIN)/python -m pytest -m slow
 
+docs: .venv-docs/ready
+	.venv-docs/bin/mkdocs build --strict
+
 plan: .venv-plan/ready
 	@echo "Now: .venv-plan/bin/python plan.py --config=configs/siglip_b16.py --topology=v5e:16x16"
 
@@ -24,7 +28,7 @@ lint: .venv/test
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv .venv-plan
+	rm -rf .venv .venv-docs .venv-plan site
 
 .venv/runtime: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -38,6 +42,12 @@ clean:
 .venv/slow: requirements-slow.txt requirements-peers.txt .venv/test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-slow.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-peers.txt
+	@touch $@
+
+# The site is made from the source: JAX is not installed.
+.venv-docs/ready: requirements-docs.txt
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
 	@touch $@
 
 # Apart from .venv: with libtpu importable, JAX looks for a TPU at every start.
