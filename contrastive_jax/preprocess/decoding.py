@@ -6,7 +6,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cv2
@@ -45,6 +45,7 @@ _TURNS = {
   8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
+_EXIF_SEGMENT, _EXIF_START = 0xE1, b"Exif\0\0"
 _PNG, _ICO = b"\x89PNG\r\n\x1a\n", b"\0\0\1\0"
 # Chunks that say nothing of the pixels. Others stay, since one whose name is damaged may be the palette.
 _SIDE_CHUNKS = (
@@ -101,11 +102,13 @@ def from_bytes(data: bytes) -> np.ndarray:
   if data[:2] == b"\xff\xd8" and b"\xff\xd9" in data[-64:] and b"Adobe" not in data[:4096]:
     _check_jpeg(data)
     try:
-      pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+      # OpenCV takes an orientation of any type for a short integer, so that its own is not used.
+      how = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+      pixels = cv2.imdecode(np.frombuffer(data, np.uint8), how)
     except cv2.error:
       pixels = None
     if pixels is not None:
-      return pixels
+      return _turned(pixels, _jpeg_orientation(data))
   _check_icon(data)
   try:
     return _with_pillow(data, len(data))
@@ -183,6 +186,7 @@ def from_pil(image: Image.Image, file_bytes: int = 0) -> np.ndarray:
     kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
     raise DecodeError(f"the pixels are {kind}, of which none is known to be white: save 8 or 16 bits")
   image.load()
+  orientation = orientation_of(image)  # Pillow turns a TIFF itself, when it is loaded.
   if orientation != 1:
     image = _with_source(image.transpose(_TURNS[orientation]), image)
   if deep:
@@ -208,12 +212,47 @@ def _in_strips(image: Image.Image, channels: int, convert: Callable[[Image.Image
 
 def orientation_of(image: Image.Image) -> int:
   """The EXIF orientation, from 1 to 8; 1 where there is none that can be read, whatever the other tags hold."""
+  return _orientation(image.getexif)
+
+
+def _orientation(read: Callable[[], Image.Exif]) -> int:
+  """The orientation as a whole number of any of the types that EXIF has for numbers."""
   try:
-    value = image.getexif().get(_ORIENTATION, 1)
-    value = int(value[0] if isinstance(value, tuple) and len(value) == 1 else value)
+    value: Any = read().get(_ORIENTATION, 1)
+    if isinstance(value, tuple | bytes) and len(value) == 1:
+      value = value[0]
+    if not isinstance(value, str | bytes) and float(value) in _TURNS:
+      return int(value)
   except Exception:  # Metadata that nobody can read leave the picture as it is.
     return 1
-  return value if value in _TURNS else 1
+  return 1
+
+
+def _jpeg_orientation(data: bytes) -> int:
+  parts = [data[at:stop] for marker, at, stop in _jpeg_segments(data) if marker == _EXIF_SEGMENT]
+  exif = b"".join(part.removeprefix(_EXIF_START) for part in parts if part.startswith(_EXIF_START))
+  if not exif:
+    return 1
+  found = Image.Exif()
+
+  def read() -> Image.Exif:
+    found.load(_EXIF_START + exif)
+    return found
+
+  return _orientation(read)
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+  """Undoes an EXIF orientation."""
+  if orientation in (2, 4):
+    return cv2.flip(pixels, 1 if orientation == 2 else 0)
+  if orientation in (3, 6, 8):
+    turns = {3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}
+    return cv2.rotate(pixels, turns[orientation])
+  if orientation in (5, 7):
+    pixels = cv2.transpose(pixels)
+    return pixels if orientation == 5 else cv2.flip(pixels, -1, pixels)  # In place: no third copy.
+  return pixels
 
 
 def eight_bits(values: np.ndarray, white: int = 65535) -> np.ndarray:
@@ -290,6 +329,16 @@ def _check_jpeg(data: bytes) -> None:
 
 def _jpeg_frame(data: bytes) -> tuple[int, int, int, list[tuple[int, int]]] | None:
   """(kind of frame, height, width, sampling factors of each component) of the first frame header."""
+  for marker, at, _ in _jpeg_segments(data):
+    if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+      height, width, count = struct.unpack_from(">HHB", data, at + 1)
+      factors = [data[at + 7 + 3 * k] for k in range(count)]
+      return marker - 0xC0, height, width, [(factor >> 4, factor & 15) for factor in factors]
+  return None
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+  """Yields (marker, where its content begins, where it ends) of the segments before the first scan."""
   at = 2
   while at + 4 <= len(data):
     if data[at] != 0xFF:
@@ -301,14 +350,11 @@ def _jpeg_frame(data: bytes) -> tuple[int, int, int, list[tuple[int, int]]] | No
     elif marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:
       at += 2
     elif marker in (0xD9, 0xDA):
-      return None
-    elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-      height, width, count = struct.unpack_from(">HHB", data, at + 5)
-      factors = [data[at + 11 + 3 * k] for k in range(count)]
-      return marker - 0xC0, height, width, [(factor >> 4, factor & 15) for factor in factors]
+      return
     else:
-      at += 2 + struct.unpack_from(">H", data, at + 2)[0]
-  return None
+      stop = at + 2 + struct.unpack_from(">H", data, at + 2)[0]
+      yield marker, at + 4, stop
+      at = stop
 
 
 def _with_source(turned: Image.Image, image: Image.Image) -> Image.Image:

@@ -1,6 +1,8 @@
 """Every way a picture is stored gives the pixels that were put in."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -48,7 +50,7 @@ def test_file_formats(picture, kind, tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "packed TIFF", "AVIF"])
 def test_orientation_is_undone(picture, kind, orientation):
   turn = {
     1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.swapaxes(0, 1),
@@ -56,12 +58,58 @@ def test_orientation_is_undone(picture, kind, orientation):
   }[orientation]  # fmt: skip
   exif = Image.Exif()
   exif[0x0112] = orientation
-  data = stored(
-    Image.fromarray(np.ascontiguousarray(turn(picture))), kind, exif=exif, **(FINE if kind == "JPEG" else {})
-  )
+  options = {
+    "JPEG": FINE, "WEBP": {"lossless": True}, "packed TIFF": {"compression": "tiff_lzw"}, "AVIF": {"quality": 100},
+  }.get(kind, {})  # fmt: skip
+  data = stored(Image.fromarray(np.ascontiguousarray(turn(picture))), kind.split()[-1], exif=exif, **options)
   decoded = decode(data)
   assert decoded.shape == picture.shape
-  assert np.abs(decoded.astype(int) - picture).max() <= (12 if kind == "JPEG" else 0)
+  assert np.abs(decoded.astype(int) - picture).max() <= {"JPEG": 12, "AVIF": 12}.get(kind, 0)
+
+
+# Type and count of the tag, its bytes in a little-endian file, and the orientation that they mean.
+MISTYPED = {
+  "byte": (1, 1, b"\6", 6),
+  "short": (3, 1, struct.pack("<H", 6), 6),
+  "long": (4, 1, struct.pack("<I", 6), 6),
+  "signed": (9, 1, struct.pack("<i", -6), 1),
+  "rational": (5, 1, struct.pack("<II", 6, 1), 6),
+  "rational of nothing": (5, 1, struct.pack("<II", 6, 0), 1),
+  "float": (11, 1, struct.pack("<f", 6.0), 6),
+  "between": (11, 1, struct.pack("<f", 6.5), 1),
+  "double": (12, 1, struct.pack("<d", 6.0), 6),
+  "text": (2, 2, b"6\0", 1),
+  "none": (3, 1, struct.pack("<H", 0), 1),
+  "nine": (3, 1, struct.pack("<H", 9), 1),
+  "unknown type": (99, 1, struct.pack("<I", 6), 1),
+  "huge count": (3, 2**32 - 1, struct.pack("<I", 26), 1),
+}
+
+
+@pytest.mark.parametrize("name", MISTYPED)
+@pytest.mark.parametrize("endian", ["II", "MM"])
+def test_an_orientation_of_another_type_means_the_same_in_every_format(name, endian):
+  kind, count, value, orientation = MISTYPED[name]
+  order = "<" if endian == "II" else ">"
+  width = {3: 2, 4: 4, 5: 4, 9: 4, 11: 4, 12: 8, 99: 4}.get(kind, 1)
+  if endian == "MM":
+    value = b"".join(value[k : k + width][::-1] for k in range(0, len(value), width))
+  inline = value.ljust(4, b"\0") if len(value) <= 4 else struct.pack(order + "I", 26)
+  entry = struct.pack(order + "HHI", 0x0112, kind, count) + inline
+  blob = endian.encode() + struct.pack(order + "HIH", 42, 8, 1) + entry + bytes(4) + (value if len(value) > 4 else b"")
+  picture = Image.fromarray(np.repeat(np.arange(0, 240, 10, dtype=np.uint8)[:, None, None], 32, 1).repeat(3, 2))
+  upright = np.asarray(picture if orientation == 1 else picture.transpose(Image.Transpose.ROTATE_270))
+  segment = b"Exif\0\0" + blob
+  for mode in ("RGB", "CMYK"):
+    jpeg = stored(picture.convert(mode), "JPEG", **FINE)
+    jpeg = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
+    decoded = decode(jpeg)
+    assert decoded.shape == upright.shape and np.abs(decoded.astype(int) - upright).max() < 30
+  png = stored(picture, "PNG")
+  chunk = b"eXIf" + blob
+  png = png[:33] + struct.pack(">I", len(blob)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[33:]
+  np.testing.assert_array_equal(decode(png), upright)
+  np.testing.assert_array_equal(decode(stored(picture, "WEBP", lossless=True, exif=blob)), upright)
 
 
 def test_cmyk_jpeg(picture):
