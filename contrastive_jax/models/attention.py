@@ -32,17 +32,27 @@ def attend(
   """Scaled dot-product attention; logits and weights are float32. A token sees what every rule given lets it see.
 
   Args:
-    queries: of each token.
-    keys: of each token.
-    values: of each token.
-    causal: a token sees itself and earlier ones.
+    queries: the query of each token and head.
+    keys: the key of each token and head.
+    values: the value of each token and head.
+    causal: whether a token sees only itself and the tokens before it.
     mask: True where the query (second axis) sees the key (third axis).
-    segments: a token sees those of its own segment. Padding is a segment like any other, and nothing reads it.
-    sigmoid_length: n of the weights `sigmoid(logit - log n)`, which do not sum to one, instead of a softmax (arXiv
-      2409.04431); 0 is softmax.
+    segments: the segment of each token, which sees the tokens of its own segment. Padding is a segment like any other.
+    sigmoid_length: the n of the weights `sigmoid(logit - log n)`, which replace the softmax and do not sum to one
+      (arXiv 2409.04431); 0 is the softmax.
 
-  Rows of up to `DENSE_LENGTH` tokens hold the logits of all pairs. Longer ones take memory linear in the length: by the
-  kernel of the platform, or block by block in XLA where there is none (CPU, `mask`, sigmoid). All agree.
+  Returns:
+    The weighted mean (with a sigmoid: the weighted sum) of the values that each token sees.
+
+  The logits of rows of up to `DENSE_LENGTH` tokens exist all at once. Longer rows take memory linear in their length:
+  they run in the kernel of the platform, or block by block in XLA where there is none (CPU, `mask`, sigmoid).
+
+  >>> q = k = jnp.zeros((1, 3, 1, 2))  # Equal logits: each token takes the mean of what it sees.
+  >>> v = jnp.array([1.0, 3.0, 8.0]).reshape(1, 3, 1, 1).repeat(2, axis=3)
+  >>> attend(q, k, v, causal=True)[0, :, 0, 0].tolist()
+  [1.0, 2.0, 4.0]
+  >>> attend(q, k, v, segments=jnp.array([[1, 1, 2]]))[0, :, 0, 0].tolist()
+  [2.0, 2.0, 8.0]
   """
   rules = {"causal": causal, "sigmoid_length": sigmoid_length}
   if queries.shape[1] <= DENSE_LENGTH:
@@ -77,7 +87,7 @@ def fuse_heads(parts: list[Any], heads: int) -> Any:
 
 
 def split_heads(fused: Any, heads: int, parts: int) -> list[Any]:
-  """The inverse of `fuse_heads`."""
+  """Undoes `fuse_heads`: returns the kernels or biases of the several projections."""
   split = fused.reshape(*fused.shape[:-1], heads, parts, -1)
   return [split[..., part, :].reshape(*fused.shape[:-1], -1) for part in range(parts)]
 
@@ -117,7 +127,14 @@ class SelfAttention(nnx.Module):
     segments: Int[Array, "rows length"] | None = None,
     angles: Float[Array, "rows length half_head_dim"] | None = None,
   ) -> Float[Array, "rows length width"]:
-    """See `attend` for `mask` and `segments`, `positions.rope_angles` for `angles`."""
+    """Lets the tokens of each row attend to each other.
+
+    Args:
+      x: the tokens.
+      mask: True where the query (second axis) sees the key (third axis); None lets all see all.
+      segments: the segment of each token, which sees the tokens of its own segment.
+      angles: the rotary angles of each token, as `positions.rope_angles` makes them.
+    """
     rows, length, width = x.shape
     # Three products: a TPU pays more for cutting one apart than for the products.
     kernels = split_heads(self.qkv.kernel[...], self.config.heads, 3)

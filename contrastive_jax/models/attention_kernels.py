@@ -35,7 +35,7 @@ def by_platform(
   causal: bool = False,
   segments: Int[Array, "rows length"] | None = None,
 ) -> Float[Array, "rows length heads head_dim"]:
-  """What is fastest where the program runs: decided when it is compiled, also for devices that are not here."""
+  """Runs what is fastest on the platform, decided when the program is compiled, also for devices that are not here."""
 
   def run(function):
     return lambda queries, keys, values, segments: function(queries, keys, values, causal=causal, segments=segments)
@@ -54,9 +54,9 @@ def splash(
   segments: Int[Array, "rows length"] | None = None,
   interpret: bool = False,
 ) -> Float[Array, "rows length heads head_dim"]:
-  """On a TPU; blocks of which no query sees a key are skipped. Args: see `attention.attend`.
+  """Runs splash attention on a TPU, which skips blocks of which no query sees a key.
 
-  `interpret` runs the kernel anywhere, slowly.
+  It takes the arguments of `attention.attend`; `interpret` runs the kernel anywhere, slowly.
   """
   length, head_dim = queries.shape[1], queries.shape[3]
   # The kernel does not scale the logits.
@@ -98,7 +98,7 @@ def _earlier(query, key):
 def _seen_blocks(
   segments: Int[Array, "length"] | None, count: int, *, causal: bool
 ) -> Bool[Array, "1 query_blocks key_blocks"]:
-  """False where no query of a block sees a key of another: the ranges of their segments are apart, or it is later."""
+  """Says which blocks of keys each block of queries may see, judged by the ranges of their segments and their order."""
   seen = jnp.tri(count, dtype=bool) if causal else jnp.ones((count, count), bool)
   if segments is not None:
     blocks = segments.reshape(count, -1)
@@ -108,12 +108,13 @@ def _seen_blocks(
 
 
 def _mask_info(seen: Bool[Array, "1 query_blocks key_blocks"], axis: int, causal_length: int) -> MaskInfo:
-  """What splash attention reads for each pair of blocks when it runs along `axis`.
+  """Makes what splash attention reads for each pair of blocks when it runs along `axis`.
 
   Args:
     seen: which pairs of blocks to compute.
-    axis: that the kernel sums over: keys (2) for outputs and gradients by queries, queries (1) for those by keys.
-    causal_length: tokens of a causal row; 0 is not causal.
+    axis: the axis that the kernel sums over: keys (2) for outputs and gradients by queries, queries (1) for those by
+      keys.
+    causal_length: number of tokens of a causal row; 0 is not causal.
   """
   index = jax.lax.broadcasted_iota(jnp.int32, seen.shape, axis)
   # While blocks are skipped the next one is fetched, and in the end nothing: each block sees itself.
@@ -137,7 +138,10 @@ def triton(
   segments: Int[Array, "rows length"] | None = None,
   interpret: bool = False,
 ) -> Float[Array, "rows length heads head_dim"]:
-  """On an NVIDIA GPU. Args: see `attention.attend`; `interpret` runs the kernel anywhere, slowly."""
+  """Runs FlashAttention-2 on an NVIDIA GPU.
+
+  It takes the arguments of `attention.attend`; `interpret` runs the kernel anywhere, slowly.
+  """
   length, head_dim = queries.shape[1], queries.shape[3]
   parts, segments = _fill_up((queries, keys, values), segments)
   mixed = triton_attention.mha(*parts, segments, sm_scale=head_dim**-0.5, causal=causal, interpret=interpret)
@@ -145,7 +149,7 @@ def triton(
 
 
 def _fill_up(parts, segments):
-  """Rows of whole blocks; the tokens added are a segment of their own."""
+  """Pads rows to whole blocks; the tokens added are a segment of their own."""
   missing = -parts[0].shape[1] % _LANES
   if segments is not None:
     segments = segments.astype(jnp.int32)

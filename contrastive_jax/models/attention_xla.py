@@ -29,7 +29,7 @@ def dense(
   segments: Int[Array, "rows length"] | None = None,
   sigmoid_length: int = 0,
 ) -> Float[Array, "rows length heads head_dim"]:
-  """Attention that holds the logits of all pairs of tokens. Args: see `attention.attend`."""
+  """Computes attention with the logits of all pairs of tokens at once; it takes the arguments of `attention.attend`."""
   # Heads first, for both products and their gradients: on CPU twice as fast as leaving the order to einsum.
   queries, keys, values = (jnp.swapaxes(part, 1, 2) for part in (queries, keys, values))
   index = jnp.arange(keys.shape[2])
@@ -53,17 +53,10 @@ def blockwise(
   sigmoid_length: int = 0,
   block: int | None = None,
 ) -> Float[Array, "rows length heads head_dim"]:
-  """Equals `dense`, one block of queries after the other; the backward pass computes their logits again.
+  """Computes what `dense` does, one block of queries after the other; the backward pass computes their logits again.
 
-  Args:
-    queries: of each token.
-    keys: of each token.
-    values: of each token.
-    causal: see `attention.attend`.
-    mask: see `attention.attend`.
-    segments: see `attention.attend`.
-    sigmoid_length: see `attention.attend`.
-    block: queries whose logits `[rows, heads, block, length]` exist at once; None chooses.
+  It takes the arguments of `attention.attend`, and `block`: the number of queries whose logits
+  `[rows, heads, block, length]` exist at once; None chooses.
   """
   rows, length, heads, head_dim = queries.shape
   block = min(length, block or max(_BLOCK_LOGITS // length, 16))
@@ -98,7 +91,7 @@ def _seen(
   *,
   causal: bool,
 ) -> Bool[Array, "... #queries keys"] | None:
-  """Which keys each query sees; None is all of them."""
+  """Says which keys each query sees; None when it is all of them."""
   seen = None if mask is None else mask[:, None]
   if query_segments is not None:
     own = query_segments[:, None, :, None] == key_segments[:, None, None, :]

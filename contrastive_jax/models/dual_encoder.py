@@ -32,9 +32,9 @@ class DualEncoder(nnx.Module):
     """Embeds images.
 
     Args:
-      image: patches; packed when it has segments and slots, else a row is an image.
-      keys: of dropout and drop path, one a row; None is deterministic.
-      projected: into the space shared with captions; False stops at the tower's own features.
+      image: the patches. Rows are packed when it has segments and slots; else a row is an image.
+      keys: the random key of each row, for dropout and drop path; None is deterministic.
+      projected: whether the embeddings lie in the space shared with captions; False stops at the tower's own features.
 
     Returns:
       L2-normalised float32 embeddings; zero where the tower's output is zero.
@@ -53,11 +53,11 @@ class DualEncoder(nnx.Module):
     """Embeds captions.
 
     Args:
-      tokens: padded at the end, or packed.
+      tokens: the tokens of captions, one a row with padding at its end, or packed.
       mask: True on real tokens; None when packed.
-      segments: of packed rows, see `TextTower`.
-      slots: of packed rows, see `TextTower`.
-      keys: of dropout and drop path, one a row; None is deterministic.
+      segments: the segment of each token of packed rows, `[rows, length]`; 0 is padding, k the row's k-th caption.
+      slots: the (row, segment) of each caption of packed rows, `[pairs, 2]`.
+      keys: the random key of each row, for dropout and drop path; None is deterministic.
 
     Returns:
       L2-normalised float32 embeddings; zero where the tower's output is zero.
@@ -71,7 +71,7 @@ def _abstract_state(config: DualEncoderConfig) -> tuple[Any, Any]:
 
 
 def abstract(config: DualEncoderConfig) -> tuple[Any, dict[str, Any]]:
-  """The graph definition of the modules and the shapes of their parameters, without allocating any.
+  """Describes the modules and the shapes of their parameters, without allocating any.
 
   Returns:
     The NNX graph definition and a nested dict of `jax.ShapeDtypeStruct`.
@@ -81,12 +81,12 @@ def abstract(config: DualEncoderConfig) -> tuple[Any, dict[str, Any]]:
 
 
 def init(config: DualEncoderConfig, key: Key[Array, ""]) -> dict[str, Any]:
-  """Initial parameters, a nested dict of float32 arrays; runs under `jax.jit` with any out_shardings."""
+  """Draws initial parameters, a nested dict of float32 arrays; runs under `jax.jit` with any out_shardings."""
   return nnx.to_pure_dict(nnx.state(DualEncoder(config, rngs=nnx.Rngs(params=key))))
 
 
 def merge(graphdef: Any, params: dict[str, Any]) -> DualEncoder:
-  """The modules with these parameters, to be used inside `jax.jit`."""
+  """Puts parameters into the modules, to be used inside `jax.jit`."""
   return nnx.merge(graphdef, params)
 
 
@@ -96,7 +96,7 @@ def is_stacked(path: Sequence[str]) -> bool:
 
 
 def logical_axes(config: DualEncoderConfig) -> dict[str, Any]:
-  """Logical axis names of every parameter.
+  """Returns the logical axis names of every parameter.
 
   Returns:
     A nested dict like that of `abstract`, with a tuple of one name a dimension for a leaf: "layers" (depth), "embed"

@@ -21,7 +21,7 @@ def _attention_pool_flops(config: TransformerConfig, tokens: int, pairs: int) ->
 
 
 def forward_flops_per_pair(config: DualEncoderConfig) -> float:
-  """FLOPs of the matrix products (2 m n k each) that embed one fixed-resolution image and one full-length caption.
+  """Counts the FLOPs of the matrix products (2 m n k each) that embed one fixed-resolution image and one full caption.
 
   Causal attention counts in full. Training costs three times as much. The query of attention pooling, one a batch, is
   left out. With tubelets it is still an image, whose patches have one frame.
@@ -43,16 +43,16 @@ def forward_flops(
   text_sequence: int,
   frames: int = 1,
 ) -> float:
-  """FLOPs of the matrix products that embed some pairs, packed or not; see `forward_flops_per_pair`.
+  """Counts the FLOPs of the matrix products that embed some pairs, packed or not, like `forward_flops_per_pair`.
 
   Args:
-    config: of the towers.
-    pairs: number of images, or clips, and captions.
-    patches: of all images, or tubelets of all clips.
-    image_sequence: patches that each attends to: those of its own image.
-    tokens: of all captions.
-    text_sequence: tokens that each attends to.
-    frames: of a patch.
+    config: the towers.
+    pairs: number of images, or clips, and of captions.
+    patches: number of patches of all images, or of tubelets of all clips.
+    image_sequence: number of patches that each patch attends to, those of its own image.
+    tokens: number of tokens of all captions.
+    text_sequence: number of tokens that each token attends to.
+    frames: number of frames of a patch.
   """
   vision, text = config.vision, config.text
   total = 2 * patches * frames * vision.patch_dim * vision.transformer.width

@@ -1,4 +1,4 @@
-"""Layers of both towers: linear maps, norms, MLPs, regularisers. Parameters are float32, norms compute in float32."""
+"""Layers of both towers: linear maps, norms, MLPs and regularisers, with float32 parameters and norms in float32."""
 
 import dataclasses
 import math
@@ -17,17 +17,20 @@ Axes = tuple[str | None, ...]
 
 
 def constant(value: float) -> Initializer:
-  """Every entry equal to `value`."""
+  """Returns an initializer that sets every entry to `value`."""
   return lambda rngs, shape: jnp.full(shape, value, jnp.float32)
 
 
 def normal(std: float) -> Initializer:
-  """Independent normal entries."""
+  """Returns an initializer that draws independent normal entries of standard deviation `std`."""
   return lambda rngs, shape: std * jax.random.normal(rngs.params(), shape, jnp.float32)
 
 
 def xavier_uniform(fan_in: int, fan_out: int) -> Initializer:
-  """Uniform entries of variance 2 / (fan_in + fan_out). Fused kernels pass the fans of one of their parts."""
+  """Returns an initializer that draws uniform entries of variance 2 / (fan_in + fan_out).
+
+  Fused kernels pass the fans of one of their parts.
+  """
   bound = math.sqrt(6 / (fan_in + fan_out))
   return lambda rngs, shape: jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound)
 
@@ -43,14 +46,14 @@ class ParameterMaker:
   depth: int | None = None
 
   def __call__(self, shape: tuple[int, ...], init: Initializer, axes: Axes) -> nnx.Param:
-    """A parameter that knows the logical names of its axes (see `dual_encoder.logical_axes`)."""
+    """Makes a parameter that knows the logical names of its axes, which `dual_encoder.logical_axes` lists."""
     if self.depth is None:
       return nnx.Param(init(self.rngs, shape), logical_axes=axes)
     return nnx.Param(init(self.rngs, (self.depth, *shape)), logical_axes=("layers", *axes))
 
 
 class Linear(nnx.Module):
-  """`x @ kernel + bias` in the compute dtype."""
+  """A linear map, `x @ kernel + bias` in the compute dtype."""
 
   def __init__(
     self,
@@ -82,7 +85,15 @@ def linear(
   axes: Axes,
   dtype: str,
 ) -> Float[Array, "... features_out"]:
-  """`x @ kernel + bias` in `dtype`; `axes` are the kernel's logical axes."""
+  """Computes `x @ kernel + bias` in `dtype`.
+
+  Args:
+    x: the features of each token.
+    kernel: the weights.
+    bias: the bias, or None.
+    axes: the kernel's logical axes.
+    dtype: the type in which matrices are multiplied.
+  """
   # One matrix product over all tokens: XLA's CPU backend is slow at the gradients of batched ones.
   flat = x.reshape(-1, x.shape[-1]).astype(dtype)
   y = flat @ gathered(kernel.astype(dtype), axes)
@@ -94,7 +105,7 @@ def linear(
 def make_projection(
   config: VisionConfig | TextConfig, embed_dim: int, *, dtype: str, make: ParameterMaker
 ) -> Linear | None:
-  """The map from a tower's width to the shared space, when it has one."""
+  """Makes the map from a tower's width to the shared space, or None when the tower has no projection."""
   if not config.projection:
     return None
   width = config.transformer.width
@@ -126,7 +137,7 @@ class Norm(nnx.Module):
 
 
 def make_norm(config: TransformerConfig, *, make: ParameterMaker) -> Norm:
-  """The norm of a transformer, over its width."""
+  """Makes the norm that a transformer uses, over its width."""
   return Norm(config.width, kind=config.norm, eps=config.norm_eps, make=make)
 
 
@@ -152,17 +163,17 @@ def _gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
   return jax.nn.gelu(x, approximate=True)
 
 
-# "swiglu" is silu on the gate.
+# In "swiglu" the activation is that of the gate.
 ACTIVATIONS = {"gelu": _gelu, "gelu_tanh": _gelu_tanh, "quick_gelu": _quick_gelu, "swiglu": jax.nn.silu}
 
 
 def kernel_init(config: TransformerConfig, fan_in: int, fan_out: int, *, role: str) -> Initializer:
-  """Initial values of a block's kernel.
+  """Returns the initializer of a block's kernel.
 
   Args:
-    config: `init` chooses the scheme.
-    fan_in: input features.
-    fan_out: output features of one part of a fused kernel.
+    config: the transformer, whose field `init` chooses the scheme.
+    fan_in: number of input features.
+    fan_out: number of output features of one part of a fused kernel.
     role: "attention" (queries, keys, values), "mlp" (into the MLP) or "residual" (out of either branch).
 
   "clip" follows CLIP's released code: standard deviations of width^-0.5, (2 width)^-0.5 and, into the residual stream,
@@ -179,7 +190,7 @@ def kernel_init(config: TransformerConfig, fan_in: int, fan_out: int, *, role: s
 
 
 class Mlp(nnx.Module):
-  """Two linear maps with an activation between, or their gated form `down(norm(silu(gate x) * up x))`."""
+  """An MLP: two linear maps with an activation between, or their gated form `down(norm(silu(gate x) * up x))`."""
 
   def __init__(self, config: TransformerConfig, *, dtype: str, make: ParameterMaker):
     width, inner = config.width, config.mlp_dim
@@ -199,7 +210,7 @@ class Mlp(nnx.Module):
 
 
 def fold_in(keys: Key[Array, "rows"], data: Int[Array, ""] | int) -> Key[Array, "rows"]:
-  """A new key for each row."""
+  """Makes a new key for each row."""
   return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
 
 
@@ -220,6 +231,12 @@ def drop_path(
 
 
 def l2_normalize(x: Float[Array, "... dim"]) -> Float[Array, "... dim"]:
-  """Unit vectors in float32; a zero vector stays zero and has a finite gradient (norms below 1e-6 count as 1e-6)."""
+  """Divides vectors by their norm, in float32.
+
+  A zero vector stays zero and has a finite gradient, since norms below 1e-6 count as 1e-6.
+
+  >>> l2_normalize(jnp.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+  [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+  """
   x = x.astype(jnp.float32)
   return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-12))

@@ -1,4 +1,4 @@
-"""From token states to one vector an image or caption, with sums in float32."""
+"""Pooling: from token states to one vector for each image or caption, with sums in float32."""
 
 import functools
 from collections.abc import Callable
@@ -17,35 +17,42 @@ from contrastive_jax.parallel.mesh import BATCH_AXES
 
 
 class Tokens:
-  """Which tokens belong to each pair: what its sums, means and softmaxes run over.
+  """Says which tokens belong to each pair, over which its sums, means and softmaxes run.
 
-  Every row is a pair's, whole or as far as a mask says; or rows are packed, and a pair's tokens are a segment of a row.
-  Packed rows are pooled on the device they lie on: their pairs lie there too.
+  Either a row belongs to one pair, whole or as far as a mask says, or rows are packed and a pair owns a segment of a
+  row. Packed rows are pooled on the device they lie on, since their pairs lie there too.
+
+  >>> states = jnp.arange(4.0).reshape(1, 4, 1)
+  >>> Tokens(jnp.array([[True, True, False, False]])).mean(states).tolist()
+  [[0.5]]
+  >>> packed = Tokens(segments=jnp.array([[1, 1, 2, 2]]), slots=jnp.array([[0, 1], [0, 2]]))
+  >>> packed.mean(states).tolist(), packed.select(states, "last").tolist()
+  ([[0.5], [2.5]], [[1.0], [3.0]])
   """
 
   def __init__(self, mask: Any = None, *, segments: Any = None, slots: Any = None):
-    """Takes what says so.
+    """Takes a mask for rows of one pair each, or segments and slots for packed rows.
 
     Args:
-      mask: bool `[rows, length]`; None is all.
-      segments: of packed rows, `[rows, length]`, 0 is padding.
-      slots: of packed rows, `[pairs, 2]`, the (row, segment) of each pair.
+      mask: bool `[rows, length]`, True on the tokens of the row's pair; None when all are.
+      segments: the segment of each token of packed rows, `[rows, length]`; 0 is padding.
+      slots: the (row, segment) of each pair in packed rows, `[pairs, 2]`.
     """
     self.mask, self.segments, self.slots = mask, segments, slots
 
   @classmethod
   def of(cls, segments: Any, slots: Any) -> "Tokens":
-    """From the fields of a batch: rows of one pair each may have segments that mark their padding."""
+    """Makes it from the fields of a batch, in which rows of one pair each may have segments that mark their padding."""
     if slots is None:
       return cls(None if segments is None else segments > 0)
     return cls(segments=segments, slots=slots)
 
   def with_first(self) -> "Tokens":
-    """The same after a token was put before each row, whose pair it belongs to."""
+    """Returns the same tokens after one was put before each row, which belongs to the row's pair."""
     return Tokens(None if self.mask is None else jnp.pad(self.mask, ((0, 0), (1, 0)), constant_values=True))
 
   def mean(self, states: Float[Array, "rows length width"]) -> Float[Array, "pairs width"]:
-    """Mean over the tokens of each pair."""
+    """Averages the states of each pair's tokens."""
     states = states.astype(jnp.float32)
     if self.slots is not None:
       ones = jnp.ones((*states.shape[:2], 1), jnp.float32)
@@ -59,7 +66,7 @@ class Tokens:
   def attend(
     self, logits: Float[Array, "rows length heads"], values: Float[Array, "rows length heads head_dim"]
   ) -> Float[Array, "pairs heads head_dim"]:
-    """Mean of each pair's values, weighted by a softmax over its tokens, for each head."""
+    """Averages each pair's values, weighted by a softmax over its tokens, for each head."""
     values = values.astype(jnp.float32)
     if self.slots is not None:
       return self._on_each_device(_attended, logits, values)
@@ -68,7 +75,7 @@ class Tokens:
     return jnp.einsum("rlh,rlhd->rhd", jax.nn.softmax(logits, axis=1), values)
 
   def select(self, states: Float[Array, "rows length width"], which: str) -> Float[Array, "pairs width"]:
-    """The "first" or the "last" token of each pair."""
+    """Returns the state of the "first" or of the "last" token of each pair."""
     if self.slots is not None:
       return self._on_each_device(functools.partial(_selected, which=which), states)
     if which == "first":
@@ -94,18 +101,22 @@ class Tokens:
 
 
 def last_true(mask: Bool[Array, "rows length"]) -> Int[Array, "rows"]:
-  """Position of the last True of each row; 0 where there is none."""
+  """Returns the position of the last True of each row, and 0 where there is none.
+
+  >>> last_true(jnp.array([[True, True, False], [False, False, False]])).tolist()
+  [1, 0]
+  """
   return jnp.max(jnp.where(mask, jnp.arange(mask.shape[1]), 0), axis=1)
 
 
 def _owned(segments: Array, slots: Array) -> Bool[Array, "pairs rows length"]:
-  """Whose each token is."""
+  """Says for each pair which tokens are its own."""
   rows = jnp.arange(segments.shape[0])
   return (slots[:, 0, None, None] == rows[:, None]) & (slots[:, 1, None, None] == segments)
 
 
 def _sums(segments: Array, slots: Array, values: Array) -> Array:
-  """Sums over the tokens of each pair, as one matrix product: a TPU is slow at scattering."""
+  """Adds the values of each pair's tokens, as one matrix product, since a TPU is slow at scattering."""
   owned = _owned(segments, slots).astype(values.dtype)
   return jnp.einsum("prl,rl...->p...", owned, values, precision=jax.lax.Precision.HIGHEST)
 

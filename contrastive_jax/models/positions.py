@@ -1,4 +1,4 @@
-"""Where a patch lies: learned tables, fixed sines and rotations, all read from its coordinates."""
+"""Position codes of patches: learned tables, fixed sines and rotations, all computed from coordinates."""
 
 from typing import Any
 
@@ -10,15 +10,19 @@ _THETA = 10_000.0
 
 
 def rope_angles(coords: Any, head_dim: int, kind: str = "2d") -> Float[Array, "rows length half_head_dim"]:
-  """Rotation angles of each patch, one for each two of the head's features.
+  """Computes the rotation angles of each patch, one for every two features of a head.
 
   Args:
-    coords: `[rows, length, 3]`, (t, y, x).
-    head_dim: features of a head, divisible by 4.
-    kind: "2d" gives half of the angles to y and half to x, and none to time: UniViTAR's convention (arXiv 2504.01792),
-      theta 10000, frequencies theta^(-4 i / head_dim) along each axis. "3d" is ours: the lowest quarter of the
-      frequencies of y and of x turns with t instead, at frequencies from 1 down to 1 / theta; the others stay as they
-      are, so that a tower trained on images meets clips with little change. It needs a head_dim of 16.
+    coords: the (t, y, x) of each patch in its grid, `[rows, length, 3]`.
+    head_dim: number of features of a head, a multiple of 4; of 16 for "3d".
+    kind: "2d" gives half of the angles to y and half to x, and none to time. This is UniViTAR's convention (arXiv
+      2504.01792): theta is 10000, and the frequencies are theta^(-4 i / head_dim) along each axis. "3d" is our own: the
+      lowest quarter of the frequencies of y and of x turns with t instead, at frequencies from 1 down to 1 / theta. The
+      others stay as they are, so that a tower trained on images meets clips with little change.
+
+  >>> coords = jnp.array([[[0, 0, 0], [0, 2, 3]]])
+  >>> rope_angles(coords, head_dim=4).tolist()
+  [[[0.0, 0.0], [2.0, 3.0]]]
   """
   count = head_dim // 4
   frequencies = _THETA ** (-jnp.arange(count, dtype=jnp.float32) / count)
@@ -34,7 +38,16 @@ def rope_angles(coords: Any, head_dim: int, kind: str = "2d") -> Float[Array, "r
 def rotate(
   x: Float[Array, "rows length heads head_dim"], angles: Float[Array, "rows length half_head_dim"]
 ) -> Float[Array, "rows length heads head_dim"]:
-  """Rotates feature i together with feature i + head_dim / 2 by angle i, in float32."""
+  """Rotates feature i together with feature i + head_dim / 2 by angle i, in float32.
+
+  Args:
+    x: queries or keys.
+    angles: the angles of each token, the same for all heads.
+
+  >>> x = jnp.array([1.0, 0.0]).reshape(1, 1, 1, 2)
+  >>> jnp.round(rotate(x, jnp.full((1, 1, 1), jnp.pi / 2)), 3).ravel().tolist()
+  [-0.0, 1.0]
+  """
   cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -42,11 +55,14 @@ def rotate(
 
 
 def sincos_2d(coords: Any, width: int) -> Float[Array, "rows length width"]:
-  """Fixed sines and cosines of x, then of y (MoCo v3, arXiv 2104.02057, as in big_vision).
+  """Computes fixed sines and cosines of x, then of y (MoCo v3, arXiv 2104.02057, as in big_vision).
 
   Args:
-    coords: `[rows, length, 3]`, (t, y, x).
-    width: features of a token, a multiple of 4.
+    coords: the (t, y, x) of each patch in its grid, `[rows, length, 3]`.
+    width: number of features of a token, a multiple of 4 and at least 8.
+
+  >>> sincos_2d(jnp.array([[[0, 0, 0]]]), width=8).tolist()
+  [[[0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0]]]
   """
   count = width // 4
   frequencies = _THETA ** (-jnp.arange(count, dtype=jnp.float32) / (count - 1))
@@ -56,23 +72,35 @@ def sincos_2d(coords: Any, width: int) -> Float[Array, "rows length width"]:
 
 
 def read(table: Float[Array, "positions width"], index: Any) -> Float[Array, "rows length width"]:
-  """Rows of a small learned table; zero where `index`, `[rows, length]`, lies outside it.
+  """Reads rows of a small learned table by a matrix product, which is exact in float32.
 
-  A matrix product instead of a gather, whose transpose is a scatter: slow on a TPU. It is exact in float32.
+  The gradient of a gather is a scatter, and that is slow on a TPU.
+
+  Args:
+    table: one row for each position.
+    index: the row of each token, `[rows, length]`; a token whose row is not in the table gets zeros.
+
+  >>> read(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([[1, 0, 7]])).tolist()
+  [[[3.0, 4.0], [1.0, 2.0], [0.0, 0.0]]]
   """
   chosen = jax.nn.one_hot(index, table.shape[0], dtype=table.dtype)
   return jnp.einsum("rlp,pw->rlw", chosen, table, precision=jax.lax.Precision.HIGHEST)
 
 
 def resampled(table: Float[Array, "positions width"], coords: Any, segments: Any) -> Float[Array, "rows length width"]:
-  """A learned square table, resampled to the grid of each image: linear and antialiased, as `jax.image.resize`.
+  """Resamples a learned square table to the grid of each image, linear and antialiased like `jax.image.resize`.
 
-  An image's grid is as large as its largest coordinates say. The table itself is read where the grids are equal.
+  The largest coordinates of an image say how large its grid is. Where it equals that of the table, the table is read
+  unchanged.
 
   Args:
-    table: positions in row-major order.
-    coords: `[rows, length, 3]`, (t, y, x).
-    segments: `[rows, length]` of the packed images, or None when a row is one image.
+    table: one row for each position of the square, in row-major order.
+    coords: the (t, y, x) of each patch in its grid, `[rows, length, 3]`.
+    segments: which image of its row each patch belongs to, `[rows, length]`; None when a row is one image.
+
+  >>> table = jnp.array([[0.0], [1.0], [2.0], [3.0]])  # 2 x 2 positions of one feature.
+  >>> resampled(table, jnp.array([[[0, 0, 0]]]), None).tolist()  # An image of a single patch gets their mean.
+  [[[1.5]]]
   """
   grid = round(table.shape[0] ** 0.5)
   along_y, along_x = (_resampling_weights(coords[..., axis], segments, grid) for axis in (1, 2))
@@ -81,7 +109,7 @@ def resampled(table: Float[Array, "positions width"], coords: Any, segments: Any
 
 
 def _resampling_weights(coordinate: Any, segments: Any, grid: int) -> Float[Array, "rows length grid"]:
-  """Weights of the table's rows (or columns) for each patch."""
+  """Computes for each patch the weights of the table's rows, or of its columns."""
   extent = _extent(coordinate.astype(jnp.int32), segments)
   coordinate = coordinate.astype(jnp.float32)
   step = grid / extent
@@ -92,7 +120,7 @@ def _resampling_weights(coordinate: Any, segments: Any, grid: int) -> Float[Arra
 
 
 def _extent(coordinate: Any, segments: Any) -> Float[Array, "rows #length"]:
-  """Patches along one axis of the image that each patch belongs to."""
+  """Counts the patches along one axis of the image that each patch belongs to."""
   if segments is None:
     return (jnp.max(coordinate, axis=1, keepdims=True) + 1).astype(jnp.float32)
   # The largest coordinate of each segment, then handed back to its patches: linear in the length.

@@ -1,4 +1,4 @@
-"""Weights of an image tower, brought to another patch size, another grid or to clips, so that little changes."""
+"""Resizing the weights of an image tower to another patch size, another grid or to clips, so that little changes."""
 
 import functools
 
@@ -11,7 +11,7 @@ from contrastive_jax.models.config import VisionConfig
 
 @functools.lru_cache(maxsize=8)
 def _resize_matrix(old: int, new: int) -> np.ndarray:
-  """The matrix `[new^2, old^2]` that enlarges or reduces a square picture by bilinear interpolation, antialiased."""
+  """Returns the matrix `[new^2, old^2]` that resizes a square picture by bilinear interpolation, antialiased."""
   basis = np.eye(old * old, dtype=np.float64).reshape(old * old, old, old)
   with jax.enable_x64(True):
     resized = jax.image.resize(basis, (old * old, new, new), "bilinear")
@@ -21,17 +21,17 @@ def _resize_matrix(old: int, new: int) -> np.ndarray:
 def patch_kernel(
   kernel: Float[np.ndarray, "pixels width"], old: VisionConfig, new: VisionConfig
 ) -> Float[np.ndarray, "other_pixels width"]:
-  """A patch embedding for patches of another size, for clips instead of images, or the other way round.
+  """Resizes a patch embedding for patches of another size, for clips instead of images, or the other way round.
 
   Args:
-    kernel: rows ordered (frame, y, x, channel).
-    old: tower that it comes from.
-    new: tower that it is for.
+    kernel: the patch embedding, with rows in the order (frame, y, x, channel).
+    old: the tower that the kernel comes from.
+    new: the tower that the kernel is made for.
 
   Returns:
-    The kernel whose products with resized patches are nearest to those of `kernel` with the patches themselves, equal
-    where patches grow: FlexiViT's pseudo-inverse resize (arXiv 2212.08013, equation 3). Frames are spread evenly, so
-    that an image keeps its embedding.
+    The kernel whose products with resized patches are nearest to those of `kernel` with the patches themselves. They
+    are equal where patches grow: FlexiViT's pseudo-inverse resize (arXiv 2212.08013, equation 3). Frames are spread
+    evenly, so that an image keeps its embedding.
   """
   frames, side, channels = old.tubelet, old.patch_size, old.channels
   spatial = np.asarray(kernel, np.float64).reshape(frames, side * side, channels, -1)
@@ -46,7 +46,13 @@ def patch_kernel(
 def position_table(
   table: Float[np.ndarray, "positions width"], old: VisionConfig, new: VisionConfig
 ) -> Float[np.ndarray, "other_positions width"]:
-  """A learned table for another grid, by bilinear interpolation, antialiased; a class token keeps its position."""
+  """Resizes a learned table to another grid by bilinear interpolation, antialiased; a class token keeps its position.
+
+  Args:
+    table: the positions of the old tower, that of a class token first.
+    old: the tower that the table comes from.
+    new: the tower that the table is made for.
+  """
   first, grid = table[: old.class_token], table[old.class_token :]
   resized = _resize_matrix(old.grid, new.grid) @ np.asarray(grid, np.float64)
   return np.concatenate([first, resized.astype(np.float32)])

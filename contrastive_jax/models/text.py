@@ -1,4 +1,4 @@
-"""The text tower: padded or packed captions into one vector each."""
+"""The text tower: embeds padded or packed captions as one vector each."""
 
 from typing import Any
 
@@ -42,14 +42,14 @@ class TextTower(nnx.Module):
     slots: Any = None,
     keys: Key[Array, "rows"] | None = None,
   ) -> Float[Array, "pairs dim"]:
-    """Embeds captions, not normalised.
+    """Embeds captions in the shared space, without normalising.
 
     Args:
-      tokens: padded at the end, or packed.
+      tokens: the tokens of captions, one a row with padding at its end, or packed.
       mask: True on real tokens; None when packed.
-      segments: of packed rows, `[rows, length]`, 0 is padding and k the k-th caption of the row.
-      slots: of packed rows, `[pairs, 2]`, the (row, segment) of each caption.
-      keys: of dropout and drop path, one a row; None is deterministic.
+      segments: the segment of each token of packed rows, `[rows, length]`; 0 is padding, k the row's k-th caption.
+      slots: the (row, segment) of each caption of packed rows, `[pairs, 2]`.
+      keys: the random key of each row, for dropout and drop path; None is deterministic.
 
     Raises:
       UserError: if captions are packed for a tower that reads the padding.
@@ -86,7 +86,7 @@ class TextTower(nnx.Module):
     segments: Any = None,
     keys: Key[Array, "rows"] | None = None,
   ) -> Float[Array, "rows length width"]:
-    """Token states after the last block, before the last norm."""
+    """Returns the token states after the last block and before the last norm."""
     length = tokens.shape[1]
     x = self.tokens[tokens]
     if self.position is not None:
@@ -103,7 +103,7 @@ class TextTower(nnx.Module):
 
 
 def _restarting(segments: Any) -> Int[Array, "rows length"]:
-  """Position of each token in its own caption."""
+  """Counts the position of each token in its own caption."""
   segments = jnp.asarray(segments)
   place = jnp.arange(segments.shape[1])
   begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)

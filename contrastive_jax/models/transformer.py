@@ -44,7 +44,7 @@ class Block(nnx.Module):
     keys: Key[Array, "rows"] | None = None,
     drop_rate: Float[Array, ""] | None = None,
   ) -> Float[Array, "rows length width"]:
-    """Args: see `Transformer`; `drop_rate` is this block's drop path."""
+    """Runs the block on tokens, with the arguments of `Transformer` and the drop path rate of this block."""
     first, second = (None, None) if keys is None else (fold_in(keys, 0), fold_in(keys, 1))
     before = self.config.norm_position == "pre"
     attended = self.attention(self.norm1(x) if before else x, mask=mask, segments=segments, angles=angles)
@@ -85,12 +85,12 @@ class Transformer(nnx.Module):
     """Runs the blocks.
 
     Args:
-      x: tokens in the compute dtype.
+      x: the tokens, in the compute dtype.
       mask: True where the query (second axis) sees the key (third axis); None lets all see all.
-      segments: a token sees those of its own segment; 0 is padding, which sees padding.
-      angles: rotary angles of each token, see `positions.rope_angles`.
-      keys: of dropout and drop path, one a row: what a row draws does not depend on the batch around it. None is
-        deterministic.
+      segments: the segment of each token, which sees the tokens of its own segment; 0 is padding, which sees padding.
+      angles: the rotary angles of each token, as `positions.rope_angles` makes them.
+      keys: the random key of each row, for dropout and drop path, so that what a row draws does not depend on the batch
+        around it. None is deterministic.
     """
     config = self.config
     segments = None if segments is None else jnp.asarray(segments)

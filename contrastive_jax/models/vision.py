@@ -1,4 +1,4 @@
-"""The image tower: patches of any number of images or clips a row into one vector each."""
+"""The image tower: embeds rows of patches, of one or several images or clips, as one vector each."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -45,17 +45,22 @@ class VisionTower(nnx.Module):
     self.projection = make_projection(config, embed_dim, dtype=dtype, make=make)
 
   def __call__(self, image: ImageBatch, *, keys: Key[Array, "rows"] | None = None) -> Float[Array, "pairs dim"]:
-    """Embeds the images, not normalised; see `pooled` for what it takes."""
+    """Embeds images in the shared space, without normalising.
+
+    Args:
+      image: the patches, as `pooled` takes them.
+      keys: the random key of each row, for dropout and drop path; None is deterministic.
+    """
     pooled = self.pooled(image, keys=keys)
     return pooled if self.projection is None else self.projection(pooled)
 
   def pooled(self, image: ImageBatch, *, keys: Key[Array, "rows"] | None = None) -> Float[Array, "pairs width"]:
-    """One vector an image, before the projection.
+    """Embeds images as the tower's own features, before the projection.
 
     Args:
-      image: patches; packed when it has segments and slots, else a row is an image or clip, with padding at its end
-        where there are segments.
-      keys: of dropout and drop path, one a row; None is deterministic.
+      image: the patches. Rows are packed when it has segments and slots; else a row is one image or clip, with padding
+        at its end where there are segments.
+      keys: the random key of each row, for dropout and drop path; None is deterministic.
 
     Raises:
       UserError: if packed rows meet a class token, of which there is one a row.
@@ -79,7 +84,7 @@ class VisionTower(nnx.Module):
     return tokens.mean(states) if self.pool is None else self.pool(states, tokens)
 
   def states(self, image: ImageBatch, *, keys: Key[Array, "rows"] | None = None) -> Float[Array, "rows length width"]:
-    """Token states after the last block, before the last norm; the class token comes first."""
+    """Returns the token states after the last block and before the last norm; the class token comes first."""
     config = self.config
     x = self._embedded(image.patches)
     x = x + self._positions(image).astype(x.dtype)
@@ -104,7 +109,7 @@ class VisionTower(nnx.Module):
     return self.transformer(x, segments=segments, angles=angles, keys=keys)
 
   def _embedded(self, patches) -> Float[Array, "rows length width"]:
-    """Patches of images or of clips, which their size tells apart, as tokens without positions."""
+    """Embeds patches without their positions; their size tells whether they are of images or of clips."""
     config, frames = self.config, patches.shape[-1] // self.config.patch_dim
     if patches.shape[-1] != frames * config.patch_dim or frames not in (1, config.tubelet):
       raise UserError(
