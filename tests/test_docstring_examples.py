@@ -7,12 +7,22 @@ import inspect
 import pytest
 
 MODULES = [
+  "contrastive_jax.evaluation.calibration",
+  "contrastive_jax.evaluation.choices",
+  "contrastive_jax.evaluation.diagnostics",
+  "contrastive_jax.evaluation.multilabel",
+  "contrastive_jax.evaluation.retrieval",
+  "contrastive_jax.evaluation.zero_shot",
   "contrastive_jax.models.attention",
   "contrastive_jax.models.positions",
   "contrastive_jax.models.pooling",
 ]
-# Functions that an example would not make clearer.
-WITHOUT = {"fuse_heads", "split_heads", "SelfAttention", "AttentionPool"}
+# An example would not make these clearer, or would need a model.
+WITHOUT = {
+  *("fuse_heads", "split_heads", "SelfAttention", "AttentionPool"),
+  *("classifier", "evaluate_choices", "evaluate_multilabel", "evaluate_retrieval", "evaluate_zero_shot"),
+  *("modality_separability", "pair_diagnostics"),
+}
 
 
 def public(module):

@@ -1,4 +1,4 @@
-"""Whether a score means the same everywhere: one threshold for all queries, and probabilities that come true."""
+"""Calibration: whether one threshold serves all queries, and whether probabilities come true."""
 
 from collections.abc import Iterator
 
@@ -17,17 +17,18 @@ def global_auc(
   *,
   block: int = 1024,
 ) -> float:
-  """How often an image and a text that belong together score above two that do not, over all of the set; ties are 1/2.
+  """Computes how often an image and a text that belong together score above two that do not; ties count half.
 
-  Recall compares within a query; this asks for one threshold that serves all queries. Exact: the scores of all images
-  with all texts are computed twice, a block at a time.
+  Recall compares scores within a query; this asks for one threshold that serves all queries. It is exact: the scores of
+  all images with all texts are computed twice, a block at a time.
 
   Args:
-    image: embeddings; the score is the inner product.
-    text: embeddings.
-    image_group: an image and a text belong together when their groups are equal.
-    text_group: see `image_group`.
-    block: images scored at once. Peak memory is a few times block x texts, and the scores of all that belong together.
+    image: embeddings of the images; the score is the inner product.
+    text: embeddings of the texts.
+    image_group: the group of each image. An image and a text belong together when their groups are equal.
+    text_group: the group of each text.
+    block: number of images that are scored at once. Peak memory is a few times block x texts, and the scores of all
+      that belong together.
 
   Returns:
     A share of the pairs of pairs: 0.5 by chance, 1 where one threshold divides them.
@@ -35,7 +36,12 @@ def global_auc(
   Raises:
     ValueError: if nothing belongs together, or everything does.
 
-  The area under the ROC curve as Mann and Whitney's U, over the pairs of all queries together.
+  It is the area under the ROC curve as Mann and Whitney's U, over the pairs of all queries together.
+
+  >>> image = text = np.eye(3, dtype=np.float32)
+  >>> group = np.arange(3)
+  >>> global_auc(image, text, group, group), global_auc(image, text, group, np.roll(group, 1))
+  (1.0, 0.25)
   """
   image, text = np.asarray(image), np.asarray(text)
   image_group, text_group = np.asarray(image_group), np.asarray(text_group)
@@ -64,12 +70,12 @@ def global_auc(
 def expected_calibration_error(
   confidence: Float[np.ndarray, "images"], correct: Bool[np.ndarray, "images"], *, bins: int = 15
 ) -> float:
-  """Mean distance between how sure the model is and how often it is right, over bins of equal width.
+  """Computes the mean distance between how sure the model is and how often it is right, over bins of equal width.
 
   Args:
-    confidence: probability of the predicted class.
-    correct: whether it is the right one.
-    bins: intervals (0, 1/bins], (1/bins, 2/bins], ...
+    confidence: probability of the predicted class of each image.
+    correct: whether the predicted class is the right one.
+    bins: number of the intervals (0, 1/bins], (1/bins, 2/bins], ...
 
   Returns:
     0 where every bin is as often right as it is sure, 1 at most.
@@ -78,6 +84,12 @@ def expected_calibration_error(
     ValueError: if there are no images, or a confidence is no probability.
 
   Guo et al. (arXiv 1706.04599), equation 3.
+
+  >>> sure = np.full(4, 0.75)
+  >>> expected_calibration_error(sure, np.array([True, True, True, False]))
+  0.0
+  >>> expected_calibration_error(sure, np.array([True, False, False, False]))
+  0.5
   """
   confidence = np.asarray(confidence, np.float64)
   # Softmax in float32 may exceed 1 by its rounding, which a large scale multiplies.

@@ -17,20 +17,24 @@ def choice_accuracy(
   image: Float[Array | np.ndarray, "instances images dim"],
   caption: Float[Array | np.ndarray, "instances captions dim"],
 ) -> dict[str, float]:
-  """How often the right caption, and the right image, is chosen within an instance.
+  """Computes how often the right caption, and the right image, is chosen within an instance.
 
   Args:
-    image: L2-normalised embeddings.
-    caption: L2-normalised embeddings; caption `k` belongs to image `k`, and captions beyond the images, or images
-      beyond the captions, are there to be wrongly chosen.
+    image: L2-normalised embeddings of the images of each instance.
+    caption: L2-normalised embeddings of its captions. Caption `k` belongs to image `k`, and captions beyond the images,
+      or images beyond the captions, are there to be wrongly chosen.
 
   Returns:
-    text_acc: share of instances whose images all choose their own caption: Winoground's text score, SugarCrepe's
-    accuracy. image_acc: whose captions all choose their own image: Winoground's image score, always 1 for one image.
-    acc: both: Winoground's group score.
+    text_acc, the share of instances whose images all choose their own caption: Winoground's text score, SugarCrepe's
+    accuracy. image_acc, the share whose captions all choose their own image: Winoground's image score, always 1 for one
+    image. acc, the share of which both are true: Winoground's group score.
 
   Follows CLIP_benchmark's image_caption_selection, whose argmax gives equal scores to the first: an encoder that embeds
   everything alike is right on SugarCrepe, and wrong on Winoground.
+
+  >>> image = np.float32([[[1, 0]]])  # One instance of one image and two captions, as in SugarCrepe.
+  >>> choice_accuracy(image, np.float32([[[0.6, 0.8], [0.8, 0.6]]]))
+  {'image_acc': 1.0, 'text_acc': 0.0, 'acc': 0.0}
   """
   scores = np.einsum("nid,ncd->nic", np.asarray(image), np.asarray(caption))
   right = np.arange(min(scores.shape[1:]))
@@ -43,8 +47,8 @@ def evaluate_choices(model: Encoder, scored: ChoiceSet) -> Result:
   """Matches images and captions within each instance.
 
   Args:
-    model: embeds images and captions.
-    scored: images are read a batch at a time; only embeddings are kept.
+    model: the model, which embeds images and captions.
+    scored: the set; its images are read a batch at a time, and only embeddings are kept.
 
   Returns:
     The metrics of `choice_accuracy`.

@@ -22,14 +22,14 @@ Task = tuple[str, str]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What lies in a run directory.
+  """A run, as it lies in its directory.
 
   Attributes:
-    name: that tells it from the others.
+    name: a name that tells it from the others.
     config: the resolved config, nested.
     scores: the metrics of each task at the newest step at which it was scored.
-    steps: that step.
-    rows: of `metrics.jsonl`.
+    steps: the newest step of each task.
+    rows: the rows of `metrics.jsonl`.
   """
 
   name: str
@@ -165,8 +165,8 @@ def write_comparison(path: str | os.PathLike, runs: Sequence[Run]) -> Path:
   """Writes the page, atomically: one HTML file that needs nothing else.
 
   Args:
-    path: of the HTML file.
-    runs: the first is what the others are measured against.
+    path: path of the HTML file.
+    runs: the runs; the others are measured against the first.
   """
   rows = table(runs)
   page = render(

@@ -1,6 +1,6 @@
-"""What embeddings look like beyond the score of a task: how they spread, how close pairs lie, what divides the towers.
+"""Diagnostics of embeddings beyond the score of a task: how they spread, how close pairs lie, what divides the towers.
 
-All run on the host and add up in float64; none holds the products of everything with everything.
+All functions run on the host and add up in float64; none holds the products of everything with everything.
 """
 
 import numpy as np
@@ -27,18 +27,22 @@ def alignment(
   image_group: Int[Array | np.ndarray, "images"],
   text_group: Int[Array | np.ndarray, "texts"],
 ) -> float:
-  """Mean squared distance between an image and a text that belong together: 0 to 4 for unit vectors.
+  """Computes the mean squared distance between images and texts that belong together: 0 to 4 for unit vectors.
 
   Args:
-    image: embeddings.
-    text: embeddings.
-    image_group: an image and a text belong together when their groups are equal.
-    text_group: see `image_group`.
+    image: embeddings of the images.
+    text: embeddings of the texts.
+    image_group: the group of each image. An image and a text belong together when their groups are equal.
+    text_group: the group of each text.
 
   Raises:
     ValueError: if nothing belongs together.
 
   Wang and Isola (arXiv 2005.10242), section 4.1, between the towers as in arXiv 2405.18570.
+
+  >>> east, north = np.float32([[1, 0]]), np.float32([[0, 1]])
+  >>> alignment(east, north, np.array([7]), np.array([7]))
+  2.0
   """
   groups, position = np.unique(np.concatenate([np.asarray(image_group), np.asarray(text_group)]), return_inverse=True)
   sides = []
@@ -58,14 +62,17 @@ def alignment(
 
 @checked
 def uniformity(embeddings: Embeddings, *, t: float = 2.0, block: int = 1024) -> float:
-  """`log mean exp(-t |x - y|^2)` over the pairs of different rows: 0 where all are equal, lower where they spread.
+  """Computes `log mean exp(-t |x - y|^2)` over the pairs of different rows: 0 where all are equal, else lower.
 
   Args:
-    embeddings: L2-normalised, at least two rows.
-    t: sharpness.
-    block: rows compared with all others at once.
+    embeddings: L2-normalised embeddings, at least two rows.
+    t: sharpness of the kernel.
+    block: number of rows that are compared with all others at once.
 
   Wang and Isola (arXiv 2005.10242), equation for L_uniform; the diagonal is left out.
+
+  >>> uniformity(np.float32([[1, 0], [-1, 0]])), uniformity(np.float32([[1, 0], [1, 0]]))
+  (-8.0, 0.0)
   """
   rows = np.asarray(embeddings)
   number = np.arange(len(rows))
@@ -82,17 +89,21 @@ def cross_uniformity(
   t: float = 2.0,
   block: int = 1024,
 ) -> float:
-  """`log mean exp(-t |i - t|^2)` over the images and texts that do not belong together.
+  """Computes `log mean exp(-t |image - text|^2)` over the images and texts that do not belong together.
 
   Args:
-    image: L2-normalised embeddings.
-    text: L2-normalised embeddings.
-    image_group: an image and a text belong together when their groups are equal.
-    text_group: see `image_group`.
-    t: sharpness.
-    block: images compared with all texts at once.
+    image: L2-normalised embeddings of the images.
+    text: L2-normalised embeddings of the texts.
+    image_group: the group of each image. An image and a text belong together when their groups are equal.
+    text_group: the group of each text.
+    t: sharpness of the kernel.
+    block: number of images that are compared with all texts at once.
 
-  L_xunif of arXiv 2405.18570.
+  It is L_xunif of arXiv 2405.18570.
+
+  >>> both = np.float32([[1, 0], [-1, 0]])
+  >>> cross_uniformity(both, both, np.arange(2), np.arange(2))
+  -8.0
   """
   return _log_mean(np.asarray(image), np.asarray(text), np.asarray(image_group), np.asarray(text_group), t, block)
 
@@ -113,16 +124,19 @@ def _log_mean(one, other, one_group, other_group, t: float, block: int) -> float
 
 @checked
 def tolerance(embeddings: Embeddings, labels: Groups) -> float:
-  """Mean over all pairs of rows, a row with itself included, of their inner product where they share a class, else 0.
+  """Averages, over all pairs of rows, their inner product where they share a class, and 0 where they do not.
 
   Args:
-    embeddings: L2-normalised.
+    embeddings: L2-normalised embeddings. A row is paired with itself, too.
     labels: the class of each row.
 
   Returns:
     1/C where all rows of C equally large classes are equal; lower, the more a class is scattered.
 
   Wang and Liu (arXiv 2012.09740), section 4.3.
+
+  >>> tolerance(np.float32([[1, 0], [1, 0], [0, 1], [0, 1]]), np.array([0, 0, 1, 1]))
+  0.5
   """
   classes, position = np.unique(np.asarray(labels), return_inverse=True)
   total = np.zeros((len(classes), embeddings.shape[1]))
@@ -132,12 +146,19 @@ def tolerance(embeddings: Embeddings, labels: Groups) -> float:
 
 @checked
 def modality_gap(image: Float[Array | np.ndarray, "images dim"], text: Float[Array | np.ndarray, "texts dim"]) -> float:
-  """Distance between the mean of the images and the mean of the texts: 0 to 2 for unit vectors.
+  """Computes the distance between the mean of the images and the mean of the texts: 0 to 2 for unit vectors.
+
+  Args:
+    image: embeddings of the images.
+    text: embeddings of the texts.
 
   Raises:
     ValueError: if a side has no rows.
 
   Liang et al. (arXiv 2203.02053), section 2.
+
+  >>> modality_gap(np.float32([[1, 0]]), np.float32([[-1, 0]]))
+  2.0
   """
   if not len(image) or not len(text):
     raise ValueError(f"a modality gap needs images and texts, got {len(image)} and {len(text)}")
@@ -153,18 +174,21 @@ def modality_separability(
   most: int = 8192,
   seed: int = 0,
 ) -> float:
-  """How often a linear classifier tells an image from a text that it has not seen: 0.5 is closed, 1 is disjoint.
+  """Measures how often a linear classifier tells apart images and texts that it has not seen.
 
   Args:
-    image: embeddings.
-    text: embeddings.
-    most: images, and as many texts, are drawn: no more than this, or than the smaller side has. 80% are to train on.
-    seed: of the draw.
+    image: embeddings of the images.
+    text: embeddings of the texts.
+    most: bound of the images, and of the texts, that are drawn; as many of each, of which 80% are to train on.
+    seed: seed of the draw.
+
+  Returns:
+    A share: 0.5 where the gap between the modalities is closed, 1 where they are disjoint.
 
   Raises:
     ValueError: if a side has fewer than `MIN_ROWS` rows.
 
-  The "linear separability" of arXiv 2405.18570; logistic regression with an L2 penalty of 1/2 on the weights.
+  It is the "linear separability" of arXiv 2405.18570, by logistic regression with an L2 penalty of 1/2 on the weights.
   """
   count = min(len(image), len(text), most)
   if count < MIN_ROWS:
@@ -181,7 +205,7 @@ def modality_separability(
 
 
 def _logistic(features, sign) -> np.ndarray:
-  """Weights and, last, the unpenalised bias that minimise the logistic loss of the signs plus |weights|^2 / 2."""
+  """Finds the weights and, last, the unpenalised bias that minimise the logistic loss plus |weights|^2 / 2."""
   rows = np.concatenate([features, np.ones((len(features), 1))], axis=1)
   penalty = np.append(np.ones(features.shape[1]), 0.0)
 
@@ -216,20 +240,20 @@ def pair_diagnostics(
   most: int = ROWS_COMPARED,
   seed: int = 0,
 ) -> dict[str, float]:
-  """What can be said of the embeddings of a set of pairs, by the names that results use.
+  """Computes the diagnostics of a set of pairs, by the names that results use.
 
   Args:
-    image: L2-normalised embeddings.
-    text: L2-normalised embeddings.
-    image_group: an image and a text belong together when their groups are equal.
-    text_group: see `image_group`.
-    thorough: also what is too dear during training, global_auc and modality_separability.
-    most: uniformity is that of at most so many images and texts, drawn at random.
-    seed: of the draw.
+    image: L2-normalised embeddings of the images.
+    text: L2-normalised embeddings of the texts.
+    image_group: the group of each image. An image and a text belong together when their groups are equal.
+    text_group: the group of each text.
+    thorough: whether to add those that take too long during training, global_auc and modality_separability.
+    most: bound of the images and of the texts, drawn at random, whose uniformity is computed.
+    seed: seed of the draw.
 
   Returns:
-    alignment and modality_gap of all rows; uniformity_image, uniformity_text and uniformity_cross of those drawn.
-    What needs several rows, or two groups, is absent where there are none.
+    alignment and modality_gap of all rows; uniformity_image, uniformity_text and uniformity_cross of those drawn. A
+    measure that needs several rows, or two groups, is absent where there are none.
   """
   found = {"alignment": alignment(image, text, image_group, text_group), "modality_gap": modality_gap(image, text)}
   rng = np.random.default_rng(seed)

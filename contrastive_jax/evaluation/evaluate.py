@@ -1,4 +1,4 @@
-"""Scores a model on several sets and writes what they give."""
+"""Scores a model on several sets and writes the results."""
 
 import dataclasses
 import functools
@@ -46,24 +46,24 @@ def evaluate(
   unreadable: Callable[[str], None] | None = None,
   keep_in_run: bool = True,
 ) -> list[Result]:
-  """Zero-shot classification of labelled and multi-label sets, retrieval of pair sets, matching of hard pairs.
+  """Scores a model on sets: by zero-shot classification, retrieval, or matching of hard pairs, as each set asks for.
 
-  Every process calls it; the main one writes `<workdir>/eval/<set>@<step>.json`. Results of pair sets also hold what
-  `diagnostics.pair_diagnostics` says of the same embeddings.
+  Every process calls it; the main one writes `<workdir>/eval/<set>@<step>.json`. Results of pair sets also hold the
+  `diagnostics.pair_diagnostics` of the same embeddings.
 
   Args:
-    model: embeds images and texts.
-    sets: what to score; sets that share one `images` have them embedded once if they stand together.
-    workdir: of the run, and what its results call their weights.
-    step: of the checkpoint.
-    architecture: what the results call the model.
-    thorough: also the diagnostics of pair sets that take longer: global AUC and separability.
-    unreadable: told, in a sentence, of a set without any image that can be read, which then has no result.
+    model: the model, which embeds images and texts.
+    sets: the sets to score; those that share one `images` have them embedded once if they stand together.
+    workdir: the run directory, which the results name as their weights.
+    step: step of the checkpoint.
+    architecture: name of the model in the results.
+    thorough: whether to add the diagnostics of pair sets that take longer: global AUC and separability.
+    unreadable: is told, in a sentence, of a set without any image that can be read, which then has no result.
     keep_in_run: whether anything is written into `workdir`, which may be read-only.
 
   Returns:
-    One result a set, in their order, on every process. Images that cannot be read are left out of a set, counted in its
-    result and named in `<workdir>/bad_records.jsonl`.
+    One result for each set, in their order, on every process. Images that cannot be read are left out of a
+    set, counted in its result and named in `<workdir>/bad_records.jsonl`.
 
   Raises:
     UnreadableSet: if no image of a set can be read and nobody is to be told.
@@ -95,19 +95,20 @@ def probe(
   architecture: str,
   keep_in_run: bool = True,
 ) -> Result:
-  """How well frozen embeddings classify, written beside the zero-shot result of the same set.
+  """Measures how well frozen embeddings classify, and writes it beside the zero-shot result of the same set.
 
   Args:
-    model: embeds images; takes `projected` as `inference.Model` does where that is False.
-    train: what the probe learns from.
-    test: what it is scored on, with the classes of `train`.
-    kind: of `PROBES`, with CLIP_benchmark's and DINO's parameters.
-    projected: whether it sees embeddings, or what the tower has before its projection.
-    shots: learn from so many samples of each class, drawn at random, and average over `DRAWS` draws; None takes all.
-    workdir: see `evaluate`.
-    step: see `evaluate`.
-    architecture: see `evaluate`.
-    keep_in_run: see `evaluate`.
+    model: the model, which embeds images; it takes `projected` as `inference.Model` does where that is False.
+    train: the set that the probe learns from.
+    test: the set that it is scored on, with the classes of `train`.
+    kind: a name in `PROBES`, with CLIP_benchmark's and DINO's parameters.
+    projected: whether it sees the embeddings, or the tower's features before their projection.
+    shots: number of samples of each class to learn from, drawn at random, with the mean over `DRAWS` draws; None takes
+      all.
+    workdir: the run directory, which the results name as their weights.
+    step: step of the checkpoint.
+    architecture: name of the model in the results.
+    keep_in_run: whether anything is written into `workdir`, which may be read-only.
 
   Returns:
     The metrics of the probe, means over the draws where `shots` is given.
@@ -148,12 +149,12 @@ def probe(
 
 
 def scalars(results: Iterable[Result]) -> dict[str, float]:
-  """The metrics of all results as one row: {"emoji_openmoji/acc1": 0.1}."""
+  """Puts the metrics of all results into one row, such as {"emoji_openmoji/acc1": 0.1}."""
   return {f"{result.dataset}/{name}": value for result in results for name, value in result.metrics.items()}
 
 
 class _Remembering:
-  """An encoder that still has what it gave last: embedding a set is dear, and several measures ask for it."""
+  """An encoder that keeps the embeddings it returned last: they are dear, and several measures ask for them."""
 
   def __init__(self, model: Encoder):
     self._model = model
@@ -175,7 +176,7 @@ class _Remembering:
     return self.image
 
   def readable(self, scored: EvaluationSet, ledger: BadRecords) -> EvaluationSet:
-    """The set without the images that cannot be read; those that can are embedded by then."""
+    """Returns the set without the images that cannot be read; those that can are embedded by then."""
     if scored.images is self._images or not len(scored.images):
       return scored
     self.image, good = embedded(self._model.encode_image, scored.images, scored.name, ledger)

@@ -16,17 +16,21 @@ from contrastive_jax.evaluation.zero_shot import classifier
 def average_precision(
   scores: Float[Array | np.ndarray, "images classes"], labels: Bool[Array | np.ndarray, "images classes"]
 ) -> Float[np.ndarray, "classes"]:
-  """For each class the mean, over the images that show it, of the precision down to that image.
+  """Computes for each class the mean, over the images that show it, of the precision down to that image.
 
   Args:
-    scores: the higher, the likelier the image shows the class.
-    labels: what it shows.
+    scores: the score of each class for each image; the higher, the likelier the image shows the class.
+    labels: whether the image shows the class.
 
   Returns:
-    0 for a class that no image shows.
+    The average precision of each class, 0 for a class that no image shows.
 
   Follows CLIP_benchmark's average_precision_per_class: every positive counts by itself, nothing is interpolated. Equal
   scores rank by index, which torch.sort does not promise.
+
+  >>> scores = np.float32([[0.9], [0.5], [0.1]])
+  >>> average_precision(scores, np.array([[True], [False], [True]])).tolist()  # The mean of 1/1 and 2/3.
+  [0.8333333333333333]
   """
   order = np.argsort(-np.asarray(scores), axis=0, kind="stable")
   shown = np.take_along_axis(np.asarray(labels), order, axis=0)
@@ -38,11 +42,12 @@ def evaluate_multilabel(model: Encoder, scored: MultiLabelSet) -> Result:
   """Scores a multi-label set without training on it.
 
   Args:
-    model: embeds images and prompts.
-    scored: images are read a batch at a time; embeddings are kept, and the scores of all images for all classes.
+    model: the model, which embeds images and prompts.
+    scored: the set; its images are read a batch at a time. Embeddings are kept, and the scores of all images for all
+      classes.
 
   Returns:
-    mean_average_precision, classes without an image counting 0, as in CLIP_benchmark.
+    The metric mean_average_precision, in which classes without an image count 0, as in CLIP_benchmark.
   """
   if not len(scored.images):
     raise ValueError(f"{scored.name} has no images to evaluate on")

@@ -1,6 +1,6 @@
-"""What frozen features know about classes: a linear classifier trained on them, and their nearest neighbours.
+"""Probes of frozen features: a linear classifier that is trained on them, and their nearest neighbours.
 
-The functions take features: those of `Model.encode_image`, or those before its projection, which often know more.
+The functions take the features of `Model.encode_image`, or those before its projection, which often know more.
 """
 
 import functools
@@ -30,12 +30,12 @@ TestedLabels = Int[Array | np.ndarray, "test"]
 
 @checked
 def few_shot(labels: Labels, k: int, *, seed: int = 0) -> Int[np.ndarray, "chosen"]:
-  """Indices, ascending, of `k` rows of each class that occurs, drawn at random.
+  """Draws `k` rows of each class that occurs, at random, and returns their indices in ascending order.
 
   Args:
-    labels: of all rows.
-    k: rows of a class.
-    seed: of the draw; the rows of a class do not depend on the other classes.
+    labels: the class of each row.
+    k: number of rows of each class.
+    seed: seed of the draw; the rows of a class do not depend on the other classes.
 
   Raises:
     UserError: if a class has fewer rows, or there is no label, or one below 0.
@@ -66,22 +66,22 @@ def linear_probe(
   batch_size: int = 64,
   seed: int = 0,
 ) -> dict[str, float]:
-  """Accuracy of a linear classifier trained on frozen features.
+  """Trains a linear classifier on frozen features and returns its accuracy.
 
   Args:
-    train: features, of which the direction counts: they are L2-normalised here.
-    train_labels: their classes, below `classes`.
-    test: features to classify.
-    test_labels: their classes.
+    train: the features to learn from. Only their direction counts, since they are L2-normalised here.
+    train_labels: the class of each of them, below `classes`.
+    test: the features to classify.
+    test_labels: the class of each of them.
     classes: number of classes.
-    weight_decay: of weights and bias, decoupled; see `best_weight_decay`.
-    learning_rate: at the first step; a cosine takes it to zero.
-    epochs: passes over `train`, each in an order of its own.
-    batch_size: rows of a step; the last of an epoch may have fewer.
-    seed: of the first weights and the orders.
+    weight_decay: decoupled weight decay of weights and bias, which `best_weight_decay` can choose.
+    learning_rate: learning rate at the first step; a cosine takes it to zero.
+    epochs: number of passes over `train`, each in an order of its own.
+    batch_size: number of rows of a step; the last of an epoch may have fewer.
+    seed: seed of the first weights and of the orders.
 
   Returns:
-    lp_acc1, lp_acc5 (absent under 5 classes) and lp_mean_per_class_recall.
+    The metrics lp_acc1, lp_acc5 (absent under 5 classes) and lp_mean_per_class_recall.
 
   Follows CLIP_benchmark's linear_probe: cross-entropy, AdamW.
   """
@@ -105,21 +105,21 @@ def best_weight_decay(
   batch_size: int = 64,
   seed: int = 0,
 ) -> float:
-  """The weight decay with which `linear_probe` is most often right on rows kept for choosing it.
+  """Finds the weight decay with which `linear_probe` is most often right on rows kept for choosing it.
 
   Seven values from 1e-6 to 100 are tried first, then ever nearer neighbours of the best, as in CLIP (Radford et al.
   2021, appendix A.3) and CLIP_benchmark; the values of a round are trained together.
 
   Args:
-    train: see `linear_probe`, as are the others.
-    train_labels: see `linear_probe`.
-    validation: features to choose by: not those of the final test.
-    validation_labels: their classes.
-    classes: see `linear_probe`.
-    learning_rate: see `linear_probe`.
-    epochs: see `linear_probe`.
-    batch_size: see `linear_probe`.
-    seed: see `linear_probe`.
+    train: the features to learn from.
+    train_labels: the class of each of them, below `classes`.
+    validation: the features to choose by, which are not those of the final test.
+    validation_labels: the class of each of them.
+    classes: number of classes.
+    learning_rate: learning rate at the first step; a cosine takes it to zero.
+    epochs: number of passes over `train`.
+    batch_size: number of rows of a step.
+    seed: seed of the first weights and of the orders.
 
   Returns:
     One of `WEIGHT_DECAYS`.
@@ -158,22 +158,22 @@ def knn_probe(
   temperature: float = 0.07,
   block: int = 4096,
 ) -> dict[str, float]:
-  """Accuracy where the nearest training rows vote: nothing is trained.
+  """Classifies by a vote of the nearest training rows, and returns the accuracy; nothing is trained.
 
   Args:
-    train: features; they are L2-normalised here.
-    train_labels: their classes, below `classes`.
-    test: features to classify.
-    test_labels: their classes.
+    train: the features that vote, which are L2-normalised here.
+    train_labels: the class of each of them, below `classes`.
+    test: the features to classify.
+    test_labels: the class of each of them.
     classes: number of classes.
-    k: neighbours that vote; all rows where there are fewer.
-    temperature: a neighbour's vote is exp(cosine / temperature).
-    block: see `retrieval.top_k`.
+    k: number of neighbours that vote; all rows where there are fewer.
+    temperature: temperature of the votes, which are exp(cosine / temperature).
+    block: number of rows that are scored at once, as in `retrieval.top_k`.
 
   Returns:
-    knn_acc1, knn_acc5 (absent under 5 classes) and knn_mean_per_class_recall.
+    The metrics knn_acc1, knn_acc5 (absent under 5 classes) and knn_mean_per_class_recall.
 
-  The rule of Wu et al. (arXiv 1805.01978) with DINO's k and temperature (arXiv 2104.14294).
+  It follows the rule of Wu et al. (arXiv 1805.01978) with DINO's k and temperature (arXiv 2104.14294).
   """
   _check_rows(train_labels, test_labels, classes)
   nearest, cosine = top_k(normalised(test), normalised(train), k=min(k, len(train)), block=block)
@@ -189,10 +189,10 @@ def knn_probe(
 
 
 def normalised(features: Float[Array | np.ndarray, "rows dim"]) -> Float[Array, "rows dim"]:
-  """Rows of length one; a row of zeros stays.
+  """Divides rows by their length; a row of zeros stays.
 
-  Args:
-    features: of any length.
+  >>> normalised(np.float32([[3, 4], [0, 0]])).tolist()
+  [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
   """
   features = jnp.asarray(features)
   length = jnp.linalg.norm(features, axis=1, keepdims=True)
@@ -200,12 +200,12 @@ def normalised(features: Float[Array | np.ndarray, "rows dim"]) -> Float[Array, 
 
 
 def initial_weights(dim: int, classes: int, seed: int) -> dict[str, jax.Array]:
-  """Weights and bias uniform within 1 / sqrt(dim), as `torch.nn.Linear` has them.
+  """Draws weights and bias uniformly within 1 / sqrt(dim), as `torch.nn.Linear` does.
 
   Args:
-    dim: of the features.
+    dim: size of the features.
     classes: number of classes.
-    seed: of the draw.
+    seed: seed of the draw.
 
   Returns:
     {"weight": `[dim, classes]`, "bias": `[classes]`}, float32.
@@ -220,13 +220,13 @@ def initial_weights(dim: int, classes: int, seed: int) -> dict[str, jax.Array]:
 
 
 def batches(rows: int, epochs: int, batch_size: int, seed: int) -> Int[np.ndarray, "steps batch"]:
-  """Row indices of each step, every epoch in an order of its own; -1 where an epoch's last batch has fewer.
+  """Orders the rows of each step, every epoch anew; the index is -1 where an epoch's last batch has fewer rows.
 
   Args:
-    rows: how many there are.
-    epochs: passes over them.
-    batch_size: rows of a step.
-    seed: of the orders.
+    rows: number of rows.
+    epochs: number of passes over them.
+    batch_size: number of rows of a step.
+    seed: seed of the orders.
   """
   orders = [np.random.default_rng((seed, epoch)).permutation(rows) for epoch in range(epochs)]
   padded = np.pad(np.stack(orders).astype(np.int32), ((0, 0), (0, -rows % batch_size)), constant_values=-1)
@@ -252,15 +252,15 @@ def fit_linear(
   """Trains a linear classifier by cross-entropy with AdamW and a cosine schedule.
 
   Args:
-    features: L2-normalised.
-    labels: classes.
-    first: {"weight": `[dim, classes]`, "bias": `[classes]`}.
-    order: from `batches`.
-    learning_rate: at the first step.
-    weight_decay: of weights and bias.
+    features: the L2-normalised features.
+    labels: the class of each of them.
+    first: the first weights, {"weight": `[dim, classes]`, "bias": `[classes]`}.
+    order: the rows of each step, as `batches` orders them.
+    learning_rate: learning rate at the first step.
+    weight_decay: weight decay of weights and bias.
 
   Returns:
-    Such a dict after the last step.
+    The weights after the last step, in a dict like `first`.
   """
 
   def loss(linear, rows):
@@ -288,7 +288,7 @@ def _top(features, linear, k: int):
 
 
 def _best(features, linear) -> np.ndarray:
-  """The five highest classes of each row, or as many as there are."""
+  """Finds the five highest classes of each row, or as many as there are."""
   return np.asarray(_top(features, linear, k=min(5, len(linear["bias"]))))
 
 

@@ -81,17 +81,17 @@ def write_report(
   """Writes the report, atomically.
 
   Args:
-    path: of the HTML file.
-    title: of the run.
+    path: path of the HTML file.
+    title: name of the run.
     config: the resolved config, nested.
-    metrics: rows of `metrics.jsonl`, each with its `step`; curves of evaluations come from names such as
+    metrics: the rows of `metrics.jsonl`, each with its `step`; curves of evaluations come from names such as
       "emoji_openmoji/acc1".
-    evaluations: the first gives the headline.
-    attribution: whose pictures these are and under which licence.
-    facts: what else to tell of the run, by label: {"Parameters": "4.2 M", "Time": "5 min 20 s"}.
+    evaluations: the results; the first gives the headline.
+    attribution: the authors of the pictures and their licences.
+    facts: further facts about the run, by label, such as {"Parameters": "4.2 M", "Time": "5 min 20 s"}.
     commands: the command lines that make the run again, in order.
     stages: (name, first step) of each stage of a run that has several; the curves show where they begin.
-    by_stage: scores at the end of each stage, see `stages.stage_scores`; a table of them where there are several.
+    by_stage: the scores at the end of each stage, from `stages.stage_scores`; several are shown as a table.
   """
   several = _several_languages(evaluations)
   # One language stands for all of a set: fourteen galleries of the same pictures would tell no more than one.
@@ -116,11 +116,11 @@ def write_report(
 
 
 def render(template: str, **values: Any) -> str:
-  """A page of this package: one HTML file with its style and pictures inside.
+  """Renders a page of this package as one HTML file with its style and pictures inside.
 
   Args:
-    template: name of its file.
-    values: what it shows.
+    template: file name of the page's template.
+    values: the values that the template shows.
   """
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),

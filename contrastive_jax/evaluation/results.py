@@ -1,4 +1,4 @@
-"""What an evaluation found: numbers for machines in CLIP_benchmark's JSON, examples for people in the report."""
+"""Results of an evaluation: numbers for machines in CLIP_benchmark's JSON, examples for people in the report."""
 
 import dataclasses
 import hashlib
@@ -129,7 +129,7 @@ class Result:
 
 
 def thumbnail(item: UInt8[np.ndarray, "_ _ _"] | Clip) -> Picture:
-  """An image on white with its longer side at most `THUMBNAIL_SIZE` pixels; smaller images stay as they are.
+  """Puts an image on white and reduces its longer side to at most `THUMBNAIL_SIZE` pixels.
 
   Of a clip it shows four frames, in two rows.
   """
@@ -155,14 +155,15 @@ def _at_most(image: Picture, side: int) -> Picture:
 
 
 def as_json(result: Result, *, model: str, pretrained: str) -> dict[str, object]:
-  """The result in CLIP_benchmark's schema, and two more fields where they say anything.
+  """Writes a result in CLIP_benchmark's schema, with two more fields where they say anything.
 
-  "templates_source" tells whose the prompts are that are not the set's own, "left_out" how many images cannot be read.
+  "templates_source" names the author of prompts that are not the set's own, and "left_out" counts the images that
+  cannot be read.
 
   Args:
-    result: of one task.
+    result: the result of one task.
     model: the architecture, such as "clip_b32".
-    pretrained: which weights, such as the run directory.
+    pretrained: the weights, such as the run directory.
   """
   content = {
     "dataset": result.dataset,
@@ -177,14 +178,14 @@ def as_json(result: Result, *, model: str, pretrained: str) -> dict[str, object]
 
 
 def result_path(workdir: str | os.PathLike, dataset: str, step: int, task: str = "") -> Path:
-  """Where the result of a set lies in a run: `<workdir>/eval/<dataset>@<step>.json`, "/" replaced by "_".
+  """Returns the file of a result in a run: `<workdir>/eval/<dataset>@<step>.json`, with "/" replaced by "_".
 
   Args:
-    workdir: of the run.
+    workdir: the run directory.
     dataset: name of the set.
-    step: of the checkpoint.
-    task: that of a probe is put behind the step, so that its result lies beside the zero-shot one of the same set, and
-      what reads `*@<step>.json` meets that one alone.
+    step: step of the checkpoint.
+    task: name of the task. That of a probe is put behind the step, so that its result lies beside the zero-shot one of
+      the same set, and `*@<step>.json` matches the latter alone.
   """
   probe = f".{task}" if task.endswith("_probe") else ""
   name, end = dataset.replace("/", "_"), f"@{step}{probe}.json"
@@ -198,10 +199,10 @@ def write_result(path: str | os.PathLike, result: Result, *, model: str, pretrai
   """Writes one result as JSON, atomically: a reader never sees half a file.
 
   Args:
-    path: see `result_path`; directories are made.
-    result: of one task.
-    model: see `as_json`.
-    pretrained: see `as_json`.
+    path: the file, as `result_path` names it; directories are made.
+    result: the result of one task.
+    model: the architecture, such as "clip_b32".
+    pretrained: the weights, such as the run directory.
 
   Raises:
     ValueError: if a metric is not finite.
@@ -213,7 +214,7 @@ def write_result(path: str | os.PathLike, result: Result, *, model: str, pretrai
 
 
 def read_result(path: str | os.PathLike) -> dict[str, Any]:
-  """What `write_result` wrote.
+  """Reads what `write_result` wrote.
 
   Raises:
     UserError: if the file is missing, damaged or holds something else.
@@ -226,7 +227,7 @@ def read_result(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_results(paths: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
-  """The results that can be read, each with its path; a warning names each that cannot."""
+  """Reads all results that can be read, each with its path; a warning names each that cannot."""
   for path in paths:
     try:
       yield path, read_result(path)
@@ -235,7 +236,7 @@ def read_results(paths: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]
 
 
 def headline(result: Result) -> Mapping[str, str]:
-  """The result in words: its first "metric", that as a "figure" such as "9.4%", and a "sentence" that follows it."""
+  """Puts a result in words: its first "metric", its value as a "figure" such as "9.4%", and a "sentence" after it."""
   sizes, metrics = result.sizes, result.metrics
   name = main_metric(metrics)
   shown = next(what for what in ("images", "clips") if what in sizes)
@@ -264,7 +265,7 @@ def headline(result: Result) -> Mapping[str, str]:
 
 
 def main_metric(names: Collection[str]) -> str:
-  """The metric people ask for first: accuracy or mean average precision, or recall of images at the largest cut-off."""
+  """Names the metric people ask for first: accuracy, mean average precision, or image recall at the largest cut-off."""
   for name in MAIN_METRICS:
     if name in names:
       return name
@@ -272,10 +273,10 @@ def main_metric(names: Collection[str]) -> str:
 
 
 def scored_sets(rows: Iterable[Mapping[str, object]]) -> dict[str, str]:
-  """The sets that were scored in training, each with its main metric: {"emoji_openmoji": "acc1"}.
+  """Lists the sets that were scored in training, each with its main metric, such as {"emoji_openmoji": "acc1"}.
 
   Args:
-    rows: of `metrics.jsonl`, which call a score "<set>/<metric>".
+    rows: the rows of `metrics.jsonl`, which call a score "<set>/<metric>".
   """
   found: dict[str, list[str]] = {}
   for key in dict.fromkeys(key for row in rows for key in row):
@@ -290,11 +291,15 @@ def _cutoff(metric: str) -> int:
 
 
 def percent(fraction: float) -> str:
-  """One decimal, two under one percent: 0.0005 -> "0.05%", 0.0942 -> "9.4%"."""
+  """Writes a share as a percentage with one decimal, or two under one percent.
+
+  >>> percent(0.0005), percent(0.0942)
+  ('0.05%', '9.4%')
+  """
   value = 100 * fraction
   return f"{value:.2f}%" if value < 0.995 else f"{value:.1f}%"
 
 
 def figure(metric: str, value: float) -> str:
-  """A metric as text: a percentage, or three digits where it is one of `PLAIN_METRICS`."""
+  """Writes a metric as text: a percentage, or three digits where it is one of `PLAIN_METRICS`."""
   return f"{value:.3g}" if metric in PLAIN_METRICS else percent(value)

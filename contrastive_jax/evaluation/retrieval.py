@@ -30,23 +30,29 @@ def recall_at_k(
   ks: tuple[int, ...] = (1, 5, 10),
   block: int = 4096,
 ) -> dict[str, float]:
-  """Share of queries that have something of their group among their k nearest in the gallery.
+  """Computes the share of queries that have an item of their group among their k nearest in the gallery.
 
   Args:
-    queries: L2-normalised embeddings.
-    gallery: L2-normalised embeddings of what is searched.
-    query_group: a gallery item belongs to a query when their groups are equal.
-    gallery_group: see `query_group`.
-    ks: cut-offs, each at most the size of the gallery.
-    block: queries, and gallery items, scored at once. Peak memory is block x (block + max(ks)).
+    queries: L2-normalised embeddings of the queries.
+    gallery: L2-normalised embeddings of the items that are searched.
+    query_group: the group of each query. A gallery item belongs to a query when their groups are equal: the five
+      captions of an image share one, so that the same call serves image-to-text and text-to-image.
+    gallery_group: the group of each gallery item.
+    ks: the cut-offs, each at most the size of the gallery.
+    block: number of queries, and of gallery items, that are scored at once. Peak memory is block x (block + max(ks)).
 
   Returns:
-    `{"recall@1": ..., "recall@5": ...}`, numbers of hits over the number of queries.
+    `{"recall@1": ..., "recall@5": ...}`, fractions of the queries.
 
   Raises:
     ValueError: if a cut-off exceeds the gallery, or there are no queries.
 
   Follows CLIP_benchmark's zeroshot_retrieval. Equal scores rank by index, which torch.topk does not promise.
+
+  >>> images = np.eye(2, 3, dtype=np.float32)
+  >>> captions = np.float32([[0.9, 0.1, 0], [0.1, 0.9, 0], [0, 0, 1]])
+  >>> recall_at_k(captions, images, np.array([0, 1, 1]), np.array([0, 1]), ks=(1, 2))
+  {'recall@1': 0.6666666666666666, 'recall@2': 1.0}
   """
   if not len(queries):
     raise ValueError(f"recall needs at least one query, got none for {len(gallery)} gallery items")
@@ -71,17 +77,25 @@ def top_k(
   block: int = 4096,
   mesh: Mesh | None = None,
 ) -> tuple[Int[np.ndarray, "queries k"], Float[np.ndarray, "queries k"]]:
-  """Indices and scores of the `k` gallery items with the largest inner product, largest first, ties by index.
+  """Finds for each query the `k` gallery items with the largest inner product, largest first, ties by index.
 
   Args:
-    queries: embeddings.
-    gallery: embeddings.
-    k: at most the size of the gallery.
-    block: see `recall_at_k`.
-    mesh: its devices share the queries; None is one device. Every process makes the same call.
+    queries: embeddings of the queries.
+    gallery: embeddings of the items that are searched.
+    k: number of items to find, at most the size of the gallery.
+    block: number of queries, and of gallery items, that are scored at once.
+    mesh: the devices that share the queries; None is one device. Every process makes the same call.
+
+  Returns:
+    The indices of the items, and their scores.
 
   Raises:
     ValueError: if `k` exceeds the gallery.
+
+  >>> gallery = np.float32([[1, 0], [0, 1], [0.5, 0.5]])
+  >>> indices, scores = top_k(np.float32([[1, 0]]), gallery, k=2)
+  >>> indices.tolist(), scores.tolist()
+  ([[0, 2]], [[1.0, 0.5]])
   """
   if not 0 < k <= len(gallery):
     raise ValueError(f"the {k} nearest need a gallery of at least {k} items, got {len(gallery)}")
@@ -163,15 +177,15 @@ def evaluate_retrieval(
   """Searches images by caption and captions by image.
 
   Args:
-    model: embeds images and captions.
-    pairs: images are read a batch at a time; only embeddings are kept.
-    ks: cut-offs; those that exceed the number of images or captions are left out.
-    block: see `recall_at_k`.
-    examples: how many queries to keep each way, half of them with a right first answer where there are enough.
-    seed: of the choice of examples.
+    model: the model, which embeds images and captions.
+    pairs: the set; its images are read a batch at a time, and only embeddings are kept.
+    ks: the cut-offs; those that exceed the number of images or captions are left out.
+    block: number of queries, and of gallery items, that are scored at once.
+    examples: number of queries to keep each way, half of them with a right first answer where there are enough.
+    seed: seed of the choice of examples.
 
   Returns:
-    image_retrieval_recall@k (caption to image) and text_retrieval_recall@k (image to caption).
+    The metrics image_retrieval_recall@k (caption to image) and text_retrieval_recall@k (image to caption).
   """
   if not len(pairs.images):
     raise ValueError(f"{pairs.name} has no images to evaluate on")
@@ -216,7 +230,7 @@ def evaluate_retrieval(
 
 
 def _some_queries(first_hit, group, count: int, seed: int) -> np.ndarray:
-  """Rows of `count` queries of different groups, alternating between right and wrong first answers."""
+  """Chooses rows of `count` queries of different groups, alternating between right and wrong first answers."""
   order = np.random.default_rng(seed).permutation(len(first_hit))
   _, first = np.unique(group[order], return_index=True)
   order = order[np.sort(first)]

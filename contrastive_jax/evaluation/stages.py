@@ -1,4 +1,4 @@
-"""What a model scored at the end of each stage of its training, from the results that lie in the run."""
+"""The scores of a model at the end of each stage of its training, from the results that lie in the run."""
 
 import dataclasses
 import os
@@ -10,11 +10,11 @@ from contrastive_jax.evaluation.results import main_metric, read_results
 
 @dataclasses.dataclass(frozen=True)
 class StageScores:
-  """The end of a stage.
+  """The scores at the end of a stage.
 
   Attributes:
-    name: of the stage.
-    step: updates done by then.
+    name: name of the stage.
+    step: number of updates done by then.
     scores: the main metric of each evaluation set, by the set's name.
   """
 
@@ -27,9 +27,9 @@ def stage_scores(workdir: str | os.PathLike, stages: Sequence[tuple[str, int]], 
   """Reads `<workdir>/eval/<set>@<step>.json` of the steps at which stages end.
 
   Args:
-    workdir: of the run.
-    stages: (name, first step) of each, in order; a stage ends where the next one begins.
-    last_step: where the last one ends.
+    workdir: the run directory.
+    stages: (name, first step) of each stage, in order; a stage ends where the next one begins.
+    last_step: the step at which the last stage ends.
 
   Returns:
     The stages that were evaluated at their end.

@@ -1,4 +1,4 @@
-"""What an evaluation set is: metadata and a reader. The readers themselves live with the data, and are passed in."""
+"""Evaluation sets: metadata and a reader. The readers themselves live with the data, and are passed in."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -40,13 +40,13 @@ class Chosen(Sequence):
 
 
 def kind_of(images: Images) -> str:
-  """What a set shows: "images" or "clips"."""
+  """Says whether a set shows "images" or "clips"."""
   return "clips" if len(images) and isinstance(images[0], Clip) else "images"
 
 
 @runtime_checkable
 class Encoder(Protocol):
-  """What is evaluated: `contrastive_jax.inference.Model`, or anything else that embeds images and texts."""
+  """A model that is evaluated: `contrastive_jax.inference.Model`, or anything else that embeds images and texts."""
 
   @property
   def logit_scale(self) -> float:
@@ -64,7 +64,7 @@ class Encoder(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabelledSet:
-  """Images, each with one right class: what zero-shot classification needs.
+  """Images, each with one right class, for zero-shot classification.
 
   Attributes:
     name: what the task is called, such as "emoji_openmoji" or "tfds/cifar10".
@@ -104,16 +104,16 @@ class LabelledSet:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MultiLabelSet:
-  """Images, each with any number of right classes: what mean average precision needs.
+  """Images, each with any number of right classes, for mean average precision.
 
   Attributes:
     name: what the task is called.
     images: pictures or clips, read when needed.
     labels: bool `[images, classes]`, whether the image shows the class.
     classes: class names, put into the templates.
-    templates: see `LabelledSet`.
-    language: see `LabelledSet`.
-    templates_source: see `LabelledSet`.
+    templates: prompts with one `{}` each; their embeddings are averaged.
+    language: language of the class names and the templates, ISO 639-1.
+    templates_source: who wrote the templates; "" where they are the set's own.
   """
 
   name: str
@@ -135,15 +135,15 @@ class MultiLabelSet:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PairSet:
-  """Images and captions that belong together: what retrieval needs.
+  """Images and captions that belong together, for retrieval.
 
   Attributes:
     name: what the task is called.
     images: pictures or clips, read when needed.
-    captions: any number of captions an image.
+    captions: the captions, any number for an image.
     image_group: integers `[images]`; an image and a caption belong together when their groups are equal.
     caption_group: integers `[captions]`.
-    language: of the captions, ISO 639-1; "mul" for several.
+    language: language of the captions, ISO 639-1; "mul" for several.
   """
 
   name: str
@@ -166,13 +166,13 @@ class PairSet:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ChoiceSet:
-  """Instances of a few images and captions that differ little: what matching needs.
+  """Instances of a few images and captions that differ little, for matching.
 
   Attributes:
     name: what the task is called, such as "sugarcrepe/swap_obj" or "winoground".
-    images: of all instances, one instance after the other, equally many each.
-    captions: one list an instance; caption `k` belongs to image `k`, and those beyond the images to none.
-    language: of the captions, ISO 639-1.
+    images: the images of all instances, one instance after the other, equally many each.
+    captions: one list for each instance; caption `k` belongs to image `k`, and those beyond the images to none.
+    language: language of the captions, ISO 639-1.
   """
 
   name: str

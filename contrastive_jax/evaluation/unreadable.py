@@ -83,13 +83,13 @@ def embedded(
   """Embeds images, and says which could be read; every process makes the same call and gets the same answer.
 
   Args:
-    encode: embeds images.
-    images: read a batch at a time.
-    name: of the set.
-    ledger: counts and names what cannot be read.
+    encode: the function that embeds images.
+    images: the images, read a batch at a time.
+    name: name of the set.
+    ledger: counts and names the images that cannot be read.
 
   Returns:
-    An embedding for each image, which means nothing where the second array is False.
+    An embedding for each image, and whether it could be read; the embedding means nothing where it could not.
   """
   tolerant = Tolerant(images)
   embeddings = encode(tolerant)
@@ -126,7 +126,7 @@ def keep(scored: EvaluationSet, good: Bool[np.ndarray, "images"]) -> tuple[Evalu
 
   Args:
     scored: the set.
-    good: which images stay. Of a `ChoiceSet` those instances stay whose images all do.
+    good: which images stay. An instance of a `ChoiceSet` stays when all of its images do.
 
   Returns:
     The set, and the rows of the images that stay.

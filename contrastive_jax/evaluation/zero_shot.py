@@ -24,12 +24,12 @@ SHOWN_PREDICTIONS = 5
 def classifier(
   model: Encoder, classes: Sequence[str], templates: Sequence[str] = ("{}",)
 ) -> Float[np.ndarray, "classes dim"]:
-  """One unit vector a class: the mean of its prompts' unit vectors, normalised again.
+  """Makes one unit vector of each class: the mean of its prompts' unit vectors, normalised again.
 
   Args:
-    model: embeds the prompts.
-    classes: class names.
-    templates: prompts in which `{}` stands for the class name.
+    model: the model, which embeds the prompts.
+    classes: the class names.
+    templates: the prompts, in which `{}` stands for the class name.
 
   Follows CLIP, section 3.1.4 (Radford et al. 2021), and CLIP_benchmark's zero_shot_classifier.
   """
@@ -52,17 +52,25 @@ def predict(
   k: int,
   block: int = 1024,
 ) -> tuple[Int[np.ndarray, "images k"], Float[np.ndarray, "images k"]]:
-  """The `k` most probable classes of each image, most probable first, ties to the lowest index; and probabilities.
+  """Finds the `k` most probable classes of each image, most probable first, ties to the lowest index.
 
   Args:
-    image: L2-normalised embeddings.
-    weights: from `classifier`.
-    logit_scale: probabilities are softmax(logit_scale * cosine) over the classes.
-    k: at most the number of classes.
-    block: images scored at once. Peak memory is block x classes.
+    image: L2-normalised embeddings of the images.
+    weights: the vector of each class, as `classifier` makes them.
+    logit_scale: multiplier of the cosines, whose softmax over the classes are the probabilities.
+    k: number of classes to find, at most all.
+    block: number of images that are scored at once. Peak memory is block x classes.
+
+  Returns:
+    The indices of the classes, and their probabilities.
 
   Raises:
     ValueError: if `k` exceeds the number of classes.
+
+  >>> image, weights = np.float32([[1, 0]]), np.float32([[0, 1], [1, 0]])
+  >>> classes, probabilities = predict(image, weights, logit_scale=1.0, k=2)
+  >>> classes.tolist(), probabilities.round(3).tolist()
+  ([[1, 0]], [[0.7310000061988831, 0.26899999380111694]])
   """
   if not 0 < k <= len(weights):
     raise ValueError(f"the {k} most probable classes need at least {k} classes, got {len(weights)}")
@@ -91,7 +99,15 @@ def _score(image: Float[Array, "block dim"], weights: Float[Array, "classes dim"
 
 @checked
 def balanced_accuracy(predicted: Int[np.ndarray, "images"], labels: Int[np.ndarray, "images"]) -> float:
-  """Mean over the classes that have images of the share of their images that is right."""
+  """Averages, over the classes that have images, the share of their images that is predicted right.
+
+  Args:
+    predicted: the predicted class of each image.
+    labels: the right class of each image.
+
+  >>> balanced_accuracy(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]))
+  0.75
+  """
   _, position = np.unique(labels, return_inverse=True)
   return float(np.mean(np.bincount(position, weights=predicted == labels) / np.bincount(position)))
 
@@ -106,21 +122,26 @@ def accuracy_of_draws(
   draws: int = 20,
   seed: int = 0,
 ) -> Float[np.ndarray, "draws"]:
-  """Top-1 accuracy among a few classes drawn at random, again and again: a number people can grasp.
+  """Computes top-1 accuracy among a few classes drawn at random, again and again: a number people can grasp.
 
   Args:
-    image: L2-normalised embeddings.
-    weights: from `classifier`.
-    labels: right classes.
-    classes_per_draw: classes drawn without replacement from those that have images; only their images are scored.
-    draws: how many times; draw `i` depends on `seed` and `i` alone.
-    seed: of the draws.
+    image: L2-normalised embeddings of the images.
+    weights: the vector of each class, as `classifier` makes them.
+    labels: the right class of each image.
+    classes_per_draw: number of classes drawn without replacement from those that have images; only their images are
+      scored.
+    draws: number of draws; draw `i` depends on `seed` and `i` alone.
+    seed: seed of the draws.
 
   Returns:
     The accuracy of each draw.
 
   Raises:
     ValueError: if fewer than `classes_per_draw` classes have images.
+
+  >>> classes = np.eye(3, dtype=np.float32)
+  >>> accuracy_of_draws(classes, classes, np.arange(3), classes_per_draw=2, draws=2).tolist()
+  [1.0, 1.0]
   """
   require_below(labels, len(weights), "labels")
   present = np.unique(labels)
@@ -149,18 +170,18 @@ def evaluate_zero_shot(
   """Scores a labelled set without training on it.
 
   Args:
-    model: embeds images and prompts.
-    labelled: images are read a batch at a time; only embeddings are kept.
-    classes_per_draw: adds the mean of `accuracy_of_draws` as "acc1_of_<n>" where at least twice as many classes have
-      images; 0 for never.
-    draws: how many draws.
-    seed: of the draws and of the choice of examples.
-    examples: how many images to keep with their predictions, half of them right where there are enough.
-    confusions: how many confusions to keep.
+    model: the model, which embeds images and prompts.
+    labelled: the set; its images are read a batch at a time, and only embeddings are kept.
+    classes_per_draw: the n of "acc1_of_<n>", the mean of `accuracy_of_draws`, which is added where at least twice as
+      many classes have images; 0 never adds it.
+    draws: number of draws.
+    seed: seed of the draws and of the choice of examples.
+    examples: number of images to keep with their predictions, half of them right where there are enough.
+    confusions: number of confusions to keep.
 
   Returns:
-    acc1, acc5 (absent under 5 classes), mean_per_class_recall (balanced accuracy), expected_calibration_error at the
-    model's scale, and perhaps acc1_of_100.
+    The metrics acc1, acc5 (absent under 5 classes), mean_per_class_recall (balanced accuracy),
+    expected_calibration_error at the model's scale, and perhaps acc1_of_100; and examples.
   """
   if not len(labelled.images):
     raise ValueError(f"{labelled.name} has no images to evaluate on")
