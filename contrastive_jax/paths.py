@@ -138,9 +138,9 @@ def files_below(folder: Path) -> Iterator[Path]:
       path = current / entry.name
       if entry.is_dir(follow_symlinks=False):
         yield from walk(path)
-      elif entry.is_dir():
+      elif path.is_dir():  # Not by the entry, which raises for a link in a circle.
         linked.append(path)
-      elif entry.is_file() or (entry.is_symlink() and not path.exists()):
+      elif path.is_file() or (entry.is_symlink() and not path.exists()):
         yield path
     # After the others, so that a folder is found under its own name and not under that of a link beside it.
     for path in linked:

@@ -84,8 +84,10 @@ def test_linked_folders_are_followed_once(tmp_path):
   (inside / "linked").symlink_to(outside)
   (inside / "again").symlink_to(inside / "real")
   (outside / "deep/round").symlink_to(inside)
+  (inside / "itself").symlink_to(inside / "itself")
+  (inside / "nowhere").symlink_to(tmp_path / "gone")
   found = sorted(path.relative_to(inside).as_posix() for path in paths.files_below(inside))
-  assert found == ["linked/a.png", "linked/deep/b.png", "real/c.png"]
+  assert found == ["itself", "linked/a.png", "linked/deep/b.png", "nowhere", "real/c.png"]
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,9 @@ _SIDE_CHUNKS += (b"tIME", b"iTXt", b"tEXt", b"zTXt", b"acTL", b"fcTL", b"fdAT", 
 # The entry of a metadata item, in the second or third version, up to its type.
 _EXIF_ITEM = re.compile(rb"(infe(?:\x02.{7}|\x03.{9}))Exif", re.DOTALL)
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT, _WHITE_IS_ZERO = 258, 262, 277, 322, 323, 0
+_SAMPLE_FORMAT, _SIGNED = 339, 2
+# The beginning of the stream within a JPEG 2000: its levels are told 42 bytes from here on.
+_CODESTREAM = b"\xff\x4f\xff\x51"
 # Where PNG, JPEG 2000 and the stream within it tell their size.
 _SIZES = re.compile(rb"(?:IHDR|ihdr|\xff\x4f\xff\x51.{4})(.{8})", re.DOTALL)
 
@@ -126,6 +129,7 @@ def from_bytes(data: bytes) -> np.ndarray:
 
 def _with_pillow(data: bytes, file_bytes: int) -> np.ndarray:
   with Image.open(io.BytesIO(data), formats=formats.decoded()) as image:
+    _check_levels(image, data)
     return from_pil(image, file_bytes)
 
 
@@ -153,7 +157,8 @@ def undecodable(error: Exception, what: str = "picture") -> DecodeError:
   """The one error that stands for all that decoders raise."""
   # Pillow names the buffer that it reads, whose address differs from run to run.
   said = re.sub(r" ?<_io\.BytesIO[^>]*>", "", " ".join(str(error).split()))[:200]
-  return DecodeError(f"not a {what} that can be decoded ({type(error).__name__}{': ' if said else ''}{said})")
+  article = "an" if what[0] in "aeiou" else "a"
+  return DecodeError(f"not {article} {what} that can be decoded ({type(error).__name__}{': ' if said else ''}{said})")
 
 
 def from_pil(image: Image.Image, file_bytes: int = 0) -> np.ndarray:
@@ -287,6 +292,19 @@ def _tile_bytes(image: Image.Image) -> int:
   if not all(isinstance(number, int) for number in (width, height, samples, bits)):
     return 0  # The decoder says what is wrong.
   return width * height * max(4, samples * -(-bits // 8))
+
+
+def _check_levels(image: Image.Image, data: bytes) -> None:
+  """Refuses levels that Pillow makes others of: it rounds the white of deep colours up to black, and drops signs."""
+  start = data.find(_CODESTREAM) if image.format == "JPEG2000" and image.mode not in ("L", "I;16") else -1
+  if start >= 0:
+    count = int.from_bytes(data[start + 40 : start + 42])
+    deepest = max((1 + (depth & 0x7F) for depth in data[start + 42 : start + 42 + 3 * count : 3]), default=8)
+    if deepest > 8:
+      raise DecodeError(f"the colours of the JPEG 2000 have {deepest} bits, which cannot be read right: save 8 bits")
+  tags: Any = getattr(image, "tag_v2", {})
+  if image.format == "TIFF" and _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
+    raise DecodeError("the pixels are signed integers, of which none is known to be white: save 8 or 16 bits")
 
 
 def _check_icon(data: bytes) -> None:

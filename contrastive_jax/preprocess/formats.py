@@ -54,7 +54,8 @@ def is_picture(path: Path) -> bool:
   known = path.suffix.lower()
   if known in suffixes():
     return True
-  if known in PACKAGES or not path.is_file():
+  # A raw photograph begins as a TIFF does, of its thumbnail; telephones call a JPEG .heic.
+  if PACKAGES.get(known) == "rawpy" or not path.is_file():
     return False
   try:
     with Image.open(path, formats=[name for name in _MARKED if name in Image.OPEN]):
@@ -65,8 +66,8 @@ def is_picture(path: Path) -> bool:
 
 def package_for(path: Path) -> str:
   """The package that decodes a type of picture which cannot be decoded here; "" for anything else."""
-  known = path.suffix.lower()
-  return "" if known in suffixes() else PACKAGES.get(known, "")
+  package = PACKAGES.get(path.suffix.lower(), "")
+  return "" if not package or is_picture(path) else package
 
 
 def remedy(data: bytes) -> str:

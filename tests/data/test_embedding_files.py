@@ -83,13 +83,14 @@ def test_an_interrupted_run_leaves_nothing(tmp_path):
 PICTURES = {
   "a.PNG": "PNG", "b.avif": "AVIF", "c.jp2": "JPEG2000", "d.ppm": "PPM", "e.Tga": "TGA", "f.ico": "ICO",
   "g.jfif": "JPEG", "h.BMP": "BMP", "i.tiff": "TIFF", "j.WebP": "WEBP", "k.gif": "GIF", "l.jpe": "JPEG", "m.pgm": "PPM",
-  "n.dds": "DDS",  "o.pcx": "PCX", "plain": "PNG",
+  "n.dds": "DDS",  "o.pcx": "PCX", "plain": "PNG", "sent by telephone.HEIC": "JPEG",
 }  # fmt: skip
 
 
 def test_every_type_that_the_decoder_reads_is_embedded(tmp_path):
   for name, kind in PICTURES.items():
     Image.fromarray(np.full((16, 16, 3), 120, np.uint8)).save(tmp_path / name, kind)
+  Image.new("RGB", (8, 8)).save(tmp_path / "thumbnail of a raw.dng", "TIFF")
   for name in ("x.heic", "y.HEIC", "z.jxl", "notes.txt", "film.mpg", "Makefile"):
     (tmp_path / name).write_bytes(b"anything")
   (tmp_path / "folder.png").mkdir()
@@ -97,7 +98,11 @@ def test_every_type_that_the_decoder_reads_is_embedded(tmp_path):
   assert ids == sorted(PICTURES)
   assert not embedding_files.write(tmp_path / "out.npy", Averaging(), ids, items)
   np.testing.assert_allclose(np.load(tmp_path / "out.npy"), 120, atol=3)
-  assert listings.unopened(tmp_path) == {".heic": (2, "pillow-heif"), ".jxl": (1, "pillow-jxl-plugin")}
+  assert listings.unopened(tmp_path) == {
+    ".heic": (2, "pillow-heif"),
+    ".jxl": (1, "pillow-jxl-plugin"),
+    ".dng": (1, "rawpy"),
+  }
 
 
 def test_what_the_embeddings_come_from_is_written_with_them(tmp_path):

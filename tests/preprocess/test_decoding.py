@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -252,3 +253,30 @@ def test_damage_gives_a_picture_or_one_error():
 def test_a_path_that_no_file_can_have_is_a_bad_record(path):
   with pytest.raises(DecodeError, match="no file can have the path"):
     decode(path)
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_deep_colours_of_jpeg_2000_are_refused_since_pillow_makes_white_black(bits):
+  levels = (np.linspace(0, 1, 64)[None, :, None] * (2**bits - 1)).round().repeat(32, 0).repeat(3, 2)
+  written, data = cv2.imencode(
+    ".jp2", levels.astype(np.uint8 if bits == 8 else np.uint16), [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000]
+  )
+  assert written
+  if bits == 8:
+    np.testing.assert_array_equal(decode(data.tobytes()), levels)
+  else:
+    with pytest.raises(DecodeError, match="JPEG 2000 have 16 bits"):
+      decode(data.tobytes())
+  grey = levels[..., 0].astype(np.uint8 if bits == 8 else np.uint16)
+  written, data = cv2.imencode(".jp2", grey, [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000])
+  white = 255 if bits == 8 else 65535
+  assert np.abs(decode(data.tobytes())[..., 0] - grey * (255 / white)).max() <= 0.5
+
+
+def test_signed_pixels_of_a_tiff_are_refused():
+  data = bytearray(stored(Image.fromarray(np.zeros((2, 2), np.uint8)), "TIFF", tiffinfo={339: 1}))
+  entry = data.index(struct.pack("<HHI", 339, 3, 1))
+  assert decode(bytes(data)).shape == (2, 2, 3)
+  data[entry + 8] = 2
+  with pytest.raises(DecodeError, match="signed integers"):
+    decode(bytes(data))
