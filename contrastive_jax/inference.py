@@ -1,4 +1,4 @@
-"""A trained dual encoder in use: embed images, embed texts, name what is in a picture."""
+"""A trained dual encoder in use: it embeds images and texts, and classifies pictures by the names of classes."""
 
 import copy
 import os
@@ -72,17 +72,17 @@ class Model:
     At fixed resolution each tower is compiled once, else the image tower once for each of `lengths` that occurs.
 
     Args:
-      config: of the two towers.
+      config: the sizes of the two towers.
       params: nested dict of arrays, on the host or already on the mesh, where they stay as they are.
-      tokenizer: texts and a length -> token ids and mask `[texts, length]`.
-      resolution: of images; None is fixed at the image size of the vision tower.
-      clips: resolution of clips; None is that of images.
-      frames: of a clip, from all over its length.
-      mesh: images and texts are split over its "data" and "fsdp" axes; None is all devices.
-      batch_size: images or texts encoded at once over the whole mesh, rounded up to a multiple of its data shards.
-        Fewer are padded to it: choose it near what a call usually brings.
-      progress: show a bar with rate and remaining time on the terminal.
-      step: of the checkpoint that the parameters come from, where they come from one.
+      tokenizer: a function of texts and a length that returns token ids and a mask, `[texts, length]`.
+      resolution: the resolution of images; None is fixed at the image size of the vision tower.
+      clips: the resolution of clips; None is that of images.
+      frames: number of frames of a clip that are looked at, from all over its length.
+      mesh: the mesh; images and texts are split over its "data" and "fsdp" axes. None is all devices.
+      batch_size: number of images or texts encoded at once over the whole mesh, rounded up to a multiple of its data
+        shards. Fewer are padded to it: choose it near the number that a call usually brings.
+      progress: whether a bar with rate and remaining time is shown on the terminal.
+      step: step of the checkpoint that the parameters come from, where they come from one.
     """
     if batch_size < 1:
       raise UserError(f"batch_size={batch_size}: choose a positive number of images or texts to encode at once")
@@ -110,10 +110,10 @@ class Model:
     )
 
   def with_params(self, params: Mapping[str, Any]) -> "Model":
-    """The same model with other parameters, such as those of a run in training: nothing is compiled again.
+    """Returns the same model with other parameters, such as those of a run in training; nothing is compiled again.
 
     Args:
-      params: as in the constructor; arrays that lie on the mesh are used where they are.
+      params: nested dict of arrays; those that lie on the mesh are used where they are.
     """
     other = copy.copy(self)
     other.params = _on_mesh(self.mesh, self.config, params)
@@ -121,37 +121,43 @@ class Model:
     return other
 
   def with_resolution(self, resolution: Resolution, clips: Resolution | None = None, frames: int = 8) -> "Model":
-    """The same model at another resolution, such as that of a run's next stage; see the constructor."""
+    """Returns the same model at another resolution, such as that of a run's next stage.
+
+    It takes `resolution`, `clips` and `frames` of the constructor.
+    """
     other = copy.copy(self)
     other.views = _views(self.config, resolution, clips, frames)
     return other
 
   @property
   def lengths(self) -> tuple[int, ...]:
-    """Row lengths in which images and clips are embedded, in patches."""
+    """The row lengths in which images and clips are embedded, in patches."""
     return self.views.lengths()
 
   @property
   def logit_scale(self) -> float:
-    """Multiplies cosine similarities to give logits."""
+    """The multiplier that makes logits of cosine similarities."""
     return float(np.exp(np.asarray(self.params["log_logit_scale"])))
 
   @property
   def logit_bias(self) -> float | None:
-    """Added to the logits of sigmoid models; None where there is none."""
+    """The number that sigmoid models add to the logits; None where there is none."""
     bias = self.params.get("logit_bias")
     return None if bias is None else float(np.asarray(bias))
 
   def encode_image(self, images: AnyImages, *, projected: bool = True) -> Float[np.ndarray, "images dim"]:
-    """L2-normalised float32 embeddings.
+    """Embeds images and clips.
 
     Args:
       images: PIL images, paths, bytes of files or uint8 arrays `[height, width, 3 or 4]`, and clips or arrays
         `[frames, height, width, 3 or 4]`; arrays may be of any library that converts them to NumPy on the CPU. They
         come in anything with a length and an index, are read a batch at a time, and are brought to the resolution of
         the model (see `preprocess.views.Views`). A pandas Series is read by position. No image gives no row.
-      projected: into the space shared with texts; False gives the tower's own features, `vision.transformer.width` of
-        them.
+      projected: whether the embeddings lie in the space shared with texts; False gives the tower's own features,
+        `vision.transformer.width` of them.
+
+    Returns:
+      L2-normalised float32 embeddings, one row for each image.
 
     Raises:
       UserError: if this is one image in place of a list, or an item is no image, such as an array of floats.
@@ -177,7 +183,7 @@ class Model:
       return self._encode(self._image_towers[projected], self._image_batches(read, len(images)), len(images), dim)
 
   def _image_batches(self, read: Callable[[list[int]], list[Patches]], count: int) -> Batches:
-    """Batches of images of similar length."""
+    """Yields batches of images of similar length."""
     lengths = np.asarray(self.lengths)
     together = 1 if self.views.uniform else SORTED_TOGETHER
     for rows in self._shown(self._rows(count, together), count, "images"):
@@ -194,7 +200,13 @@ class Model:
         yield np.take_along_axis(rows, some, axis=1).ravel(), batch
 
   def encode_text(self, texts: Iterable[str]) -> Float[np.ndarray, "texts dim"]:
-    """L2-normalised float32 embeddings of texts; those longer than the tower reads are truncated.
+    """Embeds texts; those longer than the tower reads are truncated.
+
+    Args:
+      texts: strings, in a list, tuple, one-dimensional array or pandas Series, which is read by position.
+
+    Returns:
+      L2-normalised float32 embeddings, one row for each text.
 
     Raises:
       UserError: if this is one text in place of a list, or an item is not a string.
@@ -213,13 +225,16 @@ class Model:
   def zero_shot(
     self, images: AnyImages, classes: Iterable[str], templates: Iterable[str] = ("{}",)
   ) -> Float[np.ndarray, "images classes"]:
-    """Probability of each class for each image, without training on any: rows sum to one.
+    """Computes the probability of each class for each image, without training on any.
 
     Args:
-      images: see `encode_image`.
+      images: the images, as `encode_image` takes them.
       classes: at least two class names, all different.
       templates: prompts in which `{}` stands for the class name, such as "a photo of a {}."; their embeddings are
         averaged.
+
+    Returns:
+      A row for each image, which sums to one over the classes.
 
     Raises:
       UserError: if the classes are fewer than two or not distinct, or a template has not exactly one `{}`.
@@ -233,8 +248,8 @@ class Model:
     """Returns the cosine similarity of each image to each text, from -1 to 1.
 
     Args:
-      images: see `encode_image`.
-      texts: see `encode_text`.
+      images: the images, as `encode_image` takes them.
+      texts: the texts, as `encode_text` takes them.
     """
     texts = inputs.texts(texts)
     return self.encode_image(images) @ self.encode_text(texts).T
@@ -273,7 +288,7 @@ class Model:
     return self.batch_size // host_share(self.mesh)[1]
 
   def _rows(self, count: int, together: int = 1) -> Iterator[np.ndarray]:
-    """Rows `[hosts, rows of a host]` of one batch after the other, or of several together.
+    """Yields the rows `[hosts, rows of a host]` of one batch after the other, or of several together.
 
     The last item stands in where the last batch is not full.
     """
@@ -284,7 +299,7 @@ class Model:
       yield np.minimum(np.arange(start, stop), count - 1).reshape(hosts, -1)
 
   def _from_all_hosts(self, values: np.ndarray) -> np.ndarray:
-    """What every host has, `[hosts, ...]`, on all of them."""
+    """Gathers each host's array and returns all of them, `[hosts, ...]`, on every host."""
     hosts = host_share(self.mesh)[1]
     if hosts == 1:
       return values[None]
@@ -310,7 +325,7 @@ def _views(config: DualEncoderConfig, resolution: Resolution | None, clips: Reso
 
 
 def _read_once(read: Callable[[list[int]], Sequence], rows: np.ndarray) -> list:
-  """Items of the rows, where the last may repeat."""
+  """Reads the items of the rows, each once; the last may stand in several rows."""
   distinct, position = np.unique(rows, return_inverse=True)
   items = read(distinct.tolist())
   return [items[k] for k in position]
@@ -328,8 +343,8 @@ def placed(mesh: Mesh, config: DualEncoderConfig, params: Any) -> Any:
   """Returns the shapes of parameters with their places on a mesh.
 
   Args:
-    mesh: where they go.
-    config: of the model.
+    mesh: the mesh on which they are placed.
+    config: the sizes of the two towers.
     params: nested dict of all or some of the parameters, or of their shapes.
   """
   axes = _same_part(dual_encoder.logical_axes(config), params)

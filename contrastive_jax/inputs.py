@@ -1,4 +1,4 @@
-"""Checks what callers pass as texts, classes, templates and images, so that a wrong type is an error, not a result."""
+"""Checks of texts, classes, templates and images that callers pass, so that a wrong type is an error, not a result."""
 
 import array
 import os
@@ -50,9 +50,9 @@ def class_names(values: Any, field: str = "classes", *, least: int = 2, distinct
   """Returns class names as a list.
 
   Args:
-    values: see `texts`.
+    values: the names, as `texts` takes them.
     field: name of the argument in errors.
-    least: fewest classes that make sense; of one class every probability would be 1.
+    least: the fewest classes that make sense; with one class every probability would be 1.
     distinct: whether equal names are refused, since they share the probability of one class between them.
 
   Raises:
@@ -71,7 +71,7 @@ def templates(values: Any, field: str = "templates", *, distinct: bool = True) -
   """Returns prompt templates as a list.
 
   Args:
-    values: see `texts`; each holds `{}` exactly once and no other brace.
+    values: the templates, as `texts` takes them; each holds `{}` exactly once and no other brace.
     field: name of the argument in errors.
     distinct: whether equal templates are refused, since they would count twice in the mean.
 
@@ -114,7 +114,7 @@ def image(item: Any, index: int, field: str = "images") -> Any:
   """Returns an image or clip as the decoder takes it: arrays of other libraries become NumPy arrays.
 
   Args:
-    item: path, bytes of a file, PIL image, clip, or uint8 array; see `Model.encode_image`.
+    item: a path, the bytes of a file, a PIL image, a clip, or a uint8 array.
     index: position of the image, for errors.
     field: name of the argument in errors.
 

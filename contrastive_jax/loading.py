@@ -31,10 +31,10 @@ def load(
 
   Args:
     path: a run directory, or weights imported by convert.py. Images are seen as in the last stage of the run.
-    step: which checkpoint; None is the newest.
-    mesh: see `Model`.
-    batch_size: see `Model`.
-    progress: see `Model`.
+    step: step of the checkpoint; None is the newest.
+    mesh: the devices that share the work, as `Model` takes it; None is all of them.
+    batch_size: number of images or texts that are encoded at once over the whole mesh.
+    progress: whether a bar with rate and remaining time is shown on the terminal.
 
   Raises:
     UserError: if the directory is not a run, has no such checkpoint, or not the tokenizer of its checkpoint.
@@ -63,7 +63,7 @@ def load(
 
 
 def _refuse_foreign(path: Path) -> None:
-  """Says how weights of other libraries are imported."""
+  """Raises a `UserError` for weights of other libraries, which says how they are imported."""
   described = path / "config.json"
   kind = ""
   if described.is_file():
@@ -82,7 +82,7 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def _last_stage(run: Mapping[str, Any], config: DualEncoderConfig) -> dict[str, Any]:
-  """The resolutions and frames that a run ends with, as arguments of `Model`."""
+  """Returns the resolutions and frames that a run ends with, as arguments of `Model`."""
   if not run.get("curriculum"):
     return {}
   stage = run["curriculum"][-1]

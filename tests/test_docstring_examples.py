@@ -16,12 +16,19 @@ MODULES = [
   "contrastive_jax.models.attention",
   "contrastive_jax.models.positions",
   "contrastive_jax.models.pooling",
+  "contrastive_jax.preprocess.images",
+  "contrastive_jax.preprocess.native",
+  "contrastive_jax.preprocess.packing",
+  "contrastive_jax.preprocess.rows",
+  "contrastive_jax.preprocess.views",
 ]
 # An example would not make these clearer, or would need a model.
 WITHOUT = {
   *("fuse_heads", "split_heads", "SelfAttention", "AttentionPool"),
   *("classifier", "evaluate_choices", "evaluate_multilabel", "evaluate_retrieval", "evaluate_zero_shot"),
   *("modality_separability", "pair_diagnostics"),
+  *("decode", "straight", "flatten", "trim", "in_square", "unpatchify", "join", "Views"),
+  *("Placement", "PackedGrids", "PackedTexts", "place_texts"),
 }
 
 

@@ -1,1 +1,1 @@
-"""Meshes, sharding rules and what several hosts must agree on."""
+"""Meshes, sharding rules, and agreement between several hosts."""

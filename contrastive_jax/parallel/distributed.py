@@ -1,4 +1,4 @@
-"""What the processes of one job do together: start, agree to stop, and wait for each other."""
+"""Processes of one job: they start together, agree to stop, and wait for each other."""
 
 import contextlib
 import json
@@ -62,7 +62,7 @@ def barrier(name: str) -> None:
 
 
 def any_of(*flags: bool) -> list[bool]:
-  """For each flag whether it is set on any process; all processes must ask together."""
+  """Says for each flag whether it is set on any process; all processes must ask together."""
   return np.any(np.atleast_2d(multihost_utils.process_allgather(np.array(flags))), axis=0).tolist()
 
 
@@ -70,7 +70,7 @@ def from_main(value: Any) -> Any:
   """Returns on every process what the main process passes; all of them must call it.
 
   Args:
-    value: what JSON can hold. The values of other processes are dropped.
+    value: a value that JSON can hold. The values of other processes are dropped.
   """
   if not is_several():
     return value
@@ -95,7 +95,7 @@ class StopRequest:
   the process started, as under `nohup`, it stays ignored.
 
   Attributes:
-    exit_code: what an interrupted command ends with, 128 and the number of the signal; SIGTERM's if this host got none.
+    exit_code: exit code of an interrupted command, 128 and the number of the signal; SIGTERM's if this host got none.
     failed: whether any host of several has told `agree` that it failed.
   """
 
@@ -131,7 +131,7 @@ class StopRequest:
       signal.signal(number, self._previous[number])
 
   def agree(self, failing: bool = False) -> bool:
-    """Whether any host has been asked to stop; the same answer on every host, as is `failed` afterwards.
+    """Says whether any host has been asked to stop; the answer is the same on every host, as is `failed` afterwards.
 
     Args:
       failing: whether this host cannot go on.

@@ -14,7 +14,7 @@ _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
 class Job(NamedTuple):
-  """How a process joins the others; None leaves it to JAX to find out."""
+  """A job as one process joins it; None leaves it to JAX to find out."""
 
   coordinator: str | None = None
   processes: int | None = None
@@ -54,7 +54,7 @@ def check_names(environment: Mapping[str, str]) -> None:
 
 
 def _truth(environment: Mapping[str, str], name: str) -> bool | None:
-  """The truth value of a variable; None where it is unset or empty."""
+  """Reads the truth value of a variable; None where it is unset or empty."""
   text = environment.get(name, "").strip().lower()
   if text not in (*_TRUE, *_FALSE):
     raise UserError(f"{name}={environment[name]} is neither true nor false: write 1 or 0")
@@ -69,7 +69,7 @@ def _whole(environment: Mapping[str, str], name: str, least: int, most: int) -> 
 
 
 def _address(environment: Mapping[str, str]) -> str:
-  """The coordinator as host:port, an IPv6 address in brackets."""
+  """Reads the coordinator as host:port, with an IPv6 address in brackets."""
   text = environment["CJAX_COORDINATOR"].strip()
   wrong = UserError(
     f"CJAX_COORDINATOR={environment['CJAX_COORDINATOR']} must be host:port with a port from 1 to 65535, such as"

@@ -1,4 +1,4 @@
-"""The device mesh: which axes exist, how large they are, and where arrays and parameters go on them."""
+"""The device mesh: its axes, their sizes, and where arrays and parameters go on them."""
 
 import dataclasses
 import math
@@ -20,10 +20,11 @@ class MeshSpec:
   """Sizes of the mesh axes and the rules that place logical axes on them.
 
   Attributes:
-    data: devices that hold copies of the parameters and different pairs. -1 takes the devices the other axes leave.
-    fsdp: devices that share one copy of the parameters and hold different pairs.
-    tensor: devices that share one layer's matrix products on the same pairs.
-    rules: logical axis of a parameter -> mesh axis; an axis that is not listed is replicated.
+    data: number of devices that hold copies of the parameters and different pairs. -1 takes all that the other axes
+      leave.
+    fsdp: number of devices that share one copy of the parameters and hold different pairs.
+    tensor: number of devices that share one layer's matrix products on the same pairs.
+    rules: (logical axis of a parameter, mesh axis) for each axis that is split; the others are replicated.
   """
 
   data: int = -1
@@ -32,7 +33,7 @@ class MeshSpec:
   rules: tuple[tuple[str, str], ...] = (("embed", "fsdp"), ("mlp", "tensor"), ("heads", "tensor"), ("vocab", "tensor"))
 
   def sizes(self, device_count: int) -> tuple[int, int, int]:
-    """Axis sizes with -1 filled in.
+    """Returns the axis sizes with -1 filled in.
 
     Raises:
       UserError: if the sizes do not multiply to `device_count`.
@@ -51,7 +52,7 @@ class MeshSpec:
     return sizes
 
   def make(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over `devices` (default: all), with axes that the partitioner is free to use."""
+    """Makes the mesh over `devices` (default: all), with axes that the partitioner is free to use."""
     devices = jax.devices() if devices is None else list(devices)
     sizes = self.sizes(len(devices))
     _without_cached_programs(devices)
@@ -63,7 +64,8 @@ class MeshSpec:
 def _without_cached_programs(devices: Sequence[jax.Device]) -> None:
   """Turns JAX's compilation cache off for the process if the mesh has several CPU devices.
 
-  What jaxlib 0.10.2 reads from the cache there runs its collectives in no fixed order: numbers are wrong, or it hangs.
+  A program that jaxlib 0.10.2 reads from the cache runs its collectives there in no fixed order: it computes wrong
+  numbers, or hangs.
   """
   if len(devices) > 1 and devices[0].platform == "cpu" and jax.config.jax_enable_compilation_cache:
     jax.config.update("jax_enable_compilation_cache", False)
@@ -72,17 +74,17 @@ def _without_cached_programs(devices: Sequence[jax.Device]) -> None:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The same array on every device."""
+  """Returns the sharding of an array that is the same on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Leading axis split over all devices that hold different pairs."""
+  """Returns the sharding of an array whose leading axis is split over all devices that hold different pairs."""
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def ring_order(mesh: Mesh) -> tuple[int, ...] | None:
-  """The batch shards in an order in which each one's device is linked to the next one's, and the last to the first.
+  """Orders the batch shards so that each one's device is linked to the next one's, and the last to the first.
 
   Returns:
     Indices along `BATCH_AXES`, or None: devices other than TPUs do not say where they are, and with tensor parallelism
@@ -95,9 +97,9 @@ def ring_order(mesh: Mesh) -> tuple[int, ...] | None:
 
 
 def linked_cycle(places: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
-  """Indices of `places` in the order of a cycle of neighbours in their grid, without links around its ends.
+  """Returns indices of `places` in the order of a cycle of neighbours in their grid, without links around its ends.
 
-  None where they do not fill a grid, two of them are one, or all sides are odd, when there is no such cycle.
+  There is none where they do not fill a grid, two of them are one, or all sides are odd; it then returns None.
   """
   index = {place: i for i, place in enumerate(places)}
   sides = [sorted(set(axis)) for axis in zip(*places, strict=True)]
@@ -108,7 +110,7 @@ def linked_cycle(places: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
 
 
 def _grid_cycle(sides: Sequence[int]) -> list[tuple[int, ...]] | None:
-  """All places of a grid in a cycle of neighbours, without links around its ends."""
+  """Returns all places of a grid in a cycle of neighbours, without links around its ends."""
   rows, columns = _grid_path(sides[:1]), _grid_path(sides[1:])
   turned = len(rows) % 2 == 1
   if turned:
@@ -125,7 +127,7 @@ def _grid_cycle(sides: Sequence[int]) -> list[tuple[int, ...]] | None:
 
 
 def _grid_path(sides: Sequence[int]) -> list[tuple[int, ...]]:
-  """All places of a grid, each a neighbour of the one before."""
+  """Returns all places of a grid, each a neighbour of the one before."""
   if not sides:
     return [()]
   rest = _grid_path(sides[1:])
@@ -133,20 +135,21 @@ def _grid_path(sides: Sequence[int]) -> list[tuple[int, ...]]:
 
 
 def batch_shards(mesh: Mesh) -> int:
-  """Number of shards that the leading axis of a batch is split into."""
+  """Returns the number of shards that the leading axis of a batch is split into."""
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def parameter_shardings(mesh: Mesh, spec: MeshSpec, abstract: Any, logical_axes: Any) -> Any:
-  """A `NamedSharding` for every parameter.
+  """Returns a `NamedSharding` for every parameter.
 
   An axis whose length the mesh axis does not divide is replicated: odd vocabularies and class counts train on any mesh.
 
   Args:
     mesh: the mesh.
-    spec: holds the rules.
+    spec: the sizes and rules of the mesh.
     abstract: nested dict of arrays or `jax.ShapeDtypeStruct`.
-    logical_axes: nested dict of the same structure; each leaf a tuple of one logical axis name or None a dimension.
+    logical_axes: nested dict of the same structure; each leaf is a tuple with a logical axis name or None for each
+      dimension.
   """
   rules = dict(spec.rules)
 
@@ -164,7 +167,9 @@ def parameter_shardings(mesh: Mesh, spec: MeshSpec, abstract: Any, logical_axes:
 
 
 def host_share(mesh: Mesh) -> tuple[int, int]:
-  """Which share of every batch this process loads, as (index, count): rows `[index, index + 1) * batch / count`.
+  """Returns (index, count) of the share of every batch that this process loads.
+
+  These are the rows from `index * batch / count` on, `batch / count` of them.
 
   Processes whose devices differ only along the tensor axis load the same rows.
 

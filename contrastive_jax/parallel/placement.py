@@ -1,4 +1,4 @@
-"""Where activations and weights lie inside a step, said to the partitioner where it would choose badly.
+"""Placement of activations and weights inside a step, where the partitioner would choose badly.
 
 Both functions do nothing outside `jax.sharding.use_abstract_mesh`, so that models run on one device as they are.
 """
@@ -25,13 +25,13 @@ def split_by_rows(x: Float[Array, "rows ..."]) -> Float[Array, "rows ..."]:
 
 
 def gathered(kernel: Float[Array, "..."], axes: Sequence[str | None]) -> Float[Array, "..."]:
-  """A kernel whole, but for the tensor axis, right before it is used.
+  """Gathers a kernel, except along the tensor axis, right before it is used.
 
   Left alone, a TPU multiplies by one device's slice after the other, each too thin for its matrix unit.
 
   Args:
-    kernel: in the dtype in which it should travel.
-    axes: logical name of each of its axes.
+    kernel: the kernel, in the dtype in which it should travel.
+    axes: the logical name of each of its axes.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:

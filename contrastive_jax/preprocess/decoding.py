@@ -1,4 +1,4 @@
-"""Encoded pictures to pixels: within a budget of memory, upright, and with one error for whatever a decoder raises."""
+"""Decoding of pictures: within a budget of memory, upright, and with one error for whatever a decoder raises."""
 
 import contextlib
 import io
@@ -154,7 +154,7 @@ def _without_metadata(data: bytes) -> bytes:
 
 
 def undecodable(error: Exception, what: str = "picture") -> DecodeError:
-  """The one error that stands for all that decoders raise."""
+  """Makes the one error that stands for all that decoders raise."""
   # Pillow names the buffer that it reads, whose address differs from run to run.
   said = re.sub(r" ?<_io\.BytesIO[^>]*>", "", " ".join(str(error).split()))[:200]
   article = "an" if what[0] in "aeiou" else "a"
@@ -169,7 +169,7 @@ def from_pil(image: Image.Image, file_bytes: int = 0) -> np.ndarray:
 
   Args:
     image: any image, decoded or not yet.
-    file_bytes: what its file takes in memory.
+    file_bytes: number of bytes that its file takes in memory.
 
   Raises:
     DecodeError: if it takes too much memory or has pixels without a known white.

@@ -1,4 +1,4 @@
-"""Which files are pictures: what Pillow decodes here, with its plug-ins where they are installed."""
+"""Formats of pictures that Pillow decodes here, with its plug-ins where they are installed."""
 
 import contextlib
 import functools
@@ -36,7 +36,7 @@ def add_plugins() -> None:
 
 @functools.cache
 def decoded() -> tuple[str, ...]:
-  """Pillow's names of the formats that are decoded here, in the order in which Pillow tries them."""
+  """Returns Pillow's names of the formats that are decoded here, in the order in which Pillow tries them."""
   add_plugins()
   Image.init()
   return tuple(name for name in dict.fromkeys(Image.ID) if name in Image.OPEN and name not in _NOT_PICTURES)
@@ -44,7 +44,7 @@ def decoded() -> tuple[str, ...]:
 
 @functools.cache
 def suffixes() -> frozenset[str]:
-  """Suffixes, in lower case, of the pictures that are decoded here."""
+  """Returns the suffixes, in lower case, of the pictures that are decoded here."""
   names = decoded()
   return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in names)
 

@@ -1,4 +1,4 @@
-"""Files, bytes, PIL images and arrays to uint8 pixels, and pixels to patches."""
+"""Images: from files, bytes, PIL images and arrays to uint8 pixels, and from pixels to patches."""
 
 import functools
 from typing import Any
@@ -29,7 +29,7 @@ def decode(source: Any, background: tuple[int, int, int] | None = WHITE) -> Pixe
   Args:
     source: a path, the bytes of a file, a PIL image, or an array `[height, width]` or `[height, width, 1|3|4]` of
       uint8 or uint16.
-    background: colour put behind transparent pixels. None keeps transparency.
+    background: the colour put behind transparent pixels. None keeps transparency.
 
   Returns:
     uint8 `[height, width, 3]`; with `background=None` a transparent picture comes as `[height, width, 4]`, its colour
@@ -46,16 +46,16 @@ def decode(source: Any, background: tuple[int, int, int] | None = WHITE) -> Pixe
 
 
 def straight(source: Any) -> Pixels:
-  """Reads a picture as `decode` does, its colour not multiplied by alpha: what may be passed to `decode` again.
+  """Reads a picture as `decode` does, but with its colour not multiplied by alpha, so that `decode` takes the result.
 
   Args:
-    source: see `decode`.
+    source: a path, the bytes of a file, a PIL image or an array, as for `decode`.
 
   Returns:
     uint8 `[height, width, 3]`, or `[height, width, 4]` where there is transparency.
 
   Raises:
-    DecodeError: see `decode`.
+    DecodeError: if this is no picture that can be read, or takes more memory than `decoding.MAX_BYTES`.
     OSError: if the path cannot be read.
   """
   if isinstance(source, np.ndarray):
@@ -73,7 +73,11 @@ def straight(source: Any) -> Pixels:
 
 
 def premultiply(pixels: UInt8[np.ndarray, "height width 4"]) -> UInt8[np.ndarray, "height width 4"]:
-  """Multiplies colour by alpha, rounding to nearest."""
+  """Multiplies colour by alpha, rounding to nearest.
+
+  >>> premultiply(np.uint8([[[255, 100, 0, 128]]])).tolist()
+  [[[128, 50, 0, 128]]]
+  """
   scaled = np.empty(pixels.shape, np.uint8)
   for rows in _strips(pixels):
     scaled[rows, :, :3] = (pixels[rows, :, :3].astype(np.uint16) * pixels[rows, :, 3:] + 127) // 255
@@ -82,7 +86,11 @@ def premultiply(pixels: UInt8[np.ndarray, "height width 4"]) -> UInt8[np.ndarray
 
 
 def undo_premultiply(pixels: UInt8[np.ndarray, "height width 4"]) -> UInt8[np.ndarray, "height width 4"]:
-  """Returns what `premultiply` makes these pixels of, as far as their rounding allows."""
+  """Divides colour by alpha, which undoes `premultiply` as far as its rounding allows.
+
+  >>> undo_premultiply(np.uint8([[[128, 50, 0, 128]]])).tolist()
+  [[[255, 100, 0, 128]]]
+  """
   straight = np.empty(pixels.shape, np.uint8)
   for rows in _strips(pixels):
     colour, alpha = pixels[rows, :, :3].astype(np.uint16), pixels[rows, :, 3:].astype(np.uint16)
@@ -94,7 +102,11 @@ def undo_premultiply(pixels: UInt8[np.ndarray, "height width 4"]) -> UInt8[np.nd
 def composite(
   pixels: UInt8[np.ndarray, "height width 4"], background: tuple[int, int, int] = WHITE
 ) -> UInt8[np.ndarray, "height width 3"]:
-  """Puts premultiplied pixels on a plain background."""
+  """Puts premultiplied pixels on a plain background.
+
+  >>> composite(np.uint8([[[128, 50, 0, 128]]])).tolist()
+  [[[255, 177, 127]]]
+  """
   colour = np.asarray(background, np.uint16)
   plain = np.empty((*pixels.shape[:2], 3), np.uint8)
   for rows in _strips(pixels):
@@ -114,13 +126,13 @@ def flatten(
 
 
 def _strips(pixels: np.ndarray) -> list[slice]:
-  """Rows to work on at once, so that wider numbers never exist for a whole large picture."""
+  """Cuts a picture into the rows that are worked on at once, so that wider numbers never exist for all of it."""
   rows = max(1, (1 << 18) // max(1, pixels.shape[1]))
   return [slice(start, start + rows) for start in range(0, pixels.shape[0], rows)]
 
 
 def trim(pixels: UInt8[np.ndarray, "height width 4"]) -> UInt8[np.ndarray, "rows columns 4"]:
-  """Cuts a drawing to the box around what it shows, centred in a square: every artist leaves other margins."""
+  """Cuts a drawing to the box around its visible pixels, centred in a square: every artist leaves other margins."""
   left, top, width, height = cv2.boundingRect((pixels[..., 3] > 8).astype(np.uint8))
   if not width:
     return pixels
@@ -147,7 +159,17 @@ def in_square(
 def resize(
   image: UInt8[np.ndarray, "h w 3"], height: int, width: int, interpolation: str = "bicubic"
 ) -> UInt8[np.ndarray, "{height} {width} 3"]:
-  """Resizes, "bicubic" or "bilinear", antialiased as in PIL, which the published CLIP and SigLIP preprocessing uses."""
+  """Resizes an image, antialiased as in PIL, which the published CLIP and SigLIP preprocessing uses.
+
+  Args:
+    image: the pixels.
+    height: the new height.
+    width: the new width.
+    interpolation: "bicubic" or "bilinear".
+
+  >>> resize(np.full((4, 6, 3), 7, np.uint8), 2, 3).shape
+  (2, 3, 3)
+  """
   if image.shape[:2] == (height, width):
     return image
   method = Image.Resampling[interpolation.upper()]
@@ -161,7 +183,11 @@ def resize(
 def center_crop(
   image: UInt8[np.ndarray, "h w 3"], size: int, interpolation: str = "bicubic"
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-  """Resizes the shorter side to `size` and cuts the middle square (CLIP's preprocessing)."""
+  """Resizes the shorter side to `size` and cuts out the middle square, as CLIP's preprocessing does.
+
+  >>> center_crop(np.zeros((4, 8, 3), np.uint8), 2).shape
+  (2, 2, 3)
+  """
   height, width = image.shape[:2]
   short = min(height, width)
   if size * size * max(height, width) // short > _MOST_BETWEEN:
@@ -173,7 +199,7 @@ def center_crop(
 
 
 def _center_of_strip(image: np.ndarray, size: int, interpolation: str) -> np.ndarray:
-  """What `center_crop` gives, of a picture so thin that it would be huge with its shorter side resized."""
+  """Does what `center_crop` does, for a picture so thin that it would be huge with its shorter side resized."""
   height, width = image.shape[:2]
   short = min(height, width)
   # The kernel of "bicubic" reaches two pixels to each side, more where it reduces.
@@ -193,21 +219,25 @@ def patchify(images: UInt8[np.ndarray, "rows height width channels"], patch_size
   """Cuts images into a row-major sequence of patches, each laid out as (y, x, channel).
 
   Args:
-    images: equally large images.
-    patch_size: side of a patch in pixels; divides both sides of the images.
+    images: images of equal size.
+    patch_size: side of a patch in pixels, which divides both sides of the images.
 
   Returns:
-    Patches `[rows, length, patch_size**2 * channels]` and their `(0, y, x)` coordinates; no segments, no slots.
+    Patches `[rows, length, patch_size**2 * channels]` and their `(0, y, x)` coordinates, not packed.
 
   Raises:
     ValueError: if the patches do not tile the image.
+
+  >>> batch = patchify(np.zeros((1, 4, 6, 3), np.uint8), 2)
+  >>> batch.patches.shape, batch.coords[0, :4].tolist()
+  ((1, 6, 12), [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0]])
   """
   patches, coords = cut(images[:, None], patch_size, 1)
   return ImageBatch(patches, np.repeat(coords[None], len(images), axis=0))
 
 
 def unpatchify(image: ImageBatch, patch_size: int, channels: int = 3) -> UInt8[np.ndarray, "rows h w channels"]:
-  """Puts the patches of a fixed-resolution batch back together: the inverse of `patchify`."""
+  """Puts the patches of a fixed-resolution batch back together, which undoes `patchify`."""
   return join(np.asarray(image.patches), np.asarray(image.coords)[0], patch_size, channels)[:, 0]
 
 
@@ -217,15 +247,19 @@ def cut(
   """Cuts clips into tubelets in the order of (t, y, x), each laid out as (frame, y, x, channel).
 
   Args:
-    clips: equally large clips; an image is a clip of one frame.
-    patch_size: side of a tubelet in pixels; divides both sides of the frames.
-    tubelet: frames of a tubelet; divides those of the clips.
+    clips: clips of equal size; an image is a clip of one frame.
+    patch_size: side of a tubelet in pixels, which divides both sides of the frames.
+    tubelet: number of frames of a tubelet, which divides that of the clips.
 
   Returns:
-    The tubelets, and the (t, y, x) that all clips share.
+    The tubelets, and the (t, y, x) coordinates that all clips share.
 
   Raises:
     ValueError: if the tubelets do not tile the clips.
+
+  >>> patches, coords = cut(np.zeros((1, 4, 2, 2, 3), np.uint8), 2, 2)
+  >>> patches.shape, coords.tolist()
+  ((1, 2, 24), [[0, 0, 0], [1, 0, 0]])
   """
   rows, frames, height, width, channels = clips.shape
   if height % patch_size or width % patch_size:
@@ -244,7 +278,7 @@ def join(
   patch_size: int,
   channels: int = 3,
 ) -> UInt8[np.ndarray, "rows frames height width {channels}"]:
-  """Puts tubelets back together: the inverse of `cut`."""
+  """Puts tubelets back together, which undoes `cut`."""
   rows, _, patch_dim = patches.shape
   t, y, x = (coords.max(axis=0) + 1).tolist()
   tubelet = patch_dim // (patch_size * patch_size * channels)

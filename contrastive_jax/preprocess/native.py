@@ -12,18 +12,18 @@ from contrastive_jax.preprocess.images import cut
 
 
 def fit(height: int, width: int, *, patch: int, min_tokens: int = 1, max_tokens: int) -> tuple[int, int]:
-  """The size to resize an image to: whole patches, within the limits, as near as possible to the image's own size.
+  """Finds the size to resize an image to: whole patches within the limits, as near as possible to the image's own size.
 
   The image's size in patches, scaled to the nearer limit where its area is outside of both, is rounded to the grid that
   is nearest in the logarithms of both sides: enlarging and reducing by the same factor, and stretching either side,
   count alike. A grid that is within the limits is its own nearest, so that fitting twice changes nothing.
 
   Args:
-    height: of the image in pixels.
-    width: of the image in pixels.
+    height: height of the image in pixels.
+    width: width of the image in pixels.
     patch: side of a patch in pixels.
-    min_tokens: fewest patches, which enlarges small images.
-    max_tokens: most patches, which reduces large ones.
+    min_tokens: the fewest patches, to which small images are enlarged.
+    max_tokens: the most patches, to which large images are reduced.
 
   Returns:
     (height, width) in pixels. An image thinner than a patch becomes one patch thick, a strip too long for
@@ -33,6 +33,9 @@ def fit(height: int, width: int, *, patch: int, min_tokens: int = 1, max_tokens:
     UserError: if the limits are no range from 1 on.
 
   Serves as UniViTAR's `smart_resize`, with limits in patches and both sides rounded together.
+
+  >>> fit(100, 200, patch=16, max_tokens=256), fit(1000, 2000, patch=16, max_tokens=256)
+  ((96, 208), (176, 368))
   """
   _require_size(height, width)
   if not 1 <= min_tokens <= max_tokens:
@@ -45,13 +48,13 @@ def fit(height: int, width: int, *, patch: int, min_tokens: int = 1, max_tokens:
 
 
 def fit_to_length(height: int, width: int, *, patch: int, length: int) -> tuple[int, int]:
-  """The largest size of the image's shape that fits into `length` patches, sides rounded up to whole patches.
+  """Finds the largest size of the image's shape that fits into `length` patches, sides rounded up to whole patches.
 
   Args:
-    height: of the image in pixels.
-    width: of the image in pixels.
+    height: height of the image in pixels.
+    width: width of the image in pixels.
     patch: side of a patch in pixels.
-    length: most patches; a strip too long for it becomes one patch thick and `length` long.
+    length: the most patches; a strip too long for it becomes one patch thick and `length` long.
 
   Returns:
     (height, width) in pixels, enlarged or reduced alike.
@@ -61,6 +64,9 @@ def fit_to_length(height: int, width: int, *, patch: int, length: int) -> tuple[
 
   Follows NaFlex (SigLIP 2), which bisects a real ratio; here the bisection is over the whole numbers of patches at
   which a side is filled exactly, so that the answer is exact.
+
+  >>> fit_to_length(100, 200, patch=16, length=256)
+  (176, 352)
   """
   _require_size(height, width)
   if length < 1:
@@ -90,13 +96,17 @@ def patchify_clip(
 
   Raises:
     ValueError: if the tubelets do not tile the clip.
+
+  >>> patches, coords = patchify_clip(np.zeros((2, 4, 4, 3), np.uint8), 4, 2)
+  >>> patches.shape, coords.tolist()
+  ((1, 96), [[0, 0, 0]])
   """
   patches, coords = cut(frames[None], patch, tubelet)
   return patches[0], coords
 
 
 def _nearest_grid(rows: float, columns: float, fewest: int, most: int) -> tuple[int, int]:
-  """The whole (rows, columns) with a product in [fewest, most] that are nearest in logarithms."""
+  """Finds the whole (rows, columns) with a product in [fewest, most] that are nearest in logarithms."""
   best, found = math.inf, (1, most)
   for walk in (range(min(int(rows), most), 0, -1), range(min(int(rows), most) + 1, most + 1)):
     for y in walk:
@@ -111,7 +121,7 @@ def _nearest_grid(rows: float, columns: float, fewest: int, most: int) -> tuple[
 
 
 def _around(value: float, lowest: int, highest: int) -> Iterator[int]:
-  """The whole numbers of [lowest, highest] on either side of a value."""
+  """Yields the whole numbers of [lowest, highest] on either side of a value."""
   if lowest <= highest:
     below = min(max(int(value), lowest), highest)
     yield below

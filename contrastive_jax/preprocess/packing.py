@@ -1,7 +1,7 @@
 """Packing: the images or captions of a pack of pairs, laid side by side in rows of one length.
 
-First the plan, from sizes alone, so that what is too much for the rows is rendered smaller in the first place; then the
-pixels or tokens, put where the plan says. The order of pairs is kept by `slots`. All is a pure function of the sizes.
+First a plan is made from sizes alone, so that images which are too large for the rows are rendered smaller in the first
+place; then the pixels or tokens are put where the plan says. All is a pure function of the sizes.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ Patches = tuple[UInt8[np.ndarray, "_ _"], Int16[np.ndarray, "_ 3"]]
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-  """Where each item of a pack lies.
+  """A plan that says where each item of a pack lies.
 
   Attributes:
     rows: number of rows.
-    length: of a row in tokens.
-    sizes: of the items in tokens, as they are placed.
+    length: length of a row in tokens.
+    sizes: number of tokens of each item, as it is placed.
     slots: (row, segment) of each item; the segments of a row are numbered from 1 in the order of the items.
     starts: first token of each item in its row. A row is filled from its beginning without gaps.
   """
@@ -43,13 +43,13 @@ class Placement:
     return float(self.sizes.sum()) / (self.rows * self.length)
 
   def cells(self) -> Int[np.ndarray, "tokens"]:
-    """Index of every token of every item, in order, into the rows laid end to end."""
+    """Returns the index of every token of every item, in order, into the rows laid end to end."""
     first = self.slots[:, 0].astype(np.int64) * self.length + self.starts
     within = np.arange(self.sizes.sum()) - np.repeat(np.cumsum(self.sizes) - self.sizes, self.sizes)
     return np.repeat(first, self.sizes) + within
 
   def segments(self) -> Int16[np.ndarray, "rows length"]:
-    """The segment of every token of the rows, 0 where there is none."""
+    """Returns the segment of every token of the rows, 0 where there is none."""
     segments = np.zeros(self.rows * self.length, np.int16)
     segments[self.cells()] = np.repeat(self.slots[:, 1], self.sizes)
     return segments.reshape(self.rows, self.length)
@@ -69,7 +69,7 @@ class PackedGrids(Placement):
 
   @property
   def factors(self) -> Float[np.ndarray, "items"]:
-    """Sides of each image relative to what was asked for: the geometric mean of both, 1 where it was not shrunk."""
+    """Sides of each image relative to those it asked for, as the geometric mean of both; 1 where it was not shrunk."""
     return np.sqrt(self.grids[:, 1:].prod(axis=1) / self.wanted[:, 1:].prod(axis=1))
 
   @property
@@ -79,7 +79,7 @@ class PackedGrids(Placement):
 
   @property
   def dropped(self) -> int:
-    """Patches asked for and not given."""
+    """Number of patches that were asked for and not given."""
     return int(self.wanted.prod(axis=1).sum() - self.sizes.sum())
 
 
@@ -88,7 +88,7 @@ class PackedTexts(Placement):
   """A plan for captions.
 
   Attributes:
-    wanted: tokens of each caption before any was cut.
+    wanted: number of tokens of each caption before any was cut.
   """
 
   wanted: Int[np.ndarray, "items"]
@@ -100,7 +100,7 @@ class PackedTexts(Placement):
 
   @property
   def dropped(self) -> int:
-    """Tokens that were cut."""
+    """Number of tokens that were cut."""
     return int((self.wanted - self.sizes).sum())
 
 
@@ -111,13 +111,17 @@ def pack_grids(grids: Int[np.ndarray, "items 3"], *, rows: int, length: int, min
   and again until they do: no image gets smaller than it must while a larger one could give way instead.
 
   Args:
-    grids: patches along (t, y, x) that each asks for.
-    rows: of the pack.
-    length: of a row in tokens.
-    min_tokens: no image is shrunk below it.
+    grids: the numbers of patches along (t, y, x) that each asks for.
+    rows: number of rows of the pack.
+    length: length of a row in tokens.
+    min_tokens: number of patches below which no image is shrunk.
 
   Raises:
-    UserError: if no way to shrink and to lay them was found.
+    UserError: if no way to shrink and to place them was found.
+
+  >>> plan = pack_grids(np.array([[1, 2, 3], [1, 2, 2], [1, 1, 2]]), rows=1, length=10)
+  >>> plan.grids.tolist(), plan.segments().tolist()
+  ([[1, 2, 2], [1, 2, 2], [1, 1, 2]], [[1, 1, 1, 1, 2, 2, 2, 2, 3, 3]])
   """
   wanted = np.asarray(grids, np.int64)
   asked = [tuple(grid) for grid in wanted.tolist()]
@@ -161,6 +165,11 @@ def place_images(patches: Sequence[Patches], packed: PackedGrids) -> ImageBatch:
 
   Raises:
     ValueError: if an image was not rendered at its planned size.
+
+  >>> plan = pack_grids(np.array([[1, 1, 1], [1, 1, 2]]), rows=1, length=4)
+  >>> images = [(np.full((n, 12), n, np.uint8), np.zeros((n, 3), np.int16)) for n in (1, 2)]
+  >>> place_images(images, plan).patches[..., 0].tolist()
+  [[1, 2, 2, 0]]
   """
   batch = ImageBatch(
     np.zeros((packed.rows, packed.length, patches[0][0].shape[1]), np.uint8),
@@ -182,12 +191,16 @@ def pack_texts(lengths: Int[np.ndarray, "items"], *, rows: int, length: int) -> 
   Where they do not fit, the longest of them loses a token, again and again until they do.
 
   Args:
-    lengths: tokens of each caption. An empty one takes the room of one token of padding, which is what it shows.
-    rows: of the pack.
-    length: of a row in tokens.
+    lengths: number of tokens of each caption. An empty one takes the room of one token of padding.
+    rows: number of rows of the pack.
+    length: length of a row in tokens.
 
   Raises:
     UserError: if the rows have fewer tokens than there are captions.
+
+  >>> plan = pack_texts(np.array([5, 3, 4]), rows=2, length=6)
+  >>> plan.sizes.tolist(), plan.segments().tolist(), plan.truncated
+  ([3, 3, 4], [[1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 0, 0]], 1)
   """
   wanted = np.maximum(np.asarray(lengths, np.int64), 1)
 
@@ -203,7 +216,7 @@ def place_texts(tokens: Int[np.ndarray, "items padded"], packed: PackedTexts) ->
   """Puts captions where the plan says; one that is cut keeps its last token, which ends the text.
 
   Args:
-    tokens: each caption from the first column on, padded.
+    tokens: the tokens of each caption, from the first column on, padded.
     packed: the plan.
 
   Returns:
@@ -218,15 +231,19 @@ def place_texts(tokens: Int[np.ndarray, "items padded"], packed: PackedTexts) ->
 
 
 def capacity(mean: float, std: float, *, pairs: int, fill: float = 0.95) -> int:
-  """How many tokens the rows of a pack should have: the most that are expected to be filled to a share of `fill`.
+  """Finds how many tokens the rows of a pack should have: the most that are expected to be filled to a share of `fill`.
 
-  Fewer waste less, and shrink more. The sum of a pack's sizes is taken as normal, and what exceeds the rows as shrunk.
+  Fewer tokens waste less, and shrink more. The sum of a pack's sizes is taken as normally distributed, and whatever
+  exceeds the rows as shrunk.
 
   Args:
-    mean: tokens of an image or a caption.
-    std: their standard deviation.
-    pairs: of a pack.
+    mean: mean number of tokens of an image or a caption.
+    std: standard deviation of that number.
+    pairs: number of pairs of a pack.
     fill: the share of real tokens to expect, below 1.
+
+  >>> capacity(100.0, 0.0, pairs=8, fill=0.8), capacity(100.0, 50.0, pairs=8, fill=0.8)
+  (1000, 992)
   """
   total, spread = pairs * mean, math.sqrt(pairs) * std
 
@@ -245,19 +262,22 @@ def capacity(mean: float, std: float, *, pairs: int, fill: float = 0.95) -> int:
 
 
 def row_shape(tokens: int, *, least: int, multiple: int = 128) -> tuple[int, int]:
-  """The shortest rows that have a number of tokens, or up to 0.5% less, together; else those that come closest.
+  """Finds the shortest rows that have a number of tokens, or up to 0.5% less, together; else those that come closest.
 
   Args:
-    tokens: of all rows, see `capacity`.
-    least: shortest length of a row. Rows of four times the longest item waste next to nothing, of twice the longest
+    tokens: number of tokens of all rows, such as `capacity` returns.
+    least: the shortest length of a row. Rows of four times the longest item waste next to nothing, of twice the longest
       about 2%; the longer they are, the more attention computes across items, where it does not skip blocks.
-    multiple: the length is a multiple of it; kernels of TPUs and GPUs want one of 128.
+    multiple: a number that divides the length; kernels of TPUs and GPUs want 128.
 
   Returns:
     Number of rows and their length, which is at most a quarter longer than it must be.
 
   Raises:
     UserError: if there are not tokens enough for a row.
+
+  >>> row_shape(4096, least=1000)
+  (4, 1024)
   """
   shortest = -(-least // multiple) * multiple
   lengths = [n for n in range(shortest, shortest * 5 // 4 + 1, multiple) if n <= tokens]
@@ -269,7 +289,7 @@ def row_shape(tokens: int, *, least: int, multiple: int = 128) -> tuple[int, int
 
 
 def _laid(sizes: np.ndarray, row_of: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-  """Slots and starts of items in the order in which they come."""
+  """Returns the slots and starts of items, in the order in which the items come."""
   row = np.asarray(row_of, np.int64)
   order = np.argsort(row, kind="stable")
   first = np.searchsorted(row[order], row[order])

@@ -1,4 +1,4 @@
-"""Panics of libraries written in Rust, as errors that can be caught and without the stack that they print."""
+"""Turns panics of libraries written in Rust into errors that can be caught, without the stack that they print."""
 
 import contextlib
 import os

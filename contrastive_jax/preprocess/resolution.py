@@ -1,4 +1,4 @@
-"""How large the images of a stage are: one square, each its own size, or one sequence length a batch."""
+"""Resolution of the images of a stage: one square, each its own size, or one sequence length for each batch."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -38,15 +38,15 @@ class Resolution:
       raise UserError(f"lengths={self.lengths} must name at least one sequence length at mode='naflex'")
 
   def limits(self, times: int) -> dict[str, int]:
-    """The token limits of `native.fit` for each of the `times` tubelets of a clip; 1 is an image."""
+    """Returns the token limits of `native.fit` for each of the `times` tubelets of a clip; an image has one."""
     return {"min_tokens": max(1, self.min_tokens // times), "max_tokens": self.max_tokens // times}
 
   @classmethod
   def fixed(cls, size: int) -> "Resolution":
-    """Squares of `size` pixels."""
+    """Returns the resolution of squares of `size` pixels."""
     return cls("fixed", size)
 
   @classmethod
   def from_dict(cls, fields: Mapping[str, Any]) -> "Resolution":
-    """What `dataclasses.asdict` wrote, perhaps through JSON."""
+    """Reads what `dataclasses.asdict` wrote, perhaps through JSON."""
     return cls(**{**fields, "lengths": tuple(fields.get("lengths", ()))})

@@ -1,4 +1,4 @@
-"""Which items share a row: rows filled to the last token where that can be done, and the least shrinking where not."""
+"""Assignment of items to rows: filled to the last token where that can be done, with the least shrinking where not."""
 
 import heapq
 import math
@@ -13,16 +13,19 @@ State = tuple[int, ...]
 def fill_rows(sizes: Sequence[int], rows: int, length: int) -> list[int] | None:
   """Gives each item a row.
 
-  Row by row, the set of remaining items that fills it best, by the subset sums of their sizes; of equally good sets the
-  one with the largest items, so that what is left for the last rows is small and fills them as well.
+  Row by row it takes the set of remaining items that fills the row best, by the subset sums of their sizes; of equally
+  good sets the one with the largest items, so that the items left for the last rows are small and fill them as well.
 
   Args:
-    sizes: of the items, at least 1 each.
+    sizes: the size of each item, at least 1.
     rows: number of rows.
-    length: of a row.
+    length: length of a row.
 
   Returns:
     The row of each item; None where they do not fit this way.
+
+  >>> fill_rows([6, 5, 4, 3, 2], rows=2, length=10)
+  [0, 1, 0, 1, 1]
   """
   spare = rows * length - sum(sizes)
   row_of = [-1] * len(sizes)
@@ -53,6 +56,9 @@ def search_rows(sizes: Sequence[int], rows: int, length: int, *, most: int = 20_
   """Gives each item a row by trying all ways, the largest items first; None where none fits or `most` were tried.
 
   It finds what `fill_rows` overlooks with three rows or more.
+
+  >>> search_rows([6, 5, 4, 3, 2], rows=2, length=10)
+  [0, 1, 0, 1, 1]
   """
   order = sorted(range(len(sizes)), key=lambda item: (-sizes[item], item))
   free, row_of, tried = [length] * rows, [-1] * len(sizes), 0
@@ -90,15 +96,20 @@ def shrink_to_fit(
   Args:
     wanted: the extent that each item asks for.
     rows: number of rows.
-    length: of a row.
-    smaller: the next smaller extent of an item, or None where there is none.
-    what: the items, for the error.
+    length: length of a row.
+    smaller: a function of an item and its extent that returns the next smaller one, or None where there is none.
+    what: name of the items in the error.
 
   Returns:
     The extents after the fewest turns found, and the row of each item. One turn fewer would not fit.
 
   Raises:
     UserError: if they do not fit however small, as far as `fill_rows` and `search_rows` can tell.
+
+  >>> def one_less(item, extent):
+  ...   return (extent[0] - 1,) if extent[0] > 1 else None
+  >>> shrink_to_fit([(5,), (3,)], 1, 6, one_less, "captions")
+  ([(3,), (3,)], [0, 0])
   """
   sizes = [math.prod(state) for state in wanted]
   turns: list[tuple[int, State]] = []

@@ -1,4 +1,4 @@
-"""Captions to padded token ids: a BPE trained on the run's captions, `tokenizer.json`, SentencePiece, CLIP's BPE."""
+"""Tokenizers: a BPE trained on the run's captions, `tokenizer.json`, SentencePiece, and CLIP's BPE."""
 
 import abc
 import functools
@@ -35,9 +35,9 @@ class Tokenizer(abc.ABC):
   """Encodes captions to a fixed length. Instances can be pickled and used from several threads.
 
   Attributes:
-    vocab_size: ids are below it.
-    pad_id: fills what a caption leaves.
-    fingerprint: SHA-256 of what defines the ids; a checkpoint keeps it.
+    vocab_size: the number of ids.
+    pad_id: the id that fills a caption up to its length.
+    fingerprint: SHA-256 of the tokenizer's definition; a checkpoint keeps it.
   """
 
   vocab_size: int
@@ -50,8 +50,8 @@ class Tokenizer(abc.ABC):
     """Encodes, truncates and pads.
 
     Args:
-      texts: captions.
-      length: tokens a caption. What is longer loses its end, but keeps its end-of-text token.
+      texts: the captions.
+      length: number of tokens of each row. A caption that is longer loses its end, but keeps its end-of-text token.
 
     Returns:
       int32 ids and the mask of those that are not padding.
@@ -95,7 +95,7 @@ class Tokenizer(abc.ABC):
 
 
 class JsonTokenizer(Tokenizer):
-  """What a Hugging Face `tokenizer.json` defines, special tokens included."""
+  """The tokenizer that a Hugging Face `tokenizer.json` defines, special tokens included."""
 
   def __init__(
     self, content: bytes, literal: bool = False, lowercase: bool = False, canonical: bool = False, pad: str = ""
@@ -268,8 +268,8 @@ def train_bpe(
   """Trains a byte-level BPE: no caption in any script has unknown tokens.
 
   Args:
-    captions: what it is trained on.
-    vocab_size: at most so many ids; the 256 bytes, padding (0) and end of text (1) are among them.
+    captions: the captions that it is trained on.
+    vocab_size: the most ids; the 256 bytes, padding (0) and end of text (1) are among them.
     lowercase: whether upper and lower case are the same.
     straight_quotes: whether curly and straight quotes are the same.
 
@@ -342,7 +342,11 @@ def load(spec: str | os.PathLike, **options: Any) -> Tokenizer:
 
 
 def canonical(text: str) -> str:
-  """A caption without ASCII punctuation and with single spaces, as big_vision puts prompts to SigLIP."""
+  """Removes ASCII punctuation and repeated spaces, as big_vision does with SigLIP's prompts.
+
+  >>> canonical("A photo of  a dog.")
+  'A photo of a dog'
+  """
   return " ".join(text.replace("_", " ").translate(_NO_PUNCTUATION).split())
 
 

@@ -1,4 +1,4 @@
-"""Clips: frames by number, out of video files, animated pictures or arrays; and the choice of frames."""
+"""Clips: reading frames by number from video files, animated pictures or arrays, and choosing which to read."""
 
 import contextlib
 import dataclasses
@@ -39,9 +39,9 @@ class Clip(Protocol):
 
   Attributes:
     count: number of frames, at least one.
-    fps: frames a second.
-    height: of a frame in pixels.
-    width: of a frame in pixels.
+    fps: number of frames a second.
+    height: height of a frame in pixels.
+    width: width of a frame in pixels.
   """
 
   count: int
@@ -50,7 +50,9 @@ class Clip(Protocol):
   width: int
 
   def read(self, indices: Sequence[int] | Int[np.ndarray, " n"], /) -> Frames:
-    """Frames `indices`, which may repeat: RGB, or RGB multiplied by alpha and alpha, the same for all frames.
+    """Reads the frames `indices`, which may repeat.
+
+    All frames of a clip are RGB, or all are RGB multiplied by alpha, and alpha.
 
     Raises:
       DecodeError: if the file is bad.
@@ -111,19 +113,22 @@ def open_clip(source: str | os.PathLike | bytes) -> Clip:
 def choose_frames(
   count: int, fps: float, frames: int, rule: str, draw: float = 0.0, *, rate: float = 0.0
 ) -> Int[np.ndarray, "{frames}"]:
-  """Says which frames of a clip to look at: always as many, in order; a short clip repeats some.
+  """Chooses which frames of a clip to look at: always as many, in order; a short clip repeats some.
 
   Args:
-    count: frames of the clip.
-    fps: frames a second of the clip.
-    frames: how many to choose.
+    count: number of frames of the clip.
+    fps: number of frames a second of the clip.
+    frames: number of frames to choose.
     rule: "uniform" takes the centres of equal parts of the clip; "random" a frame from anywhere in each of these parts;
       "fps" takes `rate` frames a second from a random beginning, and repeats the last one where the clip is over.
-    draw: uniform in [0, 1), decides what is random; 0 begins with the clip for "fps".
-    rate: for "fps", in frames a second.
+    draw: a uniform number in [0, 1) that decides everything random; for "fps", 0 begins with the clip.
+    rate: number of frames a second, for "fps".
 
   Raises:
     UserError: for an unknown rule, or "fps" without a rate.
+
+  >>> choose_frames(100, 25.0, 4, "uniform").tolist(), choose_frames(2, 25.0, 4, "uniform").tolist()
+  ([12, 37, 62, 87], [0, 0, 1, 1])
   """
   require_known("frame_rule", rule, RULES)
   part = np.arange(frames)
@@ -180,7 +185,7 @@ def _open_animation(source: str | bytes) -> _Animation:
 
 
 def _frame(image: Image.Image, transparent: bool) -> np.ndarray:
-  """A frame as the first one promised: GIF changes its mode from frame to frame."""
+  """Converts a frame to the channels that the first one promised: GIF changes its mode from frame to frame."""
   return decode(image.convert("RGBA"), background=None if transparent else WHITE)
 
 
@@ -198,11 +203,11 @@ class _Video:
 
   Attributes:
     times: presentation time of each frame in the stream's units, ascending.
-    entries: where decoding can begin: (presentation time, decoding time) of each keyframe, ascending.
-    fps: mean frame rate.
-    height: of an upright frame.
-    width: of an upright frame.
-    turns: quarter turns counterclockwise that put the frames upright.
+    entries: (presentation time, decoding time) of each keyframe, at which decoding can begin, ascending.
+    fps: mean number of frames a second.
+    height: height of an upright frame.
+    width: width of an upright frame.
+    turns: number of quarter turns counterclockwise that put the frames upright.
   """
 
   source: str | bytes
@@ -234,7 +239,7 @@ class _Video:
     return frames
 
   def _decoded(self, decoding: Iterator[av.VideoFrame], times: list[int]) -> Iterator[np.ndarray]:
-    """The frames on screen at ascending times, upright."""
+    """Yields the frames on screen at ascending times, upright."""
     found = 0
     shown = None
     for frame in decoding:

@@ -1,4 +1,4 @@
-"""Images and clips as a trained model sees them: nothing random, at the sizes that it was trained for, as patches."""
+"""Views of images and clips for a trained model: nothing random, at the sizes that it was trained for, as patches."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,16 +19,17 @@ Patches = tuple[UInt8[np.ndarray, "_ _"], Int[np.ndarray, "_ 3"]]
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-  """How images and clips become patches.
+  """Turns images and clips into patches.
 
   Attributes:
     patch_size: side of a patch in pixels.
-    tubelet: frames of a patch of a clip.
-    resolution: of images. "fixed" resizes the shorter side and cuts out the middle square; of what has transparency, a
-      drawing, it shows the whole, on white. "naflex" fills the longest of its lengths.
-    clips: resolution of clips; `max_tokens` bounds a whole clip. At "fixed" it makes the squares smaller where needed.
-    frames: of a clip, from all over its length.
-    resize: "squash" makes fixed squares of photographs by ignoring their aspect, instead of cutting out the middle.
+    tubelet: number of frames of a patch of a clip.
+    resolution: the resolution of images. "fixed" resizes the shorter side and cuts out the middle square; an image with
+      transparency, a drawing, is shown whole, on white. "naflex" fills the longest of its lengths.
+    clips: the resolution of clips; `max_tokens` bounds a whole clip. At "fixed" it makes the squares smaller where
+      needed.
+    frames: number of frames of a clip that are looked at, from all over its length.
+    resize: "crop" cuts out the middle of photographs; "squash" makes squares of them by ignoring their aspect.
     interpolation: "bicubic" or "bilinear".
 
   Raises:
@@ -48,7 +49,10 @@ class Views:
       raise UserError(f"frames={self.frames} must be a multiple of model.vision.tubelet={self.tubelet}")
 
   def __call__(self, item: Any) -> Patches:
-    """The patches and (t, y, x) coordinates of an item: what `images.decode` reads, a clip, or frames in one array."""
+    """Returns the patches and (t, y, x) coordinates of an image, a clip, or frames in one array.
+
+    An image is anything that `images.decode` reads.
+    """
     if isinstance(item, Clip) or getattr(item, "ndim", 0) == 4:
       return native.patchify_clip(self._clip(item), self.patch_size, self.tubelet)
     # No name here holds the pixels, so that they are gone once they are on white.
@@ -56,7 +60,7 @@ class Views:
     return native.patchify_clip(sized[None], self.patch_size, 1)
 
   def lengths(self) -> tuple[int, ...]:
-    """The row lengths that batches come in, ascending: few, since each is compiled."""
+    """Returns the row lengths that batches come in, ascending; they are few, since each is compiled."""
     times = self.frames // self.tubelet
     return tuple(sorted({*_ladder(self.resolution, self.patch_size, 1), *_ladder(self.clips, self.patch_size, times)}))
 
@@ -101,13 +105,18 @@ class Views:
 
 
 def gather(items: list[Patches], length: int, *, width: int, padded: bool) -> ImageBatch:
-  """Rows of one image or clip each.
+  """Puts each image or clip into a row of its own.
 
   Args:
-    items: images, clips, or both: an image equals a clip of it repeated.
-    length: of the rows, at least that of the longest item.
-    width: bytes of a patch, those of a clip's where there is one.
-    padded: whether padding is marked, by segments; without it all items are `length` long.
+    items: the patches and coordinates of images, clips, or both; an image equals a clip of it repeated.
+    length: length of the rows, at least that of the longest item.
+    width: number of bytes of a patch, those of a clip's where there is one.
+    padded: whether segments mark the padding; without it all items are `length` long.
+
+  >>> one = np.ones((1, 12), np.uint8), np.zeros((1, 3), np.int16)
+  >>> two = np.ones((2, 12), np.uint8), np.zeros((2, 3), np.int16)
+  >>> gather([one, two], 2, width=12, padded=True).patches[..., 0].tolist()
+  [[1, 0], [1, 1]]
   """
   rows = len(items)
   batch = ImageBatch(
@@ -124,7 +133,7 @@ def gather(items: list[Patches], length: int, *, width: int, padded: bool) -> Im
 
 
 def _square(resolution: Resolution, patch: int, times: int) -> int:
-  """Side in pixels at "fixed": as given, or what the tokens of a whole clip allow."""
+  """Returns the side in pixels at "fixed": as given, or as large as the tokens of a whole clip allow."""
   size = resolution.size
   if times == 1 or not resolution.max_tokens or (size // patch) ** 2 * times <= resolution.max_tokens:
     return size
@@ -132,12 +141,16 @@ def _square(resolution: Resolution, patch: int, times: int) -> int:
 
 
 def squared(pixels: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "side side 3"]:
-  """The picture in the middle of a white square."""
+  """Puts a picture into the middle of a white square.
+
+  >>> squared(np.zeros((1, 3, 3), np.uint8))[..., 0].tolist()
+  [[255, 255, 255], [0, 0, 0], [255, 255, 255]]
+  """
   return images.in_square(pixels, 255)
 
 
 def _ladder(resolution: Resolution, patch: int, times: int) -> tuple[int, ...]:
-  """Row lengths for a resolution: at most half as long again as the shortest that would do."""
+  """Returns row lengths for a resolution, of which one is at most half as long again as an image needs."""
   if resolution.mode == "fixed":
     return ((_square(resolution, patch, times) // patch) ** 2 * times,)
   if resolution.mode == "naflex":
