@@ -60,8 +60,8 @@ class BadRecords:
     """Goes on with the file of an earlier start, in which nothing is named twice.
 
     Args:
-      path: file to write, one JSON object a line; None only counts.
-      limit: share of bad records, between 0 and 1, above which `check` raises; it is judged from `FEWEST_JUDGED`
+      path: the file to write, one JSON object a line; None only counts.
+      limit: the share of bad records, between 0 and 1, above which `check` raises; it is judged from `FEWEST_JUDGED`
         records on.
     """
     self._path, self._limit = path, limit
@@ -112,11 +112,11 @@ def readable(
   """Yields (position in `reads`, what was read) of the records that can be read; the ledger gets the others.
 
   Args:
-    reads: reads one record each.
-    set_name: the set they are in.
-    ledger: counts the bad ones.
-    split: their split.
-    use: see `BadRecord`.
+    reads: functions that read one record each.
+    set_name: name of the set that the records are in.
+    ledger: counts and names the bad ones.
+    split: name of their split.
+    use: the purpose, as `BadRecord` names it.
     numbers: number of each record in its split; None where all are read in their order.
 
   Raises:
@@ -134,7 +134,7 @@ def retried(read: Callable[[], Read], delays: Iterable[int | float] | None = Non
   """Reads, again after each delay where an I/O error comes.
 
   Args:
-    read: reads one record.
+    read: a function that reads one record.
     delays: seconds before each further attempt; None is `RETRY_DELAYS`.
 
   Raises:
@@ -149,7 +149,7 @@ def retried(read: Callable[[], Read], delays: Iterable[int | float] | None = Non
 
 
 def _named(path: Path) -> Iterator[tuple[str, str, int]]:
-  """The records that a file names; lines that a kill or a full disk left broken are passed over."""
+  """Returns the records that a file names; lines that a kill or a full disk left broken are passed over."""
   with contextlib.suppress(FileNotFoundError):
     for row in runs.json_lines(path, "set", str):
       yield row["set"], row.get("split", ""), row.get("index")

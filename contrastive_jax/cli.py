@@ -1,4 +1,4 @@
-"""What the command-line tools share: a user's mistake is one sentence and exit code 2, never a traceback.
+"""The frame of the command-line tools: a user's mistake is one sentence and exit code 2, never a traceback.
 
 Other exit codes: 3 after a loss, gradient or state that is not finite; 4 when a file or a checkpoint cannot be written,
 and the same command resumes once it can; 129, 130 and 143 after SIGHUP, SIGINT and SIGTERM, with the steps so far
@@ -104,7 +104,7 @@ def _parse(arguments: list[str]) -> list[str]:
 
 
 def _with_dot(said: str) -> str:
-  """What ml_collections says of a name, with the way out where it refuses the dot in one."""
+  """Returns ml_collections' message about a name, with the way out where it refuses the dot in one."""
   refused = re.search(r"does not accept dots in field names .*but the key (.+) contains one", said)
   if not refused:
     return said
@@ -115,7 +115,7 @@ def _with_dot(said: str) -> str:
 
 
 def _was_raised_by(error: Exception, package: types.ModuleType) -> bool:
-  """Whether the innermost frame of an error lies in a package."""
+  """Says whether the innermost frame of an error lies in a package."""
   *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
   return Path(package.__file__).parent in Path(innermost.f_code.co_filename).parents
 
@@ -140,7 +140,7 @@ def define_config(help_text: str) -> flags.FlagHolder:
 
 
 def config_value(flag: flags.FlagHolder) -> Any:
-  """The config that `define_config` loaded.
+  """Returns the config that `define_config` loaded.
 
   Raises:
     UserError: if the flag was not given.
@@ -194,7 +194,7 @@ class _ConfigFileParser(flags.ArgumentParser):
 
 
 def _overrides(arguments: Sequence[str]) -> list[str]:
-  """Names of the fields that `--config.<field>=<value>` sets."""
+  """Returns the names of the fields that `--config.<field>=<value>` sets."""
   found = (re.match(r"--?(?:no)?config\.([^=]*)", argument) for argument in arguments[1:])
   return list(dict.fromkeys(match[1] for match in found if match))
 

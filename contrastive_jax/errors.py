@@ -1,4 +1,4 @@
-"""What a user of the command line did wrong, said in one sentence."""
+"""Errors that a user can mend, said in one sentence."""
 
 import difflib
 from collections.abc import Iterable

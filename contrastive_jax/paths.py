@@ -1,4 +1,4 @@
-"""What a person typed as a path, made into a path that works everywhere or refused in one sentence.
+"""Makes what a person typed as a path into a path that works everywhere, or refuses it in one sentence.
 
 Every command takes its places from here, before it computes anything.
 """
@@ -153,8 +153,8 @@ def beside(path: Path, end: str) -> Path:
   """Returns the hidden path next to `path` under which its content is written before it is renamed.
 
   Args:
-    path: what is to be written. Its name may be as long as the file system allows.
-    end: what the hidden name ends in.
+    path: the path that is to be written. Its name may be as long as the file system allows.
+    end: the end of the hidden name.
   """
   name = os.fsencode(path.name)
   short = path.name if len(name) + len(end) < _NAME_BYTES else hashlib.sha256(name).hexdigest()[:16]
@@ -162,7 +162,7 @@ def beside(path: Path, end: str) -> Path:
 
 
 def is_writable(folder: Path) -> bool:
-  """Whether files can be made in a folder, or in the nearest one above it where it is not there yet."""
+  """Says whether files can be made in a folder, or in the nearest one above it where it is not there yet."""
   try:
     folder_to_write("", folder)
   except UserError:
@@ -188,7 +188,7 @@ def as_id(name: str) -> str:
 
 
 def _without_scheme(field: str, text: str) -> str:
-  """The path in the address of a file; any other text as it is."""
+  """Returns the path in the address of a file, and any other text as it is."""
   if re.match(r"file:/", text, re.IGNORECASE):
     address = re.fullmatch(r"file:(?://(?:localhost)?)?(/.*)", text, re.IGNORECASE | re.DOTALL)
     if not address:

@@ -1,1 +1,1 @@
-"""Weights of other libraries, in and out: declarative key maps used in both directions."""
+"""Weights of other libraries, in and out, by declarative key maps that serve both directions."""

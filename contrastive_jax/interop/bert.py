@@ -42,11 +42,11 @@ _ACTIVATIONS = {
 
 
 def read_pool(modules: Sequence[Mapping[str, Any]], pooling: Mapping[str, Any], *, source: str) -> str:
-  """How sentence-transformers makes one vector of a sentence, as `TextConfig.pool`.
+  """Reads how sentence-transformers makes one vector of a sentence, as `TextConfig.pool`.
 
   Args:
-    modules: of `modules.json`; may be empty.
-    pooling: of the pooling's `config.json`; may be empty, which takes the mean.
+    modules: the content of `modules.json`; may be empty.
+    pooling: the content of the pooling's `config.json`; may be empty, which takes the mean.
     source: where they come from, for errors.
 
   Raises:
@@ -72,12 +72,12 @@ def read_pool(modules: Sequence[Mapping[str, Any]], pooling: Mapping[str, Any], 
 
 
 def read_config(config: Mapping[str, Any], *, pool: str, source: str) -> DualEncoderConfig:
-  """A dual encoder whose text tower is the encoder; the image tower is any.
+  """Makes a dual encoder whose text tower is the encoder; its image tower is arbitrary.
 
   Args:
-    config: of `config.json`.
-    pool: see `read_pool`.
-    source: where it comes from, for errors.
+    config: the content of `config.json`.
+    pool: the pooling, as `read_pool` returns it.
+    source: where the config comes from, for errors.
 
   Raises:
     UserError: for an option that the text tower does not have.
@@ -110,7 +110,7 @@ def bare(arrays: Mapping[str, np.ndarray], *, source: str) -> dict[str, np.ndarr
   """Returns the arrays of the encoder by their bare names, without those of heads on top of it.
 
   Args:
-    arrays: of a checkpoint, by name.
+    arrays: the arrays of a checkpoint, by name.
     source: where they come from, for errors.
   """
   bodies = {name: array for name, array in arrays.items() if "cls." not in name}
@@ -122,7 +122,7 @@ def bare(arrays: Mapping[str, np.ndarray], *, source: str) -> dict[str, np.ndarr
 
 
 def read_params(arrays: Mapping[str, np.ndarray], config: DualEncoderConfig, *, source: str) -> dict[str, Any]:
-  """The parameters of the text tower alone.
+  """Makes the parameters of the text tower alone.
 
   All tokens of a caption are of the first kind, so that the embedding of that kind is added to every position.
 

@@ -16,14 +16,14 @@ _LAYER = re.compile(r"encoderblock_(\d+)/")
 
 
 def parameters(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The parameters among the arrays of a file, without what they are below."""
+  """Returns the parameters among the arrays of a file, without the prefix that their names share."""
   if any(name.startswith(_ROOT) for name in arrays):
     return {name.removeprefix(_ROOT): array for name, array in arrays.items() if name.startswith(_ROOT)}
   return dict(arrays)
 
 
 def read_config(arrays: Mapping[str, np.ndarray], *, source: str) -> DualEncoderConfig:
-  """Our config from the shapes of `parameters`.
+  """Makes our config from the shapes of `parameters`.
 
   Raises:
     UserError: if they are not those of two towers that this library has.
@@ -72,7 +72,7 @@ def read_config(arrays: Mapping[str, np.ndarray], *, source: str) -> DualEncoder
 
 
 def entries(config: DualEncoderConfig) -> list[Entry]:
-  """The key map of two towers."""
+  """Returns the key map of two towers."""
   vision, text = config.vision, config.text
   table = [
     entry("image/patch_embedding/kernel", "img/embedding/kernel", _patches(vision)),
@@ -95,7 +95,7 @@ def entries(config: DualEncoderConfig) -> list[Entry]:
 
 
 def _shape(arrays: Mapping[str, np.ndarray], name: str, axes: int, source: str) -> tuple[int, ...]:
-  """The shape of an array that must have so many axes, none of them empty."""
+  """Returns the shape of an array that must have so many axes, none of them empty."""
   if name not in arrays:
     raise UserError(f"{source} has no {name}: only plain transformers are read, saved layer by layer (scan=False)")
   shape = arrays[name].shape
@@ -118,14 +118,14 @@ def _patches(vision: VisionConfig) -> Form:
 
 
 def _heads(heads: int) -> Form:
-  """`[..., heads, head_dim]` of theirs with all heads in one axis."""
+  """A form whose side in their file is `[..., heads, head_dim]`, and ours has all heads in one axis."""
   return one(
     lambda array: array.reshape(*array.shape[:-2], -1), lambda array: array.reshape(*array.shape[:-1], heads, -1)
   )
 
 
 def _out_of(heads: int) -> Form:
-  """`[heads, head_dim, width]` of theirs as a matrix."""
+  """A form whose side in their file is `[heads, head_dim, width]`, and ours is a matrix."""
   return one(lambda array: array.reshape(-1, array.shape[-1]), lambda array: array.reshape(heads, -1, array.shape[-1]))
 
 

@@ -1,4 +1,4 @@
-"""Arrays by name from the files that checkpoints come in: safetensors, NumPy's npz, and PyTorch's without PyTorch."""
+"""Reads the files that checkpoints come in: safetensors, NumPy's npz, and PyTorch's without PyTorch."""
 
 import contextlib
 import json
@@ -30,8 +30,8 @@ def read(path: Path, suffixes: Iterable[str] = ()) -> dict[str, np.ndarray]:
   """Reads the arrays of a file; floating-point ones become float32.
 
   Args:
-    path: of the file.
-    suffixes: of the formats that are expected; empty are all that this library reads.
+    path: path of the file.
+    suffixes: the suffixes of the formats that are expected; empty stands for all that this library reads.
 
   Raises:
     UserError: if the file is not there, is damaged, is of another format, or asks for code to be run.
@@ -59,8 +59,8 @@ def read_folder(folder: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
   """Reads the arrays of the first of these files that is in a folder, or of the shards that its index lists.
 
   Args:
-    folder: of a model.
-    names: of files, the preferred first.
+    folder: the folder of a model.
+    names: names of files, the preferred first.
 
   Raises:
     UserError: if there is none.
@@ -97,12 +97,12 @@ def _read_shards(folder: Path, index: Path) -> dict[str, np.ndarray]:
 
 
 def split_spec(spec: str, kinds: Iterable[str], what: str) -> tuple[str, Path]:
-  """The kind of weights and where they lie.
+  """Splits the argument of a command into the kind of weights and the path where they lie.
 
   Args:
-    spec: "KIND:PATH".
-    kinds: that are known.
-    what: the path is, for errors: "PATH" or "FOLDER".
+    spec: the argument, "KIND:PATH".
+    kinds: the kinds that are known.
+    what: the word for the path in errors, "PATH" or "FOLDER".
 
   Raises:
     UserError: if it is not of this form, or the kind is unknown.
@@ -115,7 +115,7 @@ def split_spec(spec: str, kinds: Iterable[str], what: str) -> tuple[str, Path]:
 
 
 def read_json(path: Path) -> Any:
-  """Returns what a JSON file holds.
+  """Reads a JSON file.
 
   Raises:
     UserError: if the file is not there, is not JSON, or names something twice.
@@ -130,10 +130,10 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-  """Returns what a JSON file of options holds.
+  """Reads a JSON file of options.
 
   Raises:
-    UserError: as `read_json` does, and if the file holds something else than an object.
+    UserError: as in `read_json`, and if the file holds something else than an object.
   """
   found = read_json(path)
   if not isinstance(found, dict):
@@ -142,7 +142,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """Readers differ in which of two values they take."""
+  """Refuses an object that names something twice: readers differ in which of the two values they take."""
   found = dict(pairs)
   if len(found) < len(pairs):
     names = [name for name, _ in pairs]
@@ -155,7 +155,7 @@ def _first_line(error: Exception) -> str:
 
 
 def require_new(folder: Path) -> None:
-  """Raises a `UserError` where something is that a new folder would be mixed with."""
+  """Raises a `UserError` where something lies that a new folder would be mixed with."""
   if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
     raise UserError(f"{folder} is there already: name a new folder")
 
@@ -183,8 +183,8 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
   """Writes arrays for PyTorch's readers.
 
   Args:
-    path: of the file.
-    arrays: by name; scalars keep their shape.
+    path: path of the file.
+    arrays: the arrays by name; scalars keep their shape.
   """
   save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path, metadata={"format": "pt"})
 

@@ -1,4 +1,4 @@
-"""Runs as folders that `transformers` and open_clip open: weights, config, preprocessing and tokenizer."""
+"""Writes runs as folders that `transformers` and open_clip open: weights, config, preprocessing and tokenizer."""
 
 import dataclasses
 import json
@@ -32,10 +32,11 @@ def write(
 
   Args:
     spec: "huggingface:FOLDER" or "open_clip:FOLDER"; the folder is made, and is there only when it is complete.
-    config: of the model.
-    params: nested dict of arrays.
-    tokenizer: of the model.
-    resolution: at which it reads images, such as `Model.views.resolution`; None is fixed at `vision.image_size`.
+    config: the sizes of the model's towers.
+    params: nested dict of the model's arrays.
+    tokenizer: the tokenizer of the model.
+    resolution: the resolution at which it reads images, such as `Model.views.resolution`; None is fixed at
+      `vision.image_size`.
 
   Returns:
     The family it was written as.
@@ -50,7 +51,7 @@ def write(
 
 
 def _patches(config: DualEncoderConfig, resolution: Resolution) -> int:
-  """Most patches of an image read at any aspect (NaFlex); 0 reads squares."""
+  """Returns the most patches of an image that is read at any aspect (NaFlex); 0 where images are squares."""
   size = config.vision.image_size
   if resolution.mode == "naflex":
     return max(resolution.lengths)
@@ -121,7 +122,7 @@ WRITERS: dict[str, Callable[..., str]] = {"huggingface": _huggingface, "open_cli
 def _fitting(
   config: DualEncoderConfig, families: tuple[str, ...], read_back: Callable[[str], DualEncoderConfig], library: str
 ) -> str:
-  """The family whose config, read back, says what ours says."""
+  """Returns the family whose config, read back, equals ours."""
   found = {family: list(_differences(_essence(config), _essence(read_back(family)))) for family in families}
   closest = min(found, key=lambda family: len(found[family]))
   if found[closest]:

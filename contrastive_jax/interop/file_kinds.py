@@ -1,4 +1,4 @@
-"""What a file is that is not what its name promises, and how the weights in it become readable."""
+"""Recognises files that are not what their names promise, and says how the weights in them become readable."""
 
 import zipfile
 from collections.abc import Sequence
@@ -36,8 +36,8 @@ def require_readable(path: Path, suffixes: Sequence[str]) -> None:
   """Refuses a file whose bytes are not those of the format that its suffix promises.
 
   Args:
-    path: of a file.
-    suffixes: of the formats that are read.
+    path: path of the file.
+    suffixes: the suffixes of the formats that are read.
 
   Raises:
     UserError: in one sentence that says what the file is and what to do with it.
@@ -119,7 +119,7 @@ def _foreign(path: Path, head: bytes) -> str | None:
 
 
 def _archive(path: Path) -> str | None:
-  """What a zip archive is that holds no weights as PyTorch or NumPy write them."""
+  """Names a zip archive that holds no weights as PyTorch or NumPy write them."""
   try:
     with zipfile.ZipFile(path) as archive:
       names = archive.namelist()
@@ -136,7 +136,7 @@ def _archive(path: Path) -> str | None:
 
 
 def _format(path: Path, head: bytes) -> tuple[str, ...] | None:
-  """The suffixes of the format that the bytes are of, as far as they tell."""
+  """Returns the suffixes of the format of some bytes, as far as these tell."""
   if head.startswith(b"PK"):
     with zipfile.ZipFile(path) as archive:
       return _TORCH if any(name.endswith("data.pkl") for name in archive.namelist()) else (".npz",)

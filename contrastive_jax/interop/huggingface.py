@@ -61,11 +61,11 @@ FAMILIES = tuple(_DEFAULTS)
 
 
 def read_config(config: Mapping[str, Any], preprocessing: Mapping[str, Any], *, source: str) -> DualEncoderConfig:
-  """Our config from `config.json` and `preprocessor_config.json`.
+  """Makes our config from `config.json` and `preprocessor_config.json`.
 
   Args:
-    config: of a model of one of `FAMILIES`.
-    preprocessing: its image processor's; may be empty.
+    config: the config of a model of one of `FAMILIES`.
+    preprocessing: the config of its image processor; may be empty.
     source: where it comes from, for errors.
 
   Raises:
@@ -120,7 +120,7 @@ def end_of_text(config: Mapping[str, Any]) -> int | None:
   """Returns the token at which a CLIP model takes the embedding of a caption; None for the other families.
 
   Args:
-    config: of `config.json`, as `read_config` takes it.
+    config: the content of `config.json`, as `read_config` takes it.
   """
   if config["model_type"] != "clip":
     return None
@@ -129,7 +129,7 @@ def end_of_text(config: Mapping[str, Any]) -> int | None:
 
 
 def write_config(config: DualEncoderConfig, family: str) -> dict[str, Any]:
-  """The `config.json` of a family, which may not be able to describe our config: it is read back and compared."""
+  """Writes the `config.json` of a family, which may not be able to describe ours: it is read back and compared."""
   vision, text = config.vision, config.text
   written: dict[str, Any] = {
     "model_type": family,
@@ -150,7 +150,7 @@ def write_config(config: DualEncoderConfig, family: str) -> dict[str, Any]:
 
 
 def entries(config: DualEncoderConfig, family: str) -> list[Entry]:
-  """The key map of a family."""
+  """Returns the key map of a family."""
   vision, text, clip = config.vision, config.text, family == "clip"
   embeddings = "vision_model.embeddings"
   patches = TRANSPOSED if family == "siglip2" else convolution(vision.patch_size)
@@ -190,7 +190,7 @@ def entries(config: DualEncoderConfig, family: str) -> list[Entry]:
 
 
 def write_preprocessing(config: DualEncoderConfig, family: str, max_patches: int) -> dict[str, Any]:
-  """The `preprocessor_config.json` of a family; `max_patches` is the length of a row of "siglip2"."""
+  """Writes the `preprocessor_config.json` of a family; `max_patches` is the length of a row of "siglip2"."""
   vision = config.vision
   shared = {
     "image_processor_type": {
@@ -274,7 +274,7 @@ def _check(config: Mapping[str, Any], family: str, source: str) -> None:
 def _seen(
   preprocessing: Mapping[str, Any], family: str, side: int, vision: Mapping[str, Any], source: str
 ) -> dict[str, Any]:
-  """How the image tower sees pictures, as fields of `VisionConfig`."""
+  """Reads how the image tower sees pictures, as fields of `VisionConfig`."""
   processor = _processor(preprocessing, family, source)
   check(preprocessing, huggingface_options.PREPROCESSING[processor], source=source)
   # What is null has the default of its class.
@@ -297,7 +297,7 @@ def _seen(
 
 
 def _processor(preprocessing: Mapping[str, Any], family: str, source: str) -> str:
-  """The class that prepares pictures, whichever its implementation."""
+  """Returns the class that prepares pictures, whichever its implementation."""
   name, own = "image_processor_type", huggingface_options.PROCESSORS[family]
   if not preprocessing.get(name):
     name = "feature_extractor_type"
@@ -313,7 +313,7 @@ def _processor(preprocessing: Mapping[str, Any], family: str, source: str) -> st
 def _statistics(
   given: Mapping[str, Any], processor: str, channels: int, source: str
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-  """The mean and deviation by which values from 0 to 1 are normalised, whatever the file rescales and normalises."""
+  """Returns the mean and deviation that normalise values from 0 to 1, whatever the file rescales and normalises."""
   own = (CLIP_MEAN, CLIP_STD) if processor == "CLIPImageProcessor" else (0.5, 0.5)
   values = [given.get("image_mean", own[0]), given.get("image_std", own[1])]
   if not given.get("do_normalize", True):
@@ -351,7 +351,7 @@ def _resize(given: Mapping[str, Any], processor: str, side: int, source: str) ->
 
 
 def _size(size: Any, edge: str) -> Any:
-  """A size as files since 2023 have it; before, a number was the side called `edge`, or both sides."""
+  """Returns a size as files since 2023 have it; before, a number was the side called `edge`, or both sides."""
   if isinstance(size, list) and len(size) == 2:
     return {"height": size[0], "width": size[1]}
   if isinstance(size, dict):

@@ -10,10 +10,10 @@ from contrastive_jax.interop.options import check
 
 
 class SentenceEncoder(NamedTuple):
-  """What the files of sentence-transformers say of a text encoder.
+  """The description of a text encoder in the files of sentence-transformers.
 
   Attributes:
-    pool: `TextConfig.pool`.
+    pool: the pooling, as in `TextConfig.pool`.
     length: the number of tokens of the longest sentence; None where they do not say.
     width: the number of features of a pooled vector; None where they do not say.
   """
@@ -27,7 +27,7 @@ def preprocessing(folder: Path) -> dict[str, Any]:
   """Returns the options of a model's image processor, and nothing where no file has them.
 
   Args:
-    folder: of the model.
+    folder: the folder of the model.
 
   Raises:
     UserError: if a file is damaged, or two files contradict each other.
@@ -50,7 +50,7 @@ def sentence_encoder(folder: Path) -> SentenceEncoder:
   """Reads the files that sentence-transformers puts beside a BERT-style encoder.
 
   Args:
-    folder: of the model.
+    folder: the folder of the model.
 
   Raises:
     UserError: for a module or an option that the text tower does not have.

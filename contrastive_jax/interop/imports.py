@@ -1,4 +1,4 @@
-"""Weights of others as a directory that `contrastive_jax.load`, `init_from` and `eval.py` open like a run."""
+"""Imports weights of other libraries as a directory that `contrastive_jax.load`, `init_from` and `eval.py` open."""
 
 import dataclasses
 import functools
@@ -45,13 +45,13 @@ _OPEN_CLIP_FILES = (
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-  """A model of others in our terms.
+  """A model of another library in our terms.
 
   Attributes:
-    name: what results call it.
-    config: of the towers.
-    params: nested dict of float32 arrays, of the text tower alone where that is all there is.
-    tokenizer: its own.
+    name: name of the model in results.
+    config: the sizes of its towers.
+    params: nested dict of float32 arrays, of the text tower alone where the model has no other.
+    tokenizer: the tokenizer of the model.
     lengths: row lengths in patches where it reads images at any aspect (NaFlex); empty is fixed resolution.
   """
 
@@ -63,12 +63,12 @@ class Imported:
 
 
 def read(spec: str, tokenizer: str = "") -> Imported:
-  """Reads weights of others.
+  """Reads weights of another library.
 
   Args:
     spec: "huggingface:FOLDER", "open_clip:FOLDER", "open_clip:FILE" with its config JSON beside it, or
       "big_vision:FILE.npz".
-    tokenizer: "KIND:FILE", see `tokenizers.load`; empty takes what lies beside the weights.
+    tokenizer: "KIND:FILE", as `tokenizers.load` takes it; empty takes the tokenizer that lies beside the weights.
 
   Raises:
     UserError: if the files are not there, are of a family that this library does not have, or do not fit their config;
@@ -82,8 +82,8 @@ def save(imported: Imported, workdir: Path) -> None:
   """Writes a model as a run of no steps: `config.json`, `tokenizer`, `checkpoints/0`.
 
   Args:
-    imported: see `read`.
-    workdir: is made, and is there only when it is complete.
+    imported: the model that `read` returned.
+    workdir: the directory, which is made, and is there only when it is complete.
 
   Raises:
     UserError: if there is something in the directory.
@@ -192,14 +192,14 @@ READERS: dict[str, Callable[[Path, str], Imported]] = {
 
 
 def _with_bias(config: DualEncoderConfig, arrays: dict[str, Any]) -> DualEncoderConfig:
-  """The config with the logit bias that the weights hold, whether their config mentions it or not."""
+  """Returns the config with the logit bias that the weights hold, whether their config mentions it or not."""
   if config.init_logit_bias is not None or "logit_bias" not in arrays:
     return config
   return dataclasses.replace(config, init_logit_bias=0.0)
 
 
 def _shortened(config: DualEncoderConfig, *limits: int | None) -> DualEncoderConfig:
-  """The config with captions as long as the files beside the weights allow; later positions are never reached."""
+  """Returns the config with captions as long as the files beside the weights allow; later positions are never used."""
   length = min(config.text.length, *(limit for limit in limits if limit is not None), config.text.length)
   return dataclasses.replace(config, text=dataclasses.replace(config.text, length=length))
 
@@ -207,7 +207,7 @@ def _shortened(config: DualEncoderConfig, *limits: int | None) -> DualEncoderCon
 def _cut(
   arrays: dict[str, Any], positions: str, config: DualEncoderConfig, shorter: DualEncoderConfig
 ) -> dict[str, Any]:
-  """The arrays without the positions of captions that the shorter config does not reach."""
+  """Returns the arrays without the positions of captions that the shorter config does not reach."""
   table = arrays.get(positions)
   if table is None or table.ndim != 2 or len(table) != config.text.length:
     return arrays
@@ -218,8 +218,8 @@ def _check_end(tokenizer: Tokenizer, end: int | None, said: str) -> None:
   """Refuses a tokenizer whose captions end elsewhere than where the model takes their embedding.
 
   Args:
-    tokenizer: of the model.
-    end: the number of the token at which the embedding is taken; None is the largest number of a caption.
+    tokenizer: the tokenizer of the model.
+    end: number of the token at which the embedding is taken; None is the largest number of a caption.
     said: the file and the option that says it, for errors.
 
   Raises:
@@ -250,7 +250,7 @@ def _tokenizer(spec: str, own: Callable[[], Tokenizer], config: DualEncoderConfi
 
 
 def _named(spec: str, config: DualEncoderConfig, *, canonical: bool) -> Tokenizer:
-  """The tokenizer that a user names; a SentencePiece model is used as SigLIP's."""
+  """Loads the tokenizer that a user names; a SentencePiece model is used as SigLIP's."""
   if not spec.startswith("sentencepiece:"):
     return tokenizers.load(spec)
   # Of SigLIP big_vision asks for lower=True and pad_value=1, of SigLIP 2 for the padding that its model has.

@@ -1,4 +1,4 @@
-"""Key maps: which parameter of ours is which of theirs, declared once and used in both directions."""
+"""Key maps: the correspondence of our parameters and theirs, declared once and used in both directions."""
 
 import dataclasses
 import difflib
@@ -24,7 +24,7 @@ _MISFIT = 16
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-  """How the same numbers lie in both: `read` makes ours of theirs, `write` is its inverse."""
+  """The layouts of the same numbers on both sides: `read` makes ours of theirs, and `write` undoes it."""
 
   read: Callable[[Arrays], Arrays]
   write: Callable[[Arrays], Arrays]
@@ -40,12 +40,12 @@ TRANSPOSED = one(np.transpose, np.transpose)
 
 
 def extended(axes: int) -> Form:
-  """Theirs has so many axes of size one in front."""
+  """A form whose side in their file has so many axes of size one in front."""
   return one(lambda array: array.reshape(array.shape[axes:]), lambda array: array.reshape((1,) * axes + array.shape))
 
 
 def convolution(patch_size: int) -> Form:
-  """A convolution `[width, channels, patch, patch]` over patches, ours a matrix over their bytes."""
+  """A form whose side in their file is a convolution `[width, channels, patch, patch]`, and ours is a matrix."""
 
   def write(kernel: np.ndarray) -> np.ndarray:
     return kernel.reshape(patch_size, patch_size, -1, kernel.shape[-1]).transpose(3, 2, 0, 1)
@@ -54,7 +54,7 @@ def convolution(patch_size: int) -> Form:
 
 
 def by_heads(heads: int, form: Form, parts: int) -> Form:
-  """So many projections of theirs, each brought to ours by `form`, joined head by head (`attention.fuse_heads`)."""
+  """A form of several of their projections, each read by `form` and joined head by head (`attention.fuse_heads`)."""
 
   def read(arrays: Arrays) -> Arrays:
     split = [form.read([array])[0] for array in arrays]
@@ -71,12 +71,12 @@ def by_heads(heads: int, form: Form, parts: int) -> Form:
 
 
 def in_rows(form: Form, parts: int) -> Form:
-  """Theirs has the arrays that `form` takes below each other in one."""
+  """A form whose side in their file holds the arrays that `form` takes in one, below each other."""
   return Form(lambda arrays: form.read(np.split(arrays[0], parts)), lambda arrays: [np.concatenate(form.write(arrays))])
 
 
 def beside(*forms: tuple[Form, int]) -> Form:
-  """Several forms at once: (form, how many arrays of theirs it takes); each gives one of ours."""
+  """A form of several forms, given with the number of their arrays that each takes; each gives one of ours."""
 
   def read(arrays: Arrays) -> Arrays:
     taken, rest = [], list(arrays)
@@ -97,9 +97,9 @@ class Entry:
 
   Attributes:
     ours: paths in the parameter tree, such as "image/patch_embedding/kernel".
-    theirs: names in their file. With `{layer}` in them they stand for one array a layer, which ours stacks.
-    form: how they lie.
-    depth: layers, where theirs are numbered.
+    theirs: names in their file. With `{layer}` in them they stand for one array for each layer, which ours stacks.
+    form: the layouts of the numbers on both sides.
+    depth: number of layers, where theirs are numbered.
   """
 
   ours: tuple[str, ...]
@@ -109,7 +109,7 @@ class Entry:
 
 
 def entry(ours: str, theirs: str, form: Form = SAME, depth: int = 0) -> Entry:
-  """An entry of one parameter on both sides."""
+  """Makes an entry of one parameter on both sides."""
   return Entry((ours,), (theirs,), form, depth)
 
 
@@ -148,12 +148,12 @@ def to_ours(
   source: str,
   ignored: Iterable[str] = (),
 ) -> dict[str, Any]:
-  """Our parameters from theirs.
+  """Makes our parameters of theirs.
 
   Args:
-    entries: of the family.
-    theirs: arrays by name.
-    abstract: our parameters as shapes, see `dual_encoder.abstract`.
+    entries: the key map of the family.
+    theirs: their arrays by name.
+    abstract: our parameters as shapes, such as `dual_encoder.abstract` returns.
     source: where theirs come from, for errors.
     ignored: names of theirs that are no parameters, such as stored position numbers.
 
@@ -213,11 +213,11 @@ def to_ours(
 
 
 def to_theirs(entries: Sequence[Entry], params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Their parameters from ours: the inverse of `to_ours`, bit for bit.
+  """Makes their parameters of ours, which undoes `to_ours` bit for bit.
 
   Args:
-    entries: of the family.
-    params: a nested dict of arrays.
+    entries: the key map of the family.
+    params: nested dict of our arrays.
   """
   arrays = {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(dict(params)).items()}
   written = _written(entries, arrays)
@@ -240,7 +240,7 @@ def _written(entries: Sequence[Entry], ours: Mapping[tuple[str, ...], np.ndarray
 
 
 def _zeros(abstract: Mapping[str, Any]) -> dict[tuple[str, ...], np.ndarray]:
-  """Arrays of these shapes that take no memory."""
+  """Makes arrays of these shapes that take no memory."""
   flat = traverse_util.flatten_dict(dict(abstract))
   return {path: np.broadcast_to(np.float32(0), leaf.shape) for path, leaf in flat.items()}
 

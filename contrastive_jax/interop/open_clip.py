@@ -35,11 +35,11 @@ IGNORED = ("attn_mask", "text.attn_mask")
 
 
 def read_config(config: Mapping[str, Any], preprocessing: Mapping[str, Any], *, source: str) -> DualEncoderConfig:
-  """Our config from a model config and a preprocessing config of open_clip.
+  """Makes our config from a model config and a preprocessing config of open_clip.
 
   Args:
-    config: what open_clip calls `model_cfg`.
-    preprocessing: what it calls `preprocess_cfg`; may be empty.
+    config: the config that open_clip calls `model_cfg`.
+    preprocessing: the config that it calls `preprocess_cfg`; may be empty.
     source: where they come from, for errors.
 
   Raises:
@@ -71,7 +71,7 @@ def read_config(config: Mapping[str, Any], preprocessing: Mapping[str, Any], *, 
 
 
 def write_config(config: DualEncoderConfig) -> dict[str, Any]:
-  """A model config of open_clip, which may not be able to describe ours: it is read back and compared."""
+  """Writes a model config of open_clip, which may not be able to describe ours: it is read back and compared."""
   vision, text = config.vision, config.text
   quick = vision.transformer.activation == "quick_gelu"
   if vision.pool == "map":
@@ -103,7 +103,7 @@ def write_config(config: DualEncoderConfig) -> dict[str, Any]:
 
 
 def write_preprocessing(config: DualEncoderConfig) -> dict[str, Any]:
-  """A preprocessing config of open_clip."""
+  """Writes a preprocessing config of open_clip."""
   vision = config.vision
   return {
     "size": vision.image_size,
@@ -115,7 +115,7 @@ def write_preprocessing(config: DualEncoderConfig) -> dict[str, Any]:
 
 
 def entries(config: DualEncoderConfig, *, custom_text: bool) -> list[Entry]:
-  """The key map; `custom_text` puts the text tower's names below "text."."""
+  """Returns the key map; `custom_text` puts the text tower's names below "text."."""
   vision, text = config.vision, config.text
   prefix = "text." if custom_text else ""
   table = _timm_entries(vision) if vision.pool == "map" else _clip_entries(vision)

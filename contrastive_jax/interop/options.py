@@ -1,4 +1,4 @@
-"""What an importer does with every option of another library's config: it is honoured, must hold, or has no effect.
+"""Options of other libraries' configs: each is honoured by the importer, must hold, or has no effect.
 
 One table per kind of file lists all options that the library knows. `check` refuses what a table does not allow, and
 names the option and its value: a config is never read as if an option were not there.
@@ -22,8 +22,8 @@ class Kind:
   """The values that an option may have.
 
   Attributes:
-    words: how an error describes them, such as "a whole number from 1 on".
-    holds: whether a value is one of them.
+    words: the words for them in an error, such as "a whole number from 1 on".
+    holds: a function that says whether a value is one of them.
   """
 
   words: str
@@ -56,7 +56,7 @@ ANY = Kind("anything", lambda value: True)
 
 
 def optional(kind: Kind) -> Kind:
-  """The same values, or null, which stands for the default."""
+  """Returns the kind of the same values, or null, which stands for the default."""
   return Kind(f"{kind.words} or null", lambda value: value is None or kind.holds(value))
 
 
@@ -66,7 +66,7 @@ class Honoured:
 
   Attributes:
     kind: the values that it can read.
-    how: what becomes of it.
+    how: the use that it makes of them.
   """
 
   kind: Kind
@@ -78,8 +78,8 @@ class Required:
   """Only these values can be imported; another is refused.
 
   Attributes:
-    values: compared without regard to the difference between an empty value and null.
-    why: what the others would ask for, as a clause that follows the value in the error.
+    values: the allowed values, among which an empty value and null count as equal.
+    why: the consequence of another value, as a clause that follows the value in the error.
   """
 
   values: tuple[Any, ...]
@@ -91,7 +91,7 @@ class Ignored:
   """The option has no effect on embeddings.
 
   Attributes:
-    why: it has none.
+    why: the reason that it has none.
   """
 
   why: str
@@ -110,8 +110,8 @@ def check(config: Any, table: Table, *, source: str, within: str = "") -> None:
   """Refuses a config with an option that the table does not know, or with a value that it does not allow.
 
   Args:
-    config: what a JSON file or a part of it holds.
-    table: of all options that the file may have.
+    config: the content of a JSON file, or of a part of it.
+    table: the table of all options that the file may have.
     source: where the config comes from, for errors.
     within: the part of the file, such as "vision_config", for errors.
 

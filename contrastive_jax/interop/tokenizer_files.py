@@ -1,4 +1,4 @@
-"""Tokenizers as Hugging Face and open_clip keep them beside their weights, read into ours and written back."""
+"""Reads and writes tokenizers as Hugging Face and open_clip keep them beside their weights."""
 
 import importlib.util
 import json
@@ -28,10 +28,10 @@ _CANONICAL, _LOWERCASE = ("SiglipTokenizer",), ("SiglipTokenizer", "Siglip2Token
 
 
 def read(folder: Path, *, clean: str = "") -> Tokenizer:
-  """The tokenizer in a folder of a Hugging Face model.
+  """Reads the tokenizer in a folder of a Hugging Face model.
 
   Args:
-    folder: holds `tokenizer.json`, `spiece.model` or `merges.txt`.
+    folder: the folder, which holds `tokenizer.json`, `spiece.model` or `merges.txt`.
     clean: "lower" lower-cases captions whatever the files say, "canonicalize" also drops punctuation.
 
   Raises:
@@ -74,10 +74,10 @@ def read(folder: Path, *, clean: str = "") -> Tokenizer:
 
 
 def clip(folder: Path | None = None) -> Tokenizer:
-  """CLIP's tokenizer, by its merges in a folder or in an installed package.
+  """Reads CLIP's tokenizer, by its merges in a folder or in an installed package.
 
   Args:
-    folder: of the weights; what transformers keeps there comes first.
+    folder: the folder of the weights; the files that transformers keeps there come first.
 
   Raises:
     UserError: if there are none.
@@ -93,12 +93,12 @@ def clip(folder: Path | None = None) -> Tokenizer:
 
 
 def is_clip(tokenizer: Tokenizer) -> bool:
-  """Whether it is CLIP's, which open_clip has of its own."""
+  """Says whether a tokenizer is CLIP's, which open_clip brings along."""
   return isinstance(tokenizer, ClipTokenizer) and tokenizer.vocab_size == 49408
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
-  """The ids that `config.json` names: what begins a caption, if anything does, what ends it, and what fills its row.
+  """Returns the ids in `config.json` of the beginning of a caption, if there is one, of its end, and of padding.
 
   Raises:
     UserError: if captions end with no token of their own.
@@ -111,7 +111,7 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
 
 
 def canonicalises(tokenizer: Tokenizer) -> bool:
-  """Whether captions lose their punctuation, which a `tokenizer.json` cannot say and `SiglipTokenizer` always does."""
+  """Says whether captions lose their punctuation, as `SiglipTokenizer` does; no `tokenizer.json` can say so."""
   return bool(tokenizer.definition()[3].get("canonical"))
 
 
@@ -119,9 +119,9 @@ def write(tokenizer: Tokenizer, folder: Path, length: int) -> None:
   """Writes the files from which `transformers` makes the same tokenizer, but for a `tokenizer.json` that canonicalises.
 
   Args:
-    tokenizer: ours.
-    folder: exists.
-    length: tokens of the longest caption.
+    tokenizer: our tokenizer.
+    folder: the folder, which exists.
+    length: number of tokens of the longest caption.
 
   Raises:
     UserError: if `transformers` has no tokenizer of this kind.
@@ -159,13 +159,13 @@ def write(tokenizer: Tokenizer, folder: Path, length: int) -> None:
 
 
 def longest(folder: Path) -> int | None:
-  """The number of tokens at which the settings beside a tokenizer cut captions; None where they do not say."""
+  """Returns the number of tokens at which the settings beside a tokenizer cut captions; None where they do not say."""
   limit = _settings(folder).get("model_max_length")
   return None if limit is None else int(limit)
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-  """The settings beside a tokenizer, all of which are known."""
+  """Reads the settings beside a tokenizer, all of which must be known."""
   settings: dict[str, Any] = {}
   for name, table in (
     ("special_tokens_map.json", tokenizer_options.SPECIAL_TOKENS),
@@ -185,7 +185,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _checked(tokenizer: Tokenizer, settings: dict[str, Any], folder: Path) -> Tokenizer:
-  """The tokenizer, whose added tokens and lower case are those that the files beside it ask for."""
+  """Returns the tokenizer if its added tokens and lower case are those that the files beside it ask for."""
   added = folder / "added_tokens.json"
   if added.is_file():
     for token, number in checkpoint_files.read_object(added).items():
@@ -248,13 +248,13 @@ def _check_merges(tokenizer: ClipTokenizer, settings: dict[str, Any], folder: Pa
 
 
 def _ends(tokenizer: Tokenizer) -> list[int]:
-  """What is put around a caption."""
+  """The tokens that are put around a caption."""
   tokens, mask = tokenizer([""], 8)
   return tokens[0][mask[0]].tolist()
 
 
 def _around(tokenizer: Tokenizer) -> tuple[int | None, int | None]:
-  """The tokens that are put before and behind a caption."""
+  """Returns the tokens that are put before and behind a caption."""
   (empty, short), mask = tokenizer(["", "a"], 8)
   ids = short[mask[1]].tolist()
   ends = empty[mask[0]].tolist()

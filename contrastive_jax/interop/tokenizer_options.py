@@ -115,13 +115,13 @@ _FLAGS = ("lstrip", "rstrip", "single_word")
 
 
 class Described:
-  """What a `tokenizer.json` says of itself, for comparison with the files beside it."""
+  """The contents of a `tokenizer.json`, for comparison with the files beside it."""
 
   def __init__(self, described: Mapping[str, Any], source: str):
     """Reads the parts of the file.
 
     Args:
-      described: what the file holds, which the tokenizers library can read.
+      described: the content of the file, which the tokenizers library can read.
       source: where it comes from, for errors.
 
     Raises:
@@ -140,7 +140,7 @@ class Described:
     self.parts = [*_parts(described.get("normalizer")), *_parts(described.get("pre_tokenizer"))]
 
   def option(self, kind: str, name: str) -> tuple[bool, Any]:
-    """Whether a step of this type has an option, and its value."""
+    """Says whether a step of this type has an option, and returns its value."""
     found = [part[name] for part in self.parts if part.get("type") == kind and name in part]
     return bool(found), (found[0] if found else None)
 
@@ -168,7 +168,7 @@ def check_settings(settings: Mapping[str, Any], described: Described, *, source:
   """Refuses settings that say something else than the `tokenizer.json` beside them does.
 
   Args:
-    settings: of `tokenizer_config.json`, with those of `special_tokens_map.json`.
+    settings: the settings of `tokenizer_config.json`, with those of `special_tokens_map.json`.
     described: the `tokenizer.json`.
     source: the folder of both, for errors.
 
@@ -241,7 +241,7 @@ def check_class(settings: Mapping[str, Any], *, source: str) -> str:
 
 
 def named_tokens(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-  """All tokens that settings name, with where they stand."""
+  """Lists all tokens that settings name, with the options that name them."""
   for name in NAMED:
     if settings.get(name):
       yield name, settings[name]
@@ -258,7 +258,7 @@ def named_tokens(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def text_of(token: Any) -> str:
-  """The text of a token, which files give alone or with its flags."""
+  """Returns the text of a token, which files give alone or with its flags."""
   return token["content"] if isinstance(token, Mapping) else token or ""
 
 
@@ -267,7 +267,7 @@ def _is_token(value: Any) -> bool:
 
 
 def _parts(step: Any) -> Iterator[Mapping[str, Any]]:
-  """A step of a tokenizer and the steps that it is made of."""
+  """Yields a step of a tokenizer and the steps that it is made of."""
   if isinstance(step, Mapping):
     yield step
     for name in ("normalizers", "pretokenizers"):

@@ -1,4 +1,4 @@
-"""PyTorch's files without PyTorch.
+"""Reads PyTorch's files without PyTorch.
 
 Nothing in a file is executed: it holds a pickle, of which only the names of tensors, their shapes and where their
 numbers lie are read.
@@ -37,7 +37,7 @@ _REPEATED = 2**24
 
 
 class _Storage(NamedTuple):
-  """Where the numbers of tensors lie."""
+  """The place where the numbers of tensors lie."""
 
   key: str
   dtype: np.dtype
@@ -94,7 +94,8 @@ def read(path: Path) -> Iterator[tuple[str, np.ndarray]]:
   """Yields the names and arrays of the weights in a file that PyTorch 1.6 or newer wrote.
 
   Args:
-    path: of the file: weights by name, alone or below a name such as "state_dict" beside the state of training.
+    path: path of the file, which holds weights by name, alone or below a name such as "state_dict" beside the state of
+      training.
 
   Raises:
     UserError: if it holds the weights of several models.
@@ -125,7 +126,7 @@ def _load(pickled: bytes) -> Any:
 
 
 def _weights(state: Any, path: Path) -> dict[str, _Tensor]:
-  """The tensors by name, which lie below other names in checkpoints of training."""
+  """Returns the tensors by name, which lie below other names in checkpoints of training."""
   while True:
     if not isinstance(state, Mapping):
       raise ValueError("it does not hold weights by name: save model.state_dict()")

@@ -1,4 +1,4 @@
-"""Entries for layers as PyTorch names and lays them out: weights `[out, in]`, attention split in several ways."""
+"""Makes entries for layers as PyTorch names and lays them out: weights `[out, in]`, attention split in several ways."""
 
 from contrastive_jax.interop.keymap import (
   SAME,
@@ -12,13 +12,13 @@ from contrastive_jax.interop.keymap import (
 
 
 def linear(ours: str, theirs: str, *, bias: bool = True, depth: int = 0) -> list[Entry]:
-  """A linear map."""
+  """Makes the entries of a linear map."""
   entries = [entry(f"{ours}/kernel", f"{theirs}.weight", TRANSPOSED, depth)]
   return entries + [entry(f"{ours}/bias", f"{theirs}.bias", SAME, depth)] * bias
 
 
 def layer_norm(ours: str, theirs: str, *, depth: int = 0) -> list[Entry]:
-  """A LayerNorm with bias."""
+  """Makes the entries of a LayerNorm with bias."""
   return [
     entry(f"{ours}/scale", f"{theirs}.weight", SAME, depth),
     entry(f"{ours}/bias", f"{theirs}.bias", SAME, depth),
@@ -26,7 +26,7 @@ def layer_norm(ours: str, theirs: str, *, depth: int = 0) -> list[Entry]:
 
 
 def split_attention(ours: str, theirs: tuple[str, str, str], *, heads: int, depth: int) -> list[Entry]:
-  """Queries, keys and values by three linear maps."""
+  """Makes the entries of queries, keys and values that are three linear maps."""
   return [
     Entry((f"{ours}/{leaf}",), tuple(f"{name}.{suffix}" for name in theirs), by_heads(heads, form, parts=3), depth)
     for leaf, suffix, form in (("kernel", "weight", TRANSPOSED), ("bias", "bias", SAME))
@@ -34,7 +34,7 @@ def split_attention(ours: str, theirs: tuple[str, str, str], *, heads: int, dept
 
 
 def fused_attention(ours: str, theirs: tuple[str, str], *, heads: int, depth: int) -> list[Entry]:
-  """Queries, keys and values below each other in one weight and one bias, whose names are given."""
+  """Makes the entries of queries, keys and values that lie below each other in one weight and one bias."""
   return [
     Entry((f"{ours}/{leaf}",), (name,), in_rows(by_heads(heads, form, parts=3), parts=3), depth)
     for leaf, name, form in (("kernel", theirs[0], TRANSPOSED), ("bias", theirs[1], SAME))
@@ -42,7 +42,7 @@ def fused_attention(ours: str, theirs: tuple[str, str], *, heads: int, depth: in
 
 
 def pooling_attention(ours: str, theirs: str, *, heads: int) -> list[Entry]:
-  """The attention of a learned query, by `torch.nn.MultiheadAttention`: one weight for queries, keys and values."""
+  """Makes the entries of a learned query's attention, a `torch.nn.MultiheadAttention` with one weight for all three."""
   entries = [
     Entry(
       (f"{ours}/q/{leaf}", f"{ours}/kv/{leaf}"),

@@ -1,4 +1,4 @@
-"""What a dual encoder is made of."""
+"""Configuration of a dual encoder: the fields of its towers, checked when they are set."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -44,30 +44,32 @@ def _check_positive(where: str, config: Any, *names: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-  """A stack of blocks, for either tower, whose config checks these fields: it knows their whole names.
+  """A stack of blocks, for either tower. The tower's config checks these fields, since it knows their whole names.
 
   Attributes:
-    width: features of a token.
+    width: number of features of a token.
     depth: number of blocks.
-    heads: attention heads; divides `width`.
-    mlp_dim: inner features of the MLP (of each branch of "swiglu").
+    heads: number of attention heads, which divides `width`.
+    mlp_dim: number of inner features of the MLP (of each branch of "swiglu").
     norm: "layernorm" or "rmsnorm", computed in float32.
-    norm_eps: added to the variance or mean square.
-    norm_position: "pre" norms what a branch reads, "post" the sum of branch and residual stream (BERT).
+    norm_eps: the number that is added to the variance or mean square.
+    norm_position: "pre" norms the input of a branch, "post" the sum of branch and residual stream (BERT).
     activation: "gelu" (exact), "gelu_tanh" (SigLIP), "quick_gelu" (CLIP) or the gated "swiglu" (UniViTAR).
     qk_norm: RMSNorm of queries and keys: "head" over each head, before the rotary embedding; "full" over all heads
       together, after it (UniViTAR).
-    qkv_bias: bias of the query, key and value projections.
+    qkv_bias: whether the query, key and value projections have a bias.
     attention: "softmax", or "sigmoid" weights that do not sum to one (arXiv 2409.04431); experimental.
-    attention_length: n of the sigmoid's bias -log n: the longest sequence, packed or not, that attends within itself.
-    attention_norm: norm of what attention adds to the residual stream (the "hybrid norm" of sigmoid attention).
-    mlp_norm: norm of the MLP's inner features before its last projection (UniViTAR).
-    layer_scale: initial value of the learned per-feature scale of each branch; None has none.
-    drop_path: share of rows for which the last block's branches are skipped in training; earlier blocks linearly less.
+    attention_length: the n of the sigmoid's bias -log n, which is the length of the longest image or caption.
+    attention_norm: whether the output of attention is normed before it is added to the residual stream (the "hybrid
+      norm" of sigmoid attention).
+    mlp_norm: whether the MLP's inner features are normed before its last projection (UniViTAR).
+    layer_scale: initial value of the learned scale of each feature of a branch; None has no such scale.
+    drop_path: share of rows for which the last block's branches are skipped in training; it grows linearly with depth.
     dropout: share of features dropped after each branch in training.
-    causal: a token sees only itself and earlier ones.
+    causal: whether a token sees only itself and earlier ones.
     rope: "2d" rotates queries and keys by the patch coordinates (y, x), "3d" by (t, y, x).
-    remat: what the backward pass recomputes: "full" all of a block, "dots" all but its matrix products, "none" nothing.
+    remat: the part of a block that the backward pass computes again: "full" is all of it, "dots" all but its matrix
+      products, "none" nothing.
     init: "clip" (normal; residual branches scaled by depth) or "xavier" (big_vision, SigLIP).
   """
 
@@ -95,7 +97,7 @@ class TransformerConfig:
 
   @property
   def head_dim(self) -> int:
-    """Features of one attention head."""
+    """The number of features of one attention head."""
     return self.width // self.heads
 
 
@@ -130,27 +132,27 @@ class VisionConfig:
   """The image tower.
 
   Attributes:
-    transformer: its blocks.
+    transformer: the blocks of the tower.
     image_size: side in pixels of a fixed-resolution image.
-    patch_size: side in pixels of a patch; what is left over at the right and bottom is not seen.
-    tubelet: frames of a patch of a clip. A patch of an image counts as so many equal frames (UniViTAR).
-    channels: of a pixel.
-    pool: "cls", "mean" of the patches, or "map", attention with a learned query (SigLIP).
-    position: "learned" table, resampled to other grids; "sincos2d"; or "none" (with `transformer.rope`).
-    time_position: "learned" table of the tubelets of a clip, added to their patches; or "none", which leaves time to
-      `transformer.rope="3d"` or, as UniViTAR does, to nothing.
-    max_time: tubelets of the longest clip, for the "learned" table.
-    class_token: prepend a learned token; needed by pool "cls".
-    pre_norm: norm before the blocks (CLIP).
-    post_norm: norm after the blocks.
-    patch_bias: bias of the patch embedding.
-    projection: linear map to `embed_dim`; without it the width must be `embed_dim`.
-    projection_bias: bias of that map.
-    mean: per channel, of pixels in [0, 1].
-    std: per channel, of pixels in [0, 1].
+    patch_size: side in pixels of a patch; pixels left over at the right and bottom are not seen.
+    tubelet: number of frames of a patch of a clip. A patch of an image counts as so many equal frames (UniViTAR).
+    channels: number of channels of a pixel.
+    pool: "cls", the class token; "mean" of the patches; or "map", attention with a learned query (SigLIP).
+    position: "learned", a table that is resampled to other grids; "sincos2d"; or "none" (with `transformer.rope`).
+    time_position: "learned", a table with a row for each tubelet of a clip, added to its patches; or "none", which
+      leaves time to `transformer.rope="3d"` or, as UniViTAR does, to nothing.
+    max_time: number of tubelets of the longest clip, for the "learned" table.
+    class_token: whether a learned token is put before the patches; the pool "cls" needs it.
+    pre_norm: whether there is a norm before the blocks (CLIP).
+    post_norm: whether there is a norm after the blocks.
+    patch_bias: whether the patch embedding has a bias.
+    projection: whether a linear map leads to `embed_dim`; without it the width must be `embed_dim`.
+    projection_bias: whether that map has a bias.
+    mean: mean of each channel, of pixels in [0, 1].
+    std: standard deviation of each channel, of pixels in [0, 1].
     resize: how evaluation brings an image to a square: "crop" shows its middle (CLIP), "squash" ignores its aspect
       (SigLIP).
-    interpolation: of that, "bicubic" or "bilinear", antialiased as Pillow does.
+    interpolation: how it resizes, "bicubic" or "bilinear", antialiased as Pillow does.
   """
 
   transformer: TransformerConfig
@@ -197,12 +199,12 @@ class VisionConfig:
 
   @property
   def grid(self) -> int:
-    """Patches along one side of a fixed-resolution image."""
+    """The number of patches along one side of a fixed-resolution image."""
     return self.image_size // self.patch_size
 
   @property
   def patch_dim(self) -> int:
-    """Bytes of a patch of an image; one of a clip has `tubelet` times as many."""
+    """The number of bytes of a patch of an image; one of a clip has `tubelet` times as many."""
     return self.patch_size**2 * self.channels
 
 
@@ -211,17 +213,18 @@ class TextConfig:
   """The text tower.
 
   Attributes:
-    transformer: its blocks.
-    vocab_size: tokens.
-    length: longest caption in tokens.
+    transformer: the blocks of the tower.
+    vocab_size: number of tokens of the vocabulary.
+    length: number of tokens of the longest caption.
     pool: "eos", the last real token (CLIP); "last" position, padded or not (SigLIP); "mean" of the real tokens; "map",
       attention with a learned query; "cls", the first token.
     position: "learned" or "none".
-    pre_norm: norm before the blocks (BERT).
-    post_norm: norm after the blocks.
-    attend_padding: padding is seen like any token (SigLIP). Irrelevant to causal towers: padding comes last.
-    projection: linear map to `embed_dim`; without it the width must be `embed_dim`.
-    projection_bias: bias of that map.
+    pre_norm: whether there is a norm before the blocks (BERT).
+    post_norm: whether there is a norm after the blocks.
+    attend_padding: whether padding is seen like any token (SigLIP). It makes no difference to causal towers, in which
+      padding comes last.
+    projection: whether a linear map leads to `embed_dim`; without it the width must be `embed_dim`.
+    projection_bias: whether that map has a bias.
   """
 
   transformer: TransformerConfig
@@ -251,10 +254,10 @@ class DualEncoderConfig:
   Attributes:
     vision: the image tower.
     text: the text tower.
-    embed_dim: features of the shared space.
+    embed_dim: number of features of the shared space.
     init_logit_scale: initial logarithm of the logit scale.
-    init_logit_bias: initial logit bias (sigmoid loss); None has none.
-    dtype: of matrix products and activations, "float32" or "bfloat16". Parameters are float32.
+    init_logit_bias: initial logit bias (sigmoid loss); None has no bias.
+    dtype: type of matrix products and activations, "float32" or "bfloat16". Parameters are float32.
   """
 
   vision: VisionConfig

@@ -1,4 +1,4 @@
-"""The published sizes of dual encoders, by name, and overriding their fields."""
+"""Presets: the published sizes of dual encoders by name, and overriding their fields."""
 
 import dataclasses
 import types
@@ -13,7 +13,7 @@ from contrastive_jax.models.config import DualEncoderConfig, TextConfig, Transfo
 
 
 class Size(typing.NamedTuple):
-  """Shape of a transformer."""
+  """The shape of a transformer."""
 
   width: int
   depth: int
@@ -163,7 +163,7 @@ PRESETS: dict[str, DualEncoderConfig] = {
 
 
 def resolve(preset: str, overrides: Mapping[str, Any] | None = None) -> DualEncoderConfig:
-  """A preset with some of its fields replaced.
+  """Returns a preset with some of its fields replaced.
 
   Nothing is derived from an override: a narrower tower usually wants other `heads` and `mlp_dim` too.
 
@@ -195,7 +195,7 @@ def _override(config: Any, overrides: Mapping[str, Any], where: str) -> Any:
 
 
 def _convert(value: Any, kind: Any, where: str) -> Any:
-  """`value` as a `kind`: an int will do for a float and a list for a tuple, nothing else is changed."""
+  """Returns a value as a `kind`: an int will do for a float and a list for a tuple, nothing else is changed."""
   if typing.get_origin(kind) is tuple:
     if isinstance(value, list | tuple) and all(isinstance(item, int | float) for item in value):
       return tuple(float(item) for item in value)
@@ -210,6 +210,6 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
 
 
 def model_config(config: Any) -> DualEncoderConfig:
-  """The dual encoder of a resolved config (a `ConfigDict`, or the dictionary read from `config.json`)."""
+  """Returns the dual encoder of a resolved config (a `ConfigDict`, or the dictionary read from `config.json`)."""
   model = config["model"].to_dict() if hasattr(config["model"], "to_dict") else config["model"]
   return dataclasses.replace(resolve("siglip_b16", model), dtype=config["compute_dtype"])

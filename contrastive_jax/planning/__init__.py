@@ -1,1 +1,1 @@
-"""Know before you pay: compiles the real train step for hardware that is not there, and reads the result."""
+"""Planning: compiles the real train step for hardware that is not there, and reads the result."""

@@ -24,17 +24,17 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-  """What the compiler made of a step.
+  """A compiled step.
 
   Attributes:
-    state: abstract state, with shardings.
-    batch: abstract batch, with shardings.
-    forward_flops: of embedding it.
-    mesh: of the devices.
-    text: optimised HLO; empty when the step does not fit.
-    memory: bytes a device, by use: "arguments", "outputs", "aliased" (outputs in place of arguments), "temporaries",
-      "code". Of a step that does not fit "arguments" and "temporaries" only.
-    seconds: it took.
+    state: the abstract state, with shardings.
+    batch: the abstract batch, with shardings.
+    forward_flops: number of FLOPs of embedding the batch.
+    mesh: the mesh of the devices.
+    text: the optimised HLO; empty when the step does not fit.
+    memory: bytes on each device, by use: "arguments", "outputs", "aliased" (outputs in place of arguments),
+      "temporaries", "code". For a step that does not fit, only "arguments" and "temporaries" are known.
+    seconds: duration of the compilation.
   """
 
   state: TrainState
@@ -47,19 +47,19 @@ class Compiled:
 
   @property
   def peak(self) -> float:
-    """Bytes a device needs at once."""
+    """Returns the bytes that a device needs at once."""
     memory = self.memory
     held = memory["arguments"] + memory.get("outputs", 0) - memory.get("aliased", 0)
     return held + memory["temporaries"] + memory.get("code", 0)
 
 
 def device_bytes(tree: Any) -> int:
-  """Bytes of a pytree of `jax.ShapeDtypeStruct` on one device."""
+  """Counts the bytes of a pytree of `jax.ShapeDtypeStruct` on one device."""
   return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
 def kinds_of_batch(run: Run) -> dict[str, tuple[Segment, str, int]]:
-  """The segment, modality and row length of every kind of batch that the steps of a run have, by name.
+  """Lists the segment, modality and row length of every kind of batch that the steps of a run have, by name.
 
   A name is that of the stage, with "/clip" for clips and ":<length>" for one of several lengths.
   """
@@ -74,7 +74,9 @@ def kinds_of_batch(run: Run) -> dict[str, tuple[Segment, str, int]]:
 
 
 def choose_batch(run: Run, stage: str | None, mesh: jax.sharding.Mesh) -> tuple[Batch, float]:
-  """The abstract batch of a kind, see `kinds_of_batch`, and the FLOPs of embedding it; None is the most costly.
+  """Returns the abstract batch of a kind, as `kinds_of_batch` names it, and the FLOPs of embedding it.
+
+  None chooses the most costly kind.
 
   Raises:
     UserError: for an unknown name.
@@ -91,7 +93,7 @@ def choose_batch(run: Run, stage: str | None, mesh: jax.sharding.Mesh) -> tuple[
 
 
 def _forward_flops(inputs: Inputs, batch: Batch, model: DualEncoderConfig) -> float:
-  """As if every row were full, and every packed image as large as may be."""
+  """Counts the FLOPs as if every row were full, and every packed image as large as it may be."""
   patches, tokens = (math.prod(side.shape[:2]) for side in (batch.image.patches, batch.text.tokens))
   packed = inputs.resolution.mode == "native" and inputs.rows is not None
   return flops.forward_flops(
@@ -109,12 +111,13 @@ def compile_step(run: Run, topology: Topology, stage: str | None = None) -> Comp
   """Compiles the step of a run.
 
   Args:
-    run: whose step it is.
-    topology: to compile for.
-    stage: which kind of batch, see `kinds_of_batch`; None is the most costly.
+    run: the run whose step is compiled.
+    topology: the devices to compile for.
+    stage: name of a kind of batch, as `kinds_of_batch` lists them; None is the most costly.
 
   Raises:
-    UserError: for a mesh or a batch that does not divide over the devices, an unknown stage, or see `Topology.devices`.
+    UserError: for a mesh or a batch that does not divide over the devices, an unknown stage, or a topology whose
+      compiler is not installed.
   """
   mesh = run.make_mesh(topology.devices())
   spec, step = run.build(mesh)
@@ -141,11 +144,11 @@ def compile_step(run: Run, topology: Topology, stage: str | None = None) -> Comp
 
 
 def bytes_needed(message: str, arguments: int) -> dict[str, float] | None:
-  """What a compiler that ran out of memory says the step needs; None when that is not what it says.
+  """Reads the memory that a step needs from the error of a compiler that ran out of it; None for other errors.
 
   Args:
-    message: of the error.
-    arguments: bytes of state and batch.
+    message: the message of the error.
+    arguments: number of bytes of state and batch.
   """
   if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
     return None

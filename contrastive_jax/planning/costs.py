@@ -1,4 +1,4 @@
-"""What a compiled step computes, moves and sends on one device, by part of the step."""
+"""Costs of a compiled step: what one device computes, moves and sends, by part of the step."""
 
 import collections
 import dataclasses
@@ -37,12 +37,12 @@ class Collective:
   """The collectives of one kind in one part of the step.
 
   Attributes:
-    kind: such as "all-gather".
-    part: one of `PARTS`.
-    count: executions a step.
-    bytes: that a device sends in a step, in a ring of the devices that take part.
-    seconds: that sending takes if nothing else uses the links.
-    largest: bytes of the largest array, as a device holds it before.
+    kind: name of the collective, such as "all-gather".
+    part: part of the step, one of `PARTS`.
+    count: number of executions per step.
+    bytes: bytes that a device sends in a step, in a ring of the devices that take part.
+    seconds: duration of sending them if nothing else uses the links.
+    largest: bytes of the largest array, as a device holds it before the collective.
   """
 
   kind: str
@@ -64,13 +64,13 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-  """One launch: a fusion or an instruction by itself.
+  """A kernel: a fusion, or an instruction by itself.
 
   Attributes:
-    runs: launches a step.
-    flops: of its matrix products, each launch.
-    bytes: read and written, each launch.
-    cycles: the compiler's estimate, each launch; 0 where it gives none.
+    runs: number of launches per step.
+    flops: floating-point operations of its matrix products, per launch.
+    bytes: bytes that it reads and writes, per launch.
+    cycles: the compiler's estimate of its cycles, per launch; 0 where there is none.
   """
 
   runs: float
@@ -81,13 +81,13 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-  """Of one step on one device.
+  """Costs of one step on one device.
 
   Attributes:
-    flops: of matrix products, by part.
-    flops_by_dtype: of matrix products, by (part, element type of the first operand).
-    collectives: by kind and part.
-    kernels: everything that runs.
+    flops: floating-point operations of matrix products, by part.
+    flops_by_dtype: floating-point operations of matrix products, by (part, element type of the first operand).
+    collectives: the collectives, by kind and part.
+    kernels: all kernels that run.
   """
 
   flops: dict[str, float]
@@ -97,12 +97,12 @@ class Costs:
 
   @property
   def cycles(self) -> float:
-    """The compiler's estimate of the cycles of all kernels."""
+    """The compiler's estimate of the cycles of all kernels together."""
     return sum((kernel.runs * kernel.cycles for kernel in self.kernels), 0.0)
 
 
 def part_of(scope: str) -> str:
-  """The part of the step that a path of scopes belongs to."""
+  """Returns the part of the step that a path of scopes belongs to."""
   found = _PART.search(scope)
   return found[1] if found else "other"
 
@@ -112,7 +112,7 @@ def analyse(module: Module, link: Link = lambda group: math.inf) -> Costs:
 
   Args:
     module: the compiled step.
-    link: bytes/s that a device sends to others of a group, given their numbers.
+    link: a function of the numbers of a group's devices that returns the bytes/s which each sends to the others.
   """
   flops, by_dtype = collections.Counter(), collections.Counter()
   collectives: dict[tuple[str, str], Collective] = {}
@@ -136,7 +136,7 @@ def analyse(module: Module, link: Link = lambda group: math.inf) -> Costs:
 
 
 def flops_of(computation: Computation, instruction: Instruction) -> float:
-  """FLOPs (2 m n k) of a dot, a convolution or a call of a matrix library; 0 for anything else."""
+  """Counts the FLOPs (2 m n k) of a dot, a convolution or a call of a matrix library; 0 for anything else."""
   if instruction.opcode == "dot":
     return (
       2.0
@@ -163,7 +163,10 @@ def _dims(name: str, instruction: Instruction) -> list[int]:
 
 
 def _convolution_flops(computation: Computation, instruction: Instruction) -> float:
-  """TPUs write matrix products as convolutions, batch dimensions as dilated windows whose holes are not computed."""
+  """Counts the FLOPs of a convolution.
+
+  TPUs write matrix products as convolutions, and batch dimensions as dilated windows whose holes are not computed.
+  """
   labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
   left, kernel, out = (
     dict(zip(names, shape.dims, strict=True))
@@ -198,7 +201,7 @@ def _convolution_flops(computation: Computation, instruction: Instruction) -> fl
 
 @functools.lru_cache(maxsize=4096)
 def _valid_positions(size: int, kernel: int, out: int, stride: int, low: int, dilate: int, kernel_dilate: int) -> int:
-  """Pairs of output and kernel positions along an axis that meet an element and neither padding nor a hole."""
+  """Counts pairs of output and kernel positions along an axis that meet an element and neither padding nor a hole."""
   count = 0
   for tap in range(kernel):
     for position in range(out):
@@ -228,7 +231,7 @@ def _collective(module: Module, visit: Visit, part: str, link: Link) -> Collecti
 
 
 def _is_copy(visit: Visit, kind: str, seen: set) -> bool:
-  """Whether it is a further piece of a collective that the TPU compiler spreads over several fusions."""
+  """Says whether a call is a further piece of a collective that the TPU compiler spreads over several fusions."""
   if "async_collective_fusion_config" not in visit.instruction.attributes:
     return False
   channel = re.search(r"channel_id=(\d+)", visit.instruction.attributes)
@@ -239,7 +242,7 @@ def _is_copy(visit: Visit, kind: str, seen: set) -> bool:
 
 
 def _group(module: Module, instruction: Instruction) -> list[int]:
-  """A group of devices that exchange data: listed, an iota `[groups,size]<=[...]T(...)`, axes of a mesh, or a pair."""
+  """Reads a group of devices that exchange data: listed, as an iota, as axes of a mesh, or as a pair."""
   text = instruction.attributes
   pairs = re.search(r"source_target_pairs=\{\{([\d,{}]+)\}\}", text)
   if pairs:
@@ -264,7 +267,7 @@ def _group(module: Module, instruction: Instruction) -> list[int]:
 
 
 def _iota(dims: str, order: str | None) -> np.ndarray:
-  """Devices in order, laid out as `[dims]T(order)` says."""
+  """Lists devices in the order that `[dims]T(order)` describes."""
   shape = [int(length) for length in dims.split(",")]
   devices = np.arange(math.prod(shape)).reshape(shape)
   return devices if order is None else devices.transpose([int(axis) for axis in order.split(",")])
@@ -294,7 +297,10 @@ def _plain_bytes(computation: Computation, instruction: Instruction) -> float:
 
 
 def _fusion_bytes(outer: Computation, fusion: Instruction, inner: Computation) -> float:
-  """Bytes a fusion reads and writes: of what it only slices the slice, of what it updates in place the update."""
+  """Counts the bytes that a fusion reads and writes.
+
+  Of an array that it only slices, the slice counts, and of an array that it updates in place, the update.
+  """
   users = collections.defaultdict(list)
   for instruction in inner.instructions.values():
     for position, name in enumerate(instruction.operands):

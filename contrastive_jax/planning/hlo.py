@@ -1,4 +1,4 @@
-"""Reads the text of an optimised HLO module: its instructions, what calls what, and how often each runs.
+"""Reads the text of an optimised HLO module: its instructions, what they call, and how often each of them runs.
 
 XLA's own cost analysis counts the body of a loop once. Towers loop over depth, losses over tiles and the ring: here
 every instruction is visited with the product of the trip counts of the loops around it.
@@ -22,19 +22,19 @@ _NAME = re.compile(r"%?([\w.\-]+)\s*$")
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """An array: element type and dimensions."""
+  """The element type and the dimensions of an array."""
 
   dtype: str
   dims: tuple[int, ...]
 
   @property
   def size(self) -> int:
-    """Number of elements."""
+    """The number of elements."""
     return math.prod(self.dims)
 
   @property
   def bytes(self) -> float:
-    """Without the padding of the device's layout."""
+    """The number of bytes, without the padding of the device's layout."""
     # Eight-bit floats have many names.
     return float(self.size * _ITEM_BYTES.get(self.dtype, 1))
 
@@ -44,11 +44,11 @@ class Instruction:
   """One line of a computation.
 
   Attributes:
-    name: unique in its computation.
-    opcode: such as "dot" or "all-gather-start".
+    name: name of the instruction, unique in its computation.
+    opcode: name of the operation, such as "dot" or "all-gather-start".
     shapes: the arrays of its result, several for a tuple.
-    operands: names of instructions of the same computation; of a constant, its value.
-    attributes: all that follows the operands.
+    operands: names of instructions of the same computation; for a constant, its value.
+    attributes: the text that follows the operands.
     root: whether it is the result of its computation.
   """
 
@@ -65,18 +65,18 @@ class Instruction:
 
   @property
   def op_name(self) -> str:
-    """The path of JAX scopes it came from; empty when XLA made it up."""
+    """The path of JAX scopes that it came from; empty when XLA added it."""
     found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes)
     return found[1] if found else ""
 
   def called(self, role: str) -> str | None:
-    """The computation it uses as "calls", "body", "condition" or "to_apply"."""
+    """Returns the name of the computation that it uses as "calls", "body", "condition" or "to_apply"."""
     return next((name for kind, name in _REFERENCE.findall(self.attributes) if kind == role), None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-  """Instructions by name."""
+  """A computation: its instructions by name."""
 
   name: str
   instructions: dict[str, Instruction]
@@ -86,7 +86,7 @@ class Computation:
     return next(i for i in self.instructions.values() if i.root)
 
   def operand(self, instruction: Instruction, index: int) -> Instruction | None:
-    """The instruction that makes an operand."""
+    """Returns the instruction that makes an operand."""
     return self.instructions.get(instruction.operands[index])
 
   def operand_bytes(self, instruction: Instruction) -> float:
@@ -95,14 +95,14 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class Visit:
-  """An instruction where it runs.
+  """An instruction at a place where it runs.
 
   Attributes:
-    computation: that holds it.
-    instruction: it.
-    runs: how often it runs in one execution of the module.
+    computation: the computation that holds it.
+    instruction: the instruction.
+    runs: number of times it runs in one execution of the module.
     fused: whether it is part of a fusion, whose intermediate arrays are never stored.
-    scope: its JAX scopes, or when it has none those of what it was made from, or of what calls it.
+    scope: its JAX scopes or, when it has none, those of its operands or of its caller.
   """
 
   computation: Computation
@@ -121,7 +121,7 @@ class Module:
   partitions: int
 
   def visits(self) -> Iterator[Visit]:
-    """Every instruction reachable from the entry. All branches of a conditional count."""
+    """Yields every instruction reachable from the entry. All branches of a conditional count."""
     yield from self._visit(self.entry, 1.0, False, "")
 
   def _visit(self, name: str, runs: float, fused: bool, scope: str) -> Iterator[Visit]:
@@ -142,7 +142,7 @@ class Module:
         yield from self._visit(instruction.called("calls"), runs, fused or opcode == "fusion", here)
 
   def trip_count(self, computation: Computation, loop: Instruction) -> int:
-    """Iterations of a `while`: what the compiler notes, else from its counter's start, step and limit; 1 if unclear."""
+    """Counts the iterations of a `while`, as the compiler notes them or else from its counter; 1 if that is unclear."""
     noted = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if noted:
       return int(noted[1])
@@ -168,7 +168,7 @@ class Module:
     return _constant(computation.operand(carry, index)) or 0
 
   def _step(self, body: Computation, index: int) -> int:
-    """How much the body adds to its counter."""
+    """Returns the number that the body adds to its counter."""
     if body.root.opcode != "tuple":
       return 1
     return self._increment(body, body.operand(body.root, index)) or 1
@@ -214,7 +214,7 @@ def parse(text: str) -> Module:
 
 
 def shapes(text: str) -> tuple[Shape, ...]:
-  """The arrays of a printed type; the bound of a dynamic dimension counts."""
+  """Reads the arrays of a printed type; the bound of a dynamic dimension counts."""
   return tuple(
     Shape(dtype, tuple(int(size.lstrip("<=")) for size in dims.split(",") if size))
     for dtype, dims in _SHAPE.findall(text)
@@ -239,7 +239,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str, start: int) -> int:
-  """Index of the parenthesis that closes the one at `start`."""
+  """Finds the parenthesis that closes the one at `start`."""
   depth = 0
   for found in re.compile(r"[()]").finditer(text, start):
     depth += 1 if found[0] == "(" else -1
@@ -270,7 +270,7 @@ def _branches(instruction: Instruction) -> list[str]:
 
 
 def _scope(computation: Computation, instruction: Instruction) -> str:
-  """Its own scopes, else those of what it was made from: merged collectives have none."""
+  """Returns the scopes of an instruction, or else those of its operands: merged collectives have none."""
   level = [instruction]
   for _ in range(4):
     named = next((made.op_name for made in level if made.op_name), "")
@@ -283,7 +283,7 @@ def _scope(computation: Computation, instruction: Instruction) -> str:
 
 
 def _constant(instruction: Instruction | None) -> int | None:
-  """The value of an integer constant, through copies."""
+  """Reads the value of an integer constant, through copies."""
   if instruction is None or instruction.opcode != "constant":
     return None
   return int(instruction.operands[0]) if re.fullmatch(r"-?\d+", instruction.operands[0]) else None

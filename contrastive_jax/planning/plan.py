@@ -1,4 +1,4 @@
-"""The plan of a run: what one step of a config needs and costs on a topology, as a JSON-able dictionary."""
+"""The plan of a run: the needs and costs of one step on a topology, as a dictionary that JSON can hold."""
 
 import math
 import re
@@ -22,19 +22,20 @@ _HAND_WRITTEN = re.compile(r'custom_call_target="(?:tpu_custom_call|__gpu\$xla\.
 def make_plan(
   config: Any, topology: Topology, *, memory: float | None = None, stage: str | None = None
 ) -> tuple[dict[str, Any], Compiled]:
-  """Compiles a config's step and reads off what it takes.
+  """Compiles a config's step and reads its needs and costs off the result.
 
   Args:
-    config: of the run, not yet checked.
-    topology: to compile for.
-    memory: bytes of a device, if not the chip's.
-    stage: of a curriculum, see `compiling.kinds_of_batch`; None is the most costly one.
+    config: the config of the run, not yet checked.
+    topology: the devices to compile for.
+    memory: bytes of memory of a device, if not the chip's.
+    stage: name of a kind of batch, as `compiling.kinds_of_batch` lists them; None is the most costly one.
 
   Returns:
-    The plan (fields in docs/scaling.md) and what it was read from.
+    The plan, whose fields docs/scaling.md explains, and the compiled step that it was read from.
 
   Raises:
-    UserError: see `Run.from_config`, `Run.build` and `Topology.devices`.
+    UserError: for a config that cannot work, a batch that does not divide over the devices, or a topology whose
+      compiler is not installed.
   """
   run = Run.from_config(config)
   compiled, config = compile_step(run, topology, stage), run.config
@@ -104,7 +105,7 @@ def _costs(topology: Topology, compiled: Compiled) -> dict[str, Any]:
 
 
 def _time(pairs: int, topology: Topology, found: costs.Costs, model_flops: float) -> dict[str, Any]:
-  """How fast a step can be at best: sending hides behind computing, or the other way round."""
+  """Computes how fast a step can be at best, when sending hides behind computing, or the other way round."""
   chip = topology.chip
   if not chip.flops:
     return {"estimate": None}

@@ -1,4 +1,4 @@
-"""A plan as a table that people read."""
+"""Writes a plan as a table that people read."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ GIB = 2**30
 
 
 def render(plan: dict[str, Any]) -> Group:
-  """The table of a plan, and that of what it sends."""
+  """Writes the table of a plan, and the table of its collectives."""
   table = Table(title=_title(plan), show_header=False, title_justify="left")
   table.add_column(style="bold")
   table.add_column(overflow="fold")
@@ -33,7 +33,7 @@ def _title(plan: dict[str, Any]) -> str:
 
 
 def rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
-  """Name and value of what a plan says."""
+  """Lists the names and values of a plan."""
   memory = plan["memory"]
   accumulated = f", in {plan['accumulation']} micro-batches" if plan["accumulation"] > 1 else ""
   found = [
@@ -78,7 +78,7 @@ def _memory(memory: dict[str, Any]) -> str:
 
 
 def verdict(memory: dict[str, Any]) -> str:
-  """Whether it fits, and by how much."""
+  """Says whether a step fits, and by how much."""
   if memory["fits"] is None:
     return "unknown: say how much a device has with --memory"
   usable = f"{size(memory['chip_bytes'])} less {size(memory['reserve_bytes'])} for the runtime"
@@ -99,7 +99,7 @@ def _time(time: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def size(amount: float) -> str:
-  """Bytes as people read them."""
+  """Writes a number of bytes in the unit that suits it."""
   for unit, factor in (("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
     if abs(amount) >= factor:
       return f"{amount / factor:.2f} {unit}"

@@ -1,4 +1,4 @@
-"""The largest global batch that fits."""
+"""Searches for the largest global batch that fits."""
 
 import copy
 from collections.abc import Callable
@@ -14,14 +14,14 @@ Attempt = Callable[[int], dict[str, Any]]
 
 
 def batch_to_search(config: Any, stage: str | None, shards: int) -> tuple[int, int, Callable[[int], Any]]:
-  """Returns the smallest batch size that divides, the config's own, and what makes the config of another size.
+  """Returns the smallest batch size that divides, the config's own, and a function that sets another in the config.
 
   A stage of the curriculum that sets `batch_size` itself does not follow that of the run: its own is searched.
 
   Args:
-    config: of the run.
-    stage: which kind of batch is planned, see `kinds_of_batch`; None is the most costly.
-    shards: devices that each hold a part of the batch.
+    config: the config of the run.
+    stage: name of the kind of batch that is planned, as `kinds_of_batch` lists them; None is the most costly.
+    shards: number of devices that each hold a part of the batch.
 
   Raises:
     UserError: for an unknown stage, or none where stages set their batch themselves.
@@ -57,12 +57,12 @@ def find_max_batch(attempt: Attempt, unit: int, start: int) -> tuple[dict[str, A
   """Doubles or halves from near `start` until the answer lies between two powers of two, then bisects.
 
   Args:
-    attempt: makes the plan of a batch size.
-    unit: batch sizes are multiples of it.
-    start: batch size to begin near.
+    attempt: a function that makes the plan of a batch size.
+    unit: the number of which all batch sizes are multiples.
+    start: the batch size to begin near.
 
   Returns:
-    The plan of the largest batch found, and what was tried: `{"batch_size", "fits", "peak_bytes"}` in order.
+    The plan of the largest batch found, and `{"batch_size", "fits", "peak_bytes"}` of each attempt, in order.
 
   Raises:
     UserError: if not even one unit fits.

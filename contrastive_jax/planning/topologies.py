@@ -1,4 +1,4 @@
-"""Hardware to plan for: what a chip can do, and devices of a topology that this machine need not have."""
+"""Hardware to plan for: the figures of chips, and devices of a topology that this machine need not have."""
 
 import contextlib
 import dataclasses
@@ -20,18 +20,18 @@ FORMS = ("v5e:16x16", "v5p:4x4x8", "v6e:16x16", "h100:8", "h100:4x8", "cpu:8")
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """Vendor's figures of one device.
+  """The vendor's figures of one device.
 
   Attributes:
-    name: as people say it.
-    memory: bytes; 0 is unknown.
-    reserve: bytes of it that the runtime keeps: libtpu's own share, or CUDA's and NCCL's.
+    name: marketing name of the chip, such as "TPU v5e".
+    memory: bytes of memory; 0 is unknown.
+    reserve: bytes of memory that the runtime keeps: libtpu's own share, or CUDA's and NCCL's.
     flops: peak bf16 FLOP/s of matrix products; 0 is unknown.
-    bandwidth: of the memory, bytes/s.
-    link: bytes/s that a device sends over all its links to its slice (ICI) or host (NVLink), one direction.
-    clock: Hz of the TensorCore, by which the TPU compiler counts cycles; 0 where it counts none.
+    bandwidth: bytes/s between the chip and its memory.
+    link: bytes/s that a device sends over all its links to its slice (ICI) or host (NVLink), in one direction.
+    clock: frequency of the TensorCore in Hz, by which the TPU compiler counts cycles; 0 where it counts none.
     network: bytes/s of the device's own card to other hosts, where hosts are not part of one slice.
-    links: that `link` is spread over; two devices share one. 1 where a switch joins them.
+    links: number of links that `link` is spread over, each shared by two devices; 1 where a switch joins them.
   """
 
   name: str
@@ -88,9 +88,9 @@ class Topology:
   """Devices of one kind.
 
   Attributes:
-    name: as given.
-    kind: a name in `CHIPS`.
-    sizes: of the torus, or hosts (if several) and devices a host.
+    name: name of the topology, as the command line gives it.
+    kind: name of the chip in `CHIPS`.
+    sizes: the torus dimensions on TPU; (hosts, devices per host) on GPU, or the devices alone where there is one host.
   """
 
   name: str
@@ -106,7 +106,7 @@ class Topology:
     return math.prod(self.sizes)
 
   def link(self, group: Sequence[int]) -> float:
-    """Bytes/s at which the devices of a group (by number, hosts one after the other) pass data around."""
+    """Returns the bytes/s at which devices pass data around a group, given by their numbers, host after host."""
     hosts = {device // self.sizes[-1] for device in group} if self.chip.network else {0}
     if len(hosts) == 1:
       shared = self.chip.links if len(group) == 2 else 1
@@ -116,12 +116,12 @@ class Topology:
 
   @property
   def compiler_options(self) -> dict[str, bool]:
-    """What this compiler needs to do without the hardware."""
+    """The options that let this compiler do without the hardware."""
     # Choosing the tiles of Triton's matrix products takes a GPU to try them on; cuBLAS chooses at run time.
     return {"xla_gpu_enable_triton_gemm": False} if self.kind == "h100" else {}
 
   def devices(self) -> Sequence[jax.Device]:
-    """The devices to compile for.
+    """Returns the devices to compile for.
 
     Raises:
       UserError: for a missing package, or a shape that the compiler does not know.
@@ -150,7 +150,7 @@ class Topology:
 
 
 def find(name: str) -> Topology:
-  """The topology called `name`.
+  """Returns the topology called `name`.
 
   Raises:
     UserError: for a name of another form, with the known forms.
