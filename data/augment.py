@@ -28,7 +28,7 @@ _SHRINK_BELOW = 0.6
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-  """What a random view may do; by default nothing. Ranges are uniform, probabilities are a view's.
+  """The changes that a random view may make; by default none. Ranges are uniform, probabilities are those of a view.
 
   Attributes:
     zoom: size of the image relative to the frame: (1, 1) shows it whole (a drawing, which has transparency) or filling
@@ -112,7 +112,7 @@ class Augment:
     return np.stack(views) if views else np.empty((0, size, size, 3), np.uint8)
 
   def _restyled(self, frames: list[np.ndarray], u: np.ndarray) -> list[np.ndarray]:
-    """The changes of drawing style, in an order in which outlines survive the loss of the fills they surround."""
+    """Changes the drawing style, in an order in which outlines survive the loss of the fills they surround."""
     outlined = u[14] < self.outline
     if outlined:
       edges = [_edges(frame, width=2 + int(3 * u[15])) for frame in frames]
@@ -128,7 +128,7 @@ class Augment:
     return frames
 
   def _toned(self, view: np.ndarray, matrix: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """The changes of colour, on the background."""
+    """Changes the colours, on the background."""
     if view.shape[2] == 3:
       matrix = np.column_stack([matrix[:3, :3], 255 * matrix[:3, 3] + matrix[:3, 4]])
     # Float32 takes OpenCV's vector path (9 us for 64x64x4), which 8-bit four-channel transforms lack (55 us).
@@ -138,7 +138,7 @@ class Augment:
     return toned[..., :3]
 
   def _warps(self, images: Sequence[np.ndarray], flips: Sequence[bool], sizes: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """The matrices [images, 2, 3] from pixel to view coordinates, both with the origin in a pixel's centre."""
+    """Makes the matrices [images, 2, 3] from pixel to view coordinates, both with the origin in a pixel's centre."""
     shapes = np.array([image.shape[-3:] for image in images], np.float64).reshape(-1, 3)
     height, width = shapes[:, 0], shapes[:, 1]
     zoom = _between(self.zoom, u[:, 0])
@@ -162,7 +162,7 @@ class Augment:
     return warps
 
   def _colours(self, u: np.ndarray) -> np.ndarray:
-    """Matrices [images, 4, 5] from premultiplied (r, g, b, alpha, 1) to (r, g, b, anything) on the background."""
+    """Makes the matrices [images, 4, 5] from premultiplied (r, g, b, alpha, 1) to (r, g, b, anything)."""
     n = len(u)
     changed = (u[:, 7] < self.colour)[:, None, None]
     angle = (np.deg2rad(self.hue) * (2 * u[:, 8] - 1))[:, None, None]
@@ -205,7 +205,7 @@ def _warp(image: np.ndarray, warp: np.ndarray, size: tuple[int, int]) -> np.ndar
 
 
 def _shortened(image: np.ndarray, warp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """A picture with its longer side as long as OpenCV can warp, and the warp that then shows the same."""
+  """Shortens the longer side of a picture to what OpenCV can warp, and returns the warp that then shows the same."""
   height, width = image.shape[:2]
   smaller = min(width, _LONGEST_WARPED), min(height, _LONGEST_WARPED)
   ratio = np.array([width / smaller[0], height / smaller[1]])
@@ -219,7 +219,7 @@ def _disc(size: int) -> np.ndarray:
 
 
 def _edges(view: np.ndarray, width: int) -> np.ndarray:
-  """The strongest edge of the channels at each pixel, in levels; `width` pixels wide."""
+  """Returns the strongest edge of the channels at each pixel, in levels; edges are `width` pixels wide."""
   return functools.reduce(cv2.max, cv2.split(cv2.morphologyEx(view, cv2.MORPH_GRADIENT, _disc(width))))
 
 
@@ -243,7 +243,7 @@ def _flatten(view: np.ndarray, levels: int) -> np.ndarray:
 
 
 def _colour_at(view: np.ndarray, down: float, across: float) -> np.ndarray | None:
-  """The colour of one pixel of the middle, or None where the view is transparent there."""
+  """Returns the colour of one pixel of the middle, or None where the view is transparent there."""
   height, width = view.shape[:2]
   colour = view[int(height * (0.2 + 0.6 * down)), int(width * (0.2 + 0.6 * across))].astype(int)
   return None if len(colour) == 4 and colour[3] <= 200 else colour

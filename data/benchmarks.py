@@ -18,12 +18,12 @@ from data.sources.answers import ReadSet, answers, refuse_most, when_scored
 
 
 def opened(benchmark: Benchmark, data_dir: str | None, split: str) -> ReadSet:
-  """Opens a benchmark, and returns what reads its labels or captions.
+  """Opens a benchmark, and returns a function that reads its labels or captions.
 
   Args:
-    benchmark: of `BENCHMARKS`.
+    benchmark: an entry of `BENCHMARKS`.
     data_dir: TFDS's directory of sets, which also has the folders of pictures; None is TFDS's own default.
-    split: in TFDS's notation, or one that the table of a folder has.
+    split: the split in TFDS's notation, or one that the table of a folder has.
 
   Raises:
     UserError: if the set is not there, lacks the split, or was prepared with other labels.
@@ -103,7 +103,7 @@ def _folder(name: str, data_dir: str | None) -> pathlib.Path:
 
 
 def _opened(benchmark: Benchmark, data_dir: str | None, split: str) -> tuple[tfds.Records, list[str], np.ndarray]:
-  """The records, the class names, and the class of each label."""
+  """Returns the records, the class names, and the class of each label."""
   records = tfds.Records(benchmark.tfds, data_dir, split)
   records.require(benchmark.image_key, benchmark.label_key)
   labels = records.label_names(benchmark.label_key) if benchmark.label is None else None

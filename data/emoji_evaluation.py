@@ -1,7 +1,7 @@
 """Test sets of emoji: OpenMoji drawings of all concepts, concepts held out of training, and one artist for the other.
 
-OpenMoji is for the final score. What is tuned is tuned on "emoji_heldout" and on training with one of Noto and Twemoji
-while testing on the other.
+OpenMoji is for the final score. Choices are tuned on "emoji_heldout", and by training on one of Noto and Twemoji while
+testing on the other.
 """
 
 import functools
@@ -50,7 +50,7 @@ class _OnWhite(Sequence):
 
 @functools.cache
 def openmoji_drawings() -> Sequence[np.ndarray]:
-  """OpenMoji's drawing of each of `plain_concepts`, without its margin, colour multiplied by alpha.
+  """Returns OpenMoji's drawing of each of `plain_concepts`, without its margin, with colour multiplied by alpha.
 
   Raises:
     UserError: if a package is missing or is another release.
@@ -66,7 +66,7 @@ def openmoji_drawings() -> Sequence[np.ndarray]:
 
 @functools.cache
 def heldout_drawings() -> tuple[list[Concept], Sequence[np.ndarray]]:
-  """What training never shows, as Noto draws it and then as Twemoji does: the concept of each drawing, the drawings."""
+  """Returns the concepts that training never shows, as Noto draws them and then as Twemoji does, and the drawings."""
   shown, files = [], []
   for name in ARTISTS:
     mine = drawings(name)
@@ -77,13 +77,13 @@ def heldout_drawings() -> tuple[list[Concept], Sequence[np.ndarray]]:
 
 
 def openmoji() -> LabelledSet:
-  """Every concept without skin tones, held out or not, in OpenMoji's style, which training never sees."""
+  """Opens every concept without skin tones, held out or not, in OpenMoji's style, which training never sees."""
   images = _openmoji_images()
   return _labelled("emoji_openmoji", images, np.arange(len(images)))
 
 
 def openmoji_in(language: str) -> LabelledSet:
-  """The images of `openmoji`, the same object, named in one of `LANGUAGES`, without the templates: they are English."""
+  """Opens the images of `openmoji`, the same object, named in one of `LANGUAGES`, without the English templates."""
   images = _openmoji_images()
   classes = [concept.names[language] for concept in plain_concepts()]
   name = f"emoji_openmoji_{language}"
@@ -96,7 +96,7 @@ def _openmoji_images() -> _OnWhite:
 
 
 def artist(name: str) -> LabelledSet:
-  """Concepts without skin tones as "noto" or "twemoji" draw them; classes are all such concepts, as in `openmoji`."""
+  """Opens concepts without skin tones as "noto" or "twemoji" draw them; the classes are those of `openmoji`."""
   tested = plain_concepts()
   files = drawings(name)
   drawn = [k for k, concept in enumerate(tested) if concept.codepoints in files]
@@ -105,7 +105,7 @@ def artist(name: str) -> LabelledSet:
 
 
 def heldout() -> PairSet:
-  """Noto's and Twemoji's drawings of the concepts that training never shows, and their English names."""
+  """Opens Noto's and Twemoji's drawings of the concepts that training never shows, with their English names."""
   shown, pictures = heldout_drawings()
   tested = [concept for concept in plain_concepts() if concept in shown]
   number = {group: k for k, group in enumerate(dict.fromkeys(concept.group for concept in tested))}
@@ -119,7 +119,7 @@ def heldout() -> PairSet:
 
 
 def choices() -> ChoiceSet:
-  """Two OpenMoji drawings and their English names, which differ in one word: large and small blue diamond."""
+  """Opens pairs of OpenMoji drawings whose English names differ in one word, such as large and small blue diamond."""
   pairs = _one_word_apart()
   names = [concept.name for concept in plain_concepts()]
   return ChoiceSet(
@@ -130,7 +130,7 @@ def choices() -> ChoiceSet:
 
 
 def _one_word_apart() -> list[tuple[int, int]]:
-  """Pairs of plain concepts, none used twice, whose names have another word in one place and are else alike."""
+  """Finds pairs of plain concepts, none used twice, whose names differ in the word at one place."""
   tested = plain_concepts()
   alike: dict[tuple, list[int]] = {}
   for k, concept in enumerate(tested):
@@ -160,7 +160,7 @@ EVALUATIONS: dict[str, Callable[[], LabelledSet | PairSet | ChoiceSet]] = {
 
 
 def plain_concepts() -> list[Concept]:
-  """The concepts without skin tones, in the order of the classes."""
+  """Returns the concepts without skin tones, in the order of the classes."""
   return [concept for concept in concepts().values() if not concept.toned]
 
 

@@ -1,4 +1,4 @@
-"""What a person lists to be embedded: a folder of pictures, a table that names them, a table of texts, or lines."""
+"""Listings of items to be embedded: a folder of pictures, a table that names them, a table of texts, or lines."""
 
 from collections import Counter
 from collections.abc import Sequence

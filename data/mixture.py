@@ -14,32 +14,39 @@ _ROUNDS = 6
 
 
 def uniforms(seed: int, what: str, start: int, count: int, width: int) -> Float[np.ndarray, "{count} {width}"]:
-  """Uniform draws in [0, 1), one row for each of the positions from `start` on.
+  """Draws uniform numbers in [0, 1), one row for each of the positions from `start` on.
 
   Row k is the start of the stream of a Philox generator with the key (seed, what), its counter set to a block that
   belongs to position `start + k` alone. Blocks follow each other, so neighbours cost one generator, not one each.
 
   Args:
-    seed: of the run.
-    what: what is drawn, so that two purposes share no numbers.
+    seed: seed of the run.
+    what: name of the purpose; two purposes share no numbers.
     start: first position.
     count: number of positions.
-    width: draws a position, a multiple of 4 (the block of Philox 4x64).
+    width: number of draws for each position, a multiple of 4 (the block of Philox 4x64).
+
+  >>> some = uniforms(0, "caption", start=10, count=3, width=4)
+  >>> np.array_equal(some[2:], uniforms(0, "caption", start=12, count=1, width=4))
+  True
   """
   bits = np.random.Philox(key=[stable_hash(seed), stable_hash(what)], counter=[start * (width // 4), 0, 0, 0])
   return np.random.Generator(bits).random((count, width))
 
 
 def permuted(numbers: Int[np.ndarray, " n"], length: int, *what: object) -> Int[np.ndarray, " n"]:
-  """Position of each number in a pseudo-random permutation of `range(length)`.
+  """Returns the position of each number in a pseudo-random permutation of `range(length)`.
 
-  A Feistel network over the next even power of two, walked until it lands inside the range. It does what Grain's
-  `MapDataset.shuffle` does one index at a time (21 us), for a whole batch in one go.
+  It is a Feistel network over the next even power of two, walked until it lands inside the range. It does for a whole
+  batch in one go what Grain's `MapDataset.shuffle` does one index at a time (21 us).
 
   Args:
-    numbers: in `[0, length)`.
+    numbers: the numbers, in `[0, length)`.
     length: size of the permuted range.
-    *what: chooses the permutation.
+    *what: any values, which choose the permutation.
+
+  >>> sorted(permuted(np.arange(5), 5, "shuffle", 0).tolist())
+  [0, 1, 2, 3, 4]
   """
   half = np.uint64(max(1, ((length - 1).bit_length() + 1) // 2))
   mask = np.uint64((1 << int(half)) - 1)
@@ -56,7 +63,11 @@ def permuted(numbers: Int[np.ndarray, " n"], length: int, *what: object) -> Int[
 
 
 def shuffled(draws: Int[np.ndarray, " n"], length: int, seed: int, name: str) -> Int[np.ndarray, " n"]:
-  """Index of a source's sample for each of its draws: every epoch is a permutation of its own."""
+  """Returns the index of a source's sample for each of its draws: every epoch is a permutation of its own.
+
+  >>> shuffled(np.arange(4, 8), 4, seed=0, name="noto").sum()  # The second epoch of four samples.
+  np.int64(6)
+  """
   epoch, number = np.divmod(draws, length)
   out = np.empty_like(number)
   for e in np.unique(epoch):
@@ -70,7 +81,7 @@ class Drawn:
   """The samples at consecutive positions of the run.
 
   Attributes:
-    position: of the first in the run.
+    position: position of the first of them in the run.
     names: the sources of the step's modality.
     source: for each position, an index into `names`.
     index: for each position, the sample's index in its source.
@@ -86,11 +97,11 @@ def drawn(segments: Sequence[Segment], lengths: Mapping[str, int], seed: int, st
   """Says which samples fill consecutive rows of a step's global batch.
 
   Args:
-    segments: the run.
-    lengths: size of each source.
-    seed: of the run.
-    step: of the run.
-    rows: start and stop within the global batch.
+    segments: the segments of the run.
+    lengths: number of samples of each source.
+    seed: seed of the run.
+    step: step of the run.
+    rows: start and stop of the rows within the global batch.
   """
   at, offset = segment_at(segments, step)
   segment = segments[at]
@@ -109,7 +120,7 @@ def drawn(segments: Sequence[Segment], lengths: Mapping[str, int], seed: int, st
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-  """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): every input bit reaches every output bit."""
+  """Applies the finaliser of SplitMix64 (Steele, Lea and Flood, 2014): every input bit reaches every output bit."""
   values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
   values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
   return values ^ (values >> np.uint64(31))

@@ -1,4 +1,4 @@
-"""Emoji that move, with the motion in the caption: what cannot be told from one frame.
+"""Emoji that move, with the motion in the caption, which cannot be told from one frame.
 
 In the middle of a clip a drawing looks the same whatever it is doing: it stands upright and visible, at a place and in
 a size that are drawn without regard to the motion. The middle frame alone therefore carries no information on the
@@ -54,9 +54,9 @@ class Motion:
   """A clip of a drawing in motion, rendered frame by frame when read.
 
   Attributes:
-    drawing: a square, colour multiplied by alpha.
-    name: one of `MOTIONS`.
-    draws: uniform in [0, 1), they decide place, size, speed and rhythm.
+    drawing: the drawing, a square with colour multiplied by alpha.
+    name: name of the motion, one of `MOTIONS`.
+    draws: uniform numbers in [0, 1) that decide place, size, speed and rhythm.
   """
 
   drawing: UInt8[np.ndarray, "side side 4"]
@@ -68,7 +68,7 @@ class Motion:
   width: int = SIDE
 
   def read(self, indices: Sequence[int] | Int[np.ndarray, " n"], /) -> UInt8[np.ndarray, "n {SIDE} {SIDE} 4"]:
-    """Frames, colour multiplied by alpha."""
+    """Returns frames with colour multiplied by alpha."""
     distinct, position = np.unique(np.asarray(indices, int), return_inverse=True)
     return np.stack([self._frame(index) for index in distinct.tolist()])[position]
 
@@ -88,13 +88,13 @@ class Motion:
 
 
 def _hidden(time: float, *, rhythm: float, phase: float) -> bool:
-  """Whether a blinking drawing is off: half of each period, never in the middle of the clip."""
+  """Says whether a blinking drawing is off: half of each period, and never in the middle of the clip."""
   period = 0.55 + 0.2 * rhythm
   return 0.25 < (time / period + 0.4 * (phase - 0.5)) % 1 < 0.75
 
 
 def _placed(drawing: np.ndarray, x: float, y: float, size: float, degrees: float) -> np.ndarray:
-  """A drawing of `size` around (x, y), in frame sides, turned clockwise."""
+  """Places a drawing of `size` around (x, y), in frame sides, turned clockwise."""
   side = round(size * SIDE)
   if side < 0.6 * len(drawing):
     # Bilinear sampling would skip pixels.
@@ -108,7 +108,7 @@ def _placed(drawing: np.ndarray, x: float, y: float, size: float, degrees: float
 
 
 class MotionSource:
-  """Every drawing of a source in every motion. The same drawing in another motion is a negative."""
+  """A source of every drawing in every motion. The same drawing in another motion is a negative."""
 
   def __init__(self, name: str, drawings: EmojiSource, mix: CaptionMix):
     """Takes drawings; captions are in English, with aliases as `mix` says."""
@@ -132,7 +132,7 @@ class MotionSource:
 
 
 def motion_sources(mix: CaptionMix | None = None) -> dict[str, MotionSource]:
-  """The training sources "motion_noto" and "motion_twemoji": what is not held out, without skin tones.
+  """Makes the training sources "motion_noto" and "motion_twemoji", of concepts not held out and without skin tones.
 
   Raises:
     UserError: if a package is missing.
@@ -168,12 +168,12 @@ class _Still:
   width: int = SIDE
 
   def read(self, indices: Sequence[int] | Int[np.ndarray, " n"], /) -> UInt8[np.ndarray, "n {SIDE} {SIDE} 4"]:
-    """The same frame for each index."""
+    """Returns the same frame for each index."""
     return self.clip.read(np.full(len(indices), self.count // 2))
 
 
 def openmoji(*, still: bool = False) -> LabelledSet:
-  """Every OpenMoji drawing in one of the motions, which is to be named; `still` shows the middle frame alone."""
+  """Opens every OpenMoji drawing in one of the motions, which is to be named; `still` shows the middle frame alone."""
   drawings = emoji_evaluation.openmoji_drawings()
   # Concepts come in an order of kinds; each kind gets all motions.
   motions = np.arange(len(drawings)) % len(NAMES)
@@ -181,7 +181,7 @@ def openmoji(*, still: bool = False) -> LabelledSet:
 
 
 def heldout(*, still: bool = False) -> LabelledSet:
-  """Noto's and Twemoji's drawings of the concepts that training never shows, in every motion: to tune on."""
+  """Opens Noto's and Twemoji's drawings of the concepts that training never shows, in every motion, to tune on."""
   drawings = emoji_evaluation.heldout_drawings()[1]
   return _labelled("motion_heldout", drawings, np.tile(np.arange(len(NAMES)), len(drawings)), still)
 

@@ -15,11 +15,11 @@ Row = TypeVar("Row")
 
 
 def karpathy(folder: pathlib.Path, split: str) -> PairSet:
-  """Pictures and their captions, by the table of Karpathy and Li: `<folder>/dataset_<folder>.json`.
+  """Opens pictures and their captions by the table of Karpathy and Li, `<folder>/dataset_<folder>.json`.
 
   Args:
-    folder: what holds both.
-    split: one of the table.
+    folder: the folder that holds the table and the pictures.
+    split: name of a split of the table.
 
   Raises:
     UserError: if something is missing, or the table is another one.
@@ -43,11 +43,11 @@ def karpathy(folder: pathlib.Path, split: str) -> PairSet:
 
 
 def sugarcrepe(folder: pathlib.Path, subset: str) -> ChoiceSet:
-  """Pictures with a true and a false caption, by SugarCrepe's table (arXiv 2306.14610): `<folder>/<subset>.json`.
+  """Opens pictures with a true and a false caption by SugarCrepe's table (arXiv 2306.14610), `<folder>/<subset>.json`.
 
   Args:
-    folder: what holds both; the pictures are those of COCO's validation split of 2017.
-    subset: such as "swap_obj".
+    folder: the folder of the table and the pictures, which are those of COCO's validation split of 2017.
+    subset: name of a part, such as "swap_obj".
 
   Raises:
     UserError: if something is missing, or the table is another one.
@@ -62,10 +62,10 @@ def sugarcrepe(folder: pathlib.Path, subset: str) -> ChoiceSet:
 
 
 def winoground(folder: pathlib.Path) -> ChoiceSet:
-  """Two pictures and two captions of the same words, by Winoground's table (arXiv 2204.03162): `examples.jsonl`.
+  """Opens two pictures and two captions of the same words by Winoground's table (arXiv 2204.03162), `examples.jsonl`.
 
   Args:
-    folder: what holds both.
+    folder: the folder that holds the table and the pictures.
 
   Raises:
     UserError: if something is missing, or the table is another one.

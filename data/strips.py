@@ -32,7 +32,7 @@ class Layout:
   """What a strip shows.
 
   Attributes:
-    items: positions of its drawings among those there are, all different.
+    items: positions of its drawings among all drawings, all different.
     column: from top to bottom instead of from left to right.
   """
 
@@ -60,7 +60,11 @@ def layout(name: str, index: int, drawings: int) -> Layout:
 
 
 def caption(names: Sequence[str]) -> str:
-  """All names in order: "cat, dog and cow"."""
+  """Joins all names in order.
+
+  >>> caption(["cat", "dog", "cow"])
+  'cat, dog and cow'
+  """
   return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
@@ -101,7 +105,7 @@ class StripSource:
 
 
 def strip_sources() -> dict[str, StripSource]:
-  """The training sources "strips_noto" and "strips_twemoji": of what is not held out, without skin tones.
+  """Makes the training sources "strips_noto" and "strips_twemoji", of concepts not held out and without skin tones.
 
   Raises:
     UserError: if a package is missing.
@@ -128,7 +132,7 @@ class _Strips(Sequence):
 
 
 def openmoji() -> PairSet:
-  """Strips of OpenMoji drawings, of concepts that training shows by other artists."""
+  """Opens strips of OpenMoji drawings, of concepts that training shows by other artists."""
   concepts = emoji_evaluation.plain_concepts()
   seen = [k for k, concept in enumerate(concepts) if not concept.held_out]
   chosen = seen[:: len(seen) // EVALUATION_CONCEPTS][:EVALUATION_CONCEPTS]
@@ -136,13 +140,13 @@ def openmoji() -> PairSet:
 
 
 def heldout() -> PairSet:
-  """Strips of the concepts that training never shows, by Noto or Twemoji: to tune on."""
+  """Opens strips of the concepts that training never shows, by Noto or Twemoji, to tune on."""
   concepts, drawings = emoji_evaluation.heldout_drawings()
   return _paired("strips_heldout", concepts, range(len(concepts)), drawings)
 
 
 def _paired(name: str, concepts: Sequence[Concept], chosen: Sequence[int], drawings: Sequence[np.ndarray]) -> PairSet:
-  """Strips of `drawings[chosen[k]]`, which show `concepts[k]`, each with a caption of its own."""
+  """Makes strips of `drawings[chosen[k]]`, which show `concepts[k]`, each with a caption of its own."""
   layouts: dict[str, Layout] = {}
   index = 0
   while len(layouts) < EVALUATION_STRIPS:

@@ -27,7 +27,7 @@ _DELIMITERS = {".csv": (",", ";", "\t"), ".tsv": ("\t", ",", ";")}
 
 
 def is_table(path: Path) -> bool:
-  """Whether a file is a table: by its suffix in any case, or as Parquet by its content."""
+  """Says whether a file is a table: by its suffix in any case, or as Parquet by its content."""
   return _kind(path) in SUFFIXES
 
 
@@ -35,8 +35,8 @@ def rows(path: Path, column: str) -> Iterator[dict[str, Any]]:
   """Yields the rows of a table, each with text in `column`.
 
   Args:
-    path: of the table. CSV may be separated by commas, semicolons or tabs: by what makes `column` a column.
-    column: the one that has to be there.
+    path: path of the table. CSV may be separated by commas, semicolons or tabs, whichever makes `column` a column.
+    column: name of the column that has to be there.
 
   Raises:
     UserError: if the file cannot be read, has a column twice or lacks one, or a row is too long or has no text there.
@@ -83,7 +83,7 @@ def ids(path: Path, rows: Sequence[dict[str, Any]], otherwise: Sequence[Any]) ->
   """Returns the ids of the rows of a table as text: those of its column "id" where it has one.
 
   Args:
-    path: of the table, for errors.
+    path: path of the table, for errors.
     rows: the rows. Where one of them has an id, text or an integer, each needs one.
     otherwise: the ids of the rows of a table without that column.
 
@@ -119,7 +119,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def _kind(path: Path) -> str:
-  """The suffix in lower case; of a Parquet file that suffix, whatever it is called."""
+  """Returns the suffix in lower case, and that of Parquet for a Parquet file, whatever it is called."""
   if path.is_file():
     with reading(path), open(path, "rb") as file:
       if file.read(4) == b"PAR1":
@@ -144,7 +144,7 @@ def _separated(path: Path, column: str, delimiters: Sequence[str]) -> list[dict[
 
 
 def _json(path: Path) -> list[Any]:
-  """A list of rows, or a row a line, whatever the file is called."""
+  """Reads a list of rows, or a row a line, whatever the file is called."""
   text = _text(path)
 
   def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

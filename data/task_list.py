@@ -20,10 +20,10 @@ class Row:
   """One line of the list.
 
   Attributes:
-    name: what `--tasks` calls the set or the group of sets.
-    kind: what is measured.
-    size: what the set holds, as far as this machine knows without the data.
-    data: where the data comes from.
+    name: name of the set, or of the group of sets, for `--tasks`.
+    kind: the kind of measurement.
+    size: contents of the set, as far as this machine knows without the data.
+    data: origin of the data.
   """
 
   name: str
@@ -33,7 +33,7 @@ class Row:
 
 
 def rows() -> list[Row]:
-  """Every named set, then the groups of sets, then what else `--tasks` takes."""
+  """Lists every named set, then the groups of sets, then whatever else `--tasks` takes."""
   own = [_own(name) for name in EVALUATIONS]
   known = [_benchmark(benchmark) for benchmark in BENCHMARKS.values()]
   groups = [Row(name, "group", f"{len(members)} sets", _shortened(members)) for name, members in GROUPS.items()]
@@ -42,7 +42,7 @@ def rows() -> list[Row]:
 
 
 def _own(name: str) -> Row:
-  """A set of this project, whose pictures come with the packages of requirements.txt."""
+  """Describes a set of this project, whose pictures come with the packages of requirements.txt."""
   try:
     opened = EVALUATIONS[name]()
   except UserError as error:
@@ -51,7 +51,7 @@ def _own(name: str) -> Row:
 
 
 def _measured(opened: EvaluationSet) -> tuple[str, str]:
-  """The kind and the size of a set that is open."""
+  """Returns the kind and the size of a set that is open."""
   images = f"{len(opened.images):,} {kind_of(opened.images)}"
   if isinstance(opened, LabelledSet | MultiLabelSet):
     kind = "classification" if isinstance(opened, LabelledSet) else "multilabel"

@@ -28,10 +28,10 @@ GROUPS = {
 
 
 def expand(names: Iterable[str]) -> list[str]:
-  """What `--tasks` or a config names, a group as its members, each set once; reads no data.
+  """Lists the sets that `--tasks` or a config names, with a group as its members, each set once; reads no data.
 
   Args:
-    names: of sets, with an optional "@<split>", or of `GROUPS`.
+    names: names of sets, with an optional "@<split>", or of `GROUPS`.
 
   Raises:
     UserError: for a name that is no task.
@@ -45,7 +45,7 @@ def expand(names: Iterable[str]) -> list[str]:
 def load(
   name: str, data_dir: str = "", keys: Mapping[str, str] = NO_KEYS, hints: Mapping[str, str] = NO_KEYS
 ) -> EvaluationSet:
-  """Opens an evaluation set and reads its labels or captions; see `opened`."""
+  """Opens an evaluation set, as `opened` does, and reads its labels or captions."""
   return opened(name, data_dir, keys, hints)()
 
 
@@ -60,14 +60,14 @@ def opened(
   prompts and splits of its own; its "@train" is what a probe may learn from.
 
   Args:
-    name: of one set, as `expand` gives it.
+    name: name of one set, as `expand` returns it.
     data_dir: TFDS's directory of sets, which also has the folders of pictures; "" is TFDS's own default.
     keys: names of features, some of `KEYS`, for TFDS sets whose name does not say them. They must be there.
     hints: names of features that are tried first where neither says them, such as those that a run trained with.
 
   Returns:
-    What reads the labels or captions of all records, once, and returns the set. Of a TFDS set this can mean to read all
-    pictures too, and a run that has just begun does not need it yet.
+    A function that reads the labels or captions of all records, once, and returns the set. For a TFDS set this can mean
+    to read all pictures too, and a run that has just begun does not need it yet.
 
   Raises:
     UserError: for an unknown name, a feature that a set does not have, or data that is not on this machine.
@@ -87,7 +87,7 @@ def opened(
 
 
 def split_of(name: str) -> str:
-  """The split that a benchmark or "tfds/<set>" opens, in TFDS's notation."""
+  """Returns the split that a benchmark or "tfds/<set>" opens, in TFDS's notation."""
   known, split, _ = parse(name)
   if known not in BENCHMARKS:
     return split or "test"
@@ -98,7 +98,7 @@ def parse(name: str) -> tuple[str, str, dict[str, str]]:
   """Returns the set, the split ("" where none is named) and the features that a task name consists of.
 
   Args:
-    name: such as "tfds/<set>@test:caption_key=title".
+    name: the task name, such as "tfds/<set>@test:caption_key=title".
 
   Raises:
     UserError: if a feature is named that is none of `KEYS`, or of a set that is not TFDS's.
@@ -123,7 +123,7 @@ def shared_records(first: str, second: str, data_dir: str = "") -> int:
   Args:
     first: task name of a TFDS set, or of a benchmark that is one.
     second: task name of the same set.
-    data_dir: see `load`.
+    data_dir: TFDS's directory of sets; "" is TFDS's own default.
 
   Raises:
     UserError: if a set or a split is not there.

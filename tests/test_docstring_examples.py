@@ -21,6 +21,8 @@ MODULES = [
   "contrastive_jax.preprocess.packing",
   "contrastive_jax.preprocess.rows",
   "contrastive_jax.preprocess.views",
+  "data.mixture",
+  "data.sources",
 ]
 # An example would not make these clearer, or would need a model.
 WITHOUT = {
@@ -29,6 +31,7 @@ WITHOUT = {
   *("modality_separability", "pair_diagnostics"),
   *("decode", "straight", "flatten", "trim", "in_square", "unpatchify", "join", "Views"),
   *("Placement", "PackedGrids", "PackedTexts", "place_texts"),
+  *("Drawn", "drawn", "Text", "Example", "Source"),
 }
 
 

@@ -1,4 +1,4 @@
-"""What a source of image-text pairs is: random access, with the text apart from the image."""
+"""Sources of image-text pairs: random access, with the text apart from the image."""
 
 import dataclasses
 import hashlib
@@ -19,7 +19,7 @@ class Text:
   """The captions of one sample.
 
   Attributes:
-    captions: what may be said of the image; one is chosen each time the sample is drawn.
+    captions: captions that fit the image; one is chosen each time the sample is drawn.
     group: pairs of equal group show the same thing and are never each other's negatives; the whole run shares one
       number space of 64 bits (see `stable_hash`).
     cumulative: probability that the choice is among the first k captions, for each k; None for equal chances.
@@ -43,7 +43,7 @@ class Example:
   Attributes:
     image: uint8 `[height, width, 3]`, or `[height, width, 4]` with colour already multiplied by alpha; or a clip.
     text: its captions.
-    id: identifies the sample within its source, below 2**40.
+    id: number that identifies the sample within its source, below 2**40.
     flip: whether the mirrored image still fits every caption.
   """
 
@@ -77,11 +77,19 @@ class Source(Protocol):
 
 
 def names_a_side(captions: Iterable[str]) -> bool:
-  """Whether one of the captions would not fit the mirrored image."""
+  """Says whether one of the captions would not fit the mirrored image.
+
+  >>> names_a_side(["a dog", "a cat on the left"]), names_a_side(["a dog"])
+  (True, False)
+  """
   return any(_SIDED.search(caption) for caption in captions)
 
 
 def stable_hash(*what: object) -> int:
-  """63 bits of BLAKE2b: the same in every process and every release, unlike `hash`."""
+  """Returns 63 bits of BLAKE2b, the same in every process and every release, unlike `hash`.
+
+  >>> stable_hash("clips", "a.mp4") == stable_hash("clips", "a.mp4") != stable_hash("clips", "b.mp4")
+  True
+  """
   digest = hashlib.blake2b(repr(what).encode(), digest_size=8).digest()
   return int.from_bytes(digest, "little") >> 1

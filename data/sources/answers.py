@@ -1,4 +1,4 @@
-"""What the records of an evaluation set say of their pictures, where some of them say nothing that can be used."""
+"""Reads labels and captions from the records of an evaluation set, some of which hold nothing that can be used."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -20,15 +20,15 @@ ReadSet = Callable[[], EvaluationSet]
 def answers(
   records: Sequence[Any], read: Callable[[Any], Answer], blank: Answer
 ) -> tuple[list[Answer], dict[int, str]]:
-  """Reads what each record says.
+  """Reads the answer, a label or captions, of each record.
 
   Args:
-    records: of a split.
-    read: takes it from one record, and raises `DecodeError` where there is nothing to take.
-    blank: stands for what cannot be read.
+    records: the records of a split.
+    read: a function that takes the answer from one record, and raises `DecodeError` where there is none.
+    blank: the value that stands for an answer which cannot be read.
 
   Returns:
-    One answer a record, and by the number of a record why it has none.
+    One answer for each record, and, by the number of a record, why it has none.
 
   Raises:
     OSError: if a record cannot be read after several attempts.
@@ -44,12 +44,12 @@ def answers(
 
 
 def when_scored(records: Sequence[Any], read_one: Callable[[Any], Any], read_set: ReadSet) -> ReadSet:
-  """Returns what reads the answers of a set once it is scored: to read them all can mean to read all pictures too.
+  """Puts off reading the answers of a set until it is scored, since it can mean to read all pictures too.
 
   Args:
-    records: of the split.
-    read_one: takes the answer from one record, see `answers`.
-    read_set: reads all of them.
+    records: the records of the split.
+    read_one: a function that takes the answer from one record, as for `answers`.
+    read_set: a function that reads all of them and returns the set.
 
   Raises:
     UserError: that of `read_set`, which is called now where `GLANCE` records, evenly spread, show that most have none.
@@ -68,10 +68,10 @@ def refuse_most(bad: dict[int, str], count: int, what: str, remedy: str) -> None
   A few are bad records, which the evaluation leaves out, counts and names.
 
   Args:
-    bad: what `answers` returned.
+    bad: the records without an answer, as `answers` returned them.
     count: number of records.
-    what: begins the sentence, such as "split 'test' of the TFDS set 'a/b'".
-    remedy: ends it.
+    what: the beginning of the sentence, such as "split 'test' of the TFDS set 'a/b'".
+    remedy: the end of the sentence.
   """
   if 2 * len(bad) >= count and bad:
     first, why = next(iter(bad.items()))

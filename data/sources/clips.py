@@ -50,7 +50,7 @@ class ClipSource:
 
 
 def _rows(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
-  """(file, caption) of the table, one for each caption."""
+  """Yields (file, caption) of the table, one for each caption."""
   path = next((folder / name for name in TABLES if (folder / name).is_file()), None)
   if path is None:
     raise UserError(f"{folder} has no table of clips: write {' or '.join(TABLES)} with a file and a caption a row")

@@ -17,8 +17,8 @@ class StoredFrames:
   """A clip whose frames are files in memory, decoded when asked for.
 
   Attributes:
-    files: the bytes of one JPEG or PNG a frame, at least one.
-    fps: frames a second. TFDS does not say; UCF101's clips all have 25.
+    files: the bytes of one JPEG or PNG for each frame, at least one.
+    fps: number of frames a second. TFDS does not say; UCF101's clips all have 25.
   """
 
   files: Sequence[bytes]
@@ -59,8 +59,8 @@ class StoredFrames:
 def read_videos_as_frames() -> None:
   """Lets TFDS open sets with a Video feature without TensorFlow, which its class asks for to name a type of number.
 
-  What is stored is a sequence of pictures, so that is what takes the place of the feature, by TFDS's own mechanism for
-  classes that have moved.
+  The records hold a sequence of pictures, which takes the place of the feature by TFDS's own mechanism for classes that
+  have moved.
   """
   import tensorflow_datasets as tfds
 

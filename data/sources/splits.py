@@ -65,7 +65,7 @@ def overlap(first: Sequence[Range], second: Sequence[Range]) -> int:
 
 
 def _named(parsed: Any) -> list[str]:
-  """Names of the stored splits that a parsed split is made of; "all" names none."""
+  """Yields the names of the stored splits that a parsed split is made of; "all" names none."""
   if hasattr(parsed, "left"):
     return _named(parsed.left) + _named(parsed.right)
   return [parsed.split_name] if hasattr(parsed, "split_name") else []

@@ -1,4 +1,4 @@
-"""What can be wrong with the files of a TFDS set, told apart: a record, a shard, or the whole folder."""
+"""Faults in the files of a TFDS set, told apart: of a record, of a shard, or of the whole folder."""
 
 import os
 import pathlib
@@ -18,9 +18,9 @@ def read(records: Any, index: int, name: str) -> Any:
   """Reads a record of one of TFDS's data sources.
 
   Args:
-    records: what `builder.as_data_source` returned.
-    index: of the record, within their number.
-    name: of the set.
+    records: the records that `builder.as_data_source` returned.
+    index: number of the record.
+    name: name of the set.
 
   Raises:
     DecodeError: if its bytes are damaged.
@@ -41,7 +41,7 @@ def read(records: Any, index: int, name: str) -> Any:
 
 
 def shard_of(records: Any, index: int) -> str:
-  """The file of a record, where the format tells: ArrayRecord does."""
+  """Returns the file of a record, where the format tells: ArrayRecord does."""
   reader = getattr(records, "data_source", None)
   if not hasattr(reader, "_read_instructions"):
     return ""
@@ -52,12 +52,12 @@ def check_shards(records: Any, name: str, command: str) -> None:
   """Refuses a set of which a shard is missing, empty or cannot be opened.
 
   Args:
-    records: what `builder.as_data_source` returned.
-    name: of the set.
-    command: prepares it.
+    records: the records that `builder.as_data_source` returned.
+    name: name of the set.
+    command: the command that prepares it.
 
   Raises:
-    UserError: which names the file and says what is there.
+    UserError: if there is such a shard, with its file and what was found there.
   """
   reader = getattr(records, "data_source", None)
   shards = getattr(reader, "_read_instructions", ())
@@ -69,13 +69,13 @@ def check_shards(records: Any, name: str, command: str) -> None:
 
 
 def unopened(name: str, data_dir: str, error: Exception, command: str) -> UserError:
-  """The sentence for a set that TFDS cannot open: whether it is there, and what is.
+  """Makes the sentence for a set that TFDS cannot open: whether it is there, and what was found.
 
   Args:
-    name: of the set.
+    name: name of the set.
     data_dir: TFDS's directory of sets.
-    error: what TFDS raised.
-    command: prepares the set.
+    error: the error that TFDS raised.
+    command: the command that prepares the set.
   """
   if "Parsing builder name" in str(error):
     return UserError(f"{name!r} is no name of a TFDS set: write name, name/config or name/config:1.0.0")

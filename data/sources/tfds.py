@@ -43,12 +43,12 @@ class TfdsSource:
     """Opens a set.
 
     Args:
-      name: of the set, "name", "name/config" or "name/config:version".
+      name: name of the set, "name", "name/config" or "name/config:version".
       data_dir: TFDS's directory of sets; None is TFDS's own default.
-      split: such as "train" or "train[:90%]".
+      split: the split, such as "train" or "train[:90%]".
       image_key: feature of the image or the clip.
       caption_key: feature of the caption, of a sequence of captions, or of a class, whose name then makes the captions.
-      templates: put around the class name.
+      templates: templates that are put around the class name.
       flip: whether images may be mirrored; those whose captions name left or right never are.
 
     Raises:
@@ -100,7 +100,7 @@ class Records(Sequence):
   """The records of a split as dictionaries, with pictures and clips as they are stored. Worker processes reopen it."""
 
   def __init__(self, name: str, data_dir: str | os.PathLike | None, split: str):
-    """Opens a split; see `TfdsSource`."""
+    """Opens a split, with the arguments of `TfdsSource`."""
     self.name, self._split = name, split
     self._data_dir = os.fspath(paths.typed("data_dir", data_dir or default_data_dir()))
     self._open  # noqa: B018 - what is missing is told now, not at the first step.
@@ -262,12 +262,12 @@ class _AsStored:
 
 
 def _is_image(feature: Any, features: Any) -> bool:
-  """Whether a feature is stored as TFDS stores images: what they show may be distances or classes of pixels."""
+  """Says whether a feature is stored as TFDS stores images, which may show distances or classes of pixels."""
   return isinstance(getattr(feature, "feature", feature), features.Image)
 
 
 def _is_picture(feature: Any, features: Any) -> bool:
-  """Whether a feature shows colours or grey levels, and not the bytes of a float32 in the channels of a PNG."""
+  """Says whether a feature shows colours or grey levels, and not the bytes of a float32 in the channels of a PNG."""
   if not _is_image(feature, features):
     return False
   image = getattr(feature, "feature", feature)
@@ -324,14 +324,14 @@ def labelled(
   """Opens a set for zero-shot classification with the generic prompt, its classes named by its metadata.
 
   Args:
-    name: see `TfdsSource`, as are the other arguments.
+    name: name of the set, "name", "name/config" or "name/config:version".
     data_dir: TFDS's directory of sets; None is TFDS's own default.
-    split: what to test on.
+    split: the split to test on.
     image_key: feature of the image or the clip.
     label_key: feature of the class.
 
   Returns:
-    What reads its labels and returns it as a `LabelledSet`.
+    A function that reads its labels and returns it as a `LabelledSet`.
 
   Raises:
     UserError: if the set is not there, lacks a feature, or has no labels in this split.
@@ -372,9 +372,9 @@ def paired(
   """Opens a set for retrieval; each image belongs with all captions of its record.
 
   Args:
-    name: see `TfdsSource`, as are the other arguments.
+    name: name of the set, "name", "name/config" or "name/config:version".
     data_dir: TFDS's directory of sets; None is TFDS's own default.
-    split: what to test on.
+    split: the split to test on.
     image_key: feature of the image.
     caption_key: feature of the caption, or of a sequence of captions.
 
@@ -400,7 +400,7 @@ def paired(
 
 
 def captions_of(records: Sequence[Mapping[str, Any]], caption_key: str) -> tuple[list[list[str]], dict[int, str]]:
-  """The captions of each record, and by its number why a record has none; that has no captions in the list."""
+  """Returns the captions of each record, and, by the number of a record, why it has none."""
   return answers(records, lambda record: _captions_in(record, caption_key), [])
 
 
@@ -412,12 +412,12 @@ def _captions_in(record: Mapping[str, Any], caption_key: str) -> list[str]:
 
 
 def default_data_dir() -> str:
-  """Where TFDS keeps its sets unless told otherwise."""
+  """Returns the directory in which TFDS keeps its sets unless told otherwise."""
   return os.environ.get("TFDS_DATA_DIR") or str(pathlib.Path.home() / "tensorflow_datasets")
 
 
 def _strings(value: Any) -> list[str]:
-  """One caption or several, stored as bytes or strings, alone, under the key "text" or under the only key there is."""
+  """Reads one caption or several, stored as bytes or strings, alone, under the key "text" or under the only key."""
   if isinstance(value, Mapping):
     if "text" not in value and len(value) != 1:
       raise DecodeError(f"its caption has the keys {', '.join(map(str, value))}, where one of them should be text")
