@@ -1,4 +1,4 @@
-"""Distillation: how far a student's embeddings are from what a frozen teacher made of the same pairs.
+"""Distillation: the distance of a student's embeddings from those that a frozen teacher made of the same pairs.
 
 Features compare each pair by itself. Similarities and relations compare whole batches: they need no common space, so
 that student and teacher may differ in width, and they are exact on any mesh.
@@ -22,15 +22,22 @@ DISTANCES = ("cosine", "mse")
 def feature_distances(
   student: Float[Array, "pairs dim"], teacher: Float[Array, "pairs dim"], distance: str = "cosine"
 ) -> Float[Array, "pairs"]:
-  """How far each student embedding lies from its teacher embedding.
+  """Computes how far each student embedding lies from its teacher embedding.
 
   Args:
-    student: of any length, such as the output of a learned projection.
-    teacher: L2-normalised; a constant to the gradient.
+    student: the student's embeddings, of any length, such as the output of a learned projection.
+    teacher: the teacher's L2-normalised embeddings, which are constants to the gradient.
     distance: "cosine", `1 - cos`, or "mse", the squared distance.
+
+  Returns:
+    The distance of each pair.
 
   Raises:
     UserError: for an unknown distance.
+
+  >>> student, teacher = jnp.array([[2.0, 0.0]]), jnp.array([[1.0, 0.0]])
+  >>> feature_distances(student, teacher).tolist(), feature_distances(student, teacher, "mse").tolist()
+  ([0.0], [1.0])
   """
   require_known("loss_options.distill_features.distance", distance, DISTANCES)
   dtype = negatives.accumulation_dtype(student, teacher)
@@ -56,18 +63,18 @@ def similarity_distillation(
   tile: int | None = None,
   ring_order: tuple[int, ...] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-  """KL divergence from the teacher's to the student's softmax over the batch, mean of both directions.
+  """Computes the KL divergence from the teacher's to the student's softmax over the batch, mean of both directions.
 
   Each image has a distribution over all texts, and each text one over all images.
 
   Args:
     image: L2-normalised image embeddings; the local shard inside `jax.shard_map`.
     text: L2-normalised text embeddings of the same pairs.
-    teacher_image: the teacher's image embeddings; a constant to the gradient.
-    teacher_text: the teacher's text embeddings; a constant to the gradient.
+    teacher_image: the teacher's image embeddings, which are constants to the gradient.
+    teacher_text: the teacher's text embeddings, which are constants to the gradient.
     logit_scale: multiplier of the student's similarities where `temperature` is None.
-    temperature: the student's similarities are divided by it; None takes `1 / logit_scale`, which is then trained too.
-    teacher_temperature: the teacher's similarities are divided by it.
+    temperature: divisor of the student's similarities; None takes `1 / logit_scale`, which is then trained too.
+    teacher_temperature: divisor of the teacher's similarities.
     axis_name: mesh axes that the pairs are split over, None on one device.
     strategy: "ring" passes blocks of texts around, "gather" holds them all.
     tile: largest number of rows and columns of logits that exist at once; None lets the library choose.
@@ -80,7 +87,13 @@ def similarity_distillation(
   Raises:
     UserError: for an unknown strategy, a tile below 1 or a temperature that is not above 0.
 
-  The contrastive relational distillation of Yang et al., "CLIP-KD" (arXiv 2307.12732), with temperatures of its own.
+  It is the contrastive relational distillation of Yang et al., "CLIP-KD" (arXiv 2307.12732), with temperatures of its
+  own.
+
+  >>> both = jnp.eye(2)  # The student agrees with its teacher.
+  >>> loss, _ = similarity_distillation(both, both, both, both, logit_scale=20.0, teacher_temperature=0.05)
+  >>> float(loss)
+  0.0
   """
   pairwise.check("distill_similarity", strategy, tile)
   for name, value in (("temperature", temperature), ("teacher_temperature", teacher_temperature)):
@@ -110,18 +123,19 @@ def relational_distillation(
   tile: int | None = None,
   ring_order: tuple[int, ...] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-  """Mean squared difference of the student's and the teacher's image-image similarities, over all pairs of two images.
+  """Computes the mean squared difference of the student's and the teacher's similarities over all pairs of two images.
 
   Args:
-    image: see `similarity_distillation`, as for all that is not listed here.
-    text: accepted so that the terms are interchangeable, without effect, like `teacher_text` and `logit_scale`.
-    teacher_image: see `similarity_distillation`.
-    teacher_text: see `text`.
-    logit_scale: see `text`.
-    axis_name: see `similarity_distillation`.
-    strategy: see `similarity_distillation`.
-    tile: see `similarity_distillation`.
-    ring_order: see `similarity_distillation`.
+    image: L2-normalised image embeddings; the local shard inside `jax.shard_map`.
+    text: has no effect, and is accepted so that the losses are interchangeable.
+    teacher_image: the teacher's image embeddings, which are constants to the gradient.
+    teacher_text: has no effect, like `text`.
+    logit_scale: has no effect, like `text`.
+    axis_name: mesh axes that the images are split over, None on one device.
+    strategy: "ring" passes blocks of images around, "gather" holds them all.
+    tile: largest number of rows and columns of similarities that exist at once; None lets the library choose.
+    ring_order: order of the devices around the ring, as `parallel.mesh.ring_order` returns it; None is their order in
+      the mesh.
 
   Returns:
     The value of the global batch, 0 for a single pair, and no metrics.
@@ -130,6 +144,10 @@ def relational_distillation(
     UserError: for an unknown strategy or a tile below 1.
 
   Tung and Mori, "Similarity-Preserving Knowledge Distillation" (arXiv 1907.09682), of cosines instead of rescaled rows.
+
+  >>> image, teacher = jnp.eye(2), jnp.array([[1.0], [1.0]])  # Similarities of 0 where the teacher has 1.
+  >>> float(relational_distillation(image, image, teacher)[0])
+  1.0
   """
   del text, teacher_text, logit_scale
   pairwise.check("distill_relational", strategy, tile)
@@ -159,7 +177,7 @@ def _square_and_slope(values: Float[Array, "a b"]) -> tuple[Float[Array, "a b"],
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Divergence(Accumulator):
-  """Two softmaxes of each line, u the teacher's logits and v the student's, and how they differ.
+  """Two softmaxes of each line, of the teacher's logits u and of the student's v, and their difference.
 
   Logits are counted from the largest of their kind, and so are the sums over them.
 
@@ -190,7 +208,7 @@ class _Divergence(Accumulator):
   def along(
     cls, axis: int, u: Float[Array, "a b"], v: Float[Array, "a b"], mask: Bool[Array, "a b"] | None
   ) -> "_Divergence":
-    """Of what `mask` marks in one tile, or all of it, along `axis`."""
+    """Reduces one tile along `axis`, or the part of it that `mask` marks."""
     largest = [jnp.max(x if mask is None else jnp.where(mask, x, -jnp.inf), axis) for x in (u, v)]
     u, v = (x - jnp.expand_dims(finite(line), axis) for x, line in zip((u, v), largest, strict=True))
     if mask is not None:
@@ -205,7 +223,7 @@ class _Divergence(Accumulator):
     largest_v = jnp.maximum(self.largest_v, other.largest_v)
 
     def moved(part):
-      """The sums of `part` counted from the new largest logits."""
+      """Returns the sums of `part`, counted from the new largest logits."""
       step_u, step_v = (
         jnp.where(jnp.isneginf(old), 0, old - finite(new))
         for old, new in ((part.largest_u, largest_u), (part.largest_v, largest_v))
@@ -222,17 +240,17 @@ class _Divergence(Accumulator):
     return type(self)(largest_u, largest_v, *map(jnp.add, moved(self), moved(other)))
 
   def value(self) -> Float[Array, "..."]:
-    """The divergence from the teacher's to the student's distribution."""
+    """Returns the divergence from the teacher's to the student's distribution."""
     return self.difference / self.total_u + jnp.log(self.total_v) - jnp.log(self.total_u)
 
   def slope_by_scale(self, scale: Float[Array, ""]) -> Float[Array, "..."]:
-    """Derivative of the divergence by the student's scale: what the mean similarity differs by."""
+    """Returns the derivative of the divergence by the student's scale: the difference of the mean similarities."""
     return (self.own / self.total_v - self.expected / self.total_u) / scale
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _divergences(sweep, teacher_scale, image, text, scale, teacher_image, teacher_text):
-  """Divergence of each image's and of each text's distribution."""
+  """Computes the divergence of each image's and of each text's distribution."""
   return _divergences_forward(sweep, teacher_scale, image, text, scale, teacher_image, teacher_text)[0]
 
 

@@ -19,7 +19,7 @@ def sigmoid_loss(
   tile: int | None = None,
   ring_order: tuple[int, ...] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-  """`-sum_ij log sigmoid(y_ij (logit_scale s_ij + logit_bias)) / pairs` with `y` 1 on the diagonal and -1 elsewhere.
+  """Computes `-sum_ij log sigmoid(y_ij (logit_scale s_ij + logit_bias)) / pairs`, `y` 1 on the diagonal, else -1.
 
   Args:
     image: L2-normalised image embeddings; the local shard inside `jax.shard_map`.
@@ -40,6 +40,11 @@ def sigmoid_loss(
     UserError: for an unknown strategy or a tile below 1.
 
   Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (arXiv 2303.15343), algorithm 1.
+
+  >>> image, text = jnp.eye(2), jnp.eye(2)
+  >>> loss, parts = sigmoid_loss(image, text, logit_scale=10.0, logit_bias=-5.0)
+  >>> [round(float(value), 4) for value in (loss, parts["loss_positive"], parts["loss_negative"])]
+  [0.0134, 0.0067, 0.0067]
   """
   pairwise.check("sigmoid", strategy, tile)
   axes = pairwise.mesh_axes(axis_name)

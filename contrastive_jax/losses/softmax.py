@@ -25,7 +25,7 @@ def softmax_loss(
   tile: int | None = None,
   ring_order: tuple[int, ...] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-  """Mean of two cross-entropies: each image's text among all texts, and each text's image among all images.
+  """Computes the mean of two cross-entropies: each image's text among all texts, each text's image among all images.
 
   Args:
     image: L2-normalised image embeddings; the local shard inside `jax.shard_map`.
@@ -50,6 +50,11 @@ def softmax_loss(
 
   Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (arXiv 2103.00020), figure 3;
   with label smoothing half of ALIGN's (arXiv 2102.05918), which adds the directions.
+
+  >>> image, text = jnp.eye(2), jnp.eye(2)[::-1]  # Each image is nearest to the other's text.
+  >>> loss, metrics = softmax_loss(image, text, logit_scale=1.0)
+  >>> round(float(loss), 4), float(metrics["accuracy_image_to_text"])
+  (1.3133, 0.0)
   """
   del logit_bias
   return weighted_softmax_loss(
@@ -84,7 +89,7 @@ def weighted_softmax_loss(
   tile: int | None = None,
   ring_order: tuple[int, ...] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-  """Softmax loss with weights: `-w s_ii + log(a e^s_ii + sum_j g_ij e^s_ij + sum_h e^s'_ih)`, mean of both directions.
+  """Computes `-w s_ii + log(a e^s_ii + sum_j g_ij e^s_ij + sum_h e^s'_ih)`, the mean over pairs and both directions.
 
   InfoNCE is the default. a = 0 is the decoupled loss (DCL); it is unbounded below in the scale, which must then be
   fixed or clamped. g = 1 / (pairs - 1) is a mean over negatives; g in {0, 1} selects hard negatives.
@@ -113,7 +118,13 @@ def weighted_softmax_loss(
     As `softmax_loss`. A pair whose denominator is empty (a = 0 and no negatives) counts 0.
 
   Raises:
-    UserError: as `softmax_loss`, and for a negative `positive_coefficient`.
+    UserError: as in `softmax_loss`, and for a negative `positive_coefficient`.
+
+  >>> both = jnp.eye(2)
+  >>> plain, _ = softmax_loss(both, both, logit_scale=1.0)
+  >>> decoupled, _ = weighted_softmax_loss(both, both, logit_scale=1.0, positive_coefficient=0.0)
+  >>> round(float(plain), 4), round(float(decoupled), 4)
+  (0.3133, -1.0)
   """
   pairwise.check("softmax", strategy, tile)
   if not 0 <= label_smoothing < 1:
@@ -167,7 +178,7 @@ def weighted_softmax_loss(
 
 
 def _cross_entropy(margin: Float[Array, "pairs"], coefficient: float) -> Float[Array, "pairs"]:
-  """`log(a e^p + e^n) - p` of the margin n - p, accurate where it is small."""
+  """Computes `log(a e^p + e^n) - p` of the margin n - p, accurately where it is small."""
   if coefficient > 0:
     return jnp.logaddexp(jnp.asarray(math.log(coefficient), margin.dtype), margin)
   return jnp.where(jnp.isneginf(margin), 0, margin)

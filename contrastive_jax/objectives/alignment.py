@@ -1,4 +1,4 @@
-"""How far apart the two embeddings of a pair lie, as a term."""
+"""The term of the distance between the two embeddings of a pair."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from contrastive_jax.objectives.term import LocalTerm
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Alignment(LocalTerm):
-  """The mean squared distance of the two embeddings of a pair, see `losses.squared_distances`."""
+  """The mean squared distance of the two embeddings of a pair, which `losses.squared_distances` computes."""
 
   def total(self, embeddings, batch, params):
     return jnp.sum(losses.squared_distances(*embeddings))

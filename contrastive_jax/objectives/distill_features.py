@@ -1,4 +1,4 @@
-"""The student's image embeddings beside the teacher's, as a term."""
+"""The term that compares the student's image embeddings with the teacher's."""
 
 import dataclasses
 from typing import ClassVar
@@ -17,7 +17,7 @@ _AXES = ("embed", None)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillFeatures(LocalTerm):
-  """The mean distance of each image embedding from the teacher's, see `losses.feature_distances`.
+  """The mean distance of each image embedding from the teacher's, which `losses.feature_distances` computes.
 
   Attributes:
     distance: "cosine" or "mse".

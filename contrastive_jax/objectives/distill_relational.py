@@ -1,4 +1,4 @@
-"""How similar a teacher finds the images of a batch to each other, as a term."""
+"""The term that compares how similar the student and its teacher find the images of a batch to each other."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -9,7 +9,7 @@ from contrastive_jax.objectives.term import TEACHER_IMAGE, GlobalTerm, Pairs
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillRelational(GlobalTerm):
-  """Mean squared difference of image-image similarities from the teacher's, see `losses.relational_distillation`.
+  """The mean squared difference of image-image similarities from the teacher's (`losses.relational_distillation`).
 
   Attributes:
     strategy: "ring" passes blocks of images around, "gather" holds them all.

@@ -1,4 +1,4 @@
-"""How a teacher distributes each image over the texts of the batch, as a term."""
+"""The term that compares how the student and its teacher distribute each image over the texts of the batch."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -9,11 +9,11 @@ from contrastive_jax.objectives.term import TEACHER_IMAGE, TEACHER_TEXT, GlobalT
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillSimilarity(GlobalTerm):
-  """KL divergence from the teacher's to the student's softmax over the batch, see `losses.similarity_distillation`.
+  """The KL divergence from the teacher's to the student's softmax over the batch (`losses.similarity_distillation`).
 
   Attributes:
-    temperature: the student's similarities are divided by it; None takes `1 / logit_scale`, which is then trained too.
-    teacher_temperature: the teacher's similarities are divided by it.
+    temperature: divisor of the student's similarities; None takes `1 / logit_scale`, which is then trained too.
+    teacher_temperature: divisor of the teacher's similarities.
     strategy: "ring" passes blocks of texts around, "gather" holds them all.
     tile: largest number of rows and columns of logits that exist at once; None lets the library choose.
   """

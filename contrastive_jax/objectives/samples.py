@@ -1,4 +1,4 @@
-"""State of every sample of the data, split over the devices: rows are read for the pairs of a step and written back."""
+"""State of every sample of the data, split over the devices: the rows of a step's pairs are read and written back."""
 
 from typing import Any
 
@@ -15,16 +15,16 @@ MULTIPLE = 4096
 
 
 def row_count(samples: int) -> int:
-  """Rows that the state of so many samples has."""
+  """Returns the number of rows that the state of so many samples has."""
   return -(-samples // MULTIPLE) * MULTIPLE
 
 
 def read(state: Any, rows: Int[Array, "pairs"], axes: tuple[str, ...]) -> Any:
-  """The state of this device's pairs.
+  """Reads the state of this device's pairs.
 
   Args:
     state: pytree of `[rows of this device, ...]` vectors.
-    rows: of the pairs, counted over all devices.
+    rows: the row of each pair, counted over all devices.
     axes: mesh axes that pairs and rows are split over; empty on one device.
   """
   if not axes:
@@ -35,7 +35,7 @@ def read(state: Any, rows: Int[Array, "pairs"], axes: tuple[str, ...]) -> Any:
 
 
 def write(state: Any, rows: Int[Array, "pairs"], values: Any, axes: tuple[str, ...]) -> Any:
-  """The state with the pairs' rows replaced; of pairs that share a row the first one counts."""
+  """Returns the state with the pairs' rows replaced; of pairs that share a row the first one counts."""
   if axes:
     rows = lax.all_gather(rows, axes, tiled=True)
     values = collective(lambda leaf, axis: lax.all_gather(leaf, axes, axis=axis, tiled=True), values)
@@ -46,7 +46,7 @@ def write(state: Any, rows: Int[Array, "pairs"], values: Any, axes: tuple[str, .
 
 
 def _own(state: Any, rows: Int[Array, "all_pairs"], axes: tuple[str, ...]) -> tuple[Array, Bool[Array, "all_pairs"]]:
-  """Place of each row among those of this device, and whether it is here at all."""
+  """Returns the place of each row among those of this device, and whether it is here at all."""
   length = jax.tree.leaves(state)[0].shape[0]
   index = rows - (pairwise.pair_index(length, axes)[0] if axes else 0)
   mine = (index >= 0) & (index < length)

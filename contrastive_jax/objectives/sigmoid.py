@@ -1,4 +1,4 @@
-"""The sigmoid loss as a term."""
+"""The term of the sigmoid loss."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -9,7 +9,7 @@ from contrastive_jax.objectives.term import GlobalTerm, Pairs
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sigmoid(GlobalTerm):
-  """Every pair of the batch is a binary classification of its own, see `losses.sigmoid_loss`.
+  """The sigmoid loss, in which every pair of the batch is a binary classification of its own (`losses.sigmoid_loss`).
 
   Attributes:
     strategy: "ring" passes blocks of texts around, "gather" holds them all.

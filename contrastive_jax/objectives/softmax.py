@@ -1,4 +1,4 @@
-"""The softmax loss as a term."""
+"""The term of the softmax loss."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -9,7 +9,7 @@ from contrastive_jax.objectives.term import GlobalTerm, Pairs
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Softmax(GlobalTerm):
-  """Each image picks its text among all texts, and each text its image, see `losses.softmax_loss`.
+  """The softmax loss, in which each image picks its text, and each text its image (`losses.softmax_loss`).
 
   Attributes:
     label_smoothing: share of the target spread evenly over all classes that are not masked, the right one included.
