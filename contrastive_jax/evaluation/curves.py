@@ -180,7 +180,8 @@ def ticks(low: float, high: float, count: int) -> list[float]:
   power = 10.0 ** math.floor(math.log10(rough))
   step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
   first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-  return [round(index * step, 12) for index in range(first, last + 1)]
+  # Twelve digits, not twelve decimals: what is below 1e-12 would become one tick, and its chart has no height.
+  return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
 
 
 def _text(value: float, percent: bool = False, digits: int = 6) -> str:

@@ -53,3 +53,14 @@ def test_a_constant_is_drawn():
 def test_last_values_are_read_without_an_exponent(value, text):
   drawn = chart("Rate", {"rate": [(1.0, 0.0), (2.0, value)]}, last_step=2.0)
   assert drawn.lines[0].last == text
+
+
+@pytest.mark.parametrize("size", [1e-15, 1e-30, 1e-44, 1.0, 3e38])
+def test_curves_of_any_size_are_drawn(size):
+  """A run that has learned all it can has losses far below what twelve decimals show."""
+  points = [(float(step), size * value) for step, value in enumerate([5.0, 2.0, 3.0, 1.0])]
+  for values in (points, [(step, size) for step, _ in points]):
+    drawn = chart("Loss", {"loss": values}, last_step=3.0)
+    heights = ticks(0.0, 5 * size, 4)
+    assert len(set(heights)) == len(heights) > 2 and heights[-1] >= 5 * size
+    assert drawn is not None and "nan" not in repr(drawn) and "inf" not in repr(drawn)
