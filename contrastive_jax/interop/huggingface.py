@@ -22,6 +22,9 @@ _ACTIVATION_NAMES = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}
 _RESAMPLING_NUMBERS = {ours: theirs for theirs, ours in _RESAMPLING.items()}
 
+# The side in pixels of an image processor that does not say.
+_DEFAULT_SIDE = 224
+
 # What a field has that a config.json leaves out.
 _SIGLIP_TOWER = {
   "hidden_size": 768,
@@ -337,14 +340,16 @@ def _resize(given: Mapping[str, Any], processor: str, side: int, source: str) ->
   squares = processor == "SiglipImageProcessor"
   cropped = not squares and given.get("do_center_crop", True)
   square = {"height": side, "width": side}
-  size = _size(given.get("size", side), "shortest_edge" if processor == "CLIPImageProcessor" else "")
-  crop = _size(given.get("crop_size", side), "")
+  # A file that does not say has the default of the class; without a file pictures get the size that the model reads.
+  default = _DEFAULT_SIDE if given else side
+  size = _size(given.get("size", default), "shortest_edge" if processor == "CLIPImageProcessor" else "")
+  crop = _size(given.get("crop_size", default), "")
   if not cropped and size == square:
     return "squash"
   if cropped and crop == square and size in (square, {"shortest_edge": side}):
     return "squash" if size == square else "crop"
   raise UserError(
-    f"{source} has size={given.get('size', side)}, crop_size={given.get('crop_size', side)} and"
+    f"{source} has size={given.get('size', default)}, crop_size={given.get('crop_size', default)} and"
     f" do_center_crop={cropped}, which do not give the squares of image_size={side} that its image tower reads: mend"
     " its preprocessor_config.json"
   )

@@ -232,6 +232,10 @@ def _check_end(tokenizer: Tokenizer, end: int | None, said: str) -> None:
     raise UserError(
       f"{said}{largest} and its tokenizer ends captions with token {found} instead of {wanted}: it is another model's"
     )
+  tokens, mask = tokenizer(["a dog"], 64)
+  # Other libraries take the first token of this number.
+  if found in tokens[0][mask[0]][:-1]:
+    raise UserError(f"{said}, and its tokenizer puts token {found} before the end of captions: copy its files again")
 
 
 def _params(

@@ -29,7 +29,7 @@ from contrastive_jax.interop.options import (
 _DECODING = Ignored("it says how tokens become text")
 _CALL = Ignored("each call gives its own")
 _TOKEN = Honoured(
-  optional(Kind("a token", lambda value: isinstance(value, str) or _is_token(value))),
+  optional(Kind("a token", lambda value: (isinstance(value, str) and value != "") or _is_token(value))),
   "must be a token of the tokenizer",
 )
 # Classes whose captions a tokenizer.json, a SentencePiece model or CLIP's merges describe whole. Those of decoders are

@@ -127,8 +127,18 @@ class JsonTokenizer(Tokenizer):
     self.fingerprint = self._fingerprint()
 
   def _check(self) -> None:
-    """Refuses a file that makes tokens of captions which no table of embeddings has."""
-    for caption in ("", "A dog, 7 \N{FOX FACE}!"):
+    """Refuses a file that makes tokens of captions which no table of embeddings has, or that repeats or drops them."""
+    captions = ("", "A dog, 7 \N{FOX FACE}!")
+    post_processor, self._tokenizer.post_processor = self._tokenizer.post_processor, None
+    lengths = [len(self._tokenizer.encode(caption)) for caption in captions]
+    self._tokenizer.post_processor = post_processor
+    for caption, plain in zip(captions, lengths, strict=True):
+      whole = len(self._tokenizer.encode(caption))
+      if whole != plain + self._tokenizer.num_special_tokens_to_add(is_pair=False):
+        raise UserError(
+          f"the post_processor of the tokenizer.json makes {whole} tokens of a caption of {plain}: it must hold the"
+          " caption once, beside its special tokens"
+        )
       for number in self._tokenizer.encode(caption).ids:
         if number >= self.vocab_size:
           raise UserError(

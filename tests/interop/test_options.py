@@ -66,6 +66,9 @@ def test_an_option_that_is_misspelt_is_refused_with_the_right_one(name):
 
 
 CONFIG, SEEN, SETTINGS, TOKENS = "config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json"
+# Ways to put a caption together that make no sense, since a text tower reads one caption and takes it at its end.
+_CAPTION, _EOS = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<eos>", "type_id": 0}}
+EOS_FIRST, CAPTION_TWICE = [_EOS, _CAPTION, _EOS], [_CAPTION, _CAPTION, _EOS]
 REFUSED = [
   ("clip", CONFIG, "hidden_act", "gelu", "unknown option hidden_act"),
   ("clip", CONFIG, "text_config/hiden_size", 16, r"text_config\.hiden_size=16 \(did you mean 'hidden_size'\?\)"),
@@ -91,6 +94,19 @@ REFUSED = [
   ("siglip", CONFIG, "text_config/projection_size", 8, "projection_size=8"),
   ("siglip2", CONFIG, "vision_config/num_patches", 15, "num_patches=15, which must be a square"),
   ("clip", SEEN, "do_resize", False, "do_resize=False"),
+  # null is false to the image processors, and not their default.
+  ("clip", SEEN, "do_resize", None, "do_resize=None"),
+  ("siglip", SEEN, "do_resize", None, "do_resize=None"),
+  ("clip", SEEN, "do_rescale", None, "do_rescale=None"),
+  ("siglip2", SEEN, "do_normalize", None, "do_normalize=None"),
+  ("clip", SEEN, "do_center_crop", None, "do_center_crop=None"),
+  # The class's own default is 224, whatever the model reads.
+  ("clip", SEEN, "size", ..., "size=224, crop_size=.*image_size=16"),
+  ("siglip", SEEN, "size", ..., "size=224"),
+  ("clip", SEEN, "crop_size", ..., "crop_size=224"),
+  ("clip", "tokenizer.json", "post_processor/single", EOS_FIRST, "before the end of captions"),
+  ("clip", "tokenizer.json", "post_processor/single", CAPTION_TWICE, "must hold the caption once"),
+  ("clip", "tokenizer.json", "post_processor/single", CAPTION_TWICE[2:], "must hold the caption once"),
   ("clip", SEEN, "do_pad", True, "do_pad=True"),
   ("clip", SEEN, "resample", 1, "resample=1, known are 2"),
   ("clip", SEEN, "resample", {}, "resample="),
@@ -169,6 +185,8 @@ REFUSED = [
   ("merges", "vocab.json", "do", 3, "differ in 'do'"),
   ("merges", "vocab.json", "new", 999, "differ in 'new'"),
   ("merges", SETTINGS, "eos_token", "</s>", "eos_token='</s>'"),
+  ("pieces", SETTINGS, "eos_token", "", "eos_token='', which must be a token"),
+  ("pieces", SETTINGS, "pad_token", "", "pad_token='', which must be a token"),
   ("merges", SETTINGS, "do_lower_case", False, "do_lower_case=False"),
   ("merges", CONFIG, "text_config/eos_token_id", 49407, "eos_token_id=49407"),
   ("open_clip", "open_clip_config.json", "model_cfg/multimodal_cfg", {"width": 8}, "CoCa"),
