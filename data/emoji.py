@@ -247,8 +247,9 @@ def without_tones(characters: str) -> str:
 def codepoints(stem: str) -> str:
   """Returns the characters that a file name such as "U+1F469-U+200D-U+2708" or "1F469-200D-2708" spells.
 
-  >>> codepoints("U+2708") == codepoints("2708") == chr(0x2708)
-  True
+  Examples:
+    >>> codepoints("U+2708") == codepoints("2708") == chr(0x2708)
+    True
   """
   return plain("".join(chr(int(part.removeprefix("U+"), 16)) for part in stem.split("-")))
 

@@ -26,9 +26,10 @@ def uniforms(seed: int, what: str, start: int, count: int, width: int) -> Float[
     count: number of positions.
     width: number of draws for each position, a multiple of 4 (the block of Philox 4x64).
 
-  >>> some = uniforms(0, "caption", start=10, count=3, width=4)
-  >>> np.array_equal(some[2:], uniforms(0, "caption", start=12, count=1, width=4))
-  True
+  Examples:
+    >>> some = uniforms(0, "caption", start=10, count=3, width=4)
+    >>> np.array_equal(some[2:], uniforms(0, "caption", start=12, count=1, width=4))
+    True
   """
   bits = np.random.Philox(key=[stable_hash(seed), stable_hash(what)], counter=[start * (width // 4), 0, 0, 0])
   return np.random.Generator(bits).random((count, width))
@@ -45,8 +46,9 @@ def permuted(numbers: Int[np.ndarray, " n"], length: int, *what: object) -> Int[
     length: size of the permuted range.
     *what: any values, which choose the permutation.
 
-  >>> sorted(permuted(np.arange(5), 5, "shuffle", 0).tolist())
-  [0, 1, 2, 3, 4]
+  Examples:
+    >>> sorted(permuted(np.arange(5), 5, "shuffle", 0).tolist())
+    [0, 1, 2, 3, 4]
   """
   half = np.uint64(max(1, ((length - 1).bit_length() + 1) // 2))
   mask = np.uint64((1 << int(half)) - 1)
@@ -65,8 +67,9 @@ def permuted(numbers: Int[np.ndarray, " n"], length: int, *what: object) -> Int[
 def shuffled(draws: Int[np.ndarray, " n"], length: int, seed: int, name: str) -> Int[np.ndarray, " n"]:
   """Returns the index of a source's sample for each of its draws: every epoch is a permutation of its own.
 
-  >>> shuffled(np.arange(4, 8), 4, seed=0, name="noto").sum()  # The second epoch of four samples.
-  np.int64(6)
+  Examples:
+    >>> shuffled(np.arange(4, 8), 4, seed=0, name="noto").sum()  # The second epoch of four samples.
+    np.int64(6)
   """
   epoch, number = np.divmod(draws, length)
   out = np.empty_like(number)

@@ -62,8 +62,9 @@ def layout(name: str, index: int, drawings: int) -> Layout:
 def caption(names: Sequence[str]) -> str:
   """Joins all names in order.
 
-  >>> caption(["cat", "dog", "cow"])
-  'cat, dog and cow'
+  Examples:
+    >>> caption(["cat", "dog", "cow"])
+    'cat, dog and cow'
   """
   return f"{', '.join(names[:-1])} and {names[-1]}"
 

@@ -2,6 +2,8 @@
 
 import doctest
 import importlib
+import inspect
+import re
 
 import pytest
 
@@ -70,6 +72,12 @@ def test_the_examples_give_what_they_show(name):
     for test in examples_of(module, each, value):
       runner.run(test, out=told.append)
   assert runner.tries and not runner.failures, "".join(told)
+
+
+@pytest.mark.parametrize("name", modules_with_examples())
+def test_the_site_shows_examples_as_code(name):
+  source = inspect.getsource(importlib.import_module(name))
+  assert not re.search(r"\n\n *>>> ", source), "an example stands below a line 'Examples:'"
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -38,10 +38,11 @@ def global_auc(
 
   It is the area under the ROC curve as Mann and Whitney's U, over the pairs of all queries together.
 
-  >>> image = text = np.eye(3, dtype=np.float32)
-  >>> group = np.arange(3)
-  >>> global_auc(image, text, group, group), global_auc(image, text, group, np.roll(group, 1))
-  (1.0, 0.25)
+  Examples:
+    >>> image = text = np.eye(3, dtype=np.float32)
+    >>> group = np.arange(3)
+    >>> global_auc(image, text, group, group), global_auc(image, text, group, np.roll(group, 1))
+    (1.0, 0.25)
   """
   image, text = np.asarray(image), np.asarray(text)
   image_group, text_group = np.asarray(image_group), np.asarray(text_group)
@@ -85,11 +86,12 @@ def expected_calibration_error(
 
   Guo et al. (arXiv 1706.04599), equation 3.
 
-  >>> sure = np.full(4, 0.75)
-  >>> expected_calibration_error(sure, np.array([True, True, True, False]))
-  0.0
-  >>> expected_calibration_error(sure, np.array([True, False, False, False]))
-  0.5
+  Examples:
+    >>> sure = np.full(4, 0.75)
+    >>> expected_calibration_error(sure, np.array([True, True, True, False]))
+    0.0
+    >>> expected_calibration_error(sure, np.array([True, False, False, False]))
+    0.5
   """
   confidence = np.asarray(confidence, np.float64)
   # Softmax in float32 may exceed 1 by its rounding, which a large scale multiplies.

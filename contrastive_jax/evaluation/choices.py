@@ -32,9 +32,10 @@ def choice_accuracy(
   Follows CLIP_benchmark's image_caption_selection, whose argmax gives equal scores to the first: an encoder that embeds
   everything alike is right on SugarCrepe, and wrong on Winoground.
 
-  >>> image = np.float32([[[1, 0]]])  # One instance of one image and two captions, as in SugarCrepe.
-  >>> choice_accuracy(image, np.float32([[[0.6, 0.8], [0.8, 0.6]]]))
-  {'image_acc': 1.0, 'text_acc': 0.0, 'acc': 0.0}
+  Examples:
+    >>> image = np.float32([[[1, 0]]])  # One instance of one image and two captions, as in SugarCrepe.
+    >>> choice_accuracy(image, np.float32([[[0.6, 0.8], [0.8, 0.6]]]))
+    {'image_acc': 1.0, 'text_acc': 0.0, 'acc': 0.0}
   """
   scores = np.einsum("nid,ncd->nic", np.asarray(image), np.asarray(caption))
   right = np.arange(min(scores.shape[1:]))

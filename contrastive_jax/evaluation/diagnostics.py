@@ -40,9 +40,10 @@ def alignment(
 
   Wang and Isola (arXiv 2005.10242), section 4.1, between the towers as in arXiv 2405.18570.
 
-  >>> east, north = np.float32([[1, 0]]), np.float32([[0, 1]])
-  >>> alignment(east, north, np.array([7]), np.array([7]))
-  2.0
+  Examples:
+    >>> east, north = np.float32([[1, 0]]), np.float32([[0, 1]])
+    >>> alignment(east, north, np.array([7]), np.array([7]))
+    2.0
   """
   groups, position = np.unique(np.concatenate([np.asarray(image_group), np.asarray(text_group)]), return_inverse=True)
   sides = []
@@ -71,8 +72,9 @@ def uniformity(embeddings: Embeddings, *, t: float = 2.0, block: int = 1024) -> 
 
   Wang and Isola (arXiv 2005.10242), equation for L_uniform; the diagonal is left out.
 
-  >>> uniformity(np.float32([[1, 0], [-1, 0]])), uniformity(np.float32([[1, 0], [1, 0]]))
-  (-8.0, 0.0)
+  Examples:
+    >>> uniformity(np.float32([[1, 0], [-1, 0]])), uniformity(np.float32([[1, 0], [1, 0]]))
+    (-8.0, 0.0)
   """
   rows = np.asarray(embeddings)
   number = np.arange(len(rows))
@@ -101,9 +103,10 @@ def cross_uniformity(
 
   It is L_xunif of arXiv 2405.18570.
 
-  >>> both = np.float32([[1, 0], [-1, 0]])
-  >>> cross_uniformity(both, both, np.arange(2), np.arange(2))
-  -8.0
+  Examples:
+    >>> both = np.float32([[1, 0], [-1, 0]])
+    >>> cross_uniformity(both, both, np.arange(2), np.arange(2))
+    -8.0
   """
   return _log_mean(np.asarray(image), np.asarray(text), np.asarray(image_group), np.asarray(text_group), t, block)
 
@@ -135,8 +138,9 @@ def tolerance(embeddings: Embeddings, labels: Groups) -> float:
 
   Wang and Liu (arXiv 2012.09740), section 4.3.
 
-  >>> tolerance(np.float32([[1, 0], [1, 0], [0, 1], [0, 1]]), np.array([0, 0, 1, 1]))
-  0.5
+  Examples:
+    >>> tolerance(np.float32([[1, 0], [1, 0], [0, 1], [0, 1]]), np.array([0, 0, 1, 1]))
+    0.5
   """
   classes, position = np.unique(np.asarray(labels), return_inverse=True)
   total = np.zeros((len(classes), embeddings.shape[1]))
@@ -157,8 +161,9 @@ def modality_gap(image: Float[Array | np.ndarray, "images dim"], text: Float[Arr
 
   Liang et al. (arXiv 2203.02053), section 2.
 
-  >>> modality_gap(np.float32([[1, 0]]), np.float32([[-1, 0]]))
-  2.0
+  Examples:
+    >>> modality_gap(np.float32([[1, 0]]), np.float32([[-1, 0]]))
+    2.0
   """
   if not len(image) or not len(text):
     raise ValueError(f"a modality gap needs images and texts, got {len(image)} and {len(text)}")

@@ -28,9 +28,10 @@ def average_precision(
   Follows CLIP_benchmark's average_precision_per_class: every positive counts by itself, nothing is interpolated. Equal
   scores rank by index, which torch.sort does not promise.
 
-  >>> scores = np.float32([[0.9], [0.5], [0.1]])
-  >>> average_precision(scores, np.array([[True], [False], [True]])).tolist()  # The mean of 1/1 and 2/3.
-  [0.8333333333333333]
+  Examples:
+    >>> scores = np.float32([[0.9], [0.5], [0.1]])
+    >>> average_precision(scores, np.array([[True], [False], [True]])).tolist()  # The mean of 1/1 and 2/3.
+    [0.8333333333333333]
   """
   order = np.argsort(-np.asarray(scores), axis=0, kind="stable")
   shown = np.take_along_axis(np.asarray(labels), order, axis=0)

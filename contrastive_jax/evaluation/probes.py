@@ -191,8 +191,9 @@ def knn_probe(
 def normalised(features: Float[Array | np.ndarray, "rows dim"]) -> Float[Array, "rows dim"]:
   """Divides rows by their length; a row of zeros stays.
 
-  >>> normalised(np.float32([[3, 4], [0, 0]])).tolist()
-  [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+  Examples:
+    >>> normalised(np.float32([[3, 4], [0, 0]])).tolist()
+    [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
   """
   features = jnp.asarray(features)
   length = jnp.linalg.norm(features, axis=1, keepdims=True)

@@ -293,8 +293,9 @@ def _cutoff(metric: str) -> int:
 def percent(fraction: float) -> str:
   """Writes a share as a percentage with one decimal, or two under one percent.
 
-  >>> percent(0.0005), percent(0.0942)
-  ('0.05%', '9.4%')
+  Examples:
+    >>> percent(0.0005), percent(0.0942)
+    ('0.05%', '9.4%')
   """
   value = 100 * fraction
   return f"{value:.2f}%" if value < 0.995 else f"{value:.1f}%"

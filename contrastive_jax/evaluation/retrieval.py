@@ -49,10 +49,11 @@ def recall_at_k(
 
   Follows CLIP_benchmark's zeroshot_retrieval. Equal scores rank by index, which torch.topk does not promise.
 
-  >>> images = np.eye(2, 3, dtype=np.float32)
-  >>> captions = np.float32([[0.9, 0.1, 0], [0.1, 0.9, 0], [0, 0, 1]])
-  >>> recall_at_k(captions, images, np.array([0, 1, 1]), np.array([0, 1]), ks=(1, 2))
-  {'recall@1': 0.6666666666666666, 'recall@2': 1.0}
+  Examples:
+    >>> images = np.eye(2, 3, dtype=np.float32)
+    >>> captions = np.float32([[0.9, 0.1, 0], [0.1, 0.9, 0], [0, 0, 1]])
+    >>> recall_at_k(captions, images, np.array([0, 1, 1]), np.array([0, 1]), ks=(1, 2))
+    {'recall@1': 0.6666666666666666, 'recall@2': 1.0}
   """
   if not len(queries):
     raise ValueError(f"recall needs at least one query, got none for {len(gallery)} gallery items")
@@ -92,10 +93,11 @@ def top_k(
   Raises:
     ValueError: if `k` exceeds the gallery.
 
-  >>> gallery = np.float32([[1, 0], [0, 1], [0.5, 0.5]])
-  >>> indices, scores = top_k(np.float32([[1, 0]]), gallery, k=2)
-  >>> indices.tolist(), scores.tolist()
-  ([[0, 2]], [[1.0, 0.5]])
+  Examples:
+    >>> gallery = np.float32([[1, 0], [0, 1], [0.5, 0.5]])
+    >>> indices, scores = top_k(np.float32([[1, 0]]), gallery, k=2)
+    >>> indices.tolist(), scores.tolist()
+    ([[0, 2]], [[1.0, 0.5]])
   """
   if not 0 < k <= len(gallery):
     raise ValueError(f"the {k} nearest need a gallery of at least {k} items, got {len(gallery)}")

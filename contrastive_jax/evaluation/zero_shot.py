@@ -67,10 +67,11 @@ def predict(
   Raises:
     ValueError: if `k` exceeds the number of classes.
 
-  >>> image, weights = np.float32([[1, 0]]), np.float32([[0, 1], [1, 0]])
-  >>> classes, probabilities = predict(image, weights, logit_scale=1.0, k=2)
-  >>> classes.tolist(), probabilities.round(3).tolist()
-  ([[1, 0]], [[0.7310000061988831, 0.26899999380111694]])
+  Examples:
+    >>> image, weights = np.float32([[1, 0]]), np.float32([[0, 1], [1, 0]])
+    >>> classes, probabilities = predict(image, weights, logit_scale=1.0, k=2)
+    >>> classes.tolist(), probabilities.round(3).tolist()
+    ([[1, 0]], [[0.7310000061988831, 0.26899999380111694]])
   """
   if not 0 < k <= len(weights):
     raise ValueError(f"the {k} most probable classes need at least {k} classes, got {len(weights)}")
@@ -105,8 +106,9 @@ def balanced_accuracy(predicted: Int[np.ndarray, "images"], labels: Int[np.ndarr
     predicted: the predicted class of each image.
     labels: the right class of each image.
 
-  >>> balanced_accuracy(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]))
-  0.75
+  Examples:
+    >>> balanced_accuracy(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]))
+    0.75
   """
   _, position = np.unique(labels, return_inverse=True)
   return float(np.mean(np.bincount(position, weights=predicted == labels) / np.bincount(position)))
@@ -139,9 +141,10 @@ def accuracy_of_draws(
   Raises:
     ValueError: if fewer than `classes_per_draw` classes have images.
 
-  >>> classes = np.eye(3, dtype=np.float32)
-  >>> accuracy_of_draws(classes, classes, np.arange(3), classes_per_draw=2, draws=2).tolist()
-  [1.0, 1.0]
+  Examples:
+    >>> classes = np.eye(3, dtype=np.float32)
+    >>> accuracy_of_draws(classes, classes, np.arange(3), classes_per_draw=2, draws=2).tolist()
+    [1.0, 1.0]
   """
   require_below(labels, len(weights), "labels")
   present = np.unique(labels)

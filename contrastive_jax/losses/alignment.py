@@ -16,8 +16,9 @@ def squared_distances(image: Float[Array, "pairs dim"], text: Float[Array, "pair
     image: embeddings of the images.
     text: embeddings of the texts of the same pairs.
 
-  >>> squared_distances(jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([[1.0, 0.0], [0.0, -1.0]])).tolist()
-  [0.0, 4.0]
+  Examples:
+    >>> squared_distances(jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([[1.0, 0.0], [0.0, -1.0]])).tolist()
+    [0.0, 4.0]
   """
   dtype = accumulation_dtype(image, text)
   return jnp.sum(jnp.square(image.astype(dtype) - text.astype(dtype)), axis=1)

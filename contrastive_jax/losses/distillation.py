@@ -35,9 +35,10 @@ def feature_distances(
   Raises:
     UserError: for an unknown distance.
 
-  >>> student, teacher = jnp.array([[2.0, 0.0]]), jnp.array([[1.0, 0.0]])
-  >>> feature_distances(student, teacher).tolist(), feature_distances(student, teacher, "mse").tolist()
-  ([0.0], [1.0])
+  Examples:
+    >>> student, teacher = jnp.array([[2.0, 0.0]]), jnp.array([[1.0, 0.0]])
+    >>> feature_distances(student, teacher).tolist(), feature_distances(student, teacher, "mse").tolist()
+    ([0.0], [1.0])
   """
   require_known("loss_options.distill_features.distance", distance, DISTANCES)
   dtype = negatives.accumulation_dtype(student, teacher)
@@ -90,10 +91,11 @@ def similarity_distillation(
   It is the contrastive relational distillation of Yang et al., "CLIP-KD" (arXiv 2307.12732), with temperatures of its
   own.
 
-  >>> both = jnp.eye(2)  # The student agrees with its teacher.
-  >>> loss, _ = similarity_distillation(both, both, both, both, logit_scale=20.0, teacher_temperature=0.05)
-  >>> float(loss)
-  0.0
+  Examples:
+    >>> both = jnp.eye(2)  # The student agrees with its teacher.
+    >>> loss, _ = similarity_distillation(both, both, both, both, logit_scale=20.0, teacher_temperature=0.05)
+    >>> float(loss)
+    0.0
   """
   pairwise.check("distill_similarity", strategy, tile)
   for name, value in (("temperature", temperature), ("teacher_temperature", teacher_temperature)):
@@ -145,9 +147,10 @@ def relational_distillation(
 
   Tung and Mori, "Similarity-Preserving Knowledge Distillation" (arXiv 1907.09682), of cosines instead of rescaled rows.
 
-  >>> image, teacher = jnp.eye(2), jnp.array([[1.0], [1.0]])  # Similarities of 0 where the teacher has 1.
-  >>> float(relational_distillation(image, image, teacher)[0])
-  1.0
+  Examples:
+    >>> image, teacher = jnp.eye(2), jnp.array([[1.0], [1.0]])  # Similarities of 0 where the teacher has 1.
+    >>> float(relational_distillation(image, image, teacher)[0])
+    1.0
   """
   del text, teacher_text, logit_scale
   pairwise.check("distill_relational", strategy, tile)

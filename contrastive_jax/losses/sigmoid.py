@@ -41,10 +41,11 @@ def sigmoid_loss(
 
   Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (arXiv 2303.15343), algorithm 1.
 
-  >>> image, text = jnp.eye(2), jnp.eye(2)
-  >>> loss, parts = sigmoid_loss(image, text, logit_scale=10.0, logit_bias=-5.0)
-  >>> [round(float(value), 4) for value in (loss, parts["loss_positive"], parts["loss_negative"])]
-  [0.0134, 0.0067, 0.0067]
+  Examples:
+    >>> image, text = jnp.eye(2), jnp.eye(2)
+    >>> loss, parts = sigmoid_loss(image, text, logit_scale=10.0, logit_bias=-5.0)
+    >>> [round(float(value), 4) for value in (loss, parts["loss_positive"], parts["loss_negative"])]
+    [0.0134, 0.0067, 0.0067]
   """
   pairwise.check("sigmoid", strategy, tile)
   axes = pairwise.mesh_axes(axis_name)

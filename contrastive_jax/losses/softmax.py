@@ -51,10 +51,11 @@ def softmax_loss(
   Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (arXiv 2103.00020), figure 3;
   with label smoothing half of ALIGN's (arXiv 2102.05918), which adds the directions.
 
-  >>> image, text = jnp.eye(2), jnp.eye(2)[::-1]  # Each image is nearest to the other's text.
-  >>> loss, metrics = softmax_loss(image, text, logit_scale=1.0)
-  >>> round(float(loss), 4), float(metrics["accuracy_image_to_text"])
-  (1.3133, 0.0)
+  Examples:
+    >>> image, text = jnp.eye(2), jnp.eye(2)[::-1]  # Each image is nearest to the other's text.
+    >>> loss, metrics = softmax_loss(image, text, logit_scale=1.0)
+    >>> round(float(loss), 4), float(metrics["accuracy_image_to_text"])
+    (1.3133, 0.0)
   """
   del logit_bias
   return weighted_softmax_loss(
@@ -120,11 +121,12 @@ def weighted_softmax_loss(
   Raises:
     UserError: as in `softmax_loss`, and for a negative `positive_coefficient`.
 
-  >>> both = jnp.eye(2)
-  >>> plain, _ = softmax_loss(both, both, logit_scale=1.0)
-  >>> decoupled, _ = weighted_softmax_loss(both, both, logit_scale=1.0, positive_coefficient=0.0)
-  >>> round(float(plain), 4), round(float(decoupled), 4)
-  (0.3133, -1.0)
+  Examples:
+    >>> both = jnp.eye(2)
+    >>> plain, _ = softmax_loss(both, both, logit_scale=1.0)
+    >>> decoupled, _ = weighted_softmax_loss(both, both, logit_scale=1.0, positive_coefficient=0.0)
+    >>> round(float(plain), 4), round(float(decoupled), 4)
+    (0.3133, -1.0)
   """
   pairwise.check("softmax", strategy, tile)
   if not 0 <= label_smoothing < 1:

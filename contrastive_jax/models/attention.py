@@ -47,12 +47,13 @@ def attend(
   The logits of rows of up to `DENSE_LENGTH` tokens exist all at once. Longer rows take memory linear in their length:
   they run in the kernel of the platform, or block by block in XLA where there is none (CPU, `mask`, sigmoid).
 
-  >>> q = k = jnp.zeros((1, 3, 1, 2))  # Equal logits: each token takes the mean of what it sees.
-  >>> v = jnp.array([1.0, 3.0, 8.0]).reshape(1, 3, 1, 1).repeat(2, axis=3)
-  >>> attend(q, k, v, causal=True)[0, :, 0, 0].tolist()
-  [1.0, 2.0, 4.0]
-  >>> attend(q, k, v, segments=jnp.array([[1, 1, 2]]))[0, :, 0, 0].tolist()
-  [2.0, 2.0, 8.0]
+  Examples:
+    >>> q = k = jnp.zeros((1, 3, 1, 2))  # Equal logits: each token takes the mean of what it sees.
+    >>> v = jnp.array([1.0, 3.0, 8.0]).reshape(1, 3, 1, 1).repeat(2, axis=3)
+    >>> attend(q, k, v, causal=True)[0, :, 0, 0].tolist()
+    [1.0, 2.0, 4.0]
+    >>> attend(q, k, v, segments=jnp.array([[1, 1, 2]]))[0, :, 0, 0].tolist()
+    [2.0, 2.0, 8.0]
   """
   rules = {"causal": causal, "sigmoid_length": sigmoid_length}
   if queries.shape[1] <= DENSE_LENGTH:

@@ -235,8 +235,9 @@ def l2_normalize(x: Float[Array, "... dim"]) -> Float[Array, "... dim"]:
 
   A zero vector stays zero and has a finite gradient, since norms below 1e-6 count as 1e-6.
 
-  >>> l2_normalize(jnp.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
-  [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+  Examples:
+    >>> l2_normalize(jnp.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+    [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
   """
   x = x.astype(jnp.float32)
   return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-12))

@@ -22,12 +22,13 @@ class Tokens:
   Either a row belongs to one pair, whole or as far as a mask says, or rows are packed and a pair owns a segment of a
   row. Packed rows are pooled on the device they lie on, since their pairs lie there too.
 
-  >>> states = jnp.arange(4.0).reshape(1, 4, 1)
-  >>> Tokens(jnp.array([[True, True, False, False]])).mean(states).tolist()
-  [[0.5]]
-  >>> packed = Tokens(segments=jnp.array([[1, 1, 2, 2]]), slots=jnp.array([[0, 1], [0, 2]]))
-  >>> packed.mean(states).tolist(), packed.select(states, "last").tolist()
-  ([[0.5], [2.5]], [[1.0], [3.0]])
+  Examples:
+    >>> states = jnp.arange(4.0).reshape(1, 4, 1)
+    >>> Tokens(jnp.array([[True, True, False, False]])).mean(states).tolist()
+    [[0.5]]
+    >>> packed = Tokens(segments=jnp.array([[1, 1, 2, 2]]), slots=jnp.array([[0, 1], [0, 2]]))
+    >>> packed.mean(states).tolist(), packed.select(states, "last").tolist()
+    ([[0.5], [2.5]], [[1.0], [3.0]])
   """
 
   def __init__(self, mask: Any = None, *, segments: Any = None, slots: Any = None):
@@ -103,8 +104,9 @@ class Tokens:
 def last_true(mask: Bool[Array, "rows length"]) -> Int[Array, "rows"]:
   """Returns the position of the last True of each row, and 0 where there is none.
 
-  >>> last_true(jnp.array([[True, True, False], [False, False, False]])).tolist()
-  [1, 0]
+  Examples:
+    >>> last_true(jnp.array([[True, True, False], [False, False, False]])).tolist()
+    [1, 0]
   """
   return jnp.max(jnp.where(mask, jnp.arange(mask.shape[1]), 0), axis=1)
 

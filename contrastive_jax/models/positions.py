@@ -20,9 +20,10 @@ def rope_angles(coords: Any, head_dim: int, kind: str = "2d") -> Float[Array, "r
       lowest quarter of the frequencies of y and of x turns with t instead, at frequencies from 1 down to 1 / theta. The
       others stay as they are, so that a tower trained on images meets clips with little change.
 
-  >>> coords = jnp.array([[[0, 0, 0], [0, 2, 3]]])
-  >>> rope_angles(coords, head_dim=4).tolist()
-  [[[0.0, 0.0], [2.0, 3.0]]]
+  Examples:
+    >>> coords = jnp.array([[[0, 0, 0], [0, 2, 3]]])
+    >>> rope_angles(coords, head_dim=4).tolist()
+    [[[0.0, 0.0], [2.0, 3.0]]]
   """
   count = head_dim // 4
   frequencies = _THETA ** (-jnp.arange(count, dtype=jnp.float32) / count)
@@ -44,9 +45,10 @@ def rotate(
     x: queries or keys.
     angles: the angles of each token, the same for all heads.
 
-  >>> x = jnp.array([1.0, 0.0]).reshape(1, 1, 1, 2)
-  >>> jnp.round(rotate(x, jnp.full((1, 1, 1), jnp.pi / 2)), 3).ravel().tolist()
-  [-0.0, 1.0]
+  Examples:
+    >>> x = jnp.array([1.0, 0.0]).reshape(1, 1, 1, 2)
+    >>> jnp.round(rotate(x, jnp.full((1, 1, 1), jnp.pi / 2)), 3).ravel().tolist()
+    [-0.0, 1.0]
   """
   cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -61,8 +63,9 @@ def sincos_2d(coords: Any, width: int) -> Float[Array, "rows length width"]:
     coords: the (t, y, x) of each patch in its grid, `[rows, length, 3]`.
     width: number of features of a token, a multiple of 4 and at least 8.
 
-  >>> sincos_2d(jnp.array([[[0, 0, 0]]]), width=8).tolist()
-  [[[0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0]]]
+  Examples:
+    >>> sincos_2d(jnp.array([[[0, 0, 0]]]), width=8).tolist()
+    [[[0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0]]]
   """
   count = width // 4
   frequencies = _THETA ** (-jnp.arange(count, dtype=jnp.float32) / (count - 1))
@@ -80,8 +83,9 @@ def read(table: Float[Array, "positions width"], index: Any) -> Float[Array, "ro
     table: one row for each position.
     index: the row of each token, `[rows, length]`; a token whose row is not in the table gets zeros.
 
-  >>> read(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([[1, 0, 7]])).tolist()
-  [[[3.0, 4.0], [1.0, 2.0], [0.0, 0.0]]]
+  Examples:
+    >>> read(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([[1, 0, 7]])).tolist()
+    [[[3.0, 4.0], [1.0, 2.0], [0.0, 0.0]]]
   """
   chosen = jax.nn.one_hot(index, table.shape[0], dtype=table.dtype)
   return jnp.einsum("rlp,pw->rlw", chosen, table, precision=jax.lax.Precision.HIGHEST)
@@ -98,9 +102,10 @@ def resampled(table: Float[Array, "positions width"], coords: Any, segments: Any
     coords: the (t, y, x) of each patch in its grid, `[rows, length, 3]`.
     segments: which image of its row each patch belongs to, `[rows, length]`; None when a row is one image.
 
-  >>> table = jnp.array([[0.0], [1.0], [2.0], [3.0]])  # 2 x 2 positions of one feature.
-  >>> resampled(table, jnp.array([[[0, 0, 0]]]), None).tolist()  # An image of a single patch gets their mean.
-  [[[1.5]]]
+  Examples:
+    >>> table = jnp.array([[0.0], [1.0], [2.0], [3.0]])  # 2 x 2 positions of one feature.
+    >>> resampled(table, jnp.array([[[0, 0, 0]]]), None).tolist()  # An image of a single patch gets their mean.
+    [[[1.5]]]
   """
   grid = round(table.shape[0] ** 0.5)
   along_y, along_x = (_resampling_weights(coords[..., axis], segments, grid) for axis in (1, 2))

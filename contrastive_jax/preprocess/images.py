@@ -75,8 +75,9 @@ def straight(source: Any) -> Pixels:
 def premultiply(pixels: UInt8[np.ndarray, "height width 4"]) -> UInt8[np.ndarray, "height width 4"]:
   """Multiplies colour by alpha, rounding to nearest.
 
-  >>> premultiply(np.uint8([[[255, 100, 0, 128]]])).tolist()
-  [[[128, 50, 0, 128]]]
+  Examples:
+    >>> premultiply(np.uint8([[[255, 100, 0, 128]]])).tolist()
+    [[[128, 50, 0, 128]]]
   """
   scaled = np.empty(pixels.shape, np.uint8)
   for rows in _strips(pixels):
@@ -88,8 +89,9 @@ def premultiply(pixels: UInt8[np.ndarray, "height width 4"]) -> UInt8[np.ndarray
 def undo_premultiply(pixels: UInt8[np.ndarray, "height width 4"]) -> UInt8[np.ndarray, "height width 4"]:
   """Divides colour by alpha, which undoes `premultiply` as far as its rounding allows.
 
-  >>> undo_premultiply(np.uint8([[[128, 50, 0, 128]]])).tolist()
-  [[[255, 100, 0, 128]]]
+  Examples:
+    >>> undo_premultiply(np.uint8([[[128, 50, 0, 128]]])).tolist()
+    [[[255, 100, 0, 128]]]
   """
   straight = np.empty(pixels.shape, np.uint8)
   for rows in _strips(pixels):
@@ -104,8 +106,9 @@ def composite(
 ) -> UInt8[np.ndarray, "height width 3"]:
   """Puts premultiplied pixels on a plain background.
 
-  >>> composite(np.uint8([[[128, 50, 0, 128]]])).tolist()
-  [[[255, 177, 127]]]
+  Examples:
+    >>> composite(np.uint8([[[128, 50, 0, 128]]])).tolist()
+    [[[255, 177, 127]]]
   """
   colour = np.asarray(background, np.uint16)
   plain = np.empty((*pixels.shape[:2], 3), np.uint8)
@@ -167,8 +170,9 @@ def resize(
     width: the new width.
     interpolation: "bicubic" or "bilinear".
 
-  >>> resize(np.full((4, 6, 3), 7, np.uint8), 2, 3).shape
-  (2, 3, 3)
+  Examples:
+    >>> resize(np.full((4, 6, 3), 7, np.uint8), 2, 3).shape
+    (2, 3, 3)
   """
   if image.shape[:2] == (height, width):
     return image
@@ -185,8 +189,9 @@ def center_crop(
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
   """Resizes the shorter side to `size` and cuts out the middle square, as CLIP's preprocessing does.
 
-  >>> center_crop(np.zeros((4, 8, 3), np.uint8), 2).shape
-  (2, 2, 3)
+  Examples:
+    >>> center_crop(np.zeros((4, 8, 3), np.uint8), 2).shape
+    (2, 2, 3)
   """
   height, width = image.shape[:2]
   short = min(height, width)
@@ -228,9 +233,10 @@ def patchify(images: UInt8[np.ndarray, "rows height width channels"], patch_size
   Raises:
     ValueError: if the patches do not tile the image.
 
-  >>> batch = patchify(np.zeros((1, 4, 6, 3), np.uint8), 2)
-  >>> batch.patches.shape, batch.coords[0, :4].tolist()
-  ((1, 6, 12), [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0]])
+  Examples:
+    >>> batch = patchify(np.zeros((1, 4, 6, 3), np.uint8), 2)
+    >>> batch.patches.shape, batch.coords[0, :4].tolist()
+    ((1, 6, 12), [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0]])
   """
   patches, coords = cut(images[:, None], patch_size, 1)
   return ImageBatch(patches, np.repeat(coords[None], len(images), axis=0))
@@ -257,9 +263,10 @@ def cut(
   Raises:
     ValueError: if the tubelets do not tile the clips.
 
-  >>> patches, coords = cut(np.zeros((1, 4, 2, 2, 3), np.uint8), 2, 2)
-  >>> patches.shape, coords.tolist()
-  ((1, 2, 24), [[0, 0, 0], [1, 0, 0]])
+  Examples:
+    >>> patches, coords = cut(np.zeros((1, 4, 2, 2, 3), np.uint8), 2, 2)
+    >>> patches.shape, coords.tolist()
+    ((1, 2, 24), [[0, 0, 0], [1, 0, 0]])
   """
   rows, frames, height, width, channels = clips.shape
   if height % patch_size or width % patch_size:

@@ -34,8 +34,9 @@ def fit(height: int, width: int, *, patch: int, min_tokens: int = 1, max_tokens:
 
   Serves as UniViTAR's `smart_resize`, with limits in patches and both sides rounded together.
 
-  >>> fit(100, 200, patch=16, max_tokens=256), fit(1000, 2000, patch=16, max_tokens=256)
-  ((96, 208), (176, 368))
+  Examples:
+    >>> fit(100, 200, patch=16, max_tokens=256), fit(1000, 2000, patch=16, max_tokens=256)
+    ((96, 208), (176, 368))
   """
   _require_size(height, width)
   if not 1 <= min_tokens <= max_tokens:
@@ -65,8 +66,9 @@ def fit_to_length(height: int, width: int, *, patch: int, length: int) -> tuple[
   Follows NaFlex (SigLIP 2), which bisects a real ratio; here the bisection is over the whole numbers of patches at
   which a side is filled exactly, so that the answer is exact.
 
-  >>> fit_to_length(100, 200, patch=16, length=256)
-  (176, 352)
+  Examples:
+    >>> fit_to_length(100, 200, patch=16, length=256)
+    (176, 352)
   """
   _require_size(height, width)
   if length < 1:
@@ -97,9 +99,10 @@ def patchify_clip(
   Raises:
     ValueError: if the tubelets do not tile the clip.
 
-  >>> patches, coords = patchify_clip(np.zeros((2, 4, 4, 3), np.uint8), 4, 2)
-  >>> patches.shape, coords.tolist()
-  ((1, 96), [[0, 0, 0]])
+  Examples:
+    >>> patches, coords = patchify_clip(np.zeros((2, 4, 4, 3), np.uint8), 4, 2)
+    >>> patches.shape, coords.tolist()
+    ((1, 96), [[0, 0, 0]])
   """
   patches, coords = cut(frames[None], patch, tubelet)
   return patches[0], coords

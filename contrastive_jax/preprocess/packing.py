@@ -119,9 +119,10 @@ def pack_grids(grids: Int[np.ndarray, "items 3"], *, rows: int, length: int, min
   Raises:
     UserError: if no way to shrink and to place them was found.
 
-  >>> plan = pack_grids(np.array([[1, 2, 3], [1, 2, 2], [1, 1, 2]]), rows=1, length=10)
-  >>> plan.grids.tolist(), plan.segments().tolist()
-  ([[1, 2, 2], [1, 2, 2], [1, 1, 2]], [[1, 1, 1, 1, 2, 2, 2, 2, 3, 3]])
+  Examples:
+    >>> plan = pack_grids(np.array([[1, 2, 3], [1, 2, 2], [1, 1, 2]]), rows=1, length=10)
+    >>> plan.grids.tolist(), plan.segments().tolist()
+    ([[1, 2, 2], [1, 2, 2], [1, 1, 2]], [[1, 1, 1, 1, 2, 2, 2, 2, 3, 3]])
   """
   wanted = np.asarray(grids, np.int64)
   asked = [tuple(grid) for grid in wanted.tolist()]
@@ -166,10 +167,11 @@ def place_images(patches: Sequence[Patches], packed: PackedGrids) -> ImageBatch:
   Raises:
     ValueError: if an image was not rendered at its planned size.
 
-  >>> plan = pack_grids(np.array([[1, 1, 1], [1, 1, 2]]), rows=1, length=4)
-  >>> images = [(np.full((n, 12), n, np.uint8), np.zeros((n, 3), np.int16)) for n in (1, 2)]
-  >>> place_images(images, plan).patches[..., 0].tolist()
-  [[1, 2, 2, 0]]
+  Examples:
+    >>> plan = pack_grids(np.array([[1, 1, 1], [1, 1, 2]]), rows=1, length=4)
+    >>> images = [(np.full((n, 12), n, np.uint8), np.zeros((n, 3), np.int16)) for n in (1, 2)]
+    >>> place_images(images, plan).patches[..., 0].tolist()
+    [[1, 2, 2, 0]]
   """
   batch = ImageBatch(
     np.zeros((packed.rows, packed.length, patches[0][0].shape[1]), np.uint8),
@@ -198,9 +200,10 @@ def pack_texts(lengths: Int[np.ndarray, "items"], *, rows: int, length: int) -> 
   Raises:
     UserError: if the rows have fewer tokens than there are captions.
 
-  >>> plan = pack_texts(np.array([5, 3, 4]), rows=2, length=6)
-  >>> plan.sizes.tolist(), plan.segments().tolist(), plan.truncated
-  ([3, 3, 4], [[1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 0, 0]], 1)
+  Examples:
+    >>> plan = pack_texts(np.array([5, 3, 4]), rows=2, length=6)
+    >>> plan.sizes.tolist(), plan.segments().tolist(), plan.truncated
+    ([3, 3, 4], [[1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 0, 0]], 1)
   """
   wanted = np.maximum(np.asarray(lengths, np.int64), 1)
 
@@ -242,8 +245,9 @@ def capacity(mean: float, std: float, *, pairs: int, fill: float = 0.95) -> int:
     pairs: number of pairs of a pack.
     fill: the share of real tokens to expect, below 1.
 
-  >>> capacity(100.0, 0.0, pairs=8, fill=0.8), capacity(100.0, 50.0, pairs=8, fill=0.8)
-  (1000, 992)
+  Examples:
+    >>> capacity(100.0, 0.0, pairs=8, fill=0.8), capacity(100.0, 50.0, pairs=8, fill=0.8)
+    (1000, 992)
   """
   total, spread = pairs * mean, math.sqrt(pairs) * std
 
@@ -276,8 +280,9 @@ def row_shape(tokens: int, *, least: int, multiple: int = 128) -> tuple[int, int
   Raises:
     UserError: if there are not tokens enough for a row.
 
-  >>> row_shape(4096, least=1000)
-  (4, 1024)
+  Examples:
+    >>> row_shape(4096, least=1000)
+    (4, 1024)
   """
   shortest = -(-least // multiple) * multiple
   lengths = [n for n in range(shortest, shortest * 5 // 4 + 1, multiple) if n <= tokens]

@@ -24,8 +24,9 @@ def fill_rows(sizes: Sequence[int], rows: int, length: int) -> list[int] | None:
   Returns:
     The row of each item; None where they do not fit this way.
 
-  >>> fill_rows([6, 5, 4, 3, 2], rows=2, length=10)
-  [0, 1, 0, 1, 1]
+  Examples:
+    >>> fill_rows([6, 5, 4, 3, 2], rows=2, length=10)
+    [0, 1, 0, 1, 1]
   """
   spare = rows * length - sum(sizes)
   row_of = [-1] * len(sizes)
@@ -57,8 +58,9 @@ def search_rows(sizes: Sequence[int], rows: int, length: int, *, most: int = 20_
 
   It finds what `fill_rows` overlooks with three rows or more.
 
-  >>> search_rows([6, 5, 4, 3, 2], rows=2, length=10)
-  [0, 1, 0, 1, 1]
+  Examples:
+    >>> search_rows([6, 5, 4, 3, 2], rows=2, length=10)
+    [0, 1, 0, 1, 1]
   """
   order = sorted(range(len(sizes)), key=lambda item: (-sizes[item], item))
   free, row_of, tried = [length] * rows, [-1] * len(sizes), 0
@@ -106,10 +108,11 @@ def shrink_to_fit(
   Raises:
     UserError: if they do not fit however small, as far as `fill_rows` and `search_rows` can tell.
 
-  >>> def one_less(item, extent):
-  ...   return (extent[0] - 1,) if extent[0] > 1 else None
-  >>> shrink_to_fit([(5,), (3,)], 1, 6, one_less, "captions")
-  ([(3,), (3,)], [0, 0])
+  Examples:
+    >>> def one_less(item, extent):
+    ...   return (extent[0] - 1,) if extent[0] > 1 else None
+    >>> shrink_to_fit([(5,), (3,)], 1, 6, one_less, "captions")
+    ([(3,), (3,)], [0, 0])
   """
   sizes = [math.prod(state) for state in wanted]
   turns: list[tuple[int, State]] = []

@@ -354,8 +354,9 @@ def load(spec: str | os.PathLike, **options: Any) -> Tokenizer:
 def canonical(text: str) -> str:
   """Removes ASCII punctuation and repeated spaces, as big_vision does with SigLIP's prompts.
 
-  >>> canonical("A photo of  a dog.")
-  'A photo of a dog'
+  Examples:
+    >>> canonical("A photo of  a dog.")
+    'A photo of a dog'
   """
   return " ".join(text.replace("_", " ").translate(_NO_PUNCTUATION).split())
 

@@ -127,8 +127,9 @@ def choose_frames(
   Raises:
     UserError: for an unknown rule, or "fps" without a rate.
 
-  >>> choose_frames(100, 25.0, 4, "uniform").tolist(), choose_frames(2, 25.0, 4, "uniform").tolist()
-  ([12, 37, 62, 87], [0, 0, 1, 1])
+  Examples:
+    >>> choose_frames(100, 25.0, 4, "uniform").tolist(), choose_frames(2, 25.0, 4, "uniform").tolist()
+    ([12, 37, 62, 87], [0, 0, 1, 1])
   """
   require_known("frame_rule", rule, RULES)
   part = np.arange(frames)

@@ -113,10 +113,11 @@ def gather(items: list[Patches], length: int, *, width: int, padded: bool) -> Im
     width: number of bytes of a patch, those of a clip's where there is one.
     padded: whether segments mark the padding; without it all items are `length` long.
 
-  >>> one = np.ones((1, 12), np.uint8), np.zeros((1, 3), np.int16)
-  >>> two = np.ones((2, 12), np.uint8), np.zeros((2, 3), np.int16)
-  >>> gather([one, two], 2, width=12, padded=True).patches[..., 0].tolist()
-  [[1, 0], [1, 1]]
+  Examples:
+    >>> one = np.ones((1, 12), np.uint8), np.zeros((1, 3), np.int16)
+    >>> two = np.ones((2, 12), np.uint8), np.zeros((2, 3), np.int16)
+    >>> gather([one, two], 2, width=12, padded=True).patches[..., 0].tolist()
+    [[1, 0], [1, 1]]
   """
   rows = len(items)
   batch = ImageBatch(
@@ -143,8 +144,9 @@ def _square(resolution: Resolution, patch: int, times: int) -> int:
 def squared(pixels: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "side side 3"]:
   """Puts a picture into the middle of a white square.
 
-  >>> squared(np.zeros((1, 3, 3), np.uint8))[..., 0].tolist()
-  [[255, 255, 255], [0, 0, 0], [255, 255, 255]]
+  Examples:
+    >>> squared(np.zeros((1, 3, 3), np.uint8))[..., 0].tolist()
+    [[255, 255, 255], [0, 0, 0], [255, 255, 255]]
   """
   return images.in_square(pixels, 255)
 

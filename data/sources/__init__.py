@@ -79,8 +79,9 @@ class Source(Protocol):
 def names_a_side(captions: Iterable[str]) -> bool:
   """Says whether one of the captions would not fit the mirrored image.
 
-  >>> names_a_side(["a dog", "a cat on the left"]), names_a_side(["a dog"])
-  (True, False)
+  Examples:
+    >>> names_a_side(["a dog", "a cat on the left"]), names_a_side(["a dog"])
+    (True, False)
   """
   return any(_SIDED.search(caption) for caption in captions)
 
@@ -88,8 +89,9 @@ def names_a_side(captions: Iterable[str]) -> bool:
 def stable_hash(*what: object) -> int:
   """Returns 63 bits of BLAKE2b, the same in every process and every release, unlike `hash`.
 
-  >>> stable_hash("clips", "a.mp4") == stable_hash("clips", "a.mp4") != stable_hash("clips", "b.mp4")
-  True
+  Examples:
+    >>> stable_hash("clips", "a.mp4") == stable_hash("clips", "a.mp4") != stable_hash("clips", "b.mp4")
+    True
   """
   digest = hashlib.blake2b(repr(what).encode(), digest_size=8).digest()
   return int.from_bytes(digest, "little") >> 1
