@@ -13,7 +13,7 @@ def shown(batches: Iterator[np.ndarray], count: int, what: str) -> Iterator[np.n
   Args:
     batches: row numbers in ascending order.
     count: number of rows.
-    what: what the rows are, such as "images".
+    what: name of the rows, such as "images".
   """
   columns = (TextColumn(f"[bold]encoding {what}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
   console = Console(stderr=True)

@@ -157,7 +157,7 @@ class RunLock:
       raise _held(self._folder, holder)
 
   def _beats(self, seconds: float, holder: dict[str, Any]) -> bool:
-    """Whether the holder gives a sign of life within so many seconds; says once that it is waited for."""
+    """Waits for a sign of life of the holder, for so many seconds, and says whether it came."""
     last = self._path.stat().st_mtime_ns
     print(
       f"{self._folder} was last in use by {_named(holder)}: waiting up to {seconds:.0f} s to see whether it still is.",
@@ -177,7 +177,7 @@ class RunLock:
     return False
 
   def _age(self, file: int) -> float:
-    """Seconds since the last heartbeat by the file system's own clock, since clocks of machines differ."""
+    """Returns the seconds since the last heartbeat by the file system's own clock, since clocks of machines differ."""
     probe = self._folder / f".{NAME}.{uuid.uuid4().hex}"
     probe.touch()
     try:
@@ -199,12 +199,12 @@ class RunLock:
 
 
 def _now() -> float:
-  """Seconds of a clock that goes on while this process, or its machine, is suspended."""
+  """Returns the seconds of a clock that goes on while this process, or its machine, is suspended."""
   return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _flock(file: int) -> bool | None:
-  """Whether the kernel gave its lock; None where the file system has none."""
+  """Says whether the kernel gave its lock; None where the file system has no locks."""
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:
@@ -244,7 +244,7 @@ def _me() -> dict[str, Any]:
 
 
 def _start_of(pid: int) -> str | None:
-  """When a process of this machine started, in ticks of its clock; "" where nobody says, None for no such process."""
+  """Returns when a process of this machine started, in ticks; "" where nobody says, None where there is no process."""
   stat = _text(f"/proc/{pid}/stat")
   if stat:
     return stat.rpartition(")")[2].split()[19]

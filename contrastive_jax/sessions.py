@@ -76,7 +76,7 @@ class Session:
 
 
 def read(workdir: Path) -> list[dict[str, Any]]:
-  """The sessions of a run, oldest first; those whose record is damaged are left out, which a warning says."""
+  """Reads the sessions of a run, oldest first; those whose record is damaged are left out, which a warning says."""
   path = workdir / FILE
   try:
     found = read_json(path) if path.exists() else []
@@ -108,7 +108,7 @@ def hardware(devices: Sequence[jax.Device]) -> str:
 
 
 def _processor() -> str:
-  """The marketing name of the processor, where the system tells it."""
+  """Returns the marketing name of the processor, where the system tells it."""
   try:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
   except (OSError, ValueError):
@@ -118,7 +118,7 @@ def _processor() -> str:
 
 
 def versions() -> dict[str, str]:
-  """Versions of Python, of the system and of the packages that decide what a run computes."""
+  """Lists the versions of Python, of the system and of the packages that decide what a run computes."""
   found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
   for package in PACKAGES:
     try:
@@ -129,7 +129,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-  """The git commit of the checkout that the library is run from, marked where files differ from it; "" elsewhere."""
+  """Returns the git commit of the checkout that the library runs from, marked where files differ; "" elsewhere."""
   root = Path(__file__).resolve().parents[1]
   if not (root / ".git").exists():
     return ""
@@ -146,7 +146,7 @@ def commit() -> str:
 
 
 def facts(sessions: Sequence[dict[str, Any]]) -> dict[str, str]:
-  """What the report says about the sessions of a run, by label."""
+  """Makes the report's facts about the sessions of a run, by label."""
   if not sessions:
     return {}
   total = duration(sum(session["seconds"] for session in sessions))
@@ -165,7 +165,7 @@ def facts(sessions: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 
 def commands(sessions: Sequence[dict[str, Any]]) -> list[str]:
-  """The commands that make the run again, in order, each once."""
+  """Returns the commands that make the run again, in order, each once."""
   return list(dict.fromkeys(session["command"] for session in sessions))
 
 
@@ -177,7 +177,12 @@ def _when(started: str) -> str:
 
 
 def duration(seconds: float) -> str:
-  """A duration in its two largest units: "42 s", "5 min 20 s", "3 h 05 min", "2 d 4 h"."""
+  """Writes a duration in its two largest units.
+
+  Examples:
+    >>> duration(42.0), duration(320.0), duration(11100.0), duration(187200.0)
+    ('42 s', '5 min 20 s', '3 h 05 min', '2 d 4 h')
+  """
   whole = round(seconds)
   if whole < 60:
     return f"{whole} s"

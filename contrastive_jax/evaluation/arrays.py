@@ -87,7 +87,7 @@ def require_below(labels: Int[np.ndarray, "..."], classes: int, field: str) -> N
 
 
 def _described(annotation: Any) -> tuple[Any, list[str]] | None:
-  """The kind of an array and the names of its axes, of a jaxtyping annotation."""
+  """Returns the kind of an array and the names of its axes in a jaxtyping annotation."""
   one = next(iter(typing.get_args(annotation)), annotation)
   for kind in _KINDS:
     if getattr(one, "dtypes", None) == kind[0].dtypes:
@@ -123,7 +123,7 @@ def _of_kind(values: Any, field: str, kind: tuple) -> np.ndarray:
 
 
 def _without_objects(array: np.ndarray, field: str, wanted: Any, called: str) -> np.ndarray:
-  """An array of Python objects as one of numbers, where all of them are."""
+  """Makes an array of Python objects one of numbers, where all of them are numbers."""
   if array.dtype != object:
     return array
   for index, item in np.ndenumerate(array):

@@ -1,4 +1,4 @@
-"""Standard benchmarks by name: where the data are, what is scored, and the words put to the model.
+"""Standard benchmarks by name: their data, their labels, and the words put to the model.
 
 Class names and prompts are data, in `classes/`, and follow CLIP_benchmark wherever it has the set, so that numbers can
 be compared. Names are keyed by the labels of TFDS, never by position: a set prepared with its labels in another order
@@ -26,19 +26,19 @@ class Benchmark:
   """One evaluation.
 
   Attributes:
-    name: what `--tasks` calls it.
+    name: name of the benchmark for `--tasks`.
     tfds: the TFDS set with its configuration; "" for a folder of pictures of that name.
-    split: what is scored, in TFDS's notation.
-    train: what a probe may learn from; it shares no record with `split`.
-    kind: what is measured. "multilabel" reads a sequence of classes, "retrieval" a sequence of captions, "choices"
-      captions of which one is true.
+    split: the split that is scored, in TFDS's notation.
+    train: the split that a probe may learn from; it shares no record with `split`.
+    kind: the kind of measurement. "multilabel" reads a sequence of classes, "retrieval" a sequence of captions,
+      "choices" captions of which one is true.
     image_key: feature of the picture or the clip.
     label_key: feature of the class or the captions, or the one that `label` derives the class from.
-    label: from the feature to the class, where the set does not store it.
+    label: a function from the feature to the class, where the set does not store it.
     classes: file in `classes/` with the names; "" for those of the set, "_" read as a space.
     subset: file in `classes/` with the labels that exist in the set; "" for all.
     templates: file in `classes/` with the prompts; "" where none are published, which makes them `GENERIC_TEMPLATES`.
-    pixel_scale: multiplies the stored pixels.
+    pixel_scale: factor of the stored pixels.
   """
 
   name: str
@@ -56,12 +56,12 @@ class Benchmark:
 
 
 def clevr_count(objects: Mapping[str, Any]) -> int:
-  """Class of the number of objects, from three to ten. Follows VTAB's count_all."""
+  """Returns the class of the number of objects, from three to ten, as VTAB's count_all does."""
   return len(objects["size"]) - 3
 
 
 def kitti_distance(objects: Mapping[str, Any]) -> int:
-  """Class of how far the nearest car, van or truck is: up to 8 m, up to 20 m, farther, or none in sight.
+  """Returns the class of the nearest car, van or truck: up to 8 m away, up to 20 m, farther, or none in sight.
 
   Args:
     objects: "type" `[objects]`, of which 0 to 2 are those vehicles, and "location" `[objects, 3]`, `(x, y, z)` in
@@ -75,17 +75,17 @@ def kitti_distance(objects: Mapping[str, Any]) -> int:
 
 
 def dsprites_orientation(label: int) -> int:
-  """One of 16 classes of TFDS's 40 orientations. Follows VTAB."""
+  """Returns one of VTAB's 16 classes of TFDS's 40 orientations."""
   return int(label // 2.5)
 
 
 def dsprites_x_position(label: int) -> int:
-  """One of 16 classes of TFDS's 32 positions. Follows VTAB."""
+  """Returns one of VTAB's 16 classes of TFDS's 32 positions."""
   return int(label) // 2
 
 
 def _worded(name: str, tfds: str, file: str, **fields: Any) -> Benchmark:
-  """A benchmark whose class names and prompts are in one file."""
+  """Makes a benchmark whose class names and prompts are in one file."""
   return Benchmark(name, tfds, classes=file, templates=file, **fields)
 
 
@@ -157,7 +157,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def templates(benchmark: Benchmark) -> tuple[tuple[str, ...], str]:
-  """The prompts, and who wrote them: `GENERIC` where nobody did for this set."""
+  """Returns the prompts, and who wrote them: `GENERIC` where nobody did for this set."""
   if not benchmark.templates:
     return GENERIC_TEMPLATES, GENERIC
   content = _read(benchmark.templates)
@@ -165,10 +165,10 @@ def templates(benchmark: Benchmark) -> tuple[tuple[str, ...], str]:
 
 
 def name_classes(benchmark: Benchmark, labels: Sequence[str] | None) -> tuple[list[str], Int[np.ndarray, "labels"]]:
-  """The class names put to the model, and the class of each label: -1 for a label that the benchmark leaves out.
+  """Returns the class names put to the model, and the class of each label: -1 where the benchmark leaves it out.
 
   Args:
-    benchmark: of the table.
+    benchmark: an entry of the table.
     labels: names of the labels in the prepared set, in its order; None if `benchmark.label` makes them.
 
   Raises:
@@ -192,7 +192,7 @@ def name_classes(benchmark: Benchmark, labels: Sequence[str] | None) -> tuple[li
 
 
 def class_count(benchmark: Benchmark) -> int | None:
-  """The number of classes put to the model; None where only the prepared set has their names."""
+  """Returns the number of classes put to the model; None where only the prepared set has their names."""
   if benchmark.subset:
     return len(_read(benchmark.subset)["subset"])
   # A file that was made for another set, as ImageNet's for the dogs, names more classes than this set has.

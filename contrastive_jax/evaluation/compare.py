@@ -45,10 +45,10 @@ class Cell:
 
   Attributes:
     text: the value.
-    difference: to the first run, in percentage points where the metric is a share; empty for the first run itself.
+    difference: difference to the first run, in percentage points where the metric is a share; empty for the first run.
     better: whether it is above the first run, None where neither is better.
     best: whether no run has more.
-    step: at which the run was scored.
+    step: the step at which the run was scored.
   """
 
   text: str
@@ -64,8 +64,8 @@ class Row:
 
   Attributes:
     dataset: name of the set.
-    task: what was done with it.
-    metric: CLIP_benchmark's name.
+    task: name of the task.
+    metric: name of the metric in CLIP_benchmark.
     main: whether it is the metric people ask for first.
     cells: in the order of the runs.
   """
@@ -107,7 +107,7 @@ def _read(workdir: Path, name: str) -> Run:
 
 
 def table(runs: Sequence[Run]) -> list[Row]:
-  """Every metric of every task that any of the runs was scored on; the main metric of a task comes first."""
+  """Lists every metric of every task that any of the runs was scored on; the main metric of a task comes first."""
   rows = []
   tasks = {task for run in runs for task in run.scores}
   for task in sorted(tasks, key=lambda task: (task[0], not task[1].startswith("zeroshot"), task[1])):
@@ -138,7 +138,7 @@ def _cells(runs: Sequence[Run], task: Task, metric: str) -> tuple[Cell | None, .
 
 
 def in_terminal(runs: Sequence[Run], rows: Sequence[Row]) -> Table:
-  """The main metric of each task: one column for each run, the best in bold, the difference to the first behind it."""
+  """Makes a table of main metrics: a column for each run, the best in bold, with the difference to the first run."""
   shown = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
   shown.add_column("task", overflow="fold")
   shown.add_column("metric", overflow="fold")
@@ -183,7 +183,7 @@ def write_comparison(path: str | os.PathLike, runs: Sequence[Run]) -> Path:
 
 
 def overlaid(runs: Sequence[Run]) -> list[curves.Chart]:
-  """A curve for each run: loss, main metric of each set scored during training, learning rate, speed."""
+  """Makes charts with a curve for each run: loss, main metrics of sets scored in training, learning rate, speed."""
   last = max((float(row["step"]) for run in runs for row in run.rows), default=0.0) or 1.0
 
   def under(key: str) -> Callable[[Sequence[Mapping[str, Any]]], list[tuple[float, float]]]:
@@ -204,7 +204,7 @@ def overlaid(runs: Sequence[Run]) -> list[curves.Chart]:
 
 
 def _differing(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-  """The config fields that are not alike in all runs: (dotted name, value in each run)."""
+  """Lists the config fields that are not alike in all runs: (dotted name, value in each run)."""
   flats = [dict(flat(run.config)) for run in runs]
   names = dict.fromkeys(name for fields in flats for name in fields)
   values = ((name, [fields.get(name, "–") for fields in flats]) for name in names)

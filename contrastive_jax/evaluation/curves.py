@@ -18,9 +18,9 @@ class Line:
   """One curve.
 
   Attributes:
-    name: for the legend.
-    hue: which colour, from 0: what is left out keeps its own.
-    points: SVG polyline points.
+    name: name of the curve in the legend.
+    hue: number of its colour, from 0; a curve keeps its colour when others are left out.
+    points: the points of its SVG polyline.
     last: the last value, as text.
     ends: centre of the mark at the last point.
     kind: "main", or "faint" for raw values behind their smoothed curve.
@@ -41,8 +41,8 @@ class Boundary:
   """The beginning of a stage.
 
   Attributes:
-    x: where it is.
-    name: of the stage.
+    x: its place on the x axis.
+    name: name of the stage.
     fits: whether there is room for the name.
   """
 
@@ -56,10 +56,10 @@ class Chart:
   """Lines on common axes; ticks are (position, text).
 
   Attributes:
-    title: what is plotted.
-    lines: at least one.
-    x_ticks: steps.
-    y_ticks: values.
+    title: name of the plotted quantity.
+    lines: the curves, at least one.
+    x_ticks: the ticks of the steps.
+    y_ticks: the ticks of the values.
     several: whether there could be more than one curve, so that each needs its name.
     stages: where each stage of the run begins.
   """
@@ -73,13 +73,13 @@ class Chart:
 
 
 def series(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-  """(step, value) of the rows that have a finite number under `key`."""
+  """Returns (step, value) of the rows that have a finite number under `key`."""
   found = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
   return [(float(step), float(value)) for step, value in found if math.isfinite(value)]
 
 
 def smoothed(points: Sequence[tuple[float, float]], window: int) -> list[tuple[float, float]]:
-  """Mean of each point and up to `window` neighbours on either side, fewer at the ends, always the same on both."""
+  """Averages each point with up to `window` neighbours on either side, fewer at the ends, as many on both sides."""
   totals = [0.0]
   for _, value in points:
     totals.append(totals[-1] + value)
@@ -103,16 +103,16 @@ def chart(
   """Places curves on common axes.
 
   Args:
-    title: of the chart.
-    named: (step, value) points of each curve; those with fewer than two are left out.
-    last_step: where the x axis ends, so that charts of one run line up; it starts at zero.
-    smooth: draw the raw values faint, and their moving mean over them.
-    from_zero: the y axis starts at zero.
-    percent: values are fractions, written as percentages.
+    title: title of the chart.
+    named: (step, value) points of each curve, by its name; curves with fewer than two are left out.
+    last_step: the end of the x axis, which starts at zero, so that charts of one run line up.
+    smooth: whether the raw values are drawn faint, and their moving mean over them.
+    from_zero: whether the y axis starts at zero.
+    percent: whether values are fractions, written as percentages.
     stages: (name, first step) of each stage of the run, in order.
 
   Returns:
-    None where no curve is left.
+    The chart, or None where no curve is left.
   """
   hues = {name: hue for hue, name in enumerate(named)}
   named = {name: thinned(points) for name, points in named.items() if len(points) >= 2}
@@ -163,7 +163,7 @@ def chart(
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-  """At most `MOST_POINTS` points: means of equally many neighbours, the last point kept."""
+  """Reduces a curve to at most `MOST_POINTS` points, means of equally many neighbours; the last point is kept."""
   size = -(-len(points) // MOST_POINTS)
   if size == 1:
     return list(points)

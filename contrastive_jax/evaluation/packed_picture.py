@@ -1,4 +1,4 @@
-"""A picture of a packed batch: each row's images above the tokens that they become, padding hatched."""
+"""Draws a packed batch: the images of each row stand above the tokens that they become, and padding is hatched."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ class _Segment:
 
   @property
   def size(self) -> int:
-    """Its tokens."""
+    """The number of its tokens."""
     t, y, x = self.grid
     return t * y * x
 
@@ -43,16 +43,16 @@ def draw(
 ) -> UInt8[np.ndarray, "height width 3"]:
   """Draws the rows of a packed batch.
 
-  Every image stands, at its own resolution, over the stretch of tokens that it takes; below it the tokens in the order
-  in which the tower reads them, each in the mean colour of its patch. Of a clip the first frame of every tubelet is
-  shown. The number is that of the pair, then come the columns and rows of patches.
+  Every image stands, at its own resolution, over the stretch of tokens that it takes. The tokens lie below it in the
+  order in which the tower reads them, each in the mean colour of its patch. For a clip, the first frame of each tubelet
+  is shown. A label gives the number of the pair and the columns and rows of patches.
 
   Args:
     image: a packed batch of RGB patches, on the host.
     patch_size: side of a patch in pixels.
-    rows: at most so many rows are drawn, from the first on.
-    scale: pixels of the picture for a pixel of an image.
-    credit: whose images these are, written below.
+    rows: the most rows that are drawn, from the first on.
+    scale: number of pixels of the picture for a pixel of an image.
+    credit: the authors of the images, written below.
   """
   packed = [_segments(image, row, patch_size) for row in range(min(rows, len(image.patches)))]
   length = image.patches.shape[1]
@@ -80,7 +80,7 @@ def draw(
 
 
 def _segments(image: ImageBatch, row: int, patch_size: int) -> list[_Segment]:
-  """The images of a row, in order."""
+  """Returns the images of a row, in order."""
   numbers, patches, coords = (np.asarray(a)[row] for a in (image.segments, image.patches, image.coords))
   found = []
   for number in range(1, int(numbers.max()) + 1):
@@ -106,7 +106,7 @@ class _Canvas:
     self._draw.text(self._at(x, y), words, colour, ImageFont.load_default(size * self._scale))
 
   def width(self, words: str, size: int) -> float:
-    """How wide words would be."""
+    """Returns how wide words would be."""
     return self._draw.textlength(words, ImageFont.load_default(size * self._scale)) / self._scale
 
   def box(self, left: _Place, top: _Place, right: _Place, bottom: _Place, colour: tuple[int, int, int]) -> None:
@@ -138,7 +138,7 @@ class _Canvas:
 def _draw_row(
   canvas: _Canvas, row: list[_Segment], number: int, top: _Place, tallest: int, token: _Place, length: int
 ) -> None:
-  """One row: labels, images standing on their tints, and the band of tokens."""
+  """Draws one row: labels, images standing on their tints, and the band of tokens."""
   left = _MARGIN + _GUTTER
   floor = top + _LABEL + 2 * _PAD + tallest
   canvas.text(_MARGIN, floor + _PAD, f"row {number}", 11, _SOFT)
@@ -164,7 +164,7 @@ def _draw_row(
 def _label(
   canvas: _Canvas, segment: _Segment, x: _Place, y: _Place, room: _Place, colour: tuple[int, int, int]
 ) -> None:
-  """The pair and the grid, as much of it as there is room for."""
+  """Writes the pair and the grid, as much of it as there is room for."""
   t, rows, columns = segment.grid
   grid = f"{columns}x{rows}" + (f"x{t}" if t > 1 else "")
   for words in (f"#{segment.pair}  {grid}", f"#{segment.pair}"):

@@ -140,7 +140,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def _several_languages(evaluations: Sequence[Result]) -> dict[str, list[Result]]:
-  """The results of each set that was scored in several languages: "emoji", "emoji_de" in German, ..."""
+  """Groups the results of each set that was scored in several languages: "emoji", "emoji_de" in German, ..."""
   grouped: dict[str, list[Result]] = {}
   for result in evaluations:
     if result.task == "zeroshot_classification":
@@ -149,14 +149,14 @@ def _several_languages(evaluations: Sequence[Result]) -> dict[str, list[Result]]
 
 
 def language_bars(dataset: str, results: Sequence[Result]) -> tuple[str, str, list[tuple[str, float]]]:
-  """The set, its main metric, and (language, value) of each result, best first."""
+  """Returns the set, its main metric, and (language, value) of each result, best first."""
   metric = main_metric(results[0].metrics)
   rows = [(_LANGUAGES.get(result.language, result.language), result.metrics[metric]) for result in results]
   return dataset, metric, sorted(rows, key=lambda row: -row[1])
 
 
 def charts(rows: Sequence[Mapping[str, Any]], stages: Sequence[tuple[str, int]] = ()) -> list[curves.Chart]:
-  """The curves that the rows have enough points for, with the beginnings of the stages."""
+  """Makes the charts that the rows have enough points for, with the beginnings of the stages."""
   last = max((float(row["step"]) for row in rows), default=0.0) or 1.0
   drawn = [
     ("Loss", {"loss": curves.series(rows, "loss")}, {"smooth": True}),
@@ -173,13 +173,13 @@ def charts(rows: Sequence[Mapping[str, Any]], stages: Sequence[tuple[str, int]] 
 
 
 def speed_series(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
-  """Images per second, but for the first window: it holds the compilation, and would set the scale for all others."""
+  """Returns images per second without the first window, whose compilation would set the scale for all others."""
   speed = curves.series(rows, "images_per_second")
   return speed[1:] if len(speed) > 3 else speed
 
 
 def score_series(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-  """What evaluations in training logged: the main metric of each set, and top-5 accuracy beside top-1."""
+  """Returns the scores that evaluations in training logged: the main metric of each set, and top-5 beside top-1."""
   sets = scored_sets(rows)
   drawn = {}
   for dataset, main in sets.items():
@@ -191,7 +191,7 @@ def score_series(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[floa
 
 
 def accuracy_series(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-  """How often the right partner wins within the batch, in both directions, of each term that measures it."""
+  """Returns how often the right partner wins within the batch, in both directions, by each term that measures it."""
   ways = {"accuracy_image_to_text": "image to text", "accuracy_text_to_image": "text to image"}
   found = {}
   for key in dict.fromkeys(key for row in rows for key in row):
@@ -202,7 +202,7 @@ def accuracy_series(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[f
 
 
 def run_facts(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-  """What the config and the rows alone say about the run."""
+  """Lists the facts about the run that the config and the rows alone tell."""
   facts = {}
   if rows:
     last = max(int(row["step"]) for row in rows)
@@ -221,7 +221,7 @@ def run_facts(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> d
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-  """Nested config to (dotted name, value) rows."""
+  """Flattens a nested config to (dotted name, value) rows."""
   rows = []
   for name, value in tree.items():
     if isinstance(value, list | tuple) and value and all(isinstance(each, Mapping) for each in value):
@@ -234,7 +234,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def metric_name(metric: str) -> str:
-  """CLIP_benchmark's names in words."""
+  """Puts CLIP_benchmark's name of a metric in words."""
   if found := re.fullmatch(r"acc1_of_(\d+)", metric):
     return f"Top-1 accuracy among {found[1]} drawn classes"
   if found := re.fullmatch(r"(image|text)_retrieval_recall@(\d+)", metric):
@@ -244,12 +244,12 @@ def metric_name(metric: str) -> str:
 
 
 def picture(image: np.ndarray) -> str:
-  """The image as a PNG in a data URI."""
+  """Returns the image as a PNG in a data URI."""
   buffer = io.BytesIO()
   Image.fromarray(image).save(buffer, format="PNG", optimize=True)
   return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def natural_size(image: np.ndarray) -> str:
-  """Whether the picture is so small that enlarging should keep its pixels: a class of the style sheet."""
+  """Returns the class of the style sheet for a picture so small that enlarging should keep its pixels."""
   return "pixels" if max(image.shape[:2]) <= 40 else "smooth"
