@@ -67,6 +67,8 @@ class TfdsSource:
         Text(tuple(template.format(words) for template in templates), stable_hash("tfds", name, "class", words))
         for words in self._records.class_names(caption_key)
       ]
+    else:
+      self._records.require_texts(caption_key)
 
   def __len__(self) -> int:
     return len(self._records)
@@ -287,10 +289,16 @@ def _holds_pictures(feature: Any, features: Any) -> bool:
 
 def _holds_text(feature: Any) -> bool:
   if hasattr(feature, "items"):
-    return any(_holds_text(inner) for _, inner in feature.items())
+    parts = dict(feature.items())  # As `_strings` reads them.
+    return _has_one(parts) and _holds_text(parts.get("text") or next(iter(parts.values())))
   if hasattr(feature, "feature"):
     return _holds_text(feature.feature)
   return _is_string(getattr(feature, "np_dtype", None)) and not hasattr(feature, "encoding_format")
+
+
+def _has_one(parts: Mapping[str, Any]) -> bool:
+  """Whether it is clear which of several parts is the caption."""
+  return "text" in parts or len(parts) == 1
 
 
 def _is_string(dtype: Any) -> bool:
@@ -419,7 +427,7 @@ def default_data_dir() -> str:
 def _strings(value: Any) -> list[str]:
   """Reads one caption or several, stored as bytes or strings, alone, under the key "text" or under the only key."""
   if isinstance(value, Mapping):
-    if "text" not in value and len(value) != 1:
+    if not _has_one(value):
       raise DecodeError(f"its caption has the keys {', '.join(map(str, value))}, where one of them should be text")
     value = value["text"] if "text" in value else next(iter(value.values()))
   items = list(value.reshape(-1)) if isinstance(value, np.ndarray) else value

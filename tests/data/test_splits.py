@@ -33,6 +33,7 @@ class Numbered(tfds.core.GeneratorBasedBuilder):
       "title": tfds.features.Text(),
       "caption": tfds.features.Text(),
       "remarks": tfds.features.Sequence(tfds.features.Text()),
+      "words": {"en": tfds.features.Text(), "de": tfds.features.Text()},
       "kind": tfds.features.ClassLabel(names=["even", "odd"]),
       "kinds": tfds.features.Sequence(tfds.features.ClassLabel(names=["even", "odd"])),
     }
@@ -53,6 +54,7 @@ class Numbered(tfds.core.GeneratorBasedBuilder):
           "title": f"title {k}",
           "caption": f"caption {k}",
           "remarks": [f"remark {k}"] * (k % 2),
+          "words": {"en": f"word {k}", "de": f"Wort {k}"},
           "kind": k % 2,
           "kinds": [k % 2],
         },
@@ -299,3 +301,10 @@ def test_distances_and_classes_of_pixels_are_neither_pictures_nor_labels(tmp_pat
     tasks.load("tfds/masked@test:image_key=photo:label_key=mask", str(tmp_path))
   with pytest.raises(UserError, match="several classes a record"):
     TfdsSource("masked", tmp_path, "test", image_key="photo", caption_key="mask")
+
+
+@pytest.mark.parametrize("key", ["number", "photo", "floats", "words", "kinds"])
+def test_a_feature_without_captions_cannot_be_trained_on(builder, key):
+  said = "several classes" if key == "kinds" else "holds no text, .* name one of caption, remarks, title"
+  with pytest.raises(UserError, match=said):
+    TfdsSource("numbered", builder.data_path.parent.parent, image_key="photo", caption_key=key)
