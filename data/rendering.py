@@ -1,4 +1,4 @@
-"""From samples to what the image tower reads: random views, at the sizes that a stage asks for, as patches in rows."""
+"""Renders samples for the image tower: random views, at the sizes that a stage asks for, as patches in rows."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ class Renderer:
   """Renders the images or clips of consecutive pairs.
 
   Attributes:
-    augment: random views.
+    augment: the random views.
     patch_size: side of a patch in pixels.
-    tubelet: frames of a patch of a clip.
+    tubelet: number of frames of a patch of a clip.
   """
 
   augment: Augment
@@ -43,7 +43,7 @@ class Renderer:
     Args:
       examples: images, or clips whose frames `with_frames` has read, as `inputs` says.
       inputs: sizes, frames and rows.
-      draws: of the views, see `Augment`.
+      draws: the uniform draws of each view, as `Augment` takes them.
       length: tokens of a row that is not packed, one of `Inputs.row_lengths`.
 
     Returns:
@@ -72,14 +72,14 @@ class Renderer:
     return gather(patches, length, width=patches[0][0].shape[1], padded=not fixed), 0
 
   def squares(self, examples: Sequence[Example], draws: Float[np.ndarray, "pairs draws"], size: int) -> ImageBatch:
-    """The same views as squares of `size` pixels, of a clip its middle frame: what a frozen teacher sees."""
+    """Renders the same views as squares of `size` pixels for a frozen teacher, and of a clip its middle frame."""
     pixels = [e.image if e.image.ndim == 3 else e.image[len(e.image) // 2] for e in examples]
     views = self.augment(pixels, [example.flip for example in examples], size, draws)
     seen = size // self.patch_size * self.patch_size
     return patchify(views[:, :seen, :seen], self.patch_size)
 
   def _grids(self, pixels: Sequence[np.ndarray], inputs: Inputs, length: int) -> Int[np.ndarray, "pairs 3"]:
-    """Patches of each view along time, height and width."""
+    """Returns the number of patches of each view along time, height and width."""
     resolution, patch = inputs.resolution, self.patch_size
     times = inputs.times(self.tubelet)
     grids = np.empty((len(pixels), 3), np.int64)
@@ -96,12 +96,14 @@ class Renderer:
 
 
 def with_frames(example: Example, inputs: Inputs, draw: float) -> Example:
-  """The example with the frames `[frames, height, width, channels]` that `inputs` asks of its clip; images stay.
+  """Returns the example with the frames `[frames, height, width, channels]` that `inputs` asks of its clip.
+
+  An example with an image stays as it is.
 
   Args:
-    example: as its source gives it.
-    inputs: what the step shows.
-    draw: of the choice of frames, uniform in [0, 1).
+    example: the example, as its source returns it.
+    inputs: the sizes and frames that the step shows.
+    draw: a uniform number in [0, 1) that decides the choice of frames.
 
   Raises:
     UserError: if an image is fed as a clip, or a clip as an image.

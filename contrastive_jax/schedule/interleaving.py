@@ -46,7 +46,7 @@ def assign(sources: Sources, places: Int[np.ndarray, " n"]) -> tuple[Int[np.ndar
 
 @dataclasses.dataclass(frozen=True)
 class _Period:
-  """One period of a mixture: each place's source, its rank among that source's places, and how many each source has."""
+  """One period of a mixture: each place's source, its rank among that source's places, and each source's number."""
 
   source: np.ndarray
   rank: np.ndarray
@@ -80,7 +80,7 @@ def _period(sources: tuple[tuple[str, int | float], ...]) -> _Period:
 
 
 def _whole_shares(weights: Sequence[int | float]) -> list[int]:
-  """Whole numbers proportional to the weights as written in decimal; rounded only when their sum would be too long."""
+  """Returns whole numbers proportional to the weights in decimal, rounded only where their sum would be too long."""
   exact = [Fraction(str(weight)) for weight in weights]
   scaled = [weight * math.lcm(*(w.denominator for w in exact)) for weight in exact]
   shares = [int(weight) // math.gcd(*map(int, scaled)) for weight in scaled]

@@ -26,8 +26,8 @@ class Node:
   """A part of a config that has fields.
 
   Attributes:
-    fields: name -> the type of the field, or the node that it is.
-    complete: whether every field must be there; else what is left out has a default.
+    fields: the type of each field by its name, or the node that it is.
+    complete: whether every field must be there; else a field that is left out has a default.
     every: the node that each item of a list is, where the part is a list.
   """
 
@@ -42,7 +42,7 @@ _ELSEWHERE = {"model.dtype": "compute_dtype"}
 
 
 def _dataclass(kind: type, *left_out: str) -> Node:
-  """The fields of a dataclass and of those within it."""
+  """Returns the fields of a dataclass and of those within it."""
   hints = {name: hint for name, hint in typing.get_type_hints(kind).items() if name not in left_out}
   nested = {name: _dataclass(hint) if dataclasses.is_dataclass(hint) else hint for name, hint in hints.items()}
   return Node(nested, complete=False)
@@ -130,7 +130,7 @@ def check_fields(config: Mapping[str, Any]) -> None:
   """Compares the names and types of a config with the table.
 
   Args:
-    config: nested dictionaries and lists, as JSON holds them.
+    config: the config as nested dictionaries and lists, as JSON holds them.
 
   Raises:
     UserError: for the first field that is unknown, missing or of another type, with the nearest known name.
@@ -204,7 +204,7 @@ def _unknown(field: str, node: Node, where: str) -> str:
 
 
 def _is_a(value: Any, kind: Any) -> bool:
-  """Whether a value may stand in a field; a whole number will do for a number, and a list for a tuple."""
+  """Says whether a value may stand in a field; a whole number will do for a number, and a list for a tuple."""
   origin, parts = typing.get_origin(kind), typing.get_args(kind)
   if origin in (types.UnionType, typing.Union):
     return any(_is_a(value, part) for part in parts)
@@ -225,7 +225,7 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 
 def _said(kind: Any) -> str:
-  """A type in words."""
+  """Puts a type in words."""
   origin, parts = typing.get_origin(kind), typing.get_args(kind)
   if origin in (types.UnionType, typing.Union):
     return " or ".join(_said(part) for part in parts)

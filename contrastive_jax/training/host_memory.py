@@ -1,4 +1,4 @@
-"""Whether a host can hold the batches of a run, from their shapes alone, before anything is read or compiled."""
+"""Checks that a host can hold the batches of a run, from their shapes alone, before anything is read or compiled."""
 
 import contextlib
 import math
@@ -22,7 +22,7 @@ COPIES = 2
 
 
 class Limit(NamedTuple):
-  """Bytes of host memory, and what sets the limit."""
+  """A number of bytes of host memory, and the name of what sets the limit."""
 
   size: int
   of: str
@@ -32,7 +32,7 @@ def memory_limit(root: Path = Path("/")) -> Limit:
   """Returns the memory that this process may use: the machine's, or less where a cgroup or `ulimit` says so.
 
   Args:
-    root: where `proc` and `sys` are found.
+    root: the folder in which `proc` and `sys` are found.
   """
   limits = [Limit(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine")]
   for file in _cgroup_files(root):
@@ -46,7 +46,7 @@ def memory_limit(root: Path = Path("/")) -> Limit:
 
 
 def _cgroup_files(root: Path) -> list[Path]:
-  """Files that may limit the memory of this process: of its control group and of all groups above, in both versions."""
+  """Lists files that may limit the memory of this process: of its control group and all above, in both versions."""
   files = [root / "sys/fs/cgroup/memory.max", root / "sys/fs/cgroup/memory/memory.limit_in_bytes"]
   with contextlib.suppress(OSError):
     for line in (root / "proc/self/cgroup").read_text().splitlines():
@@ -76,10 +76,10 @@ def check_host_memory(
   """Compares the batches of a run with the memory of this host.
 
   Args:
-    segments: of the run.
-    model: gives sizes of patches and captions.
-    mesh: where batches go; each host reads its share.
-    teacher_dims: see `shapes.abstract_batch`.
+    segments: the segments of the run.
+    model: the sizes of the towers, and so those of patches and captions.
+    mesh: the mesh that batches are placed on; each host reads its share.
+    teacher_dims: the number of features of the teacher's images and captions, as `shapes.abstract_batch` takes them.
     limit: memory of this host; None asks the machine.
 
   Raises:
@@ -104,5 +104,5 @@ def _gib(size: int) -> str:
 
 
 def _rounded(pairs: int) -> int:
-  """The largest power of two that is not above a number of pairs; 1 at the least."""
+  """Returns the largest power of two that is not above a number of pairs, and at least 1."""
   return 1 << max(pairs.bit_length() - 1, 0)

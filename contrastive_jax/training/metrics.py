@@ -1,4 +1,4 @@
-"""Where numbers go: a JSONL file, TensorBoard, Weights & Biases, and the progress bar."""
+"""Metrics of a run, sent to a JSONL file, TensorBoard, Weights & Biases, and the progress bar."""
 
 import collections
 import contextlib
@@ -40,7 +40,7 @@ PEAK_FLOPS = {
 
 
 def peak_flops(devices: list[jax.Device]) -> float:
-  """FLOP/s of all devices: the data sheet's where the kind is known, else that of a measured float32 matrix product."""
+  """Returns the FLOP/s of all devices: the data sheet's, or that of a measured product where the kind is unknown."""
   kind = devices[0].device_kind
   if kind in PEAK_FLOPS:
     return PEAK_FLOPS[kind] * len(devices)
@@ -59,12 +59,12 @@ def peak_flops(devices: list[jax.Device]) -> float:
 
 
 class Board:
-  """TensorBoard's event file, written in this thread: one that fails in a thread of its own blocks the run for ever.
+  """TensorBoard's event file, written in this thread: a failure in a thread of its own would block the run for ever.
 
   Rows that cannot be written are dropped and counted; the rows after them go into a new file once there is room.
 
   Attributes:
-    dropped: rows that were lost.
+    dropped: number of rows that were lost.
   """
 
   def __init__(self, workdir: Path, *, purge_step: int | None):
@@ -163,7 +163,7 @@ class Writer:
 
 
 def _readable(value: Any) -> Any:
-  """JSON has no NaN; six digits are more than any curve shows."""
+  """Rounds numbers to six digits, more than any curve shows, and replaces those that JSON cannot hold."""
   if not isinstance(value, float):
     return value
   return float(f"{value:.6g}") if math.isfinite(value) else str(value)
@@ -205,7 +205,7 @@ def wandb_id(workdir: Path) -> str:
 
 
 class Pace:
-  """How long the steps to come will take, judged by the latest ones.
+  """Estimates how long the steps to come will take, judged by the latest ones.
 
   The first step of a session holds its compilation, and a step that waited for an evaluation, a checkpoint or the
   compilation of the next stage holds that too. Neither says how long other steps take, so both are left out.
@@ -227,7 +227,7 @@ class Pace:
     self._last = now
 
   def remaining(self, steps: int) -> float | None:
-    """Seconds that `steps` more steps will take; None while only one step has ended."""
+    """Returns the seconds that `steps` more steps will take; None while only one step has ended."""
     if not self._seconds:
       return None
     bound = self.OUTLIER * statistics.median(self._seconds)

@@ -1,4 +1,4 @@
-"""What Orbax is told to do otherwise: to open what is damaged, to say at once what failed, and to say it once."""
+"""Changes to Orbax: it opens folders with damaged checkpoints, says at once what failed, and says it once."""
 
 import asyncio
 import datetime
@@ -48,7 +48,7 @@ def _remember_failures() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-  """False for errors and tracebacks of Orbax and its threads: they are raised to us too, and told in a sentence."""
+  """Says whether a message is news: errors of Orbax and its threads are raised to us too, and told in a sentence."""
   if record.levelno >= logging.ERROR and "orbax" in Path(record.pathname).parts:
     return False  # Some show all of a damaged file.
   trace = record.exc_info[2] if record.exc_info else None
@@ -76,7 +76,7 @@ def _drop_late_answers() -> None:
 
 
 def apply() -> None:
-  """Applies all of it, once for the process."""
+  """Applies all changes, once for the process."""
   _list_damaged_checkpoints()
   _remember_failures()
   _drop_late_answers()

@@ -1,4 +1,4 @@
-"""The train step, compiled once for each shape of batch, in the background before the first batch that has it."""
+"""Compiles the train step once for each shape of batch, in the background before the first batch that has it."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -19,8 +19,8 @@ class Programs:
     """Takes the step and starts nothing.
 
     Args:
-      step: of `make_train_step`.
-      state: the first, or an abstract one with shardings.
+      step: the step that `make_train_step` returned.
+      state: the first state, or an abstract one with shardings.
       say: is told what was compiled and how long it took.
     """
     self._step, self._state, self._say = step, _abstract(state), say
@@ -42,12 +42,12 @@ class Programs:
         self._programs[key] = self._compiler.submit(self._compile, _abstract(batch))
 
   def __call__(self, state: Any, batch: Batch) -> tuple[Any, dict[str, jax.Array]]:
-    """One step; waits for its program where that is not ready."""
+    """Makes one step, and waits for its program where that is not ready."""
     self.prepare([batch])
     return self._programs[_key(batch)].result()(state, batch)
 
   def __len__(self) -> int:
-    """Programs compiled or being compiled."""
+    """The number of programs that are compiled or being compiled."""
     return len(self._programs)
 
   def _compile(self, batch: Batch) -> Any:

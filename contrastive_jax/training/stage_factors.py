@@ -1,4 +1,4 @@
-"""What the stages of a run make of its learning rate and of the weight of its distillation terms."""
+"""Factors by which the stages of a run change its learning rate and the weight of its distillation terms."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,7 +10,7 @@ from contrastive_jax.training.optimizer import Schedule
 
 
 def learning_rate(schedule: Schedule, stages: Sequence[Stage]) -> Schedule:
-  """The schedule with each stage's factor and warm-up."""
+  """Returns the schedule with each stage's factor and warm-up."""
   if all(stage.learning_rate == 1 and not stage.warmup_steps for stage in stages):
     return schedule
   first = jnp.array([before for _, before in first_steps(stages)], jnp.int32)
@@ -26,7 +26,7 @@ def learning_rate(schedule: Schedule, stages: Sequence[Stage]) -> Schedule:
 
 
 def distillation_weight(stages: Sequence[Stage]) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
-  """The factor of the distillation terms at each step."""
+  """Returns the factor of the distillation terms at each step."""
   first = jnp.array([before for _, before in first_steps(stages)], jnp.int32)
   steps = jnp.array([stage.steps for stage in stages], jnp.float32)
   ends = jnp.array([stage.distillation for stage in stages], jnp.float32)

@@ -1,6 +1,6 @@
 """A cache of a teacher's image embeddings: a folder for each source, read by sample id.
 
-    <cache>/teacher.json          whose embeddings they are
+    <cache>/teacher.json          the teacher that made the embeddings
     <cache>/<source>/ids.npy      sample ids within the source, ascending
     <cache>/<source>/image.npy    an embedding of each, float16 or float32
 
@@ -28,7 +28,7 @@ _BLOCK = 1 << 16
 
 
 class TargetCache:
-  """What was written by `write_source`, for the sources of one run. Embeddings stay on disk until they are asked for.
+  """The targets that `write_source` wrote, for the sources of one run, which stay on disk until they are asked for.
 
   Attributes:
     dim: size of the embeddings.
@@ -38,8 +38,8 @@ class TargetCache:
     """Opens the cache.
 
     Args:
-      path: of the folder.
-      id_base: source -> what the run adds to the source's own ids; the ids of two sources do not interleave.
+      path: path of the cache.
+      id_base: the number that the run adds to the ids of each source, by name; ids of two sources do not interleave.
 
     Raises:
       UserError: if this is no cache, or it lacks a source.
@@ -63,7 +63,7 @@ class TargetCache:
     self.dim = int(dims.pop())
 
   def lookup(self, ids: Int[np.ndarray, "pairs"]) -> Targets:
-    """The targets of samples, by the ids that the run gives them.
+    """Reads the targets of samples, by the ids that the run gives them.
 
     Raises:
       UserError: naming the first sample that is missing.
@@ -94,7 +94,7 @@ class TargetCache:
 
 
 def has_source(path: Path, name: str) -> bool:
-  """Whether the targets of a source are all there."""
+  """Says whether the targets of a source are all there."""
   return (_folder_of(path, name) / "ids.npy").is_file()
 
 
@@ -102,7 +102,7 @@ def describe(path: Path, teacher: Mapping[str, Any]) -> None:
   """Begins a cache, or continues one of the same teacher.
 
   Args:
-    path: of the folder.
+    path: path of the cache.
     teacher: JSON that tells one teacher from another.
 
   Raises:
@@ -126,13 +126,13 @@ def write_source(
   """Writes the targets of one source; until it returns, `has_source` is false.
 
   Args:
-    path: of the cache.
-    name: of the source.
-    chunks: ids within the source and embeddings, in any order; of an id that comes twice the first counts.
-    dtype: "float16" or "float32".
+    path: path of the cache.
+    name: name of the source.
+    chunks: ids within the source and their embeddings, in any order; of an id that comes twice the first counts.
+    dtype: type of the stored embeddings, "float16" or "float32".
 
   Returns:
-    Number of samples written.
+    The number of samples written.
   """
   folder = _folder_of(path, name)
   folder.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ def write_source(
 
 
 def _opened(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-  """The ids and the embeddings of a source, left on disk.
+  """Opens the ids and the embeddings of a source, which stay on disk.
 
   Raises:
     UserError: if a file is missing or damaged.
@@ -179,7 +179,7 @@ def _opened(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _folder_of(path: Path, name: str) -> Path:
-  """The folder of a source's targets: as the source is called, whose name never leads out of the cache."""
+  """Returns the folder of a source's targets, named like the source; no name leads out of the cache."""
   parts = ["%2E%2E" if part == ".." else part for part in name.split("/")]
   short = [part if len(part.encode()) < 200 else hashlib.sha256(part.encode()).hexdigest()[:16] for part in parts]
   return path.joinpath(*(part for part in short if part))
