@@ -228,6 +228,8 @@ def _require_readable_by_tensorstore(field: str, text: str | os.PathLike, path: 
   """Refuses what TensorStore, which reads and writes the arrays of checkpoints, takes for another path."""
   if "\\" in os.fspath(path.absolute()):
     raise UserError(f"{field}={_short(text)} has a backslash in its path, which checkpoints cannot have: rename it")
+  if any(part.endswith("gs:") for part in path.absolute().parts):
+    raise UserError(f"{field}={_short(text)} has a folder that ends in 'gs:', which stands for a bucket: rename it")
   try:
     os.fspath(path.absolute()).encode()
   except UnicodeEncodeError:

@@ -66,12 +66,12 @@ def test_places_that_cannot_be_written_are_refused(tmp_path, monkeypatch):
   assert sorted(os.listdir()) == ["dangling", "file", "folder"] and not os.listdir("folder")
 
 
-@pytest.mark.parametrize("name", [r"back\slash", r"a\b/run", os.fsdecode(b"caf\xe9")])
+@pytest.mark.parametrize("name", [r"back\slash", r"a\b/run", os.fsdecode(b"caf\xe9"), "gs:", "my-gs:/run"])
 def test_what_tensorstore_takes_for_another_path_is_refused(name, tmp_path):
   (tmp_path / name).mkdir(parents=True)
   (tmp_path / name / "config.json").write_text("{}")
   for read in (paths.folder_to_write, paths.run_to_read):
-    with pytest.raises(UserError, match="checkpoints"):
+    with pytest.raises(UserError, match=r"checkpoints|bucket"):
       read("--workdir", tmp_path / name)
 
 
