@@ -14,7 +14,7 @@ def rope_angles(coords: Any, head_dim: int, kind: str = "2d") -> Float[Array, "r
 
   Args:
     coords: the (t, y, x) of each patch in its grid, `[rows, length, 3]`.
-    head_dim: number of features of a head, a multiple of 4; of 16 for "3d".
+    head_dim: number of features of a head, a multiple of 4 and, for "3d", at least 16.
     kind: "2d" gives half of the angles to y and half to x, and none to time. This is UniViTAR's convention (arXiv
       2504.01792): theta is 10000, and the frequencies are theta^(-4 i / head_dim) along each axis. "3d" is our own: the
       lowest quarter of the frequencies of y and of x turns with t instead, at frequencies from 1 down to 1 / theta. The
