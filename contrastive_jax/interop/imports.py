@@ -150,7 +150,7 @@ def _open_clip(path: Path, tokenizer: str) -> Imported:
   table = open_clip_options.TOKENIZER if foreign else open_clip_options.CLIP_TOKENIZER
   check(kwargs, table, source=source, within="text_cfg.tokenizer_kwargs")
   if foreign:
-    own = functools.partial(tokenizer_files.read, folder, clean=kwargs.get("clean", ""))
+    own = functools.partial(tokenizer_files.read, folder, clean=kwargs.get("clean", ""), mended=True)
   else:
     own = functools.partial(tokenizer_files.clip, folder)
   fitting = _tokenizer(tokenizer, own, ours)

@@ -27,12 +27,13 @@ _SIGLIP_PAD = "</s>"
 _CANONICAL, _LOWERCASE = ("SiglipTokenizer",), ("SiglipTokenizer", "Siglip2Tokenizer")
 
 
-def read(folder: Path, *, clean: str = "") -> Tokenizer:
+def read(folder: Path, *, clean: str = "", mended: bool = False) -> Tokenizer:
   """Reads the tokenizer in a folder of a Hugging Face model.
 
   Args:
     folder: the folder, which holds `tokenizer.json`, `spiece.model` or `merges.txt`.
     clean: "lower" lower-cases captions whatever the files say, "canonicalize" also drops punctuation.
+    mended: captions are mended first, as open_clip does with those of all tokenizers; see `tokenizers.mended`.
 
   Raises:
     UserError: if there is none, or its files contradict each other.
@@ -44,6 +45,7 @@ def read(folder: Path, *, clean: str = "") -> Tokenizer:
   prepared = {
     "lowercase": clean in ("lower", "canonicalize") or lowercase,
     "canonical": clean == "canonicalize" or kind in _CANONICAL,
+    "mended": mended,
   }
   model = folder / "spiece.model"
   if model.is_file() and (kind in _CANONICAL or not (folder / "tokenizer.json").is_file()):

@@ -98,7 +98,13 @@ class JsonTokenizer(Tokenizer):
   """The tokenizer that a Hugging Face `tokenizer.json` defines, special tokens included."""
 
   def __init__(
-    self, content: bytes, literal: bool = False, lowercase: bool = False, canonical: bool = False, pad: str = ""
+    self,
+    content: bytes,
+    literal: bool = False,
+    lowercase: bool = False,
+    canonical: bool = False,
+    pad: str = "",
+    mended: bool = False,
   ):
     """Reads the file.
 
@@ -108,9 +114,10 @@ class JsonTokenizer(Tokenizer):
       lowercase: captions are lower-cased, beside what the file says.
       canonical: and lose their punctuation, see `canonical`.
       pad: the token for padding; empty takes what the file or custom calls so.
+      mended: captions are mended as open_clip does before any of its tokenizers, see `mended`.
     """
     self._content, self._literal = content, literal
-    self._options = {"lowercase": lowercase, "canonical": canonical, "pad": pad}
+    self._options = {"lowercase": lowercase, "canonical": canonical, "pad": pad, "mended": mended}
     self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
     self._tokenizer.encode_special_tokens = literal
     padding = self._tokenizer.padding
@@ -130,16 +137,16 @@ class JsonTokenizer(Tokenizer):
     """Refuses a file that makes tokens of captions which no table of embeddings has, or that repeats or drops them."""
     captions = ("", "A dog, 7 \N{FOX FACE}!")
     post_processor, self._tokenizer.post_processor = self._tokenizer.post_processor, None
-    lengths = [len(self._tokenizer.encode(caption)) for caption in captions]
+    plain = [self._tokenizer.encode(caption) for caption in captions]
     self._tokenizer.post_processor = post_processor
-    for caption, plain in zip(captions, lengths, strict=True):
-      whole = len(self._tokenizer.encode(caption))
-      if whole != plain + self._tokenizer.num_special_tokens_to_add(is_pair=False):
+    for encoding in plain:
+      ids = self._tokenizer.post_process(encoding).ids
+      if len(ids) != len(encoding.ids) + self._tokenizer.num_special_tokens_to_add(is_pair=False):
         raise UserError(
-          f"the post_processor of the tokenizer.json makes {whole} tokens of a caption of {plain}: it must hold the"
-          " caption once, beside its special tokens"
+          f"the post_processor of the tokenizer.json makes {len(ids)} tokens of a caption of {len(encoding.ids)}: it"
+          " must hold the caption once, beside its special tokens"
         )
-      for number in self._tokenizer.encode(caption).ids:
+      for number in ids:
         if number >= self.vocab_size:
           raise UserError(
             f"the tokenizer.json makes token {number} of captions, and its vocabulary has {self.vocab_size}"
@@ -156,7 +163,7 @@ class JsonTokenizer(Tokenizer):
     room = length - self._tokenizer.num_special_tokens_to_add(is_pair=False)
     if room < 0:
       raise UserError(f"model.text.length={length}: this tokenizer's special tokens alone need {length - room}")
-    texts = _prepared(texts, self._options["lowercase"], self._options["canonical"])
+    texts = _prepared(texts, self._options["lowercase"], self._options["canonical"], self._options["mended"])
     for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False):
       encoding.truncate(room)
       yield self._tokenizer.post_process(encoding).ids
@@ -174,7 +181,9 @@ class SentencePieceTokenizer(Tokenizer):
   with the end of text although its model, T5's, has a token for padding.
   """
 
-  def __init__(self, content: bytes, lowercase: bool = False, canonical: bool = False, pad: str = ""):
+  def __init__(
+    self, content: bytes, lowercase: bool = False, canonical: bool = False, pad: str = "", mended: bool = False
+  ):
     """Reads the file.
 
     Args:
@@ -182,11 +191,13 @@ class SentencePieceTokenizer(Tokenizer):
       lowercase: captions are lower-cased.
       canonical: and lose their punctuation, see `canonical`.
       pad: the token for padding; empty takes the model's own or, where it has none, the end of text.
+      mended: captions are mended, see `mended`.
 
     Raises:
       UserError: if the model has no end of text or not this token.
     """
     self._content, self._lowercase, self._canonical, self._pad = content, lowercase, canonical, pad
+    self._mended = mended
     self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
     self._eos = self._processor.eos_id()
     if self._eos < 0:
@@ -200,12 +211,13 @@ class SentencePieceTokenizer(Tokenizer):
     self.fingerprint = self._fingerprint()
 
   def _encode(self, texts: list[str], length: int) -> Iterable[list[int]]:
-    texts = _prepared(texts, self._lowercase, self._canonical)
+    texts = _prepared(texts, self._lowercase, self._canonical, self._mended)
     for ids in self._processor.encode(texts, out_type=int):
       yield [*ids[: length - 1], self._eos]
 
   def definition(self) -> tuple[str, str, bytes, dict[str, Any]]:
-    extra = {name: value for name, value in (("canonical", self._canonical), ("pad", self._pad)) if value}
+    options = {"canonical": self._canonical, "pad": self._pad, "mended": self._mended}
+    extra = {name: value for name, value in options.items() if value}
     return "sentencepiece", "sentencepiece.model", self._content, {"lowercase": self._lowercase, **extra}
 
   def token_id(self, token: str) -> int | None:
@@ -361,14 +373,24 @@ def canonical(text: str) -> str:
   return " ".join(text.replace("_", " ").translate(_NO_PUNCTUATION).split())
 
 
-def _prepared(texts: list[str], lowercase: bool, canonically: bool) -> list[str]:
+def mended(text: str) -> str:
+  """Replaces HTML's entities and what ftfy would, and makes white space single, as open_clip does with captions.
+
+  Examples:
+    >>> mended("  salt &amp; pepper\\n")
+    'salt & pepper'
+  """
+  return " ".join(html.unescape(html.unescape(text.translate(_repairs()))).split())
+
+
+def _prepared(texts: list[str], lowercase: bool, canonically: bool, mend: bool) -> list[str]:
+  texts = [mended(text) for text in texts] if mend else texts
   texts = [text.lower() for text in texts] if lowercase else texts
   return [canonical(text) for text in texts] if canonically else texts
 
 
 def _clip_clean(text: str) -> str:
-  text = html.unescape(html.unescape(text.translate(_repairs())))
-  return " ".join(text.split()).lower()
+  return mended(text).lower()
 
 
 def _quotes() -> dict[int, str]:

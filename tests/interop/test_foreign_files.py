@@ -370,3 +370,13 @@ def test_weights_of_big_vision_are_not_those_of_open_clip(sources, tmp_path):
   shutil.copy(sources["big_vision"] / "model.npz", folder)
   with pytest.raises(UserError, match=r"import it as big_vision:.*model\.npz"):
     imports.read(f"open_clip:{folder / 'model.npz'}")
+
+
+def test_captions_are_mended_where_open_clip_mends_them(sources):
+  """It does so before it hands them to any tokenizer; transformers hands them on as they are."""
+  odd = ["a  dog", " a\ndog ", "a &amp;amp; b", "\N{RIGHT SINGLE QUOTATION MARK}s"]
+  for family, as_one in (("open_clip", ["a dog", "a dog", "a & b", "'s"]), ("clip", odd)):
+    tokenizer = read(family, sources[family]).tokenizer
+    np.testing.assert_array_equal(tokenizer(odd, 16)[0], tokenizer(as_one, 16)[0])
+  plain = read("clip", sources["clip"]).tokenizer
+  assert not np.array_equal(plain(odd[:1], 16)[0], plain(["a dog"], 16)[0])

@@ -1,6 +1,7 @@
 """Odd pictures and odd captions become the pixels and tokens that other libraries make of them."""
 
 import io
+import json
 import os
 from pathlib import Path
 
@@ -20,6 +21,7 @@ pytest.importorskip("transformers")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from benchmarks import reference_models as peers  # noqa: E402, F401 - declares torchvision's operators before it is imported
+from tests.interop import checkpoints  # noqa: E402
 
 SIZE = 32
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -157,6 +159,19 @@ def test_clip_captions_are_those_of_open_clip():
   theirs = open_clip.get_tokenizer("ViT-B-32")(captions).numpy()
   tokens, _ = tokenizer_files.clip()(captions, 77)
   np.testing.assert_array_equal(tokens, theirs)
+
+
+@pytest.mark.parametrize("clean", ["whitespace", "lower", "canonicalize"])
+def test_captions_of_other_tokenizers_are_those_of_open_clip(clean, tmp_path):
+  open_clip = pytest.importorskip("open_clip")
+  folder = checkpoints.write_all(tmp_path)["open_clip"]
+  described = json.loads((folder / "open_clip_config.json").read_text())
+  described["model_cfg"]["text_cfg"] |= {"context_length": 40, "tokenizer_kwargs": {"clean": clean}}
+  (folder / "open_clip_config.json").write_text(json.dumps(described))
+  own = tokenizer_files.read(folder, clean=clean, mended=True)
+  captions = [*ODD_CAPTIONS, "salt &amp;amp; pepper", " a\u2019s "]
+  theirs = open_clip.get_tokenizer(f"local-dir:{folder}")(captions).numpy()
+  np.testing.assert_array_equal(own(captions, 40)[0], theirs)
 
 
 def test_clip_captions_survive_the_way_to_transformers(tmp_path):
