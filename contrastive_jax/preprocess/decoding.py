@@ -68,7 +68,7 @@ _EXIF_ITEM = re.compile(rb"(infe(?:\x02.{7}|\x03.{9}))Exif", re.DOTALL)
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT, _WHITE_IS_ZERO = 258, 262, 277, 322, 323, 0
 _SAMPLE_FORMAT, _SIGNED = 339, 2
 # The beginning of the stream within a JPEG 2000: its levels are told 42 bytes from here on.
-_CODESTREAM = b"\xff\x4f\xff\x51"
+_HEAD_BYTES, _CODESTREAM = 1 << 20, b"\xff\x4f\xff\x51"
 # Where PNG, JPEG 2000 and the stream within it tell their size.
 _SIZES = re.compile(rb"(?:IHDR|ihdr|\xff\x4f\xff\x51.{4})(.{8})", re.DOTALL)
 
@@ -129,7 +129,6 @@ def from_bytes(data: bytes) -> np.ndarray:
 
 def _with_pillow(data: bytes, file_bytes: int) -> np.ndarray:
   with Image.open(io.BytesIO(data), formats=formats.decoded()) as image:
-    _check_levels(image, data)
     return from_pil(image, file_bytes)
 
 
@@ -176,6 +175,7 @@ def from_pil(image: Image.Image, file_bytes: int = 0) -> np.ndarray:
   """
   if not image.width or not image.height:
     raise DecodeError(f"the picture has {image.width}x{image.height} pixels")
+  _check_levels(image)
   orientation = orientation_of(image)
   transparent = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
   each = _BYTES_A_PIXEL + _FORMAT_BYTES.get(image.format or "", 0)
@@ -294,9 +294,16 @@ def _tile_bytes(image: Image.Image) -> int:
   return width * height * max(4, samples * -(-bits // 8))
 
 
-def _check_levels(image: Image.Image, data: bytes) -> None:
+def _check_levels(image: Image.Image) -> None:
   """Refuses levels that Pillow makes others of: it rounds the white of deep colours up to black, and drops signs."""
-  start = data.find(_CODESTREAM) if image.format == "JPEG2000" and image.mode not in ("L", "I;16") else -1
+  file = getattr(image, "fp", None)  # None once it is decoded.
+  data, start = b"", -1
+  if image.format == "JPEG2000" and image.mode not in ("L", "I;16") and file is not None:
+    place = file.tell()
+    file.seek(0)
+    data = file.read(_HEAD_BYTES)
+    file.seek(place)
+    start = data.find(_CODESTREAM)
   if start >= 0:
     count = int.from_bytes(data[start + 40 : start + 42])
     deepest = max((1 + (depth & 0x7F) for depth in data[start + 42 : start + 42 + 3 * count : 3]), default=8)
