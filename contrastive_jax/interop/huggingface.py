@@ -24,6 +24,8 @@ _RESAMPLING_NUMBERS = {ours: theirs for theirs, ours in _RESAMPLING.items()}
 
 # The side in pixels of an image processor that does not say.
 _DEFAULT_SIDE = 224
+# The patches of a SigLIP 2 picture that its image processor does not say.
+DEFAULT_PATCHES = 256
 
 # What a field has that a config.json leaves out.
 _SIGLIP_TOWER = {

@@ -131,7 +131,9 @@ def _huggingface(folder: Path, tokenizer: str) -> Imported:
   arrays = _cut(arrays, huggingface.TEXT_POSITIONS, ours, shorter)
   ours = _with_bias(shorter, arrays)
   params = _params(huggingface.entries(ours, family), arrays, ours, source, huggingface.IGNORED)
-  lengths = (preprocessing.get("max_num_patches") or ours.vision.grid**2,) if family == "siglip2" else ()
+  # A file that does not say has the default of its class; without a file rows are as long as the model's positions.
+  default = huggingface.DEFAULT_PATCHES if preprocessing else ours.vision.grid**2
+  lengths = (preprocessing.get("max_num_patches") or default,) if family == "siglip2" else ()
   return Imported(name, ours, params, found, lengths)
 
 

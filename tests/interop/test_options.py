@@ -268,3 +268,8 @@ def test_a_tokenizer_that_cuts_captions_cuts_the_table_of_positions(edited, sour
   assert found.config.text == dataclasses.replace(plain.config.text, length=3)
   np.testing.assert_array_equal(found.params["text"]["position"], plain.params["text"]["position"][:3])
   assert read("clip", edited("clip", SETTINGS, "model_max_length", 10**30)).config == plain.config
+
+
+def test_patches_that_a_file_does_not_say_are_those_of_the_class(edited, sources):
+  assert read("siglip2", sources["siglip2"]).lengths == (16,)
+  assert read("siglip2", edited("siglip2", SEEN, "max_num_patches", ...)).lengths == (256,)
