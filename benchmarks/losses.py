@@ -3,12 +3,15 @@
   python -m benchmarks.losses                              # one device
   python -m benchmarks.losses --devices=8 --sizes=8192     # dense under the automatic partitioner
   python -m benchmarks.losses --local=512 --devices=64     # fixed local batch: memory of `ring` must not grow
+  python -m benchmarks.losses --dense_limit=0 --groups=label,keys,none --repeats=21    # the price of comparing keys
 
-Times are medians of forward + backward runs that take turns; only ratios of one invocation mean anything. Temporaries
-are XLA's own figure for one device, without arguments and results.
+Times are medians of forward + backward runs that take turns, and ratios are medians of what each turn gives, relative
+to the first row; only ratios of one invocation mean anything. Temporaries are XLA's own figure for one device, without
+arguments and results.
 """
 
 import functools
+import itertools
 import os
 from collections.abc import Callable
 
@@ -18,6 +21,7 @@ import numpy as np
 from absl import app, flags
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from benchmarks import groups
 from benchmarks.timing import taking_turns
 from contrastive_jax import losses
 
@@ -26,6 +30,7 @@ _DIM = flags.DEFINE_integer("dim", 512, "Dimension of the embeddings.")
 _DEVICES = flags.DEFINE_integer("devices", 1, "Emulated CPU devices.")
 _LOCAL = flags.DEFINE_integer("local", 0, "Pairs a device, on 2, 4, ... --devices; replaces --sizes.")
 _TILES = flags.DEFINE_list("tiles", ["auto"], "Tile sizes to try, `auto` lets the library choose.")
+_GROUPS = flags.DEFINE_list("groups", ["none"], f"What says which pairs are no negatives: {', '.join(groups.FORMS)}.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed runs of each; 0 compiles only.")
 _DENSE_LIMIT = flags.DEFINE_integer("dense_limit", 16384, "Largest number of pairs for which the dense matrix is run.")
 _TORCH = flags.DEFINE_bool("torch", False, "Also time the dense losses in PyTorch.")
@@ -50,19 +55,23 @@ DENSE = {"softmax": dense_softmax, "sigmoid": dense_sigmoid}
 
 
 def of_library(name: str, mesh: jax.sharding.Mesh, strategy: str, tile: int | None) -> Callable:
-  """The library's loss on global arrays."""
+  """The library's loss on global arrays: embeddings, scale, bias, and perhaps a group."""
 
-  def local(image, text, scale, bias):
+  def local(image, text, scale, bias, group=None):
     options = {"logit_scale": scale, "logit_bias": bias, "axis_name": _AXIS, "strategy": strategy, "tile": tile}
-    return losses.OBJECTIVES[name](image, text, **options)[0]
+    return losses.OBJECTIVES[name](image, text, group=group, **options)[0]
 
-  pairs, everywhere = PartitionSpec(_AXIS), PartitionSpec()
-  return jax.shard_map(local, mesh=mesh, in_specs=(pairs, pairs, everywhere, everywhere), out_specs=everywhere)
+  def loss(*arguments):
+    pairs, everywhere = PartitionSpec(_AXIS), PartitionSpec()
+    specs = (pairs, pairs, everywhere, everywhere, pairs)[: len(arguments)]
+    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=everywhere)(*arguments)
+
+  return loss
 
 
 def compiled(loss: Callable, arguments: tuple) -> Callable:
   """Forward and backward, with the gradients left where the embeddings lie."""
-  shardings = tuple(argument.sharding for argument in arguments)
+  shardings = tuple(argument.sharding for argument in arguments[:4])
   function = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)), out_shardings=(shardings[2], shardings))
   return function.lower(*arguments).compile()
 
@@ -106,24 +115,24 @@ def compare(name: str, pairs: int, devices: int) -> None:
   """Prints one block of rows."""
   mesh = jax.make_mesh((devices,), (_AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
   arguments = problem(pairs, mesh)
-  candidates = {"dense": DENSE[name]} if pairs <= _DENSE_LIMIT.value else {}
-  for tile in _TILES.value:
-    for strategy in ("gather", "ring") if devices > 1 else ("gather",):
-      label = f"{strategy if devices > 1 else 'engine'} tile={tile}"
-      candidates[label] = of_library(name, mesh, strategy, None if tile == "auto" else int(tile))
-  programs = {label: compiled(loss, arguments) for label, loss in candidates.items()}
-  runs = {label: functools.partial(program, *arguments) for label, program in programs.items()}
+  rows = arguments[0].sharding
+  candidates = {"dense": (DENSE[name], arguments)} if pairs <= _DENSE_LIMIT.value else {}
+  strategies = ("gather", "ring") if devices > 1 else ("gather",)
+  for tile, strategy, form in itertools.product(_TILES.value, strategies, _GROUPS.value):
+    label = f"{strategy if devices > 1 else 'engine'} tile={tile} groups={form}"
+    loss = of_library(name, mesh, strategy, None if tile == "auto" else int(tile))
+    candidates[label] = loss, (*arguments, *groups.random(form, pairs, rows))
+  programs = {label: compiled(*candidate) for label, candidate in candidates.items()}
+  runs = {label: functools.partial(program, *candidates[label][1]) for label, program in programs.items()}
   if _TORCH.value and devices == 1:
     runs["torch"] = torch_losses(arguments)[name]
-  medians = {}
-  if _REPEATS.value:
-    milliseconds = 1e3 * np.median(taking_turns(list(runs.values()), _REPEATS.value)[..., 0], axis=1)
-    medians = dict(zip(runs, milliseconds, strict=True))
-  for label in runs:
+  times = taking_turns(list(runs.values()), _REPEATS.value)[..., 0] if _REPEATS.value else None
+  for place, label in enumerate(runs):
     memory = "" if label not in programs else f"{programs[label].memory_analysis().temp_size_in_bytes / 2**20:9.2f} MiB"
-    speed = f"{medians[label]:9.1f} ms" if medians else ""
-    ratio = f"{medians[label] / medians['dense']:6.2f}x dense" if medians and "dense" in medians else ""
-    print(f"{name:8} pairs={pairs:<6} devices={devices:<3} {label:18} {speed} {ratio} {memory}", flush=True)
+    speed = ""
+    if times is not None:
+      speed = f"{1e3 * np.median(times[place]):9.1f} ms {np.median(times[place] / times[0]):7.3f}x"
+    print(f"{name:8} pairs={pairs:<6} devices={devices:<3} {label:30} {speed} {memory}", flush=True)
 
 
 def main(_) -> None:

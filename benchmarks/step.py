@@ -75,9 +75,10 @@ def ours(remat: str, problem: peers.Problem) -> peers.Contestant:
   mesh = resolved.make_mesh()
   spec, train_step = resolved.build(mesh)
   pairs = len(problem.tokens)
-  text = TextBatch(problem.tokens, np.ones(problem.tokens.shape, bool), np.arange(pairs, dtype=np.int32))
+  text = TextBatch(problem.tokens, np.ones(problem.tokens.shape, bool))
   image = patchify(problem.images, config.model.vision.patch_size)
-  batch = jax.device_put(Batch(image, text), batch_sharding(mesh))
+  keys = np.arange(4 * pairs, dtype=np.uint32).reshape(pairs, 2, 2)
+  batch = jax.device_put(Batch(image, text, keys), batch_sharding(mesh))
   state = [spec.create(config.seed)]
 
   def step():

@@ -37,14 +37,12 @@ class TextBatch:
   Attributes:
     tokens: int32 `[rows, length]`.
     mask: bool `[pairs, length]`, True on real tokens; None when packed.
-    group: int32 `[pairs]`; pairs of equal group share an image or a caption and are never each other's negatives.
     segments: int16 `[rows, length]`, 0 is padding and k the k-th caption of the row; None when a row is a caption.
     slots: int32 `[pairs, 2]`, the (row, segment) of each pair's caption; None when a row is a caption.
   """
 
   tokens: AnyArray
   mask: AnyArray
-  group: AnyArray
   segments: AnyArray | None = None
   slots: AnyArray | None = None
 
@@ -70,7 +68,7 @@ class TeacherInputs:
 
   Attributes:
     image: the same views as the student's.
-    text: the same captions as the student's, or None where no term needs them. Its groups are the student's.
+    text: the same captions as the student's, or None where no term needs them.
   """
 
   image: ImageBatch
@@ -85,6 +83,8 @@ class Batch:
   Attributes:
     image: the pairs' images.
     text: the pairs' captions.
+    keys: uint32 `[pairs, 2, 2]`, the 64-bit keys of each pair's group and of its caption, low words first. Pairs that
+      share either are never each other's negatives.
     ids: int64 `[pairs]` stable sample ids. They stay on the host: on the device an int64 silently becomes an int32.
     state_rows: int32 `[pairs]` rows of per-sample objective state, for the objectives that keep any.
     teacher: inputs of a frozen teacher, when it runs beside the student.
@@ -93,6 +93,7 @@ class Batch:
 
   image: ImageBatch
   text: TextBatch
+  keys: AnyArray
   ids: AnyArray | None = None
   state_rows: AnyArray | None = None
   teacher: TeacherInputs | None = None
@@ -101,7 +102,7 @@ class Batch:
   @property
   def pairs(self) -> int:
     """Number of pairs; rows may hold several."""
-    return self.text.group.shape[0]
+    return self.keys.shape[0]
 
   def on_device(self) -> "Batch":
     """The part of the batch that travels to the accelerator."""

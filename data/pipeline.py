@@ -15,7 +15,7 @@ import grain
 import jax
 import numpy as np
 from absl import flags
-from jaxtyping import Int
+from jaxtyping import Int, UInt32
 
 from contrastive_jax.bad_records import BadRecords
 from contrastive_jax.batch import Batch, Targets, TeacherInputs, TextBatch
@@ -24,12 +24,11 @@ from contrastive_jax.preprocess import packing
 from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.schedule.segments import Inputs, Segment, segment_at, total_steps
 from data.augment import DRAWS, Augment
-from data.groups import group_labels, key_of
 from data.lifetime import follow_parent, start_tracker
 from data.mixture import drawn, uniforms
 from data.rendering import Renderer, with_frames
-from data.sources import Example, Source
-from data.substitution import note, planned_key, read_or_substitute
+from data.sources import Example, Source, stable_hash
+from data.substitution import note, read_or_substitute
 
 # Rows worked on at once. Small enough to share a batch among threads, large enough for vectorised work.
 CHUNK_ROWS = 64
@@ -224,18 +223,14 @@ class Pipeline:
     segment = self._segments[at]
     inputs = segment.inputs(segment.modality_at(offset)[0])
     frames = uniforms(self._seed, "frames", plan.position, count, 4)[:, 0]
-    examples, captions, planned, bad, failed = [], [], [], [], []
+    examples, captions, failed = [], [], []
     for k in range(count):
       source = self._sources[plan.names[plan.source[k]]]
       prepare = functools.partial(with_frames, inputs=inputs, draw=float(frames[k]))
       example, failures = read_or_substitute(source, int(plan.index[k]), prepare)
-      replaced = failures != ""
-      bad.append(replaced)
       failed.append(failures)
       examples.append(example)
       captions.append(example.text.choose(chosen[k]))
-      planned.append(planned_key(source, int(plan.index[k]), chosen[k]) if replaced else None)
-    actual = np.array([key_of(e.text.group, c) for e, c in zip(examples, captions, strict=True)], np.int64)
     draws = uniforms(self._seed, "augment", plan.position, count, DRAWS)
     image, shrunk = self._render(examples, inputs, draws, self._row_length(inputs, step))
     text, truncated = self._text(captions, segment)
@@ -246,9 +241,7 @@ class Pipeline:
       "teacher": self._teacher_inputs(examples, captions, draws) if self._teacher and segment.taught else None,
       "ids": np.array([base + e.id for base, e in zip(bases, examples, strict=True)], np.int64),
       "state_rows": self._state_rows([plan.names[s] for s in plan.source], examples),
-      "actual": actual,
-      "planned": np.array([a if p is None else p for a, p in zip(actual, planned, strict=True)], np.int64),
-      "bad": np.array(bad),
+      "keys": pair_keys([example.text.group for example in examples], captions),
       "failed": np.array(failed),
       "shrunk": np.array([shrunk]),
       "truncated": np.array([truncated]),
@@ -278,10 +271,10 @@ class Pipeline:
     return inputs.row_lengths(self._patch_size, self._render.tubelet)
 
   def _text(self, captions: list[str], segment: Segment) -> tuple[TextBatch, int]:
-    """Captions in rows of their own or packed, and how many were cut; groups are known only to the whole batch."""
+    """Captions in rows of their own or packed, and how many were cut."""
     tokens, mask = self._tokenize(self._tokenizer, captions, self._text_length)
     if segment.text_rows is None:
-      return TextBatch(tokens, mask, None), 0
+      return TextBatch(tokens, mask), 0
     rows = segment.text_rows
     packed = packing.pack_texts(mask.sum(axis=1), rows=rows.count, length=rows.length)
     return packing.place_texts(tokens, packed), packed.truncated
@@ -291,42 +284,25 @@ class Pipeline:
     view = dataclasses.replace(self._render, patch_size=teacher.patch_size)
     text = None
     if teacher.tokenizer is not None:
-      text = TextBatch(*self._tokenize(teacher.tokenizer, captions, teacher.text_length), None)
+      text = TextBatch(*self._tokenize(teacher.tokenizer, captions, teacher.text_length))
     return TeacherInputs(view.squares(examples, draws, teacher.size), text)
 
   def _assemble(self, step: int, chunks: list[dict[str, Any]]) -> Batch:
     fields = _joined(chunks)
-    share = len(fields["ids"])
-    mine = slice(self._host_index * share, (self._host_index + 1) * share)
-    planned = fields["planned"] if self._host_count == 1 else self._plan_keys(step, mine, fields["planned"])
-    group = group_labels(planned, mine, fields["actual"], fields["bad"])
-    self.substituted += int(fields["bad"].sum())
+    self.substituted += int((fields["failed"] != "").sum())
     note(self._bad_records, fields["failed"])
     self.shrunk += int(fields["shrunk"].sum())
     self.truncated += int(fields["truncated"].sum())
-    image, text, teacher = fields["image"], fields["text"], fields["teacher"]
-    if teacher is not None and teacher.text is not None:
-      teacher = dataclasses.replace(teacher, text=dataclasses.replace(teacher.text, group=group))
+    image, text = fields["image"], fields["text"]
     return Batch(
       image=_on_host(image, image.patches, self._host_index),
-      text=_on_host(dataclasses.replace(text, group=group), text.tokens, self._host_index),
+      text=_on_host(text, text.tokens, self._host_index),
+      keys=fields["keys"],
       ids=fields["ids"],
       state_rows=fields["state_rows"],
-      teacher=teacher,
+      teacher=fields["teacher"],
       targets=self._targets(fields["ids"]) if self._targets and self._segment(step).taught else None,
     )
-
-  def _plan_keys(self, step: int, mine: slice, known: np.ndarray) -> np.ndarray:
-    """What groups the pairs of the global batch; the other hosts' from their texts, without their images."""
-    size = self._share(step) * self._host_count
-    plan = drawn(self._segments, self._lengths, self._seed, step, slice(0, size))
-    chosen = uniforms(self._seed, "caption", plan.position, size, 4)[:, 0]
-    keys = np.empty((size, 2), np.int64)
-    keys[mine] = known
-    for k in [*range(mine.start), *range(mine.stop, size)]:
-      source = self._sources[plan.names[plan.source[k]]]
-      keys[k] = planned_key(source, int(plan.index[k]), chosen[k])
-    return keys
 
   def _tokenize(self, tokenizer: Tokenizer, captions: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
     whose = tokenizer.fingerprint, length
@@ -396,6 +372,15 @@ class Pipeline:
         if resolution.mode == "fixed" and resolution.size < self._patch_size:
           stage = f" of stage '{segment.name}'" if segment.name else ""
           raise UserError(f"size={resolution.size}{stage} is less than model.vision.patch_size={self._patch_size}")
+
+
+def pair_keys(groups: Sequence[int], captions: Sequence[str]) -> UInt32[np.ndarray, "pairs 2 2"]:
+  """Returns `Batch.keys`: the words of each pair's group, and those of a hash of its caption as it is chosen.
+
+  They depend on nothing but the pair, so that every host and every release makes the same.
+  """
+  numbers = [(int(group) % 2**64, stable_hash(caption)) for group, caption in zip(groups, captions, strict=True)]
+  return np.array(numbers, "<u8").reshape(-1, 2).view("<u4").reshape(-1, 2, 2)
 
 
 def id_bases(segments: Sequence[Segment]) -> dict[str, int]:

@@ -1,6 +1,5 @@
 """What stands in for a record that is bad for good, and how word of it gets from where it was read to who counts."""
 
-import functools
 import json
 from collections.abc import Callable
 
@@ -10,8 +9,7 @@ from jaxtyping import Shaped
 from contrastive_jax.bad_records import BadRecord, BadRecords, retried
 from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess.decoding import DecodeError
-from data.groups import key_of
-from data.sources import Example, Source, Text, stable_hash
+from data.sources import Example, Source
 
 # Records tried in the place of a bad one before the source counts as broken.
 SUBSTITUTES = 16
@@ -70,16 +68,3 @@ def shard_of(source: object, index: int) -> str:
   """The file that holds a record, where the source knows."""
   find = getattr(source, "shard_of", None)
   return find(index) if find else ""
-
-
-def planned_key(source: Source, index: int, draw: float) -> tuple[int, int]:
-  """Returns what groups a pair that some host reads, from its caption alone.
-
-  A pair whose caption cannot be read gets a key of its own.
-  """
-  try:
-    text: Text = retried(functools.partial(source.text, index))
-  except DecodeError:
-    lone = stable_hash("bad", source.name, index)
-    return lone, lone
-  return key_of(text.group, text.choose(draw))

@@ -165,7 +165,7 @@ def relational_distillation(
     columns,
     jnp.ones((), dtype),
     jnp.zeros((), dtype),
-    pairwise.pair_index(len(image), axes),
+    pairwise.keys_of(None, len(image), axes),
     negatives.Sweep(axes, strategy, tile, ring_order),
   )
   pairs = len(image) * pairwise.device_count(axes)

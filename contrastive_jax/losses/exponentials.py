@@ -5,34 +5,49 @@ of a tile lie within `SPREAD` of each other, one exponential relative to the hig
 a tenth of the time, take that path when they can; accelerators gain nothing from it.
 """
 
+import functools
+import operator
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
+from contrastive_jax.losses.pairwise import Keys
 from contrastive_jax.losses.reductions import LogSumExp, finite
 
 # e^-60, and the 1e-7 of it that a float32 sum can tell apart, are normal float32 numbers.
 SPREAD = 60.0
 
 
-class Negatives(NamedTuple):
-  """Which pairs of a tile are negatives. Two vectors and not a mask: branches would have to store that first.
+def only_negatives(
+  similarities: Float[Array, "a b"], rows: Keys, columns: Keys, fresh: Bool[Array, "a b"] | None
+) -> Float[Array, "a b"]:
+  """Returns the similarities of a tile, minus infinity where a row and a column are no negatives of each other.
 
-  Attributes:
-    rows: group of each row.
-    columns: group of each column.
+  So the keys are compared once, and what is kept for the backward pass tells the negatives too.
+
+  Args:
+    similarities: those of all pairs of the tile.
+    rows: keys of the rows.
+    columns: keys of the columns. A row and a column that share a key are no negatives of each other.
     fresh: None, or marks the pairs that no earlier tile has counted.
   """
+  mask = fresh
+  for row_key, column_key in zip(rows, columns, strict=True):
+    words = zip(row_key, column_key, strict=True)
+    differs = functools.reduce(operator.or_, (row[:, None] != column[None, :] for row, column in words))
+    mask = differs if mask is None else mask & differs
+  return jnp.where(mask, similarities, -jnp.inf)
 
-  rows: Int[Array, "a"]
-  columns: Int[Array, "b"]
-  fresh: Bool[Array, "a b"] | None
 
-  def mask(self) -> Bool[Array, "a b"]:
-    different = self.rows[:, None] != self.columns[None, :]
-    return different if self.fresh is None else different & self.fresh
+def with_mask(negatives: Float[Array, "a b"]) -> tuple[Float[Array, "a b"], Bool[Array, "a b"]]:
+  """Returns what `only_negatives` returned with 0 where there is no negative, and where there is one.
+
+  NaN counts as a negative, and so reaches the loss.
+  """
+  mask = negatives != -jnp.inf
+  return jnp.where(mask, negatives, 0), mask
 
 
 Weights = tuple[Float[Array, "a b"], Float[Array, "a b"]] | None
@@ -55,50 +70,44 @@ class Lines(NamedTuple):
 
 
 def log_sum_exps(
-  similarities: Float[Array, "a b"], negatives: Negatives, scale: Float[Array, ""], weights: Weights
+  negatives: Float[Array, "a b"], scale: Float[Array, ""], weights: Weights
 ) -> tuple[LogSumExp, LogSumExp]:
-  """Of the scaled similarities of the negatives: along the rows, and along the columns."""
+  """Of the scaled similarities that `only_negatives` returned: along the rows, and along the columns."""
 
-  def apart(similarities, negatives, scale, weights=(None, None)):
-    mask, (row_weights, column_weights) = negatives.mask(), weights
-    rows = LogSumExp.along(1, similarities, mask, scale, row_weights)
-    return rows, LogSumExp.along(0, similarities, mask, scale, column_weights)
+  def apart(negatives, scale, weights=(None, None)):
+    return tuple(LogSumExp.along(axis, negatives, scale, weight) for axis, weight in zip((1, 0), weights, strict=True))
 
-  def shared(similarities, negatives, scale):
-    largest = tuple(jnp.max(jnp.where(negatives.mask(), similarities, -jnp.inf), axis) for axis in (1, 0))
+  def shared(negatives, scale):
+    largest = tuple(jnp.max(negatives, axis) for axis in (1, 0))
     highest = finite(jnp.max(largest[0]))
     references = tuple(jnp.where(jnp.isneginf(line), highest, line) for line in largest)
 
-    def one(similarities):
-      exponents = jnp.where(negatives.mask(), (similarities - highest) * scale, -jnp.inf)
+    def one(negatives):
+      similarities, mask = with_mask(negatives)
+      exponents = jnp.where(mask, (similarities - highest) * scale, -jnp.inf)
       # The barrier keeps the exponentials from being computed once for each sum.
       terms = lax.optimization_barrier(jnp.exp(exponents))
       return tuple(
         jnp.sum(terms, axis) * jnp.exp((highest - line) * scale) for axis, line in zip((1, 0), references, strict=True)
       )
 
-    def two(similarities):
-      return tuple(line.total for line in apart(similarities, negatives, scale))
+    def two(negatives):
+      return tuple(line.total for line in apart(negatives, scale))
 
-    totals = lax.cond(_are_close(references, scale), one, two, similarities)
+    totals = lax.cond(_are_close(references, scale), one, two, negatives)
     return tuple(
       LogSumExp(line, total, jnp.full_like(line, scale)) for line, total in zip(largest, totals, strict=True)
     )
 
   if weights is not None:
-    return apart(similarities, negatives, scale, weights)
-  return lax.platform_dependent(similarities, negatives, scale, cpu=shared, default=apart)
+    return apart(negatives, scale, weights)
+  return lax.platform_dependent(negatives, scale, cpu=shared, default=apart)
 
 
 def slopes(
-  similarities: Float[Array, "a b"],
-  negatives: Negatives,
-  scale: Float[Array, ""],
-  rows: Lines,
-  columns: Lines,
-  weights: Weights,
+  negatives: Float[Array, "a b"], scale: Float[Array, ""], rows: Lines, columns: Lines, weights: Weights
 ) -> tuple[Float[Array, "a b"], Float[Array, "a"]]:
-  """Derivatives by the logits, and each row's part of the derivative by the scale."""
+  """Derivatives by the logits of what `only_negatives` returned, and each row's part of the derivative by the scale."""
 
   def finish(similarities, mask, rows, columns, from_row, from_column):
     """The shares that a logit has in its row and in its column, put together."""
@@ -109,8 +118,8 @@ def slopes(
     by_scale = from_row * (similarities - rows.own[:, None]) + from_column * (similarities - columns.own[None, :])
     return total, jnp.sum(jnp.where(mask, by_scale, 0), axis=1)
 
-  def apart(similarities, negatives, scale, rows, columns, weights=None):
-    mask = negatives.mask()
+  def apart(negatives, scale, rows, columns, weights=None):
+    similarities, mask = with_mask(negatives)
     exponents = (similarities - rows.largest[:, None]) * scale, (similarities - columns.largest[None, :]) * scale
     # What is no negative, or has a weight of 0, may exceed `largest`. An exponential that overflows would be masked
     # here, but not in derivatives of this, which multiply it by 0.
@@ -121,23 +130,23 @@ def slopes(
     from_row, from_column = from_row * rows.coefficient[:, None], from_column * columns.coefficient[None, :]
     return finish(similarities, mask, rows, columns, from_row, from_column)
 
-  def shared(similarities, negatives, scale, rows, columns):
+  def shared(negatives, scale, rows, columns):
     highest = jnp.maximum(jnp.max(rows.largest), jnp.max(columns.largest))
 
-    def one(similarities):
-      mask = negatives.mask()
+    def one(negatives):
+      similarities, mask = with_mask(negatives)
       terms = jnp.exp(jnp.where(mask, (similarities - highest) * scale, 0))
       by_row, by_column = (side.coefficient * jnp.exp((highest - side.largest) * scale) for side in (rows, columns))
       return finish(similarities, mask, rows, columns, terms * by_row[:, None], terms * by_column[None, :])
 
-    def two(similarities):
-      return apart(similarities, negatives, scale, rows, columns)
+    def two(negatives):
+      return apart(negatives, scale, rows, columns)
 
-    return lax.cond(_are_close((rows.largest, columns.largest), scale), one, two, similarities)
+    return lax.cond(_are_close((rows.largest, columns.largest), scale), one, two, negatives)
 
   if weights is not None:
-    return apart(similarities, negatives, scale, rows, columns, weights)
-  return lax.platform_dependent(similarities, negatives, scale, rows, columns, cpu=shared, default=apart)
+    return apart(negatives, scale, rows, columns, weights)
+  return lax.platform_dependent(negatives, scale, rows, columns, cpu=shared, default=apart)
 
 
 def _are_close(lines: tuple[Float[Array, "a"], Float[Array, "b"]], scale: Float[Array, ""]) -> Bool[Array, ""]:

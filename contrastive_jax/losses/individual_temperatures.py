@@ -44,7 +44,7 @@ def individual_temperature_loss(
   momentum: float = 0.9,
   smallest: float = 0.005,
   largest: float = 1.0,
-  group: Int[Array, "pairs"] | None = None,
+  group: pairwise.Group | None = None,
   axis_name: str | tuple[str, ...] | None = None,
   strategy: str = "gather",
   tile: int | None = None,
@@ -67,7 +67,8 @@ def individual_temperature_loss(
     momentum: weight of the newest derivative in its running mean, in (0, 1].
     smallest: least temperature.
     largest: largest temperature.
-    group: pairs of equal group are left out of each other's negatives; None when all differ.
+    group: pairs of equal labels `[pairs]`, or that share any of their 64-bit keys `[pairs, keys, 2]`, are left out of
+      each other's negatives; None when all differ.
     axis_name: mesh axes that the pairs are split over, None on one device.
     strategy: "gather" holds the texts of all devices, "ring" passes them around in blocks.
     tile: largest number of rows and columns of logits that exist at once; None lets the library choose.
@@ -88,7 +89,7 @@ def individual_temperature_loss(
   pairwise.check("individual_temperatures", strategy, tile)
   axes = pairwise.mesh_axes(axis_name)
   dtype = negatives.accumulation_dtype(image, text)
-  group = pairwise.pair_index(len(image), axes) if group is None else group
+  keys = pairwise.keys_of(group, len(image), axes)
   sweep = negatives.Sweep(axes, strategy, tile, ring_order)
   one = jnp.ones((), dtype)
   pairs = len(image) * pairwise.device_count(axes)
@@ -97,11 +98,11 @@ def individual_temperature_loss(
     temperature = samples.temperature
     rows = anchors.astype(dtype) / temperature[:, None]
     positive = negatives.positive_similarities(rows, others)
-    statistics, _ = negatives.statistics_of_negatives(rows, others, one, positive, group, sweep, with_totals=True)
+    statistics, _ = negatives.statistics_of_negatives(rows, others, one, positive, keys, sweep, with_totals=True)
     margin, count = statistics.margin, lax.stop_gradient(statistics.count)
     some = count > 0
     margin = jnp.where(some, margin, 0)
-    expected = _expected_margin(*lax.stop_gradient((rows, others, positive, margin)), temperature, group, sweep)
+    expected = _expected_margin(*lax.stop_gradient((rows, others, positive, margin)), temperature, keys, sweep)
 
     # From here on nothing is differentiated, but `margin` in the last line.
     log_batch = lax.stop_gradient(margin) - jnp.log(jnp.maximum(count, 1))
@@ -129,7 +130,7 @@ def _log(share: float) -> Any:
   return jnp.log(share) if share > 0 else -jnp.inf
 
 
-def _expected_margin(rows, others, positive, margin, temperature, group, sweep) -> Float[Array, "pairs"]:
+def _expected_margin(rows, others, positive, margin, temperature, keys, sweep) -> Float[Array, "pairs"]:
   """Mean of h / t over the negatives of each row, weighted by the softmax over them."""
   # A cosine is at most 1, so that 1 / t bounds all logits of a row: what they lack to it is a weight that is not
   # negative. The bound lies a little higher, for cosines that were rounded up.
@@ -140,6 +141,6 @@ def _expected_margin(rows, others, positive, margin, temperature, group, sweep) 
 
   one = jnp.ones((), rows.dtype)
   statistics, _ = negatives.statistics_of_negatives(
-    rows, others, one, positive, group, sweep, weight=lack, image_side=bound, text_side=bound
+    rows, others, one, positive, keys, sweep, weight=lack, image_side=bound, text_side=bound
   )
   return bound - positive - jnp.exp(statistics.margin - margin)

@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from contrastive_jax.losses import exponentials, pairwise
-from contrastive_jax.losses.exponentials import Lines, Negatives
+from contrastive_jax.losses.exponentials import Lines, only_negatives, with_mask
 from contrastive_jax.losses.reductions import LogSumExp, Sum, finite, safe_log
 
 # `weight(image_side, text_side, logits) -> (weights for rows, weights for columns)`: at least 0, constants to the
@@ -91,7 +91,7 @@ def statistics_of_negatives(
   text: Float[Array, "pairs dim"],
   scale: Float[Array, ""],
   positive: Float[Array, "pairs"],
-  group: Int[Array, "pairs"],
+  keys: pairwise.Keys,
   sweep: Sweep,
   *,
   with_totals: bool = False,
@@ -106,7 +106,7 @@ def statistics_of_negatives(
     text: this device's text embeddings.
     scale: multiplier of the similarities.
     positive: similarities of the pairs themselves.
-    group: pairs of equal group are not each other's negatives; all different means all others are.
+    keys: pairs that share one are not each other's negatives; all different means all others are.
     sweep: mesh axes, strategy and tile.
     with_totals: also return sum and number of the negatives (label smoothing).
     weight: multiplies each negative's exponential, for images and for texts; 0 leaves it out.
@@ -117,37 +117,36 @@ def statistics_of_negatives(
     Statistics of the images (rows) and of the texts (columns). Four matrix products of size pairs x pairs x dim for
     value and gradient, three where all logits are one tile and are kept.
   """
-  args = pairwise.vary((image, text, scale, positive, group, (image_side, text_side)), image, text, axes=sweep.axes)
+  args = pairwise.vary((image, text, scale, positive, keys, (image_side, text_side)), image, text, axes=sweep.axes)
   return _statistics(sweep, with_totals, weight, *args)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _statistics(sweep, with_totals, weight, image, text, scale, positive, group, sides):
-  return _statistics_forward(sweep, with_totals, weight, image, text, scale, positive, group, sides)[0]
+def _statistics(sweep, with_totals, weight, image, text, scale, positive, keys, sides):
+  return _statistics_forward(sweep, with_totals, weight, image, text, scale, positive, keys, sides)[0]
 
 
-def _statistics_forward(sweep, with_totals, weight, image, text, scale, positive, group, sides):
+def _statistics_forward(sweep, with_totals, weight, image, text, scale, positive, keys, sides):
   dtype = accumulation_dtype(image, text)
   sweep = sweep.in_one_tile_if_small(len(image))
   kept = []
 
   def tile_fn(rows, columns, fresh):
-    similarities = matmul(rows[0], columns[0], "id,jd->ij")
-    kept.append(similarities)
-    negatives = Negatives(rows[1], columns[1], fresh)
+    negatives = negatives_of(rows, columns, fresh)
+    kept.append(negatives)
+    similarities, mask = with_mask(negatives)
     weights = weight(rows[2], columns[2], similarities * scale) if weight else None
-    parts = exponentials.log_sum_exps(similarities, negatives, scale, weights)
+    parts = exponentials.log_sum_exps(negatives, scale, weights)
     if not with_totals:
       return tuple((part,) for part in parts)
-    mask = negatives.mask()
-    sums = jnp.where(mask, similarities, 0), mask.astype(dtype)
+    sums = similarities, mask.astype(dtype)
     return tuple((part, *(Sum(jnp.sum(line, axis)) for line in sums)) for part, axis in zip(parts, (1, 0), strict=True))
 
   def empty(count):
     line = Sum.empty((count,), dtype)
     return LogSumExp.empty((count,), dtype, scale), *((line, line) if with_totals else ())
 
-  rows, columns = (image, group, sides[0]), (text, group, sides[1])
+  rows, columns = (image, keys, sides[0]), (text, keys, sides[1])
   totals = sweep(tile_fn, rows, columns, (empty(len(image)), empty(len(text))))
 
   def relative(log_sum_exp, total=None, count=None):
@@ -158,20 +157,19 @@ def _statistics_forward(sweep, with_totals, weight, image, text, scale, positive
       return NegativeStatistics(largest, excess)
     return NegativeStatistics(largest, excess, (total.total - count.total * positive) * scale, count.total)
 
-  residuals = image, text, scale, positive, group, sides, totals, kept[0] if sweep.is_one_tile(len(image)) else None
+  residuals = image, text, scale, positive, keys, sides, totals, kept[0] if sweep.is_one_tile(len(image)) else None
   return tuple(relative(*side) for side in totals), residuals
 
 
 def _statistics_backward(sweep, with_totals, weight, residuals, cotangents):
-  image, text, scale, positive, group, sides, totals, kept = residuals
+  image, text, scale, positive, keys, sides, totals, kept = residuals
   dtype = accumulation_dtype(image, text)
   sweep = sweep.in_one_tile_if_small(len(image))
 
   def tile_fn(rows, columns, fresh):
-    similarities = matmul(rows[0], columns[0], "id,jd->ij") if kept is None else kept
-    weights = weight(rows[2], columns[2], similarities * scale) if weight else None
-    negatives = Negatives(rows[1], columns[1], fresh)
-    slopes, d_scale = exponentials.slopes(similarities, negatives, scale, rows[3], columns[3], weights)
+    negatives = negatives_of(rows, columns, fresh) if kept is None else kept
+    weights = weight(rows[2], columns[2], with_mask(negatives)[0] * scale) if weight else None
+    slopes, d_scale = exponentials.slopes(negatives, scale, rows[3], columns[3], weights)
     d_image, d_text = tile_gradients(rows[0], columns[0], slopes, scale)
     return (d_image, Sum(d_scale)), (d_text,)
 
@@ -179,7 +177,7 @@ def _statistics_backward(sweep, with_totals, weight, residuals, cotangents):
     statistics, sums = cotangents[which], totals[which][0]
     some = sums.total > 0
     coefficient = jnp.where(some, statistics.excess / jnp.where(some, sums.total, 1), 0)
-    return embeddings, group, sides[which], Lines(positive, finite(sums.largest), coefficient, statistics.total)
+    return embeddings, keys, sides[which], Lines(positive, finite(sums.largest), coefficient, statistics.total)
 
   empty = (Sum.empty(image.shape, dtype), Sum.empty((len(image),), dtype)), (Sum.empty(text.shape, dtype),)
   (d_image, d_scale), (d_text,) = sweep(tile_fn, side(image, 0), side(text, 1), empty)
@@ -200,7 +198,7 @@ def sum_over_negatives(
   text: Float[Array, "pairs dim"],
   scale: Float[Array, ""],
   bias: Float[Array, ""],
-  group: Int[Array, "pairs"],
+  keys: pairwise.Keys,
   sweep: Sweep,
 ) -> Float[Array, ""]:
   """Sum of `value(scale * similarity + bias)` over the negatives of every image.
@@ -214,44 +212,44 @@ def sum_over_negatives(
     text: this device's text embeddings.
     scale: multiplier of the similarities.
     bias: added to the logits.
-    group: pairs of equal group are not each other's negatives.
+    keys: pairs that share one are not each other's negatives.
     sweep: mesh axes, strategy and tile.
 
   Returns:
     This device's share of the sum. Three matrix products of size pairs x pairs x dim for value and gradient.
   """
-  args = pairwise.vary((image, text, scale, bias, group), image, text, axes=sweep.axes)
+  args = pairwise.vary((image, text, scale, bias, keys), image, text, axes=sweep.axes)
   return _sum(value_and_slope, sweep, *args)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _sum(value_and_slope, sweep, image, text, scale, bias, group):
+def _sum(value_and_slope, sweep, image, text, scale, bias, keys):
   def tile_fn(rows, columns, fresh):
-    value, _ = value_and_slope(matmul(rows[0], columns[0], "id,jd->ij") * scale + bias)
-    return (Sum(jnp.sum(jnp.where(Negatives(rows[1], columns[1], fresh).mask(), value, 0), 1)),), ()
+    similarities, mask = with_mask(negatives_of(rows, columns, fresh))
+    value, _ = value_and_slope(similarities * scale + bias)
+    return (Sum(jnp.sum(jnp.where(mask, value, 0), 1)),), ()
 
   empty = (Sum.empty((len(image),), accumulation_dtype(image, text)),)
-  (values,), _ = sweep(tile_fn, (image, group), (text, group), (empty, ()))
+  (values,), _ = sweep(tile_fn, (image, keys), (text, keys), (empty, ()))
   return jnp.sum(values.total)
 
 
-def _sum_forward(value_and_slope, sweep, image, text, scale, bias, group):
+def _sum_forward(value_and_slope, sweep, image, text, scale, bias, keys):
   dtype = accumulation_dtype(image, text)
 
   def tile_fn(rows, columns, fresh):
-    similarities = matmul(rows[0], columns[0], "id,jd->ij")
+    similarities, mask = with_mask(negatives_of(rows, columns, fresh))
     value, slopes = value_and_slope(similarities * scale + bias)
-    mask = Negatives(rows[1], columns[1], fresh).mask()
     slopes = jnp.where(mask, slopes, 0)
     d_image, d_text = tile_gradients(rows[0], columns[0], slopes, scale)
     sums = (jnp.where(mask, value, 0), slopes, slopes * similarities)
-    return (d_image, *(Sum(jnp.sum(part, 1)) for part in sums)), (d_text,)
+    return (d_image, Sum(jnp.stack([jnp.sum(part, 1) for part in sums], axis=1))), (d_text,)
 
-  line = Sum.empty((len(image),), dtype)
-  empty = (Sum.empty(image.shape, dtype), line, line, line), (Sum.empty(text.shape, dtype),)
-  (d_image, values, d_bias, d_scale), (d_text,) = sweep(tile_fn, (image, group), (text, group), empty)
-  scalars = cast_scalar(d_scale, scale), cast_scalar(d_bias, bias)
-  return jnp.sum(values.total), (cast(d_image, image), cast(d_text, text), *scalars)
+  empty = (Sum.empty(image.shape, dtype), Sum.empty((len(image), 3), dtype)), (Sum.empty(text.shape, dtype),)
+  (d_image, sums), (d_text,) = sweep(tile_fn, (image, keys), (text, keys), empty)
+  value, d_bias, d_scale = jnp.sum(sums.total, axis=0)
+  scalars = d_scale.astype(scale.dtype), d_bias.astype(bias.dtype)
+  return value, (cast(d_image, image), cast(d_text, text), *scalars)
 
 
 def _sum_backward(value_and_slope, sweep, gradients, cotangent):
@@ -259,6 +257,11 @@ def _sum_backward(value_and_slope, sweep, gradients, cotangent):
 
 
 _sum.defvjp(_sum_forward, _sum_backward)
+
+
+def negatives_of(rows: Any, columns: Any, fresh: Any) -> Float[Array, "a b"]:
+  """Returns `only_negatives` of a tile; each side is a tuple of embeddings, keys and more."""
+  return only_negatives(matmul(rows[0], columns[0], "id,jd->ij"), rows[1], columns[1], fresh)
 
 
 def matmul(a: Float[Array, "..."], b: Float[Array, "..."], subscripts: str) -> Float[Array, "..."]:
@@ -271,8 +274,7 @@ def tile_gradients(
 ) -> tuple[Sum, Sum]:
   """Gradients of one tile's images and texts. `slopes` is the derivative by the logits."""
   # The slopes feed two products: without the barrier XLA may compute their exponentials twice.
-  slopes = lax.optimization_barrier(slopes)
-  narrow = slopes.astype(jnp.result_type(image, text))
+  narrow = lax.optimization_barrier(slopes.astype(jnp.result_type(image, text)))
   d_image = matmul(narrow, text, "ij,jd->id")
   d_text = lax.platform_dependent(narrow, image, cpu=_transpose_then_multiply, default=_contract_rows)
   return Sum(d_image * scale), Sum(d_text * scale)

@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Integer, UInt32
 
 from contrastive_jax.errors import UserError, require_known
-from contrastive_jax.losses.reductions import Accumulator, collective
+from contrastive_jax.losses.reductions import Accumulator, Packed
 
 STRATEGIES = ("gather", "ring")
 
@@ -28,6 +28,12 @@ TILES = {8192: (1024, 1024), 2048: (1024, 512), 0: (256, 512)}
 # `tile_fn(rows, columns, fresh) -> (row accumulators, column accumulators)` of one tile. `fresh` is None or marks the
 # pairs that no earlier tile has counted.
 TileFn = Callable[[Any, Any, Bool[Array, "a b"] | None], tuple[Any, Any]]
+
+# What a user says of which pairs are alike: one label a pair, or several keys of 64 bits.
+Group = Integer[Array, "pairs"] | UInt32[Array, "pairs keys 2"]
+# The same for the engine: each key as its words, each word a vector over the pairs. Two pairs share a key when all its
+# words are equal.
+Keys = tuple[tuple[Integer[Array, "_"], ...], ...]
 
 
 def mesh_axes(axis_name: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -81,6 +87,22 @@ def pair_index(count: int, axes: tuple[str, ...]) -> Array:
   return first + jnp.arange(count, dtype=jnp.int32)
 
 
+def keys_of(group: Group | None, count: int, axes: tuple[str, ...]) -> Keys:
+  """Returns the keys of this device's `count` pairs; where `group` is None, that is the global index of each.
+
+  Raises:
+    UserError: for a group of another shape.
+  """
+  if group is None:
+    group = pair_index(count, axes)
+  if group.ndim == 1:
+    return ((group,),)
+  if group.ndim != 3 or group.shape[1] < 1 or group.shape[2] != 2:
+    raise UserError(f"group has the shape {group.shape}: it holds labels [pairs] or 64-bit keys [pairs, keys, 2]")
+  # Vectors, as an array whose last axis has two elements would take 64 times its size on a TPU.
+  return tuple(tuple(group[:, key, word] for word in range(2)) for key in range(group.shape[1]))
+
+
 def sweep(
   tile_fn: TileFn,
   rows: Any,
@@ -110,11 +132,12 @@ def sweep(
     The accumulators of this device's rows and columns, complete over the whole mesh.
   """
   empty_rows, empty_columns = vary(empty, rows, columns, axes=axes)
+  columns = Packed.of(columns)
   devices = device_count(axes)
   if devices == 1:
     return _block(tile_fn, rows, columns, empty_rows, empty_columns, tile)
   if strategy == "gather":
-    everywhere = collective(lambda leaf, axis: lax.all_gather(leaf, axes, axis=axis, tiled=True), columns)
+    everywhere = columns.map(lambda leaf, axis: lax.all_gather(leaf, axes, axis=axis, tiled=True))
     repeated = jax.tree.map(lambda leaf: jnp.tile(leaf, (devices,) + (1,) * (leaf.ndim - 1)), empty_columns)
     row_totals, column_totals = _block(tile_fn, rows, everywhere, empty_rows, repeated, tile)
     return row_totals, _each(lambda total: total.scatter(axes), column_totals)
@@ -123,27 +146,28 @@ def sweep(
   hops = [(order[i], order[i - 1]) for i in range(devices)]
 
   def send(tree):
-    return collective(lambda leaf, _: lax.ppermute(leaf, axes, hops), tree)
+    return tree.map(lambda leaf, _: lax.ppermute(leaf, axes, hops))
 
   def step(_, carry):
     columns, row_totals, column_totals = carry
     # Both sends start before the block is computed and do not depend on it, so that they hide behind the compute. The
     # totals therefore travel one step behind: this block's part is added to them when they arrive.
-    following, arrived = send((columns, column_totals))
+    following, arrived = send(columns), send(column_totals).tree()
     row_totals, part = _block(tile_fn, rows, columns, row_totals, empty_columns, tile)
-    return following, row_totals, _merge(arrived, part)
+    return following, row_totals, Packed.of(_merge(arrived, part))
 
-  _, row_totals, column_totals = lax.fori_loop(0, devices, step, (columns, empty_rows, empty_columns))
-  return row_totals, send(column_totals)
+  _, row_totals, column_totals = lax.fori_loop(0, devices, step, (columns, empty_rows, Packed.of(empty_columns)))
+  return row_totals, send(column_totals).tree()
 
 
-def _block(tile_fn: TileFn, rows: Any, columns: Any, row_totals: Any, column_totals: Any, tile: int | None):
+def _block(tile_fn: TileFn, rows: Any, columns: Packed, row_totals: Any, column_totals: Any, tile: int | None):
   """Adds all tiles of one block of the matrix to its accumulators."""
-  counts = _length(rows), _length(columns)
+  counts = len(jax.tree.leaves(rows)[0]), len(columns.others[0])
   shape = tile_shape(*counts, tile)
   if shape == counts:
-    row_part, column_part = tile_fn(rows, columns, None)
+    row_part, column_part = tile_fn(rows, columns.tree(), None)
     return _merge(row_totals, row_part), _merge(column_totals, column_part)
+  rows = Packed.of(rows)
   row_tiles, column_tiles = (math.ceil(count / size) for count, size in zip(counts, shape, strict=True))
 
   def window(index: Array, axis: int):
@@ -155,14 +179,14 @@ def _block(tile_fn: TileFn, rows: Any, columns: Any, row_totals: Any, column_tot
   def column_step(j, carry):
     row_totals, column_totals = carry
     first_column, new_columns = window(j, 1)
-    column_tile = _slice(columns, first_column, shape[1])
+    column_tile = _cut(columns, first_column, shape[1])
 
     def row_step(i, carry):
       row_totals, column_total = carry
       first_row, new_rows = window(i, 0)
       ragged = row_tiles * shape[0] > counts[0] or column_tiles * shape[1] > counts[1]
       fresh = new_rows[:, None] & new_columns[None, :] if ragged else None
-      row_part, column_part = tile_fn(_slice(rows, first_row, shape[0]), column_tile, fresh)
+      row_part, column_part = tile_fn(_cut(rows, first_row, shape[0]), column_tile, fresh)
       row_total = _merge(_slice(row_totals, first_row, shape[0]), row_part)
       return _update(row_totals, row_total, first_row), _merge(column_total, column_part)
 
@@ -173,8 +197,8 @@ def _block(tile_fn: TileFn, rows: Any, columns: Any, row_totals: Any, column_tot
   return lax.fori_loop(0, column_tiles, column_step, (row_totals, column_totals))
 
 
-def _length(tree: Any) -> int:
-  return jax.tree.leaves(tree)[0].shape[0]
+def _cut(packed: Packed, start: Array, size: int) -> Any:
+  return packed.map(lambda leaf, axis: lax.dynamic_slice_in_dim(leaf, start, size, axis)).tree()
 
 
 def _slice(tree: Any, start: Array, size: int) -> Any:

@@ -6,34 +6,67 @@ commutative, so the order of tiles and devices changes nothing but rounding.
 
 import abc
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Packed:
+  """A tree of arrays with the row (or column) index as leading axis, all vectors of one dtype in one array.
+
+  To cut a tile out of an array, or to send it, costs more than its few bytes.
+
+  Attributes:
+    vectors: an array `[vectors, rows]` for each dtype.
+    others: the arrays that are no vectors.
+    structure: of the tree.
+    places: number of each leaf among `vectors`, row by row and array by array; None for one of `others`.
+  """
+
+  vectors: tuple[Array, ...]
+  others: tuple[Array, ...]
+  structure: Any = dataclasses.field(metadata={"static": True})
+  places: tuple[int | None, ...] = dataclasses.field(metadata={"static": True})
+
+  @classmethod
+  def of(cls, tree: Any) -> "Packed":
+    leaves, structure = jax.tree.flatten(tree)
+    by_dtype: dict[Any, list[int]] = {}
+    for index, leaf in enumerate(leaves):
+      if leaf.ndim == 1:
+        by_dtype.setdefault(leaf.dtype, []).append(index)
+    number = {index: place for place, index in enumerate(itertools.chain(*by_dtype.values()))}
+    return cls(
+      tuple(jnp.stack([leaves[index] for index in members]) for members in by_dtype.values()),
+      tuple(leaf for leaf in leaves if leaf.ndim != 1),
+      structure,
+      tuple(number.get(index) for index in range(len(leaves))),
+    )
+
+  def map(self, function: Callable[[Array, int], Array]) -> "Packed":
+    """Applies a function of an array and the number of its row (or column) axis."""
+    vectors, others = (
+      tuple(function(leaf, axis) for leaf in leaves) for leaves, axis in ((self.vectors, 1), (self.others, 0))
+    )
+    return dataclasses.replace(self, vectors=vectors, others=others)
+
+  def tree(self) -> Any:
+    """The tree that was packed."""
+    vectors, others = list(itertools.chain(*self.vectors)), iter(self.others)
+    leaves = [next(others) if place is None else vectors[place] for place in self.places]
+    return jax.tree.unflatten(self.structure, leaves)
 
 
 def collective(function: Callable[[Array, int], Array], tree: Any) -> Any:
-  """Applies a collective to every leaf, once for all vectors of one dtype: a message costs more than its few bytes.
-
-  Args:
-    function: of an array and the number of its row (or column) axis.
-    tree: pytree of arrays whose leading axis is that axis.
-  """
-  leaves, structure = jax.tree.flatten(tree)
-  vectors: dict[Any, list[int]] = {}
-  for place, leaf in enumerate(leaves):
-    if leaf.ndim == 1:
-      vectors.setdefault(leaf.dtype, []).append(place)
-    else:
-      leaves[place] = function(leaf, 0)
-  for places in vectors.values():
-    together = function(jnp.stack([leaves[place] for place in places]), 1)
-    for row, place in enumerate(places):
-      leaves[place] = together[row]
-  return jax.tree.unflatten(structure, leaves)
+  """Applies a collective, a function of an array and the number of its row (or column) axis, to a tree."""
+  return Packed.of(tree).map(function).tree()
 
 
 class Accumulator(abc.ABC):
@@ -108,16 +141,16 @@ class LogSumExp(Accumulator):
     cls,
     axis: int,
     values: Float[Array, "a b"],
-    mask: Bool[Array, "a b"],
     scale: Float[Array, ""] | float = 1.0,
     weights: Float[Array, "a b"] | None = None,
   ) -> "LogSumExp":
-    """Of what `mask` marks in one tile, along `axis`; a weight of 0 leaves out what it belongs to."""
+    """Reduces one tile along `axis`; a value of minus infinity or a weight of 0 leaves out what it belongs to."""
     if weights is not None:
-      mask = mask & (weights > 0)
-    largest = jnp.max(jnp.where(mask, values, -jnp.inf), axis, keepdims=True)
+      values = jnp.where(weights > 0, values, -jnp.inf)
+    largest = jnp.max(values, axis, keepdims=True)
     # Masked before the exponential, which might overflow: derivatives of the gradient would multiply infinity by 0.
-    terms = jnp.exp(jnp.where(mask, (values - finite(largest)) * scale, -jnp.inf))
+    counted = values != -jnp.inf
+    terms = jnp.exp(jnp.where(counted, (jnp.where(counted, values, 0) - finite(largest)) * scale, -jnp.inf))
     terms = terms if weights is None else terms * weights
     largest = jnp.squeeze(largest, axis)
     return cls(largest, jnp.sum(terms, axis), jnp.full_like(largest, scale))

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from contrastive_jax.losses import negatives, pairwise
 
@@ -13,7 +13,7 @@ def sigmoid_loss(
   *,
   logit_scale: Float[Array, ""] | float,
   logit_bias: Float[Array, ""] | float | None,
-  group: Int[Array, "pairs"] | None = None,
+  group: pairwise.Group | None = None,
   axis_name: str | tuple[str, ...] | None = None,
   strategy: str = "ring",
   tile: int | None = None,
@@ -26,7 +26,8 @@ def sigmoid_loss(
     text: L2-normalised text embeddings of the same pairs.
     logit_scale: multiplier of the similarities, already exponentiated.
     logit_bias: added to the logits; None for none.
-    group: pairs of equal group are left out of each other's negatives; None when all differ.
+    group: pairs of equal labels `[pairs]`, or that share any of their 64-bit keys `[pairs, keys, 2]`, are left out of
+      each other's negatives; None when all differ.
     axis_name: mesh axes that the pairs are split over, None on one device.
     strategy: "ring" passes blocks of texts around, "gather" holds them all.
     tile: largest number of rows and columns of logits that exist at once; None lets the library choose.
@@ -52,9 +53,9 @@ def sigmoid_loss(
   dtype = negatives.accumulation_dtype(image, text)
   scale = jnp.asarray(logit_scale, dtype)
   bias = jnp.asarray(0.0 if logit_bias is None else logit_bias, dtype)
-  group = pairwise.pair_index(len(image), axes) if group is None else group
+  keys = pairwise.keys_of(group, len(image), axes)
   sweep = negatives.Sweep(axes, strategy, tile, ring_order)
-  negative = negatives.sum_over_negatives(_softplus_and_sigmoid, image, text, scale, bias, group, sweep)
+  negative = negatives.sum_over_negatives(_softplus_and_sigmoid, image, text, scale, bias, keys, sweep)
   positive = jnp.sum(jax.nn.softplus(-(negatives.positive_similarities(image, text) * scale + bias)))
   pairs = len(image) * pairwise.device_count(axes)
   parts = {"loss_positive": positive, "loss_negative": negative}

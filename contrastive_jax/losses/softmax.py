@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from contrastive_jax.errors import UserError
 from contrastive_jax.losses import negatives, pairwise
@@ -19,7 +19,7 @@ def softmax_loss(
   logit_scale: Float[Array, ""] | float,
   logit_bias: Float[Array, ""] | float | None = None,
   label_smoothing: float = 0.0,
-  group: Int[Array, "pairs"] | None = None,
+  group: pairwise.Group | None = None,
   axis_name: str | tuple[str, ...] | None = None,
   strategy: str = "gather",
   tile: int | None = None,
@@ -34,7 +34,8 @@ def softmax_loss(
     logit_bias: accepted so that the losses are interchangeable; a softmax is unchanged by a common shift of its logits,
       so it has no effect and a gradient of zero.
     label_smoothing: share of the target spread evenly over all classes that are not masked, the right one included.
-    group: pairs of equal group are left out of each other's negatives; None when all differ.
+    group: pairs of equal labels `[pairs]`, or that share any of their 64-bit keys `[pairs, keys, 2]`, are left out of
+      each other's negatives; None when all differ.
     axis_name: mesh axes that the pairs are split over, None on one device.
     strategy: "gather" holds the texts of all devices, "ring" passes them around in blocks.
     tile: largest number of rows and columns of logits that exist at once; None lets the library choose.
@@ -84,7 +85,7 @@ def weighted_softmax_loss(
   image_extra: Float[Array, "pairs _"] | None = None,
   text_extra: Float[Array, "pairs _"] | None = None,
   label_smoothing: float = 0.0,
-  group: Int[Array, "pairs"] | None = None,
+  group: pairwise.Group | None = None,
   axis_name: str | tuple[str, ...] | None = None,
   strategy: str = "gather",
   tile: int | None = None,
@@ -135,14 +136,14 @@ def weighted_softmax_loss(
     raise UserError(f"positive_coefficient={positive_coefficient} must be at least 0")
   axes = pairwise.mesh_axes(axis_name)
   scale = jnp.asarray(logit_scale, negatives.accumulation_dtype(image, text))
-  group = pairwise.pair_index(len(image), axes) if group is None else group
+  keys = pairwise.keys_of(group, len(image), axes)
   positive = negatives.positive_similarities(image, text)
   of_images, of_texts = negatives.statistics_of_negatives(
     image,
     text,
     scale,
     positive,
-    group,
+    keys,
     negatives.Sweep(axes, strategy, tile, ring_order),
     with_totals=label_smoothing > 0,
     weight=negative_weight,

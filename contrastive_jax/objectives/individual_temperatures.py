@@ -84,7 +84,7 @@ class IndividualTemperatures(GlobalTerm):
       Samples(**before["image"]),
       Samples(**before["text"]),
       before["seen"],
-      group=pairs.group,
+      group=pairs.keys,
       **{name: getattr(self, name) for name in _OF_THE_LOSS},
       **exchange,
     )

@@ -127,7 +127,7 @@ class Objective:
 
     split, everywhere = PartitionSpec(BATCH_AXES), PartitionSpec()
     image, text = embeddings
-    pairs = Pairs(image, text, batch.text.group, logit_scale, logit_bias, state_rows=batch.state_rows)
+    pairs = Pairs(image, text, batch.keys, logit_scale, logit_bias, state_rows=batch.state_rows)
     if targets is not None:
       pairs = dataclasses.replace(pairs, teacher_image=targets.image, teacher_text=targets.text)
     narrow = ("image", "text", "teacher_image", "teacher_text")
@@ -245,7 +245,8 @@ def _make_term(name: str, options: Mapping[str, Any]) -> Term:
     # Tracing it on two pairs finds values that it refuses now, not when the whole step is compiled.
     sizes = Sizes(2, 2, samples=1)
     side, rows = jax.ShapeDtypeStruct((2, 2), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
-    pairs = Pairs(side, side, rows, 1.0, 0.0, side, side, rows)
+    keys = jax.ShapeDtypeStruct((2, 2, 2), jnp.uint32)
+    pairs = Pairs(side, side, keys, 1.0, 0.0, side, side, rows)
     # The key is made within the trace: one made outside would start JAX, and fix its devices and processes.
     arrays = [
       jax.eval_shape(lambda kind=kind: create({name: kind}, jax.random.key(0))[name])

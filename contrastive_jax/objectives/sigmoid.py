@@ -27,7 +27,7 @@ class Sigmoid(GlobalTerm):
       pairs.text,
       logit_scale=pairs.logit_scale,
       logit_bias=pairs.logit_bias,
-      group=pairs.group,
+      group=pairs.keys,
       **dataclasses.asdict(self),
       **exchange,
     )

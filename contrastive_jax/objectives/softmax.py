@@ -28,7 +28,7 @@ class Softmax(GlobalTerm):
       pairs.image,
       pairs.text,
       logit_scale=pairs.logit_scale,
-      group=pairs.group,
+      group=pairs.keys,
       **dataclasses.asdict(self),
       **exchange,
     )

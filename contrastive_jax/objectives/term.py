@@ -61,7 +61,8 @@ class Pairs:
   Attributes:
     image: `[pairs, dim]`, L2-normalised embeddings of the images.
     text: `[pairs, dim]`, L2-normalised embeddings of the texts.
-    group: int32 `[pairs]`; pairs of equal group are never each other's negatives.
+    keys: uint32 `[pairs, 2, 2]`, the `group` of the functions in `losses`: pairs that share one of their two keys are
+      never each other's negatives.
     logit_scale: multiplier of the similarities.
     logit_bias: added to the logits, or None.
     teacher_image: `[pairs, teacher_dim]`, L2-normalised embeddings that a frozen teacher makes of the images, or None.
@@ -71,7 +72,7 @@ class Pairs:
 
   image: AnyArray
   text: AnyArray
-  group: AnyArray
+  keys: AnyArray
   logit_scale: AnyArray
   logit_bias: AnyArray | None = None
   teacher_image: AnyArray | None = None

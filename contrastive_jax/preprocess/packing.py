@@ -223,14 +223,14 @@ def place_texts(tokens: Int[np.ndarray, "items padded"], packed: PackedTexts) ->
     packed: the plan.
 
   Returns:
-    The rows, without groups, which are known only to the whole batch.
+    The rows.
   """
   every = np.arange(len(tokens))
   kept = tokens.copy()
   kept[every, packed.sizes - 1] = tokens[every, packed.wanted - 1]
   placed = np.zeros(packed.rows * packed.length, np.int32)
   placed[packed.cells()] = kept[np.arange(tokens.shape[1]) < packed.sizes[:, None]]
-  return TextBatch(placed.reshape(packed.rows, packed.length), None, None, packed.segments(), packed.slots)
+  return TextBatch(placed.reshape(packed.rows, packed.length), None, packed.segments(), packed.slots)
 
 
 def capacity(mean: float, std: float, *, pairs: int, fill: float = 0.95) -> int:

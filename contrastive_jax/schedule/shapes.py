@@ -62,14 +62,14 @@ def abstract_batch(
     segments = array(jnp.int16, pairs, length)
   image = ImageBatch(array(jnp.uint8, rows, length, patch_dim), array(jnp.int16, rows, length, 3), segments, slots)
 
-  group = array(jnp.int32, pairs)
   if segment.text_rows is not None:
     rows, length, segments, slots = packed(segment.text_rows)
-    text = TextBatch(array(jnp.int32, rows, length), None, group, segments, slots)
+    text = TextBatch(array(jnp.int32, rows, length), None, segments, slots)
   else:
     length = model.text.length
-    text = TextBatch(array(jnp.int32, pairs, length), array(jnp.bool_, pairs, length), group)
+    text = TextBatch(array(jnp.int32, pairs, length), array(jnp.bool_, pairs, length))
   targets = None
   if teacher_dims is not None and segment.taught:
     targets = Targets(*(dim and array(jnp.float32, pairs, dim) for dim in teacher_dims))
-  return Batch(image, text, state_rows=array(jnp.int32, pairs) if state_rows else None, targets=targets)
+  rows = array(jnp.int32, pairs) if state_rows else None
+  return Batch(image, text, array(jnp.uint32, pairs, 2, 2), state_rows=rows, targets=targets)

@@ -1,6 +1,7 @@
 """A batch is a function of segments, seed and step: of nothing else."""
 
 import dataclasses
+import hashlib
 
 import jax
 import numpy as np
@@ -43,7 +44,7 @@ def test_shapes_and_types():
   assert batch.image.patches.shape == (24, 16, 48) and batch.image.patches.dtype == np.uint8
   assert batch.image.coords.shape == (24, 16, 3) and batch.image.coords.dtype == np.int16
   assert batch.text.tokens.shape == batch.text.mask.shape == (24, 24)
-  assert batch.text.group.dtype == np.int32 and batch.ids.dtype == np.int64
+  assert batch.keys.shape == (24, 2, 2) and batch.keys.dtype == np.uint32 and batch.ids.dtype == np.int64
   assert make().batch(5).image.patches.shape == (12, 4, 48)
 
 
@@ -118,16 +119,60 @@ def test_without_augmentation_the_picture_is_the_record():
     assert (image[:, 6:] == sample).all() and (image[:, :6] == sample // 2).all()
 
 
-def test_equal_captions_and_equal_groups_share_a_group():
+def test_pairs_share_a_key_where_they_share_a_group_or_a_caption():
   captions = [("shared",), ("shared",), ("own",), ("other",)]
-  data = {"a": ToySource("a", 4, captions=captions, groups=[1, 2, 2, 3])}
+  groups = [1, 2**63 + 2, -(2**63) + 2, 1 + 2**32]
+  data = {"a": ToySource("a", 4, captions=captions, groups=groups)}
   for hosts in (1, 2):
     parts = [
       make((Segment(2, 4, (("a", 1),), 8),), data, host_index=h, host_count=hosts).batch(1) for h in range(hosts)
     ]
-    ids = np.concatenate([part.ids for part in parts])
-    group = dict(zip(ids.tolist(), np.concatenate([part.text.group for part in parts]).tolist(), strict=True))
-    assert group[0] == group[1] == group[2] != group[3]
+    order = np.argsort(np.concatenate([part.ids for part in parts]))
+    keys = np.concatenate([part.keys for part in parts])[order]
+    same = (keys[:, None] == keys).all(axis=-1)
+    # A group is a number of 64 bits, with a sign or without.
+    np.testing.assert_array_equal(np.argwhere(np.triu(same[..., 0], 1)), [[1, 2]])
+    np.testing.assert_array_equal(np.argwhere(np.triu(same[..., 1], 1)), [[0, 1]])
+
+
+def test_keys_are_the_same_in_every_release():
+  data = {"a": ToySource("a", 1, captions=[("a red dog",)], groups=[0x0123456789ABCDEF])}
+  keys = make((Segment(1, 1, (("a", 1),), 8),), data).batch(0).keys
+  digest = hashlib.blake2b(b"('a red dog',)", digest_size=8).digest()
+  number = int.from_bytes(digest, "little") >> 1
+  assert keys.tolist() == [[[0x89ABCDEF, 0x01234567], [number % 2**32, number >> 32]]]
+
+
+def test_a_host_reads_its_own_records_and_no_others():
+  """It does so too where a record of its own, or of another, is bad."""
+
+  class Counting(ToySource):
+    def __init__(self, *arguments, **options):
+      super().__init__(*arguments, **options)
+      self.read = []
+
+    def __getitem__(self, index):
+      self.read.append(index)
+      return super().__getitem__(index)
+
+  for bad in ((), (3, 4, 20)):
+    for host in range(3):
+      data = {"a": Counting("a", 50, bad=bad)}
+      batch = make((Segment(2, 24, (("a", 1),), 8),), data, host_index=host, host_count=3).batch(1)
+      read = data["a"].read
+      assert len(batch.ids) == 8 and [i for i in read if i not in bad] == batch.ids.tolist()
+      # What is left are the bad ones that were drawn; texts were read with the images alone.
+      assert len(read) - 8 <= len(bad) and data["a"].text_reads == 8
+
+
+def test_a_substitute_has_its_own_keys():
+  data, clean = {"a": ToySource("a", 10, bad=(3,))}, {"a": ToySource("a", 10)}
+  with_bad, without = (make((Segment(1, 10, (("a", 1),), 8),), each).batch(0) for each in (data, clean))
+  where = np.flatnonzero(without.ids == 3)[0]
+  there = np.flatnonzero(without.ids == 4)[0]
+  np.testing.assert_array_equal(with_bad.keys[where, 0], without.keys[there, 0])
+  rest = np.arange(10) != where
+  np.testing.assert_array_equal(with_bad.keys[rest], without.keys[rest])
 
 
 def test_a_bad_record_is_replaced_and_counted_the_same_everywhere():

@@ -221,7 +221,6 @@ def test_a_teacher_sees_the_same_pairs_its_own_way():
   assert batch.teacher.image.patches.shape == (16, 4, 6 * 6 * 3)
   np.testing.assert_array_equal(batch.teacher.image.patches[:, 0, 0], batch.ids + 1)
   assert batch.teacher.text.tokens.shape == (16, 5)
-  np.testing.assert_array_equal(batch.teacher.text.group, batch.text.group)
 
 
 def test_targets_are_looked_up_by_sample():

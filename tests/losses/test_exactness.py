@@ -14,19 +14,23 @@ from jax.sharding import PartitionSpec
 from contrastive_jax import losses
 from contrastive_jax.errors import UserError
 from contrastive_jax.parallel.mesh import BATCH_AXES, MeshSpec
+from tests.keys import keys_of
 
 PAIRS, DIM = 24, 6
 KINDS = ("random", "cone", "matched", "antipodal", "equal", "one huge logit", "zero", "one group")
 
 
 def problem(rng, kind="random", pairs=PAIRS, dim=DIM, groups=0):
-  """Embeddings in float64 and groups, None where all differ."""
+  """Embeddings in float64 and groups: None where all differ, a label a pair, or keys of so many groups and captions."""
 
   def unit(rows):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
   image, text = (unit(rng.normal(size=(pairs, dim))) for _ in range(2))
-  group = rng.integers(0, groups, pairs).astype(np.int32) if groups else None
+  if isinstance(groups, tuple):
+    group = keys_of(*(rng.integers(0, count, pairs) for count in groups))
+  else:
+    group = rng.integers(0, groups, pairs).astype(np.int32) if groups else None
   if kind == "cone":  # Cosines of about 0.9 whatever the pair, as at the start of training.
     axis = 3 * unit(rng.normal(size=(1, dim)))
     image, text = unit(image + axis), unit(text + axis)
@@ -47,6 +51,14 @@ def problem(rng, kind="random", pairs=PAIRS, dim=DIM, groups=0):
   return image, text, group
 
 
+def alike(group):
+  """Which pairs are not each other's negatives."""
+  if group.ndim == 1:
+    return group[:, None] == group
+  whole = group[..., 0] + group[..., 1] * 2.0**32
+  return (whole[:, None] == whole).any(axis=2)
+
+
 def reference(loss, image, text, scale, bias, group=None, label_smoothing=0.0):
   """Value, gradients (image, text, scale, bias) and the absolute sums of the gradients' terms.
 
@@ -55,7 +67,7 @@ def reference(loss, image, text, scale, bias, group=None, label_smoothing=0.0):
   image, text = np.asarray(image, np.longdouble), np.asarray(text, np.longdouble)
   pairs = len(image)
   own = np.eye(pairs, dtype=bool)
-  counts = own | (np.ones_like(own) if group is None else group[:, None] != group)
+  counts = own | (np.ones_like(own) if group is None else ~alike(group))
   cosine = image @ text.T
   logits = scale * cosine + bias
   if loss == "sigmoid":
@@ -156,7 +168,7 @@ def cases(draw):
     "kind": draw(st.sampled_from(KINDS)),
     "pairs": draw(st.integers(1, 7)) * max(devices, 1),
     "dim": draw(st.integers(2, 40)),
-    "groups": draw(st.sampled_from([0, 9])),
+    "groups": draw(st.sampled_from([0, 9, (9, 20)])),
     "scale": draw(st.sampled_from([1.0, 7.0, 30.0, 100.0])),
     "bias": draw(st.sampled_from([-10.0, 0.0])),
     "smoothing": draw(st.sampled_from([0.0, 0.1])),
@@ -226,6 +238,26 @@ def test_a_single_group_leaves_only_the_pairs(rng):
   image, text, _ = problem(rng)
   group = np.zeros(PAIRS, np.int32)
   assert computed("softmax", image, text, 30.0, 0.0, group, Layout(devices=8))[0] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_keys_are_told_apart_by_both_words_and_do_not_chain(rng):
+  """Pair 1 shares its group with pair 0 and its caption with pair 2, which are each other's negatives."""
+  group, caption = np.array([7, 7, 8, 9]), np.array([0, 1, 1, 2])
+  image, text = np.eye(4, dtype=np.float32), np.ones((4, 4), np.float32)
+  for word in (0, 1):
+    keys = np.full((4, 2, 2), 12, np.uint32)
+    keys[..., word] = np.stack([group, caption], axis=1)
+    negatives = np.array([2, 1, 2, 3])  # Of each pair; all its logits are equal.
+    value, _ = computed("softmax", image, text, 2.0, 0.0, keys)
+    assert value == pytest.approx(np.mean(np.log(1 + negatives)))
+    value, _ = computed("sigmoid", image, text, 2.0, 0.0, keys, Layout(devices=2, strategy="ring"))
+    assert value == pytest.approx(np.log1p(np.exp(-2)) + np.mean(negatives) * np.log1p(np.exp(2)))
+
+
+def test_a_group_does_not_equal_the_caption_of_the_same_key(rng):
+  image, text, _ = problem(rng, pairs=4)
+  keys = np.stack([np.arange(4), np.arange(4)[::-1]], axis=1).astype(np.uint32)[..., None] * np.ones(2, np.uint32)
+  assert computed("sigmoid", image, text, 9.0, -3.0, keys)[0] == computed("sigmoid", image, text, 9.0, -3.0)[0]
 
 
 def test_wrong_options_are_named(rng):

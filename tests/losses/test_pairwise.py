@@ -53,8 +53,7 @@ def test_every_pair_is_counted_once(devices, strategy, tile, rng):
     fresh = jnp.ones_like(scores, bool) if fresh is None else fresh
     summed, counted = jnp.where(fresh, scores, 0), jnp.where(fresh, scores, -jnp.inf)
     return tuple(
-      (Sum(summed.sum(axis)), LogSumExp.along(axis, scores, fresh, 0.5), TopK.along(axis, counted, 4))
-      for axis in (1, 0)
+      (Sum(summed.sum(axis)), LogSumExp.along(axis, counted, 0.5), TopK.along(axis, counted, 4)) for axis in (1, 0)
     )
 
   def local(rows, columns):

@@ -16,6 +16,7 @@ from contrastive_jax.parallel.mesh import MeshSpec, put_batch
 from contrastive_jax.training.run import Run
 from contrastive_jax.training.state import StateSpec
 from tests import tiny
+from tests.keys import keys_of
 
 PAIRS, DIM, SAMPLES = 16, 6, 40
 OPTIONS = {"gamma": 0.7, "rho": 0.4, "temperature": 0.2, "smallest": 0.05, "largest": 0.6, "rate": 0.1, "momentum": 0.8}
@@ -66,8 +67,8 @@ def unit(rng, count=PAIRS):
 def batch_of(group, rows):
   pairs = len(rows)
   image = ImageBatch(np.zeros((pairs, 1, 3), np.uint8), np.zeros((pairs, 1, 3), np.int16))
-  text = TextBatch(np.zeros((pairs, 1), np.int32), np.ones((pairs, 1), bool), group.astype(np.int32))
-  return Batch(image, text, state_rows=rows.astype(np.int32))
+  text = TextBatch(np.zeros((pairs, 1), np.int32), np.ones((pairs, 1), bool))
+  return Batch(image, text, keys_of(group), state_rows=rows.astype(np.int32))
 
 
 def stepping(devices, **options):

@@ -67,7 +67,8 @@ def test_the_batch_is_what_the_pipeline_makes(made):
   assert batch.image.patches.shape == (32, model.vision.grid**2, model.vision.patch_dim)
   assert str(batch.image.patches.dtype) == "uint8" and str(batch.image.coords.dtype) == "int16"
   assert batch.image.patches.sharding.shard_shape(batch.image.patches.shape)[0] == 4
-  assert batch.text.tokens.shape == batch.text.mask.shape == (32, 8) and batch.text.group.shape == (32,)
+  assert batch.text.tokens.shape == batch.text.mask.shape == (32, 8)
+  assert batch.keys.shape == (32, 2, 2) and str(batch.keys.dtype) == "uint32"
 
 
 @pytest.mark.parametrize(

@@ -226,7 +226,7 @@ def test_captions_are_kept_or_cut_before_their_last_token(lengths, rows, length,
   for k, n in enumerate(lengths):
     tokens[k, :n] = [random.randint(1, 99) for _ in range(n)]
   batch = packing.place_texts(tokens, packed)
-  assert batch.mask is None and batch.group is None and batch.tokens.dtype == np.int32
+  assert batch.mask is None and batch.tokens.dtype == np.int32
   for k, ((row, segment), size) in enumerate(zip(batch.slots, packed.sizes, strict=True)):
     expected = [*tokens[k, : size - 1], tokens[k, lengths[k] - 1]]
     np.testing.assert_array_equal(batch.tokens[row, batch.segments[row] == segment], expected)

@@ -19,6 +19,7 @@ from contrastive_jax.training.run import Run
 from contrastive_jax.training.state import StateSpec
 from contrastive_jax.training.step import make_value_and_grad
 from tests import tiny
+from tests.keys import keys_of
 
 PAIRS, LENGTH = 64, 5
 BLOCKS = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 24, "dropout": 0.1, "drop_path": 0.3}
@@ -51,7 +52,7 @@ def make_batch(rng, pairs=PAIRS, packed=False):
   image = ImageBatch(rng.integers(0, 256, (rows, length, 48), np.uint8), np.tile(coords, (rows, 1, 1)), segments, slots)
   mask = np.arange(LENGTH) < rng.integers(1, LENGTH + 1, (pairs, 1))
   tokens = rng.integers(0, 19, (pairs, LENGTH), np.int32)
-  return Batch(image, TextBatch(tokens, mask, rng.integers(0, pairs // 2, pairs, np.int32)))
+  return Batch(image, TextBatch(tokens, mask), keys_of(rng.integers(0, pairs // 2, pairs)))
 
 
 @functools.cache

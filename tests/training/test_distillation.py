@@ -22,6 +22,7 @@ from contrastive_jax.training.distillation import Teacher
 from contrastive_jax.training.initialize import initial_state
 from contrastive_jax.training.state import StateSpec
 from contrastive_jax.training.step import make_train_step, make_value_and_grad
+from tests.keys import keys_of
 
 PAIRS = 32
 WEIGHTS = {"softmax": 1.0, "distill_features": 0.5, "distill_similarity": 2.0, "distill_relational": 3.0}
@@ -85,19 +86,17 @@ def squares(rng, pairs, config):
   return ImageBatch(pixels, coords)
 
 
-def captions(rng, pairs, config, group):
+def captions(rng, pairs, config):
   length = config.text.length
   mask = np.arange(length) < rng.integers(1, length + 1, (pairs, 1))
-  return TextBatch(rng.integers(0, config.text.vocab_size, (pairs, length), np.int32), mask, group)
+  return TextBatch(rng.integers(0, config.text.vocab_size, (pairs, length), np.int32), mask)
 
 
 def make_batch(pairs=PAIRS, seed=1):
   rng = np.random.default_rng(seed)
-  group = rng.integers(0, pairs, pairs).astype(np.int32)
-  student, teacher = (
-    (squares(rng, pairs, config), captions(rng, pairs, config, group)) for config in (STUDENT, TEACHER)
-  )
-  return Batch(*student, teacher=TeacherInputs(*teacher))
+  keys = keys_of(rng.integers(0, pairs, pairs))
+  student, teacher = ((squares(rng, pairs, config), captions(rng, pairs, config)) for config in (STUDENT, TEACHER))
+  return Batch(*student, keys, teacher=TeacherInputs(*teacher))
 
 
 def packed(batch):
@@ -118,7 +117,7 @@ def packed(batch):
     image=ImageBatch(
       two_a_row(image.patches), two_a_row(image.coords), segments(np.ones(image.patches.shape[:2], bool)), slots
     ),
-    text=TextBatch(two_a_row(text.tokens), None, text.group, segments(text.mask), slots),
+    text=TextBatch(two_a_row(text.tokens), None, segments(text.mask), slots),
   )
 
 

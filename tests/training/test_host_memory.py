@@ -26,9 +26,9 @@ def segment(**options):
 
 
 def written_out(pairs, rows, length, patch_dim, *, packed=False, clips=1, text=8):
-  """Bytes of patches, coordinates, segments and places of images; of tokens, masks and groups of captions."""
+  """Bytes of patches, coordinates, segments and places of images; of tokens and masks of captions, and of keys."""
   image = rows * length * (patch_dim * clips + 3 * 2 + (2 if packed else 0)) + (8 * pairs if packed else 0)
-  return image + pairs * (text * 4 + text + 4)
+  return image + pairs * (text * 4 + text + 16)
 
 
 MODEL = Run.from_config(tiny.get_config()).model

@@ -13,10 +13,12 @@ from contrastive_jax.batch import Batch, TextBatch
 from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.preprocess.images import patchify
 from contrastive_jax.training import loop
+from tests.keys import keys_of
 
 BATCH = Batch(
   patchify(np.zeros((8, 4, 4, 3), np.uint8), 4),
-  TextBatch(np.zeros((8, 2), np.int32), np.ones((8, 2), bool), np.arange(8, dtype=np.int32)),
+  TextBatch(np.zeros((8, 2), np.int32), np.ones((8, 2), bool)),
+  keys_of(np.arange(8)),
 )
 NAP = 0.002
 

@@ -115,16 +115,16 @@ def test_the_logit_scale_is_kept_below_its_bound(pipeline):
   assert scales[0] == pytest.approx(25) and scales[1] == pytest.approx(20) and scales[2] <= 20 * (1 + 1e-6)
 
 
-def poisoned(step_config, mesh, bad_group):
-  """A train step whose loss is not a number when the first pair has a certain group."""
+def poisoned(step_config, mesh, bad):
+  """A train step whose loss is not a number when the group of a pair has a key with a certain first word."""
 
   class Poisoned(GlobalTerm):
     def __call__(self, pairs, params, state, **exchange):
       loss, metrics = losses.softmax_loss(
-        pairs.image, pairs.text, group=pairs.group, logit_scale=pairs.logit_scale, **exchange
+        pairs.image, pairs.text, group=pairs.keys, logit_scale=pairs.logit_scale, **exchange
       )
-      bad = jax.lax.psum(jnp.any(pairs.group == bad_group).astype(jnp.float32), exchange["axis_name"]) > 0
-      return jnp.where(bad, jnp.nan, 1.0) * loss, state, metrics
+      met = jax.lax.psum(jnp.any(pairs.keys[:, 0, 0] == bad).astype(jnp.float32), exchange["axis_name"]) > 0
+      return jnp.where(met, jnp.nan, 1.0) * loss, state, metrics
 
   skip, schedule = step_config.on_nonfinite == "skip", Run.from_config(step_config).schedule()
   built, _ = Run.from_config(step_config).build(mesh)
@@ -132,15 +132,16 @@ def poisoned(step_config, mesh, bad_group):
   return spec, make_train_step(spec, schedule, seed=0, average_decay=0.9, skip_nonfinite=skip)
 
 
-def with_group(batch, group):
-  text = dataclasses.replace(batch.text, group=np.full_like(batch.text.group, group) + np.arange(len(batch.text.group)))
-  return dataclasses.replace(batch, text=text)
+def with_group(batch, word):
+  keys = batch.keys.copy()
+  keys[0, 0, 0] = word
+  return dataclasses.replace(batch, keys=keys)
 
 
 def test_a_skipped_update_leaves_everything_but_the_step(pipeline):
   config = small_config(on_nonfinite="skip")
   mesh = MeshSpec().make(jax.devices()[:1])
-  spec, step = poisoned(config, mesh, bad_group=777_000)
+  spec, step = poisoned(config, mesh, bad=777_000)
   state = spec.create(0)
   state, metrics = step(state, put_batch(mesh, pipeline.batch(0).on_device()))
   assert metrics["skipped"] == 0
@@ -198,7 +199,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(pipeline, tmp_pa
 
   config = small_config()
   mesh = MeshSpec().make(jax.devices()[:1])
-  spec, step = poisoned(config, mesh, bad_group=777_000)
+  spec, step = poisoned(config, mesh, bad=777_000)
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
     options = loop.LoopOptions(total_steps=20, checkpoint_every=5)
     with pytest.raises(NonFiniteError) as caught:
