@@ -10,7 +10,9 @@ from tests.keys import keys_of
 
 def batch_of(rows):
   image = ImageBatch(jnp.ones((rows, 2, 3), jnp.uint8), jnp.zeros((rows, 2, 3), jnp.int16))
-  return Batch(image, TextBatch(jnp.ones((rows, 2), jnp.int32), jnp.ones((rows, 2), bool)), keys_of(jnp.arange(rows)))
+  return Batch(
+    image, TextBatch(jnp.ones((rows, 2), jnp.int32), jnp.ones((rows, 2), bool)), jnp.asarray(keys_of(jnp.arange(rows)))
+  )
 
 
 def test_one_program_for_each_shape_compiled_before_it_is_needed():
