@@ -85,20 +85,20 @@ def main() -> None:
     ) as checkpoints,
   ):
     if counts:
-      build.check_sample_counts(counts, checkpoints.newest_about())
-    restored, about = checkpoints.restore(spec.abstract()) or (None, {})
+      build.check_sample_counts(counts, checkpoints.newest_metadata())
+    restored, metadata = checkpoints.restore(spec.abstract()) or (None, {})
     start = int(restored.step) if restored else 0
-    data_changed = check_resume(workdir, config, about.get("config"))
-    growths = run.growths(about)
+    data_changed = check_resume(workdir, config, metadata.get("config"))
+    growths = run.growths(metadata)
     if len(growths) > 1:
       spec, train_step = run.build(mesh, growths, samples=samples)
-    if len(growths) > max(len(about.get("plans", ())), 1):
+    if len(growths) > max(len(metadata.get("plans", ())), 1):
       say(growth.announced(run.schedule, growths, start))
-    segments = run.segments_after(about, start, data_changed=data_changed)
+    segments = run.segments_after(metadata, start, data_changed=data_changed)
     sources = build.make_sources(config.data, {name for segment in segments for name in segment.all_sources()})
     listed = workdir / (FILE if distributed.is_main() else f"{jax.process_index()}.{FILE}")
     bad_records = BadRecords(listed, limit=config.data.max_bad_share)
-    tokenizer = find_tokenizer(config, workdir, restored is not None, about.get("tokenizer"), sources, bad_records)
+    tokenizer = find_tokenizer(config, workdir, restored is not None, metadata.get("tokenizer"), sources, bad_records)
     teacher = view = None
     if config.distillation.teacher:
       teacher = load_teacher(config.distillation.teacher, mesh, accumulate=config.accumulation)
@@ -124,9 +124,9 @@ def main() -> None:
     def score(state: TrainState, names: Iterable[str]) -> list[Result]:
       scored = model.with_params(state.evaluated()).with_resolution(**resolutions_at(segments, int(state.step)))
       chosen = read_sets(sets[name] for name in names)
-      about = {"workdir": workdir, "step": int(state.step), "architecture": run.called(workdir)}
+      names = {"workdir": workdir, "step": int(state.step), "architecture": run.called(workdir)}
       lock.confirm(here=True)
-      return evaluate(scored, chosen, **about, unreadable=say)
+      return evaluate(scored, chosen, **names, unreadable=say)
 
     writer = None
     if distributed.is_main():
@@ -158,7 +158,7 @@ def main() -> None:
       writer,
       run.loop_options(),
       mesh=mesh,
-      about={
+      metadata={
         "segments": [segment.to_dict() for segment in segments],
         "tokenizer": tokenizer.fingerprint,
         **({"samples": counts} if counts else {}),

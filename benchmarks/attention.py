@@ -51,8 +51,8 @@ _KERNELS = ("tpu_custom_call", "__gpu$xla.gpu.triton")
 def gradients(attention):
   """`(queries, keys, values, segments)` to the gradients of a sum of squares."""
 
-  def loss(queries, keys, values, segments):
-    return jnp.sum(jnp.square(attention(queries, keys, values, segments=segments).astype(jnp.float32)))
+  def loss(queries, keys, values, segment_ids):
+    return jnp.sum(jnp.square(attention(queries, keys, values, segment_ids=segment_ids).astype(jnp.float32)))
 
   return jax.grad(loss, argnums=(0, 1, 2))
 
@@ -62,14 +62,14 @@ def compiled(topology: topologies.Topology, length: int, attention, packed: bool
   mesh = MeshSpec().make(topology.devices())
   rows, sharding = _ROWS.value * topology.device_count, batch_sharding(mesh)
   tokens = jax.ShapeDtypeStruct((rows, length, _HEADS.value, _HEAD_DIM.value), _DTYPE.value, sharding=sharding)
-  segments = jax.ShapeDtypeStruct((rows, length), jnp.int16, sharding=sharding) if packed else None
+  segment_ids = jax.ShapeDtypeStruct((rows, length), jnp.int16, sharding=sharding) if packed else None
   run = gradients(attention)
 
   def layer(*inputs):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       return run(*inputs)
 
-  lowered = jax.jit(layer).lower(tokens, tokens, tokens, segments)
+  lowered = jax.jit(layer).lower(tokens, tokens, tokens, segment_ids)
   return lowered.compile(compiler_options=topology.compiler_options)
 
 
@@ -87,7 +87,7 @@ def report_memory(topology: topologies.Topology, length: int) -> None:
 
 
 def report_cycles(topology: topologies.Topology, length: int) -> None:
-  def of_jax(queries, keys, values, *, segments):
+  def of_jax(queries, keys, values, *, segment_ids):
     return jax.nn.dot_product_attention(queries, keys, values, implementation="xla")
 
   programs = [compiled(topology, length, jax.checkpoint(each), packed=False) for each in (attend, of_jax)]
@@ -103,9 +103,9 @@ def report_time(lengths: list[int]) -> None:
   for length in lengths:
     shape = (1, length, _HEADS.value, _HEAD_DIM.value)
     parts = [jax.random.normal(key, shape) for key in jax.random.split(jax.random.key(0), 3)]
-    segments = jnp.asarray(1 + np.arange(length) * _IMAGES.value // length)[None]
-    contestants = [jax.jit(gradients(each)).lower(*parts, segments).compile() for each in (dense, blockwise)]
-    runs = [functools.partial(each, *parts, segments) for each in contestants]
+    segment_ids = jnp.asarray(1 + np.arange(length) * _IMAGES.value // length)[None]
+    contestants = [jax.jit(gradients(each)).lower(*parts, segment_ids).compile() for each in (dense, blockwise)]
+    runs = [functools.partial(each, *parts, segment_ids) for each in contestants]
     taken = np.median(taking_turns(runs, _REPEATS.value)[..., 0], axis=1)
     held = [run.memory_analysis().temp_size_in_bytes / 2**20 for run in contestants]
     print(

@@ -72,7 +72,7 @@ def _bits(tree: Any) -> str:
 
 def _initialize(workdir: Path) -> Any:
   restored = restore_params(workdir, None)
-  if tokenizers.load(str(workdir / "tokenizer")).fingerprint != restored.about["tokenizer"]:
+  if tokenizers.load(str(workdir / "tokenizer")).fingerprint != restored.metadata["tokenizer"]:
     raise UserError("the tokenizer is not the one that the checkpoint was trained with")
   return restored.step, _bits(restored.params), digest(read_config(workdir))
 

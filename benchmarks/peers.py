@@ -145,15 +145,15 @@ def big_vision(checkout: str, problem: Problem) -> Contestant:
     return jnp.mean(-jnp.sum(jax.nn.log_sigmoid(signs * logits), axis=-1))
 
   def update(state, key, images, tokens):
-    params, slots = state
-    key = jax.random.fold_in(key, bv_optax.get_count(slots, jittable=True))
+    params, opt_state = state
+    key = jax.random.fold_in(key, bv_optax.get_count(opt_state, jittable=True))
     loss, gradients = jax.value_and_grad(loss_fn)(params, images, tokens, jax.random.split(key)[1])
-    updates, slots = optimizer.update(gradients, slots, params)
+    updates, opt_state = optimizer.update(gradients, opt_state, params)
     params = optax.apply_updates(params, updates)
     norms = {
       name: optax.tree.norm(tree) for name, tree in (("grads", gradients), ("params", params), ("updates", updates))
     }
-    return (params, slots), {"training_loss": loss, **norms}
+    return (params, opt_state), {"training_loss": loss, **norms}
 
   update = jax.jit(update, donate_argnums=0)
   parameters = count(params)

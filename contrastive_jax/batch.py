@@ -18,15 +18,15 @@ class ImageBatch:
     patches: uint8 pixels `[rows, length, patch_dim]`, each patch flattened as (frame, y, x, channel), not normalised. A
       patch of an image has one frame, a patch of a clip has `vision.tubelet` frames.
     coords: int16 `[rows, length, 3]`, the `(t, y, x)` of each patch in its grid.
-    segments: int16 `[rows, length]`, 0 is padding and k the k-th image of the row; None at fixed resolution.
-    slots: int32 `[pairs, 2]`, the (row, segment) of each pair's image; None when row i holds the image of pair i, with
-      padding where there are segments.
+    segment_ids: int16 `[rows, length]`, 0 is padding and k the k-th image of the row; None at fixed resolution.
+    locations: int32 `[pairs, 2]`, the (row, segment id) of each pair's image; None when row i holds the image of pair
+      i, with padding where there are segment ids.
   """
 
   patches: AnyArray
   coords: AnyArray
-  segments: AnyArray | None = None
-  slots: AnyArray | None = None
+  segment_ids: AnyArray | None = None
+  locations: AnyArray | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -37,14 +37,14 @@ class TextBatch:
   Attributes:
     tokens: int32 `[rows, length]`.
     mask: bool `[pairs, length]`, True on real tokens; None when packed.
-    segments: int16 `[rows, length]`, 0 is padding and k the k-th caption of the row; None when a row is a caption.
-    slots: int32 `[pairs, 2]`, the (row, segment) of each pair's caption; None when a row is a caption.
+    segment_ids: int16 `[rows, length]`, 0 is padding and k the k-th caption of the row; None when a row is a caption.
+    locations: int32 `[pairs, 2]`, the (row, segment) of each pair's caption; None when a row is a caption.
   """
 
   tokens: AnyArray
   mask: AnyArray
-  segments: AnyArray | None = None
-  slots: AnyArray | None = None
+  segment_ids: AnyArray | None = None
+  locations: AnyArray | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -46,7 +46,7 @@ def load(
   tokenizer = tokenizers.load(path / "tokenizer")
   mesh = MeshSpec().make() if mesh is None else mesh
   restored = restore_params(path, step, lambda part: placed(mesh, config, part))
-  if restored.about.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
+  if restored.metadata.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
     raise UserError(f"{path / 'tokenizer'} is not the tokenizer that the checkpoint was trained with: put it back")
   if "image" not in restored.params:
     raise UserError(f"{path} holds a text tower alone: name it as init_from, with init_towers='text'")

@@ -125,10 +125,10 @@ def files_below(folder: Path) -> Iterator[Path]:
   seen: set[tuple[int, int]] = set()
 
   def walk(current: Path) -> Iterator[Path]:
-    about = current.stat()
-    if (about.st_dev, about.st_ino) in seen:
+    stat = current.stat()
+    if (stat.st_dev, stat.st_ino) in seen:
       return
-    seen.add((about.st_dev, about.st_ino))
+    seen.add((stat.st_dev, stat.st_ino))
     linked = []
     try:
       entries = sorted(os.scandir(current), key=lambda entry: entry.name)

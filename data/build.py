@@ -63,17 +63,17 @@ def sample_counts(run: Run) -> dict[str, int]:
   return {name: len(source) for name, source in make_sources(run.config.data, run.source_names()).items()}
 
 
-def check_sample_counts(counts: Mapping[str, int], about: Mapping[str, Any]) -> None:
+def check_sample_counts(counts: Mapping[str, int], metadata: Mapping[str, Any]) -> None:
   """Refuses other samples than those that the state of an objective was made for.
 
   Args:
     counts: samples of each source that the config names.
-    about: what a checkpoint holds beside its state, empty without one.
+    metadata: those of a checkpoint, empty without one.
 
   Raises:
     UserError: with the sources that differ.
   """
-  started = about.get("samples", counts)
+  started = metadata.get("samples", counts)
   differ = sorted(name for name in {*started, *counts} if started.get(name) != counts.get(name))
   if differ:
     raise UserError(

@@ -400,26 +400,26 @@ def row_bases(lengths: Mapping[str, int]) -> dict[str, int]:
 
 
 def _joined(chunks: list[Any]) -> Any:
-  """Concatenates chunks, and numbers the rows that their slots name through."""
+  """Concatenates chunks, and numbers the rows that their locations name through."""
   if len(chunks) == 1:
     return chunks[0]
   joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *chunks)
   for name, rows in (("image", "patches"), ("text", "tokens")):
     batch = joined[name]
-    if batch.slots is not None:
-      per_chunk, pairs = len(getattr(chunks[0][name], rows)), len(chunks[0][name].slots)
-      joined[name] = _moved(batch, np.arange(len(batch.slots)) // pairs * per_chunk)
+    if batch.locations is not None:
+      per_chunk, pairs = len(getattr(chunks[0][name], rows)), len(chunks[0][name].locations)
+      joined[name] = _moved(batch, np.arange(len(batch.locations)) // pairs * per_chunk)
   return joined
 
 
 def _on_host(batch: Any, rows: np.ndarray, host: int) -> Any:
-  """A host's rows, with slots that name rows of the global batch."""
-  return batch if batch.slots is None else _moved(batch, np.full(len(batch.slots), host * len(rows)))
+  """A host's rows, with locations that name rows of the global batch."""
+  return batch if batch.locations is None else _moved(batch, np.full(len(batch.locations), host * len(rows)))
 
 
 def _moved(batch: Any, rows: np.ndarray) -> Any:
-  moved = batch.slots + np.stack([rows, np.zeros_like(rows)], axis=1)
-  return dataclasses.replace(batch, slots=moved.astype(np.int32))
+  moved = batch.locations + np.stack([rows, np.zeros_like(rows)], axis=1)
+  return dataclasses.replace(batch, locations=moved.astype(np.int32))
 
 
 def _chunk_rows(share: int) -> int:

@@ -20,8 +20,8 @@ from contrastive_jax.training.state import TrainState
 
 def state(step=1, value=0.5):
   params = {"image": {"kernel": jnp.full((4, 3), value)}, "log_logit_scale": jnp.float32(2)}
-  slots = (optax.ScaleByAdamState(jnp.int32(step), {"k": jnp.ones((4, 3))}, {}), {})
-  return TrainState(step=jnp.int32(step), params=params, slots=slots, average=None)
+  opt_state = (optax.ScaleByAdamState(jnp.int32(step), {"k": jnp.ones((4, 3))}, {}), {})
+  return TrainState(step=jnp.int32(step), params=params, opt_state=opt_state, average=None)
 
 
 @pytest.fixture
@@ -41,10 +41,13 @@ def edit_metadata(run, step, change):
 
 
 DAMAGE = {
-  "no checksums": (lambda about: about.pop("checksum"), "holds no checksums"),
-  "no metadata": (lambda about: about.clear(), "holds no checksums"),
-  "another tokenizer": (lambda about: about.update(tokenizer="abd"), "is not what was written"),
-  "another checksum": (lambda about: about["checksum"].update({"['params']['image']['kernel']": 1}), "not what was"),
+  "no checksums": (lambda metadata: metadata.pop("checksum"), "holds no checksums"),
+  "no metadata": (lambda metadata: metadata.clear(), "holds no checksums"),
+  "another tokenizer": (lambda metadata: metadata.update(tokenizer="abd"), "is not what was written"),
+  "another checksum": (
+    lambda metadata: metadata["checksum"].update({"['params']['image']['kernel']": 1}),
+    "not what was",
+  ),
 }
 
 
@@ -62,14 +65,14 @@ def test_damaged_metadata_is_told_and_the_checkpoint_before_is_read(run, kind, c
 
 
 def test_old_checkpoints_without_a_digest_still_open(run):
-  edit_metadata(run, 2, lambda about: about.pop("digest"))
+  edit_metadata(run, 2, lambda metadata: metadata.pop("digest"))
   assert restore_params(run, None).step == 2
 
 
 def test_a_wrong_leaf_is_named(run):
-  def swap(about):
-    del about["digest"]
-    about["checksum"]["['params']['log_logit_scale']"] += 1
+  def swap(metadata):
+    del metadata["digest"]
+    metadata["checksum"]["['params']['log_logit_scale']"] += 1
 
   edit_metadata(run, 2, swap)
   with pytest.raises(UserError, match=r"checkpoint 2 of .* damaged: the checksum of params/log_logit_scale differs"):

@@ -64,8 +64,8 @@ def draw(
   width, height = round(_GUTTER + token * length) + 2 * _MARGIN, tall + header + footer + 2 * _MARGIN
   canvas = _Canvas(Image.new("RGB", (width * scale, height * scale), _PAGE), scale)
 
-  real = np.count_nonzero(image.segments) / image.segments.size
-  count = int(sum(row.max() for row in np.asarray(image.segments)))
+  real = np.count_nonzero(image.segment_ids) / image.segment_ids.size
+  count = int(sum(row.max() for row in np.asarray(image.segment_ids)))
   title = f"{count} images in {len(image.patches)} rows of {length} tokens: {real:.1%} of the tokens are real"
   canvas.text(_MARGIN, _MARGIN, title, 15, _INK)
   top = _MARGIN + header
@@ -81,11 +81,11 @@ def draw(
 
 def _segments(image: ImageBatch, row: int, patch_size: int) -> list[_Segment]:
   """Returns the images of a row, in order."""
-  numbers, patches, coords = (np.asarray(a)[row] for a in (image.segments, image.patches, image.coords))
+  numbers, patches, coords = (np.asarray(a)[row] for a in (image.segment_ids, image.patches, image.coords))
   found = []
   for number in range(1, int(numbers.max()) + 1):
     at = np.flatnonzero(numbers == number)
-    pair = int(np.flatnonzero((np.asarray(image.slots) == (row, number)).all(axis=1))[0])
+    pair = int(np.flatnonzero((np.asarray(image.locations) == (row, number)).all(axis=1))[0])
     frames = join(patches[at][None], coords[at], patch_size)[0]
     t, y, x = (coords[at].max(axis=0) + 1).tolist()
     pixels = np.concatenate(list(frames[:: len(frames) // t]), axis=1)

@@ -96,7 +96,7 @@ def save(imported: Imported, workdir: Path) -> None:
   with checkpoint_files.new_folder(workdir) as folder:
     imported.tokenizer.save(folder / "tokenizer")
     with Checkpoints(folder / "checkpoints") as checkpoints:
-      state = TrainState(step=jnp.int32(0), params=params, slots=None, average=None)
+      state = TrainState(step=jnp.int32(0), params=params, opt_state=None, average=None)
       checkpoints.save(state, {"tokenizer": imported.tokenizer.fingerprint})
       checkpoints.wait()
     write_config(folder, config)

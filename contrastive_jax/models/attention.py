@@ -26,7 +26,7 @@ def attend(
   *,
   causal: bool = False,
   mask: Bool[Array, "rows #length length"] | None = None,
-  segments: Int[Array, "rows length"] | None = None,
+  segment_ids: Int[Array, "rows length"] | None = None,
   sigmoid_length: int = 0,
 ) -> Float[Array, "rows length heads head_dim"]:
   """Scaled dot-product attention; logits and weights are float32. A token sees what every rule given lets it see.
@@ -37,7 +37,7 @@ def attend(
     values: the value of each token and head.
     causal: whether a token sees only itself and the tokens before it.
     mask: True where the query (second axis) sees the key (third axis).
-    segments: the segment of each token, which sees the tokens of its own segment. Padding is a segment like any other.
+    segment_ids: the segment of each token, which sees those of its own segment. Padding is a segment like any other.
     sigmoid_length: the n of the weights `sigmoid(logit - log n)`, which replace the softmax and do not sum to one
       (arXiv 2409.04431); 0 is the softmax.
 
@@ -52,21 +52,21 @@ def attend(
     >>> v = jnp.array([1.0, 3.0, 8.0]).reshape(1, 3, 1, 1).repeat(2, axis=3)
     >>> attend(q, k, v, causal=True)[0, :, 0, 0].tolist()
     [1.0, 2.0, 4.0]
-    >>> attend(q, k, v, segments=jnp.array([[1, 1, 2]]))[0, :, 0, 0].tolist()
+    >>> attend(q, k, v, segment_ids=jnp.array([[1, 1, 2]]))[0, :, 0, 0].tolist()
     [2.0, 2.0, 8.0]
   """
   rules = {"causal": causal, "sigmoid_length": sigmoid_length}
   if queries.shape[1] <= DENSE_LENGTH:
-    return dense(queries, keys, values, mask=mask, segments=segments, **rules)
+    return dense(queries, keys, values, mask=mask, segment_ids=segment_ids, **rules)
 
-  def attend_rows(queries, keys, values, mask, segments):
+  def attend_rows(queries, keys, values, mask, segment_ids):
     if mask is not None or sigmoid_length:
-      return blockwise(queries, keys, values, mask=mask, segments=segments, **rules)
-    return by_platform(queries, keys, values, causal=causal, segments=segments)
+      return blockwise(queries, keys, values, mask=mask, segment_ids=segment_ids, **rules)
+    return by_platform(queries, keys, values, causal=causal, segment_ids=segment_ids)
 
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
-    return attend_rows(queries, keys, values, mask, segments)
+    return attend_rows(queries, keys, values, mask, segment_ids)
   # The partitioner cannot take a kernel apart, and would gather the rows that a loop over blocks passes through.
   rows = PartitionSpec(BATCH_AXES)
   heads = "tensor" if queries.shape[2] % mesh.shape["tensor"] == 0 else None
@@ -74,7 +74,7 @@ def attend(
   split = jax.shard_map(
     attend_rows, mesh=mesh, in_specs=(tokens, tokens, tokens, rows, rows), out_specs=tokens, check_vma=False
   )
-  return split(queries, keys, values, mask, segments)
+  return split(queries, keys, values, mask, segment_ids)
 
 
 def fuse_heads(parts: list[Any], heads: int) -> Any:
@@ -125,7 +125,7 @@ class SelfAttention(nnx.Module):
     x: Float[Array, "rows length width"],
     *,
     mask: Bool[Array, "rows #length length"] | None = None,
-    segments: Int[Array, "rows length"] | None = None,
+    segment_ids: Int[Array, "rows length"] | None = None,
     angles: Float[Array, "rows length half_head_dim"] | None = None,
   ) -> Float[Array, "rows length width"]:
     """Lets the tokens of each row attend to each other.
@@ -133,7 +133,7 @@ class SelfAttention(nnx.Module):
     Args:
       x: the tokens.
       mask: True where the query (second axis) sees the key (third axis); None lets all see all.
-      segments: the segment of each token, which sees the tokens of its own segment.
+      segment_ids: the segment of each token, which sees the tokens of its own segment.
       angles: the rotary angles of each token, as `positions.rope_angles` makes them.
     """
     rows, length, width = x.shape
@@ -154,5 +154,7 @@ class SelfAttention(nnx.Module):
         for norm, part in ((self.q_norm, q), (self.k_norm, k))
       )
     sigmoid_length = self.config.attention_length if self.config.attention == "sigmoid" else 0
-    mixed = attend(q, k, v, causal=self.config.causal, mask=mask, segments=segments, sigmoid_length=sigmoid_length)
+    mixed = attend(
+      q, k, v, causal=self.config.causal, mask=mask, segment_ids=segment_ids, sigmoid_length=sigmoid_length
+    )
     return self.out(mixed.reshape(rows, length, width))

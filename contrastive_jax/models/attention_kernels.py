@@ -33,15 +33,17 @@ def by_platform(
   values: Float[Array, "rows length heads head_dim"],
   *,
   causal: bool = False,
-  segments: Int[Array, "rows length"] | None = None,
+  segment_ids: Int[Array, "rows length"] | None = None,
 ) -> Float[Array, "rows length heads head_dim"]:
   """Runs what is fastest on the platform, decided when the program is compiled, also for devices that are not here."""
 
   def run(function):
-    return lambda queries, keys, values, segments: function(queries, keys, values, causal=causal, segments=segments)
+    return lambda queries, keys, values, segment_ids: function(
+      queries, keys, values, causal=causal, segment_ids=segment_ids
+    )
 
   return jax.lax.platform_dependent(
-    queries, keys, values, segments, tpu=run(splash), cuda=run(triton), default=run(blockwise)
+    queries, keys, values, segment_ids, tpu=run(splash), cuda=run(triton), default=run(blockwise)
   )
 
 
@@ -51,7 +53,7 @@ def splash(
   values: Float[Array, "rows length heads head_dim"],
   *,
   causal: bool = False,
-  segments: Int[Array, "rows length"] | None = None,
+  segment_ids: Int[Array, "rows length"] | None = None,
   interpret: bool = False,
 ) -> Float[Array, "rows length heads head_dim"]:
   """Runs splash attention on a TPU, which skips blocks of which no query sees a key.
@@ -60,7 +62,7 @@ def splash(
   """
   length, head_dim = queries.shape[1], queries.shape[3]
   # The kernel does not scale the logits.
-  parts, segments = _fill_up((queries * head_dim**-0.5, keys, values), segments)
+  parts, segment_ids = _fill_up((queries * head_dim**-0.5, keys, values), segment_ids)
   padded = parts[0].shape[1]
   block = next(size for size in (512, 384, 256, _LANES) if padded % size == 0)
 
@@ -85,9 +87,9 @@ def splash(
     mixed = kernel(*(jnp.swapaxes(part, 0, 1) for part in parts), segment_ids=ids)
     return jnp.swapaxes(mixed, 0, 1)
 
-  inputs = (*parts, segments)
+  inputs = (*parts, segment_ids)
   # What is skipped differs from row to row, and one row fills the chip.
-  mixed = jax.vmap(row)(inputs) if segments is None else jax.lax.map(row, inputs)
+  mixed = jax.vmap(row)(inputs) if segment_ids is None else jax.lax.map(row, inputs)
   return mixed[:, :length]
 
 
@@ -96,12 +98,12 @@ def _earlier(query, key):
 
 
 def _seen_blocks(
-  segments: Int[Array, "length"] | None, count: int, *, causal: bool
+  segment_ids: Int[Array, "length"] | None, count: int, *, causal: bool
 ) -> Bool[Array, "1 query_blocks key_blocks"]:
   """Says which blocks of keys each block of queries may see, judged by the ranges of their segments and their order."""
   seen = jnp.tri(count, dtype=bool) if causal else jnp.ones((count, count), bool)
-  if segments is not None:
-    blocks = segments.reshape(count, -1)
+  if segment_ids is not None:
+    blocks = segment_ids.reshape(count, -1)
     lowest, highest = jnp.min(blocks, axis=1), jnp.max(blocks, axis=1)
     seen &= (lowest[:, None] <= highest) & (lowest <= highest[:, None])
   return seen[None]
@@ -135,7 +137,7 @@ def triton(
   values: Float[Array, "rows length heads head_dim"],
   *,
   causal: bool = False,
-  segments: Int[Array, "rows length"] | None = None,
+  segment_ids: Int[Array, "rows length"] | None = None,
   interpret: bool = False,
 ) -> Float[Array, "rows length heads head_dim"]:
   """Runs FlashAttention-2 on an NVIDIA GPU.
@@ -143,19 +145,19 @@ def triton(
   It takes the arguments of `attention.attend`; `interpret` runs the kernel anywhere, slowly.
   """
   length, head_dim = queries.shape[1], queries.shape[3]
-  parts, segments = _fill_up((queries, keys, values), segments)
-  mixed = triton_attention.mha(*parts, segments, sm_scale=head_dim**-0.5, causal=causal, interpret=interpret)
+  parts, segment_ids = _fill_up((queries, keys, values), segment_ids)
+  mixed = triton_attention.mha(*parts, segment_ids, sm_scale=head_dim**-0.5, causal=causal, interpret=interpret)
   return mixed[:, :length]
 
 
-def _fill_up(parts, segments):
+def _fill_up(parts, segment_ids):
   """Pads rows to whole blocks; the tokens added are a segment of their own."""
   missing = -parts[0].shape[1] % _LANES
-  if segments is not None:
-    segments = segments.astype(jnp.int32)
+  if segment_ids is not None:
+    segment_ids = segment_ids.astype(jnp.int32)
   if missing:
-    if segments is None:
-      segments = jnp.zeros(parts[0].shape[:2], jnp.int32)
-    segments = jnp.pad(segments, ((0, 0), (0, missing)), constant_values=-1)
+    if segment_ids is None:
+      segment_ids = jnp.zeros(parts[0].shape[:2], jnp.int32)
+    segment_ids = jnp.pad(segment_ids, ((0, 0), (0, missing)), constant_values=-1)
     parts = tuple(jnp.pad(part, ((0, 0), (0, missing), (0, 0), (0, 0))) for part in parts)
-  return parts, segments
+  return parts, segment_ids

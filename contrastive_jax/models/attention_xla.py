@@ -26,14 +26,14 @@ def dense(
   *,
   causal: bool = False,
   mask: Bool[Array, "rows #length length"] | None = None,
-  segments: Int[Array, "rows length"] | None = None,
+  segment_ids: Int[Array, "rows length"] | None = None,
   sigmoid_length: int = 0,
 ) -> Float[Array, "rows length heads head_dim"]:
   """Computes attention with the logits of all pairs of tokens at once; it takes the arguments of `attention.attend`."""
   # Heads first, for both products and their gradients: on CPU twice as fast as leaving the order to einsum.
   queries, keys, values = (jnp.swapaxes(part, 1, 2) for part in (queries, keys, values))
   index = jnp.arange(keys.shape[2])
-  seen = _seen(index, index, segments, segments, mask, causal=causal)
+  seen = _seen(index, index, segment_ids, segment_ids, mask, causal=causal)
   if sigmoid_length or keys.shape[2] <= _FEW_KEYS:
     mixed = _mix(queries, keys, values, seen, sigmoid_length)
   else:
@@ -49,7 +49,7 @@ def blockwise(
   *,
   causal: bool = False,
   mask: Bool[Array, "rows #length length"] | None = None,
-  segments: Int[Array, "rows length"] | None = None,
+  segment_ids: Int[Array, "rows length"] | None = None,
   sigmoid_length: int = 0,
   block: int | None = None,
 ) -> Float[Array, "rows length heads head_dim"]:
@@ -73,11 +73,11 @@ def blockwise(
   @jax.checkpoint
   def mix_block(part):
     queries, index, own, own_mask = part
-    seen = _seen(index, jnp.arange(length), own, segments, own_mask if by_query else mask, causal=causal)
+    seen = _seen(index, jnp.arange(length), own, segment_ids, own_mask if by_query else mask, causal=causal)
     return jnp.swapaxes(_mix(jnp.swapaxes(queries, 1, 2), keys, values, seen, sigmoid_length), 1, 2)
 
   index = jnp.arange(count * block).reshape(count, block)
-  own = None if segments is None else cut(segments)
+  own = None if segment_ids is None else cut(segment_ids)
   mixed = jax.lax.map(mix_block, (cut(queries), index, own, cut(mask) if by_query else None))
   return jnp.moveaxis(mixed, 0, 1).reshape(rows, count * block, heads, head_dim)[:, :length]
 

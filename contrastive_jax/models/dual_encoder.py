@@ -32,7 +32,7 @@ class DualEncoder(nnx.Module):
     """Embeds images.
 
     Args:
-      image: the patches. Rows are packed when it has segments and slots; else a row is an image.
+      image: the patches. Rows are packed when it has `locations`; else a row is an image.
       keys: the random key of each row, for dropout and drop path; None is deterministic.
       projected: whether the embeddings lie in the space shared with captions; False stops at the tower's own features.
 
@@ -46,8 +46,8 @@ class DualEncoder(nnx.Module):
     tokens: Int[Array, "rows length"],
     mask: Bool[Array, "rows length"] | None = None,
     *,
-    segments: Any = None,
-    slots: Any = None,
+    segment_ids: Any = None,
+    locations: Any = None,
     keys: Key[Array, "rows"] | None = None,
   ) -> Float[Array, "pairs dim"]:
     """Embeds captions.
@@ -55,14 +55,14 @@ class DualEncoder(nnx.Module):
     Args:
       tokens: the tokens of captions, one a row with padding at its end, or packed.
       mask: True on real tokens; None when packed.
-      segments: the segment of each token of packed rows, `[rows, length]`; 0 is padding, k the row's k-th caption.
-      slots: the (row, segment) of each caption of packed rows, `[pairs, 2]`.
+      segment_ids: the segment of each token of packed rows, `[rows, length]`; 0 is padding, k the row's k-th caption.
+      locations: the (row, segment) of each caption of packed rows, `[pairs, 2]`.
       keys: the random key of each row, for dropout and drop path; None is deterministic.
 
     Returns:
       L2-normalised float32 embeddings; zero where the tower's output is zero.
     """
-    return l2_normalize(self.text(tokens, mask, segments=segments, slots=slots, keys=keys))
+    return l2_normalize(self.text(tokens, mask, segment_ids=segment_ids, locations=locations, keys=keys))
 
 
 @functools.cache

@@ -26,27 +26,27 @@ class Tokens:
     >>> states = jnp.arange(4.0).reshape(1, 4, 1)
     >>> Tokens(jnp.array([[True, True, False, False]])).mean(states).tolist()
     [[0.5]]
-    >>> packed = Tokens(segments=jnp.array([[1, 1, 2, 2]]), slots=jnp.array([[0, 1], [0, 2]]))
+    >>> packed = Tokens(segment_ids=jnp.array([[1, 1, 2, 2]]), locations=jnp.array([[0, 1], [0, 2]]))
     >>> packed.mean(states).tolist(), packed.select(states, "last").tolist()
     ([[0.5], [2.5]], [[1.0], [3.0]])
   """
 
-  def __init__(self, mask: Any = None, *, segments: Any = None, slots: Any = None):
-    """Takes a mask for rows of one pair each, or segments and slots for packed rows.
+  def __init__(self, mask: Any = None, *, segment_ids: Any = None, locations: Any = None):
+    """Takes a mask for rows of one pair each, or segment ids and locations for packed rows.
 
     Args:
       mask: bool `[rows, length]`, True on the tokens of the row's pair; None when all are.
-      segments: the segment of each token of packed rows, `[rows, length]`; 0 is padding.
-      slots: the (row, segment) of each pair in packed rows, `[pairs, 2]`.
+      segment_ids: the segment of each token of packed rows, `[rows, length]`; 0 is padding.
+      locations: the (row, segment) of each pair in packed rows, `[pairs, 2]`.
     """
-    self.mask, self.segments, self.slots = mask, segments, slots
+    self.mask, self.segment_ids, self.locations = mask, segment_ids, locations
 
   @classmethod
-  def of(cls, segments: Any, slots: Any) -> "Tokens":
-    """Makes it from the fields of a batch, in which rows of one pair each may have segments that mark their padding."""
-    if slots is None:
-      return cls(None if segments is None else segments > 0)
-    return cls(segments=segments, slots=slots)
+  def of(cls, segment_ids: Any, locations: Any) -> "Tokens":
+    """Makes it from the fields of a batch, where rows of one pair each may have segment ids that mark their padding."""
+    if locations is None:
+      return cls(None if segment_ids is None else segment_ids > 0)
+    return cls(segment_ids=segment_ids, locations=locations)
 
   def with_first(self) -> "Tokens":
     """Returns the same tokens after one was put before each row, which belongs to the row's pair."""
@@ -55,7 +55,7 @@ class Tokens:
   def mean(self, states: Float[Array, "rows length width"]) -> Float[Array, "pairs width"]:
     """Averages the states of each pair's tokens."""
     states = states.astype(jnp.float32)
-    if self.slots is not None:
+    if self.locations is not None:
       ones = jnp.ones((*states.shape[:2], 1), jnp.float32)
       total = self._on_each_device(_sums, jnp.concatenate([states, ones], axis=2))
       return total[:, :-1] / jnp.maximum(total[:, -1:], 1)
@@ -69,7 +69,7 @@ class Tokens:
   ) -> Float[Array, "pairs heads head_dim"]:
     """Averages each pair's values, weighted by a softmax over its tokens, for each head."""
     values = values.astype(jnp.float32)
-    if self.slots is not None:
+    if self.locations is not None:
       return self._on_each_device(_attended, logits, values)
     if self.mask is not None:
       logits = jnp.where(self.mask[..., None], logits, MASKED)
@@ -77,7 +77,7 @@ class Tokens:
 
   def select(self, states: Float[Array, "rows length width"], which: str) -> Float[Array, "pairs width"]:
     """Returns the state of the "first" or of the "last" token of each pair."""
-    if self.slots is not None:
+    if self.locations is not None:
       return self._on_each_device(functools.partial(_selected, which=which), states)
     if which == "first":
       return states[:, 0]
@@ -86,19 +86,19 @@ class Tokens:
     return jnp.take_along_axis(states, last_true(self.mask)[:, None, None], axis=1)[:, 0]
 
   def _on_each_device(self, function: Callable[..., Array], *values: Array) -> Array:
-    """Calls `function(segments, slots, *values)` with the rows and pairs of one device, whose slots count its rows."""
+    """Calls `function(segment_ids, locations, *values)` with one device's rows and pairs; locations count its rows."""
     mesh = jax.sharding.get_abstract_mesh()
-    segments, slots = jnp.asarray(self.segments, jnp.int32), jnp.asarray(self.slots, jnp.int32)
+    segment_ids, locations = jnp.asarray(self.segment_ids, jnp.int32), jnp.asarray(self.locations, jnp.int32)
     if mesh.empty:
-      return function(segments, slots, *values)
+      return function(segment_ids, locations, *values)
 
-    def local(segments, slots, *values):
-      first = jax.lax.axis_index(BATCH_AXES) * segments.shape[0]
-      return function(segments, slots - jnp.array([1, 0]) * first, *values)
+    def local(segment_ids, locations, *values):
+      first = jax.lax.axis_index(BATCH_AXES) * segment_ids.shape[0]
+      return function(segment_ids, locations - jnp.array([1, 0]) * first, *values)
 
     rows = PartitionSpec(BATCH_AXES)
     split = jax.shard_map(local, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
-    return split(segments, slots, *values)
+    return split(segment_ids, locations, *values)
 
 
 def last_true(mask: Bool[Array, "rows length"]) -> Int[Array, "rows"]:
@@ -111,36 +111,36 @@ def last_true(mask: Bool[Array, "rows length"]) -> Int[Array, "rows"]:
   return jnp.max(jnp.where(mask, jnp.arange(mask.shape[1]), 0), axis=1)
 
 
-def _owned(segments: Array, slots: Array) -> Bool[Array, "pairs rows length"]:
+def _owned(segment_ids: Array, locations: Array) -> Bool[Array, "pairs rows length"]:
   """Says for each pair which tokens are its own."""
-  rows = jnp.arange(segments.shape[0])
-  return (slots[:, 0, None, None] == rows[:, None]) & (slots[:, 1, None, None] == segments)
+  rows = jnp.arange(segment_ids.shape[0])
+  return (locations[:, 0, None, None] == rows[:, None]) & (locations[:, 1, None, None] == segment_ids)
 
 
-def _sums(segments: Array, slots: Array, values: Array) -> Array:
+def _sums(segment_ids: Array, locations: Array, values: Array) -> Array:
   """Adds the values of each pair's tokens, as one matrix product, since a TPU is slow at scattering."""
-  owned = _owned(segments, slots).astype(values.dtype)
+  owned = _owned(segment_ids, locations).astype(values.dtype)
   return jnp.einsum("prl,rl...->p...", owned, values, precision=jax.lax.Precision.HIGHEST)
 
 
-def _attended(segments: Array, slots: Array, logits: Array, values: Array) -> Array:
-  pairs = slots.shape[0]
+def _attended(segment_ids: Array, locations: Array, logits: Array, values: Array) -> Array:
+  pairs = locations.shape[0]
   # Tokens of no pair, the padding, go to one more.
-  owner = jnp.full((segments.shape[0], segments.shape[1] + 1), pairs, jnp.int32)
-  owner = owner.at[slots[:, 0], slots[:, 1]].set(jnp.arange(pairs, dtype=jnp.int32)).at[:, 0].set(pairs)
-  owner = jnp.take_along_axis(owner, segments, axis=1)
+  owner = jnp.full((segment_ids.shape[0], segment_ids.shape[1] + 1), pairs, jnp.int32)
+  owner = owner.at[locations[:, 0], locations[:, 1]].set(jnp.arange(pairs, dtype=jnp.int32)).at[:, 0].set(pairs)
+  owner = jnp.take_along_axis(owner, segment_ids, axis=1)
   flat = jax.lax.stop_gradient(logits).reshape(-1, logits.shape[-1])
   highest = jax.ops.segment_max(flat, owner.reshape(-1), pairs + 1)
   weights = jnp.exp(jnp.where(owner[..., None] < pairs, logits - highest[owner], MASKED))
   weighted = jnp.concatenate([weights[..., None] * values, weights[..., None]], axis=-1)
-  total = _sums(segments, slots, weighted)
+  total = _sums(segment_ids, locations, weighted)
   return total[..., :-1] / total[..., -1:]
 
 
-def _selected(segments: Array, slots: Array, states: Array, *, which: str) -> Array:
-  mine = segments[slots[:, 0]] == slots[:, 1, None]
+def _selected(segment_ids: Array, locations: Array, states: Array, *, which: str) -> Array:
+  mine = segment_ids[locations[:, 0]] == locations[:, 1, None]
   index = jnp.argmax(mine, axis=1) if which == "first" else last_true(mine)
-  return states[slots[:, 0], index]
+  return states[locations[:, 0], index]
 
 
 class AttentionPool(nnx.Module):

@@ -91,7 +91,9 @@ def read(table: Float[Array, "positions width"], index: Any) -> Float[Array, "ro
   return jnp.einsum("rlp,pw->rlw", chosen, table, precision=jax.lax.Precision.HIGHEST)
 
 
-def resampled(table: Float[Array, "positions width"], coords: Any, segments: Any) -> Float[Array, "rows length width"]:
+def resampled(
+  table: Float[Array, "positions width"], coords: Any, segment_ids: Any
+) -> Float[Array, "rows length width"]:
   """Resamples a learned square table to the grid of each image, linear and antialiased like `jax.image.resize`.
 
   The largest coordinates of an image say how large its grid is. Where it equals that of the table, the table is read
@@ -100,7 +102,7 @@ def resampled(table: Float[Array, "positions width"], coords: Any, segments: Any
   Args:
     table: one row for each position of the square, in row-major order.
     coords: the (t, y, x) of each patch in its grid, `[rows, length, 3]`.
-    segments: which image of its row each patch belongs to, `[rows, length]`; None when a row is one image.
+    segment_ids: which image of its row each patch belongs to, `[rows, length]`; None when a row is one image.
 
   Examples:
     >>> table = jnp.array([[0.0], [1.0], [2.0], [3.0]])  # 2 x 2 positions of one feature.
@@ -108,14 +110,14 @@ def resampled(table: Float[Array, "positions width"], coords: Any, segments: Any
     [[[1.5]]]
   """
   grid = round(table.shape[0] ** 0.5)
-  along_y, along_x = (_resampling_weights(coords[..., axis], segments, grid) for axis in (1, 2))
+  along_y, along_x = (_resampling_weights(coords[..., axis], segment_ids, grid) for axis in (1, 2))
   # Matrix products instead of gathers: their transpose scatters nothing, and they shard.
   return jnp.einsum("rly,rlx,yxw->rlw", along_y, along_x, table.reshape(grid, grid, -1))
 
 
-def _resampling_weights(coordinate: Any, segments: Any, grid: int) -> Float[Array, "rows length grid"]:
+def _resampling_weights(coordinate: Any, segment_ids: Any, grid: int) -> Float[Array, "rows length grid"]:
   """Computes for each patch the weights of the table's rows, or of its columns."""
-  extent = _extent(coordinate.astype(jnp.int32), segments)
+  extent = _extent(coordinate.astype(jnp.int32), segment_ids)
   coordinate = coordinate.astype(jnp.float32)
   step = grid / extent
   centre = (coordinate + 0.5) * step - 0.5
@@ -124,14 +126,14 @@ def _resampling_weights(coordinate: Any, segments: Any, grid: int) -> Float[Arra
   return weights / jnp.sum(weights, axis=-1, keepdims=True)
 
 
-def _extent(coordinate: Any, segments: Any) -> Float[Array, "rows #length"]:
+def _extent(coordinate: Any, segment_ids: Any) -> Float[Array, "rows #length"]:
   """Counts the patches along one axis of the image that each patch belongs to."""
-  if segments is None:
+  if segment_ids is None:
     return (jnp.max(coordinate, axis=1, keepdims=True) + 1).astype(jnp.float32)
   # The largest coordinate of each segment, then handed back to its patches: linear in the length.
-  segments = segments.astype(jnp.int32)
+  segment_ids = segment_ids.astype(jnp.int32)
 
-  def of_row(coordinate, segments):
-    return jax.ops.segment_max(coordinate, segments, num_segments=segments.shape[0] + 1)[segments]
+  def of_row(coordinate, segment_ids):
+    return jax.ops.segment_max(coordinate, segment_ids, num_segments=segment_ids.shape[0] + 1)[segment_ids]
 
-  return (jax.vmap(of_row)(coordinate, segments) + 1).astype(jnp.float32)
+  return (jax.vmap(of_row)(coordinate, segment_ids) + 1).astype(jnp.float32)

@@ -38,8 +38,8 @@ class TextTower(nnx.Module):
     tokens: Int[Array, "rows length"],
     mask: Bool[Array, "rows length"] | None = None,
     *,
-    segments: Any = None,
-    slots: Any = None,
+    segment_ids: Any = None,
+    locations: Any = None,
     keys: Key[Array, "rows"] | None = None,
   ) -> Float[Array, "pairs dim"]:
     """Embeds captions in the shared space, without normalising.
@@ -47,23 +47,23 @@ class TextTower(nnx.Module):
     Args:
       tokens: the tokens of captions, one a row with padding at its end, or packed.
       mask: True on real tokens; None when packed.
-      segments: the segment of each token of packed rows, `[rows, length]`; 0 is padding, k the row's k-th caption.
-      slots: the (row, segment) of each caption of packed rows, `[pairs, 2]`.
+      segment_ids: the segment of each token of packed rows, `[rows, length]`; 0 is padding, k the row's k-th caption.
+      locations: the (row, segment) of each caption of packed rows, `[pairs, 2]`.
       keys: the random key of each row, for dropout and drop path; None is deterministic.
 
     Raises:
       UserError: if captions are packed for a tower that reads the padding.
     """
     pool = self.config.pool
-    if slots is not None and (pool == "last" or self.config.attend_padding):
+    if locations is not None and (pool == "last" or self.config.attend_padding):
       raise UserError(
         f"captions cannot be packed for model.text.pool='{pool}' and model.text.attend_padding="
         f"{self.config.attend_padding}, which read the padding: set data.text_rows=0"
       )
-    states = self.states(tokens, mask, segments=segments, keys=keys)
+    states = self.states(tokens, mask, segment_ids=segment_ids, keys=keys)
     if pool == "last":
       return self._projected(self._finished(states[:, -1]))
-    owned = pooling.Tokens(mask) if slots is None else pooling.Tokens(segments=segments, slots=slots)
+    owned = pooling.Tokens(mask) if locations is None else pooling.Tokens(segment_ids=segment_ids, locations=locations)
     if pool in ("eos", "cls"):
       # The norm treats tokens one by one: only the chosen one needs it.
       return self._projected(self._finished(owned.select(states, "last" if pool == "eos" else "first")))
@@ -83,28 +83,28 @@ class TextTower(nnx.Module):
     tokens: Int[Array, "rows length"],
     mask: Bool[Array, "rows length"] | None = None,
     *,
-    segments: Any = None,
+    segment_ids: Any = None,
     keys: Key[Array, "rows"] | None = None,
   ) -> Float[Array, "rows length width"]:
     """Returns the token states after the last block and before the last norm."""
     length = tokens.shape[1]
     x = self.tokens[tokens]
     if self.position is not None:
-      if segments is None and length > self.config.length:
+      if segment_ids is None and length > self.config.length:
         most = self.config.length
         raise UserError(f"captions of {length} tokens exceed model.text.length={most}: tokenize to that length")
-      x = x + (self.position[:length] if segments is None else read(self.position[...], _restarting(segments)))
+      x = x + (self.position[:length] if segment_ids is None else read(self.position[...], _restarting(segment_ids)))
     if self.pre_norm is not None:
       x = self.pre_norm(x)
     # Padding comes last, so that a causal tower never sees it from a real token.
-    ignored = segments is None and not (self.config.attend_padding or self.config.transformer.causal)
+    ignored = segment_ids is None and not (self.config.attend_padding or self.config.transformer.causal)
     mask = mask[:, None, :] if ignored else None
-    return self.transformer(x.astype(self.dtype), mask=mask, segments=segments, keys=keys)
+    return self.transformer(x.astype(self.dtype), mask=mask, segment_ids=segment_ids, keys=keys)
 
 
-def _restarting(segments: Any) -> Int[Array, "rows length"]:
+def _restarting(segment_ids: Any) -> Int[Array, "rows length"]:
   """Counts the position of each token in its own caption."""
-  segments = jnp.asarray(segments)
-  place = jnp.arange(segments.shape[1])
-  begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+  segment_ids = jnp.asarray(segment_ids)
+  place = jnp.arange(segment_ids.shape[1])
+  begins = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
   return place - jax.lax.cummax(jnp.where(begins, place, 0), axis=1)

@@ -39,7 +39,7 @@ class Block(nnx.Module):
     x: Float[Array, "rows length width"],
     *,
     mask: Bool[Array, "rows #length length"] | None = None,
-    segments: Int[Array, "rows length"] | None = None,
+    segment_ids: Int[Array, "rows length"] | None = None,
     angles: Float[Array, "rows length half_head_dim"] | None = None,
     keys: Key[Array, "rows"] | None = None,
     drop_rate: Float[Array, ""] | None = None,
@@ -47,7 +47,7 @@ class Block(nnx.Module):
     """Runs the block on tokens, with the arguments of `Transformer` and the drop path rate of this block."""
     first, second = (None, None) if keys is None else (fold_in(keys, 0), fold_in(keys, 1))
     before = self.config.norm_position == "pre"
-    attended = self.attention(self.norm1(x) if before else x, mask=mask, segments=segments, angles=angles)
+    attended = self.attention(self.norm1(x) if before else x, mask=mask, segment_ids=segment_ids, angles=angles)
     if self.attention_norm is not None:
       attended = self.attention_norm(attended)
     x = x + self._branch(attended, self.scale1, first, drop_rate)
@@ -78,7 +78,7 @@ class Transformer(nnx.Module):
     x: Float[Array, "rows length width"],
     *,
     mask: Bool[Array, "rows #length length"] | None = None,
-    segments: Int[Array | np.ndarray, "rows length"] | None = None,
+    segment_ids: Int[Array | np.ndarray, "rows length"] | None = None,
     angles: Float[Array, "rows length half_head_dim"] | None = None,
     keys: Key[Array, "rows"] | None = None,
   ) -> Float[Array, "rows length width"]:
@@ -87,13 +87,13 @@ class Transformer(nnx.Module):
     Args:
       x: the tokens, in the compute dtype.
       mask: True where the query (second axis) sees the key (third axis); None lets all see all.
-      segments: the segment of each token, which sees the tokens of its own segment; 0 is padding, which sees padding.
+      segment_ids: the segment of each token, which sees those of its own segment; 0 is padding, which sees padding.
       angles: the rotary angles of each token, as `positions.rope_angles` makes them.
       keys: the random key of each row, for dropout and drop path, so that what a row draws does not depend on the batch
         around it. None is deterministic.
     """
     config = self.config
-    segments = None if segments is None else jnp.asarray(segments)
+    segment_ids = None if segment_ids is None else jnp.asarray(segment_ids)
     graphdef, stacked = nnx.split(self.blocks)
     random = keys is not None and (config.dropout > 0 or config.drop_path > 0)
 
@@ -102,7 +102,7 @@ class Transformer(nnx.Module):
       params, index, rate = layer
       layer_keys = fold_in(keys, index) if random else None
       block = nnx.merge(graphdef, params)
-      return block(x, mask=mask, segments=segments, angles=angles, keys=layer_keys, drop_rate=rate), None
+      return block(x, mask=mask, segment_ids=segment_ids, angles=angles, keys=layer_keys, drop_rate=rate), None
 
     if config.remat != "none":
       # Inside a loop nothing can be merged with the forward pass, so the costly barriers against it are not needed.

@@ -58,14 +58,14 @@ class VisionTower(nnx.Module):
     """Embeds images as the tower's own features, before the projection.
 
     Args:
-      image: the patches. Rows are packed when it has segments and slots; else a row is one image or clip, with padding
-        at its end where there are segments.
+      image: the patches. Rows are packed when it has `locations`; else a row is one image or clip, with padding
+        at its end where there are segment ids.
       keys: the random key of each row, for dropout and drop path; None is deterministic.
 
     Raises:
       UserError: if packed rows meet a class token, of which there is one a row.
     """
-    packed = image.slots is not None
+    packed = image.locations is not None
     if packed and self.config.class_token:
       raise UserError(
         "model.vision.class_token=True has no place in packed rows: use model.vision.pool='map' or 'mean' without it"
@@ -77,7 +77,7 @@ class VisionTower(nnx.Module):
       states = self.post_norm(states)
     if self.config.pool == "cls":
       return states[:, 0]
-    tokens = pooling.Tokens.of(image.segments, image.slots)
+    tokens = pooling.Tokens.of(image.segment_ids, image.locations)
     if self.config.class_token:
       # The class token takes part in attention pooling, as any token, and not in the mean of the patches.
       states, tokens = (states, tokens.with_first()) if self.pool is not None else (states[:, 1:], tokens)
@@ -98,15 +98,15 @@ class VisionTower(nnx.Module):
       x = jnp.concatenate([first, x], axis=1)
     if self.pre_norm is not None:
       x = self.pre_norm(x)
-    angles, segments = None, image.segments
+    angles, segment_ids = None, image.segment_ids
     if config.transformer.rope:
       angles = rope_angles(image.coords, config.transformer.head_dim, config.transformer.rope)
     if self.class_token is not None:
       if angles is not None:
         angles = jnp.pad(angles, ((0, 0), (1, 0), (0, 0)))  # The class token does not rotate.
-      if segments is not None:
-        segments = jnp.pad(segments, ((0, 0), (1, 0)), constant_values=1)
-    return self.transformer(x, segments=segments, angles=angles, keys=keys)
+      if segment_ids is not None:
+        segment_ids = jnp.pad(segment_ids, ((0, 0), (1, 0)), constant_values=1)
+    return self.transformer(x, segment_ids=segment_ids, angles=angles, keys=keys)
 
   def _embedded(self, patches) -> Float[Array, "rows length width"]:
     """Embeds patches without their positions; their size tells whether they are of images or of clips."""
@@ -140,6 +140,6 @@ class VisionTower(nnx.Module):
     table = self.position[self.config.class_token :]
     # At the resolution of the table the patches of an image come in its order.
     of_images = image.patches.shape[-1] == self.config.patch_dim
-    if of_images and image.segments is None and image.patches.shape[1] == table.shape[0]:
+    if of_images and image.segment_ids is None and image.patches.shape[1] == table.shape[0]:
       return table[None]
-    return resampled(table, image.coords, image.segments)
+    return resampled(table, image.coords, image.segment_ids)

@@ -54,7 +54,7 @@ def make_plan(
     "remat": {name: config.model[name].transformer.remat for name in ("vision", "text")},
     "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(compiled.state.params)),
     "parameter_bytes": device_bytes(compiled.state.params),
-    "optimizer_bytes": device_bytes(compiled.state.slots),
+    "optimizer_bytes": device_bytes(compiled.state.opt_state),
     "memory": _memory(compiled, topology.chip, memory),
     "compile_seconds": compiled.seconds,
   }

@@ -27,14 +27,14 @@ class Placement:
     rows: number of rows.
     length: length of a row in tokens.
     sizes: number of tokens of each item, as it is placed.
-    slots: (row, segment) of each item; the segments of a row are numbered from 1 in the order of the items.
+    locations: (row, segment) of each item; the segments of a row are numbered from 1 in the order of the items.
     starts: first token of each item in its row. A row is filled from its beginning without gaps.
   """
 
   rows: int
   length: int
   sizes: Int[np.ndarray, "items"]
-  slots: Int[np.ndarray, "items 2"]
+  locations: Int[np.ndarray, "items 2"]
   starts: Int[np.ndarray, "items"]
 
   @property
@@ -44,15 +44,15 @@ class Placement:
 
   def cells(self) -> Int[np.ndarray, "tokens"]:
     """Returns the index of every token of every item, in order, into the rows laid end to end."""
-    first = self.slots[:, 0].astype(np.int64) * self.length + self.starts
+    first = self.locations[:, 0].astype(np.int64) * self.length + self.starts
     within = np.arange(self.sizes.sum()) - np.repeat(np.cumsum(self.sizes) - self.sizes, self.sizes)
     return np.repeat(first, self.sizes) + within
 
-  def segments(self) -> Int16[np.ndarray, "rows length"]:
+  def segment_ids(self) -> Int16[np.ndarray, "rows length"]:
     """Returns the segment of every token of the rows, 0 where there is none."""
-    segments = np.zeros(self.rows * self.length, np.int16)
-    segments[self.cells()] = np.repeat(self.slots[:, 1], self.sizes)
-    return segments.reshape(self.rows, self.length)
+    segment_ids = np.zeros(self.rows * self.length, np.int16)
+    segment_ids[self.cells()] = np.repeat(self.locations[:, 1], self.sizes)
+    return segment_ids.reshape(self.rows, self.length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,7 @@ def pack_grids(grids: Int[np.ndarray, "items 3"], *, rows: int, length: int, min
 
   Examples:
     >>> plan = pack_grids(np.array([[1, 2, 3], [1, 2, 2], [1, 1, 2]]), rows=1, length=10)
-    >>> plan.grids.tolist(), plan.segments().tolist()
+    >>> plan.grids.tolist(), plan.segment_ids().tolist()
     ([[1, 2, 2], [1, 2, 2], [1, 1, 2]], [[1, 1, 1, 1, 2, 2, 2, 2, 3, 3]])
   """
   wanted = np.asarray(grids, np.int64)
@@ -176,10 +176,12 @@ def place_images(patches: Sequence[Patches], packed: PackedGrids) -> ImageBatch:
   batch = ImageBatch(
     np.zeros((packed.rows, packed.length, patches[0][0].shape[1]), np.uint8),
     np.zeros((packed.rows, packed.length, 3), np.int16),
-    packed.segments(),
-    packed.slots,
+    packed.segment_ids(),
+    packed.locations,
   )
-  for (pixels, coords), size, row, start in zip(patches, packed.sizes, packed.slots[:, 0], packed.starts, strict=True):
+  for (pixels, coords), size, row, start in zip(
+    patches, packed.sizes, packed.locations[:, 0], packed.starts, strict=True
+  ):
     if len(pixels) != size:
       raise ValueError(f"an image has {len(pixels)} patches, its plan says {size}")
     batch.patches[row, start : start + size] = pixels
@@ -202,7 +204,7 @@ def pack_texts(lengths: Int[np.ndarray, "items"], *, rows: int, length: int) -> 
 
   Examples:
     >>> plan = pack_texts(np.array([5, 3, 4]), rows=2, length=6)
-    >>> plan.sizes.tolist(), plan.segments().tolist(), plan.truncated
+    >>> plan.sizes.tolist(), plan.segment_ids().tolist(), plan.truncated
     ([3, 3, 4], [[1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 0, 0]], 1)
   """
   wanted = np.maximum(np.asarray(lengths, np.int64), 1)
@@ -230,7 +232,7 @@ def place_texts(tokens: Int[np.ndarray, "items padded"], packed: PackedTexts) ->
   kept[every, packed.sizes - 1] = tokens[every, packed.wanted - 1]
   placed = np.zeros(packed.rows * packed.length, np.int32)
   placed[packed.cells()] = kept[np.arange(tokens.shape[1]) < packed.sizes[:, None]]
-  return TextBatch(placed.reshape(packed.rows, packed.length), None, packed.segments(), packed.slots)
+  return TextBatch(placed.reshape(packed.rows, packed.length), None, packed.segment_ids(), packed.locations)
 
 
 def capacity(mean: float, std: float, *, pairs: int, fill: float = 0.95) -> int:
@@ -294,12 +296,12 @@ def row_shape(tokens: int, *, least: int, multiple: int = 128) -> tuple[int, int
 
 
 def _laid(sizes: np.ndarray, row_of: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the slots and starts of items, in the order in which the items come."""
+  """Returns the locations and starts of items, in the order in which the items come."""
   row = np.asarray(row_of, np.int64)
   order = np.argsort(row, kind="stable")
   first = np.searchsorted(row[order], row[order])
   before = np.cumsum(sizes[order]) - sizes[order]
-  slots, starts = np.empty((len(row), 2), np.int32), np.empty(len(row), np.int64)
-  slots[order] = np.stack([row[order], np.arange(len(row)) - first + 1], axis=1)
+  locations, starts = np.empty((len(row), 2), np.int32), np.empty(len(row), np.int64)
+  locations[order] = np.stack([row[order], np.arange(len(row)) - first + 1], axis=1)
   starts[order] = before - before[first]
-  return slots, starts
+  return locations, starts

@@ -129,7 +129,7 @@ def gather(items: list[Patches], length: int, *, width: int, padded: bool) -> Im
     batch.patches[row, : len(patches)] = np.tile(patches, (1, width // patches.shape[1]))
     batch.coords[row, : len(patches)] = coords
     if padded:
-      batch.segments[row, : len(patches)] = 1
+      batch.segment_ids[row, : len(patches)] = 1
   return batch
 
 

@@ -55,16 +55,18 @@ def abstract_batch(
 
   inputs = segment.inputs(modality)
   patch_dim = model.vision.patch_size**2 * model.vision.channels * (model.vision.tubelet if inputs.frames > 1 else 1)
-  rows, segments, slots = pairs, None, None
+  rows, segment_ids, locations = pairs, None, None
   if inputs.rows is not None:
-    rows, length, segments, slots = packed(inputs.rows)
+    rows, length, segment_ids, locations = packed(inputs.rows)
   elif inputs.resolution.mode != "fixed":
-    segments = array(jnp.int16, pairs, length)
-  image = ImageBatch(array(jnp.uint8, rows, length, patch_dim), array(jnp.int16, rows, length, 3), segments, slots)
+    segment_ids = array(jnp.int16, pairs, length)
+  image = ImageBatch(
+    array(jnp.uint8, rows, length, patch_dim), array(jnp.int16, rows, length, 3), segment_ids, locations
+  )
 
   if segment.text_rows is not None:
-    rows, length, segments, slots = packed(segment.text_rows)
-    text = TextBatch(array(jnp.int32, rows, length), None, segments, slots)
+    rows, length, segment_ids, locations = packed(segment.text_rows)
+    text = TextBatch(array(jnp.int32, rows, length), None, segment_ids, locations)
   else:
     length = model.text.length
     text = TextBatch(array(jnp.int32, pairs, length), array(jnp.bool_, pairs, length))

@@ -51,14 +51,14 @@ def split_batch(batch: Any, count: int, mesh: Mesh) -> Any:
   """
 
   def renumbered(pieces, whole):
-    if not isinstance(whole, ImageBatch | TextBatch) or whole.slots is None:
+    if not isinstance(whole, ImageBatch | TextBatch) or whole.locations is None:
       return pieces
     # Row numbers count the whole batch's rows; those of a micro-batch count its own.
     rows = jax.tree.leaves(whole)[0].shape[0] // batch_shards(mesh)
     share = rows // count
-    row, segment = pieces.slots[..., 0], pieces.slots[..., 1]
+    row, segment = pieces.locations[..., 0], pieces.locations[..., 1]
     own = row // rows * share + row % rows % share
-    return dataclasses.replace(pieces, slots=jnp.stack([own, segment], axis=-1))
+    return dataclasses.replace(pieces, locations=jnp.stack([own, segment], axis=-1))
 
   return jax.tree.map(
     renumbered, split(batch, count, mesh), batch, is_leaf=lambda node: isinstance(node, ImageBatch | TextBatch)

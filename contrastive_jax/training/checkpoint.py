@@ -35,7 +35,7 @@ orbax_patches.apply()
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
   """What is written: no class of ours, so that checkpoints outlive the code. Absent parts are left out."""
-  tree = {"step": state.step, "params": state.params, "slots": state.slots, "average": state.average}
+  tree = {"step": state.step, "params": state.params, "opt_state": state.opt_state, "average": state.average}
   tree["objective"] = state.objective
   return {name: part for name, part in tree.items() if part is not None}
 
@@ -99,12 +99,12 @@ class Checkpoints:
     """Steps of the complete checkpoints, ascending."""
     return [found.step for found in self._manager.checkpoints]
 
-  def save(self, state: TrainState, about: Mapping[str, Any]) -> None:
+  def save(self, state: TrainState, metadata: Mapping[str, Any]) -> None:
     """Starts writing; waits only for the checkpoint before this one. A failure after it returned is told by `poll`.
 
     Args:
       state: may be donated as soon as this returns.
-      about: JSON that is needed to continue: segments, tokenizer fingerprint.
+      metadata: JSON that is needed to continue: segments, tokenizer fingerprint.
 
     Raises:
       NonFiniteError: if a leaf is not finite; nothing is written then.
@@ -118,12 +118,12 @@ class Checkpoints:
         f"step {step}: {plain_name(not_finite[0])} and {len(not_finite) - 1} more leaves of the state are not finite"
         f" after the update, so nothing was saved; last good checkpoint: {self.last_good()}"
       )
-    about = json.loads(json.dumps(dict(about)))
-    about = {**about, "checksum": sums, "digest": runs.digest([sums, about])}
+    metadata = json.loads(json.dumps(dict(metadata)))
+    metadata = {**metadata, "checksum": sums, "digest": runs.digest([sums, metadata])}
     if not self._directory.parent.is_dir():
       raise SaveError(f"checkpoint {step} cannot be written: {self._directory.parent} is gone")
     with self._writing(step):
-      self._manager.save_checkpointables_async(step, {"state": tree}, custom_metadata=about)
+      self._manager.save_checkpointables_async(step, {"state": tree}, custom_metadata=metadata)
     self._saving = step
 
   def when_written(self, call: Callable[[], object]) -> None:
@@ -179,8 +179,8 @@ class Checkpoints:
       call, self._when_written = self._when_written, None
       call()
 
-  def newest_about(self) -> dict[str, Any]:
-    """What the newest checkpoint holds beside its state, unverified; empty where the main process can read none."""
+  def newest_metadata(self) -> dict[str, Any]:
+    """The metadata of the newest checkpoint, unverified; empty where the main process can read none."""
     try:
       newest = dict(self._manager.checkpointables_metadata(self.steps[-1]).custom_metadata)
     except Exception:  # `restore` says what is wrong.
@@ -231,14 +231,14 @@ class Checkpoints:
     damaged: dict[int, str] = {}
     for step in reversed(distributed.from_main(self.steps)):
       try:
-        restored, about = verified(self._directory, step, functools.partial(upgrades.old_names, tree))
+        restored, metadata = verified(self._directory, step, functools.partial(upgrades.old_names, tree))
       except Damaged as error:
         damaged[step] = str(error)
         continue
       for bad, why in damaged.items():
         log.warning("Checkpoint %d is damaged (%s); going on from checkpoint %d.", bad, why, step)
         self._set_aside(bad)
-      return TrainState(**upgrades.new_names(restored)), about
+      return TrainState(**upgrades.new_names(restored)), metadata
     if damaged:
       step, why = next(iter(damaged.items()))
       raise UserError(f"{self._directory} has no checkpoint that can be read; the newest, {step}, says: {why}")
@@ -258,11 +258,11 @@ class Checkpoints:
 
 
 class Restored(NamedTuple):
-  """Parameters from a checkpoint, the number of updates they had, and what the checkpoint holds beside its state."""
+  """Parameters from a checkpoint, the number of updates they had, and the metadata of the checkpoint."""
 
   params: dict[str, Any]
   step: int
-  about: dict[str, Any]
+  metadata: dict[str, Any]
 
 
 def restore_params(workdir: Path, step: int | None, place: Callable[[Any], Any] | None = None) -> Restored:
@@ -297,7 +297,7 @@ def restore_params(workdir: Path, step: int | None, place: Callable[[Any], Any] 
     damaged: dict[int, str] = {}
     for candidate in reversed(steps) if step is None else [step]:
       try:
-        loaded, about = verified(directory, candidate, choose)
+        loaded, metadata = verified(directory, candidate, choose)
       except Damaged as error:
         damaged[candidate] = str(error)
         continue
@@ -309,7 +309,7 @@ def restore_params(workdir: Path, step: int | None, place: Callable[[Any], Any] 
       raise UserError(f"checkpoint {newest} of {workdir} is damaged: {why}")
   loaded = upgrades.new_names(loaded)
   params = _overlay(towers(loaded["params"]), towers(loaded.get("average", {})))
-  return Restored(params, candidate, about)
+  return Restored(params, candidate, metadata)
 
 
 def _overlay(base: Any, over: Any) -> Any:

@@ -1,6 +1,6 @@
 """A frozen teacher beside the student: its embeddings of a batch, made before the train step and apart from it.
 
-The step sees targets only. So the teacher has no gradients and no optimiser slots, no checkpoint of the student holds
+The step sees targets only. So the teacher has no gradients and no optimiser state, no checkpoint of the student holds
 anything of it, and the step is the same whether the teacher ran or its targets were read from a cache.
 """
 
@@ -58,7 +58,9 @@ class Teacher:
         image = model.encode_image(inputs.image)
         if text is None:
           return Targets(image)
-        return Targets(image, model.encode_text(text.tokens, text.mask, segments=text.segments, slots=text.slots))
+        return Targets(
+          image, model.encode_text(text.tokens, text.mask, segment_ids=text.segment_ids, locations=text.locations)
+        )
 
     def embed_all(params, inputs: TeacherInputs) -> Targets:
       if accumulate == 1:

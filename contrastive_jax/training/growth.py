@@ -38,16 +38,16 @@ class Growth:
 Growths = Sequence[Growth]
 
 
-def read(about: Mapping[str, Any], planned: int, total_steps: int, way: str) -> tuple[Growth, ...]:
+def read(metadata: Mapping[str, Any], planned: int, total_steps: int, way: str) -> tuple[Growth, ...]:
   """Returns the plans of a run that is started or resumed.
 
   Args:
-    about: what a checkpoint holds beside its state; those of older versions say nothing of plans.
+    metadata: what a checkpoint holds beside its arrays; those of older versions say nothing of plans.
     planned: number of steps of the checkpoint's segments, which is what older versions stretched the schedule over.
     total_steps: of the config.
     way: `schedule.on_growth` of the config.
   """
-  plans = tuple(Growth(**plan) for plan in about.get("plans", ())) or (Growth(planned or total_steps),)
+  plans = tuple(Growth(**plan) for plan in metadata.get("plans", ())) or (Growth(planned or total_steps),)
   return (*plans, Growth(total_steps, way)) if total_steps > plans[-1].total_steps else plans
 
 

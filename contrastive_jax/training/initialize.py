@@ -93,7 +93,7 @@ def initial_state(
   if not init_from:
     return state
   found = restore_params(Path(init_from), None)
-  stored, expected = Path(init_from) / "tokenizer", found.about.get("tokenizer")
+  stored, expected = Path(init_from) / "tokenizer", found.metadata.get("tokenizer")
   if towers != "image" and expected and stored.is_dir() and tokenizers.load(stored).fingerprint != expected:
     raise UserError(f"{stored} is not the tokenizer that the checkpoint was trained with: put the original back")
   restored = traverse_util.flatten_dict(found.params)

@@ -112,7 +112,7 @@ def train(
   options: LoopOptions,
   *,
   mesh: jax.sharding.Mesh,
-  about: dict[str, Any],
+  metadata: dict[str, Any],
   evaluate: Callable[[TrainState], dict[str, float]] | None = None,
   teach: Callable[[Batch], Batch] | None = None,
   ahead: Iterable[Batch] = (),
@@ -130,7 +130,7 @@ def train(
     writer: None on all processes but the main one.
     options: see `LoopOptions`.
     mesh: where batches go.
-    about: what a checkpoint holds beside the state.
+    metadata: what a checkpoint holds beside its arrays.
     evaluate: returns numbers that are logged with their step. It is not called at the last step of the run, whose state
       is returned and which the caller scores.
     teach: adds to a batch on the devices what a frozen teacher makes of it.
@@ -169,7 +169,7 @@ def train(
         # A checkpoint is only ever made of a state whose loss is known to be finite, and before anything that may fail.
         steps.settle()
         confirm(here=True)
-        checkpoints.save(state, about)
+        checkpoints.save(state, metadata)
       due = (options.eval_every and done % options.eval_every == 0) or options.ends_stage(done)
       if evaluate and due and done < options.total_steps:
         steps.settle()

@@ -241,14 +241,14 @@ def make_optimizer(options: Any, schedule: Schedule) -> optax.GradientTransforma
   return optax.chain(*transforms)
 
 
-def at_step(slots: Any, step: Int[Array, ""] | int) -> Any:
+def at_step(opt_state: Any, step: Int[Array, ""] | int) -> Any:
   """Returns the optimiser's state with its learning rate at `step` of the run.
 
   A run has one count of steps, and a step whose update is skipped is one of them: the rate goes on. What an optimiser
   counts for its moments (bias corrections, Adafactor's decay) stays the number of gradients that went into them.
 
   Args:
-    slots: state of an optimiser that `make_optimizer` made.
+    opt_state: state of an optimiser that `make_optimizer` made.
     step: number of steps before this one, skipped ones included.
   """
 
@@ -258,7 +258,7 @@ def at_step(slots: Any, step: Int[Array, ""] | int) -> Any:
   def moved(node):
     return node._replace(count=jnp.asarray(step, node.count.dtype)) if is_schedule(node) else node
 
-  return jax.tree.map(moved, slots, is_leaf=is_schedule)
+  return jax.tree.map(moved, opt_state, is_leaf=is_schedule)
 
 
 def split_frozen(params: Params, patterns: Sequence[str]) -> tuple[dict, dict]:
@@ -291,10 +291,10 @@ def combine(trained: Params, frozen: Params) -> dict:
   return traverse_util.unflatten_dict({**traverse_util.flatten_dict(trained), **traverse_util.flatten_dict(frozen)})
 
 
-def slot_shardings(abstract: Any, params: Params, shardings: Params, replicated: Any) -> Any:
-  """Shardings of the optimiser's slots: a slot shaped like its parameter lies where the parameter lies.
+def opt_state_shardings(abstract: Any, params: Params, shardings: Params, replicated: Any) -> Any:
+  """Returns the shardings of the optimiser's state: an array shaped like its parameter lies where the parameter lies.
 
-  A slot is its parameter's when its path ends with the parameter's: `optax.tree.map_params` does not see through the
+  An array is its parameter's when its path ends with the parameter's: `optax.tree.map_params` does not see through the
   masks of optimisers that treat some parameters differently.
 
   Args:
@@ -305,9 +305,9 @@ def slot_shardings(abstract: Any, params: Params, shardings: Params, replicated:
   """
   shapes, places = traverse_util.flatten_dict(params), traverse_util.flatten_dict(shardings)
 
-  def place(path, slot):
+  def place(path, leaf):
     keys = tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
     owner = next((keys[start:] for start in range(len(keys)) if keys[start:] in shapes), None)
-    return places[owner] if owner is not None and shapes[owner].shape == slot.shape else replicated
+    return places[owner] if owner is not None and shapes[owner].shape == leaf.shape else replicated
 
   return jax.tree_util.tree_map_with_path(place, abstract)

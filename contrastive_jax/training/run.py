@@ -128,23 +128,23 @@ class Run:
     schedule = growth.grown(over, growths) if growths else over(self.config.total_steps)
     return learning_rate(schedule, self.stages)
 
-  def growths(self, about: Mapping[str, Any]) -> tuple[growth.Growth, ...]:
-    """How the run grew, given what its checkpoint holds beside the state, which is empty for a new run."""
+  def growths(self, metadata: Mapping[str, Any]) -> tuple[growth.Growth, ...]:
+    """How the run grew, given the metadata of its checkpoint, which are empty for a new run."""
     schedule, total_steps = self.config.schedule, self.config.total_steps
     if schedule.name in ("constant", "rsqrt") and not schedule.cooldown_steps:
       return (growth.Growth(total_steps),)  # Their rates do not depend on the number of steps.
-    planned = sum(segment["steps"] for segment in about.get("segments", ()))
-    return growth.read(about, planned, total_steps, schedule.get("on_growth", growth.DEFAULT))
+    planned = sum(segment["steps"] for segment in metadata.get("segments", ()))
+    return growth.read(metadata, planned, total_steps, schedule.get("on_growth", growth.DEFAULT))
 
-  def segments_after(self, about: Mapping[str, Any], step: int, *, data_changed: bool) -> tuple[Segment, ...]:
+  def segments_after(self, metadata: Mapping[str, Any], step: int, *, data_changed: bool) -> tuple[Segment, ...]:
     """The segments that were done, and those that are left.
 
     Args:
-      about: what the checkpoint holds beside the state; empty for a new run.
+      metadata: those of the checkpoint; empty for a new run.
       step: that of the checkpoint.
       data_changed: whether the rest of the run draws from other data, see `config.check_resume`.
     """
-    done = [Segment.from_dict(fields) for fields in about.get("segments", ())]
+    done = [Segment.from_dict(fields) for fields in metadata.get("segments", ())]
     return resume(done, self.segments, step, changed=data_changed)
 
   def loop_options(self) -> LoopOptions:

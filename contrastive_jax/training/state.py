@@ -36,14 +36,14 @@ class TrainState:
     step: number of updates done.
     params: all parameters of the dual encoder, nested dicts of float32 masters, and under `OBJECTIVE` what the terms of
       the objective learn, where they learn anything.
-    slots: the optimiser's state, for the trained parameters only.
+    opt_state: the optimiser's state, for the trained parameters only.
     average: exponential moving average of the trained parameters, or None.
     objective: what the terms of the objective remember, by their names, or None.
   """
 
   step: Int[Array, ""] | Any
   params: Any
-  slots: Any
+  opt_state: Any
   average: Any = None
   objective: Any = None
 
@@ -114,9 +114,13 @@ class StateSpec:
     placed = parameter_shardings(self.mesh, self.rules, params, axes)
     trained, _ = optimizers.split_frozen(params, self.frozen)
     placed_trained, _ = optimizers.split_frozen(placed, self.frozen)
-    slots = optimizers.slot_shardings(jax.eval_shape(self.optimizer.init, trained), trained, placed_trained, everywhere)
+    opt_state = optimizers.opt_state_shardings(
+      jax.eval_shape(self.optimizer.init, trained), trained, placed_trained, everywhere
+    )
     average = placed_trained if self.average else None
-    return TrainState(everywhere, placed, slots, average, self._place_remembered(remembered) if remembered else None)
+    return TrainState(
+      everywhere, placed, opt_state, average, self._place_remembered(remembered) if remembered else None
+    )
 
   def state_axes(self) -> dict[str, Any]:
     """Logical axes of what the terms of the objective remember."""

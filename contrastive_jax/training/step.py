@@ -66,7 +66,9 @@ def make_value_and_grad(spec: StateSpec, *, accumulate: int = 1) -> Callable:
       with jax.named_scope("towers"), jax.sharding.use_abstract_mesh(spec.mesh.abstract_mesh):
         return (
           model.encode_image(image, keys=rows.image_keys),
-          model.encode_text(text.tokens, text.mask, segments=text.segments, slots=text.slots, keys=rows.text_keys),
+          model.encode_text(
+            text.tokens, text.mask, segment_ids=text.segment_ids, locations=text.locations, keys=rows.text_keys
+          ),
         )
 
     def global_loss(trained, embeddings):
@@ -151,7 +153,7 @@ def make_train_step(
     (loss, (metrics, remembered)), gradients = value_and_grad(trained, frozen, batch, key, factor, state.objective)
     with jax.named_scope("optimizer"):
       norm = optax.tree.norm(gradients)
-      updates, slots = spec.optimizer.update(gradients, optimizers.at_step(state.slots, state.step), trained)
+      updates, opt_state = spec.optimizer.update(gradients, optimizers.at_step(state.opt_state, state.step), trained)
       updated = optax.apply_updates(trained, updates)
     if "log_logit_scale" in updated:
       updated["log_logit_scale"] = jnp.clip(updated["log_logit_scale"], 0.0, math.log(max_logit_scale))
@@ -162,7 +164,7 @@ def make_train_step(
     metrics = {"loss": loss, "grad_norm": norm, "learning_rate": schedule(state.step), **metrics}
     if spec.objective.distils and batch.targets is not None:
       metrics["distillation_weight"] = jnp.asarray(factor, jnp.float32)
-    new = TrainState(state.step + 1, optimizers.combine(updated, frozen), slots, average, remembered)
+    new = TrainState(state.step + 1, optimizers.combine(updated, frozen), opt_state, average, remembered)
     # The squares within a finite norm are finite, and so are the moments and the average that are made of them.
     # As a branch it reads them once they are written; XLA would otherwise compute the update a second time for it.
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -170,7 +172,7 @@ def make_train_step(
     metrics["finite"] = finite.astype(jnp.float32)
     if skip_nonfinite:
       kept = jax.tree.map(lambda old, fresh: jnp.where(finite, fresh, old), state, new)
-      new = TrainState(new.step, kept.params, kept.slots, kept.average, kept.objective)
+      new = TrainState(new.step, kept.params, kept.opt_state, kept.average, kept.objective)
       metrics["skipped"] = 1.0 - finite
     return new, metrics
 

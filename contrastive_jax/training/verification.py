@@ -112,7 +112,7 @@ def checksum(state: Any) -> tuple[dict[str, int], list[str]]:
 
 
 def plain_name(name: str) -> str:
-  """`slots/1/count` of `['slots'][1].count`: named tuples are read back as dictionaries, and their leaves renamed."""
+  """`opt_state/1/count` of `['opt_state'][1].count`: named tuples are read back as dictionaries with other names."""
   return "/".join(re.findall(r"[^\[\]'.]+", name))
 
 
@@ -125,7 +125,7 @@ def verified(directory: Path, step: int, choose: Callable[[Any], Any]) -> tuple[
     choose: maps what the checkpoint says it holds to what is read of it, with placeholders for what is not.
 
   Returns:
-    The tree that was read, and what the checkpoint holds beside its state.
+    The tree that was read, and its metadata: what it holds beside the arrays.
 
   Raises:
     Damaged: if anything of it cannot be read, or was not written so.
@@ -137,19 +137,19 @@ def verified(directory: Path, step: int, choose: Callable[[Any], Any]) -> tuple[
 
   def describe() -> tuple[dict[str, Any], Any]:
     with ocp.Context(multiprocessing_options=alone):
-      metadata = ocp.checkpointables_metadata(path)
-    return dict(metadata.custom_metadata), choose(metadata.metadata["state"])
+      described = ocp.checkpointables_metadata(path)
+    return dict(described.custom_metadata), choose(described.metadata["state"])
 
   def load() -> Any:
     with ocp.Context(multiprocessing_options=alone):
       return ocp.load_checkpointables(path, {"state": wanted})["state"]
 
-  about, wanted = _together(describe, step)
+  metadata, wanted = _together(describe, step)
   restored = _together(load, step)
-  expected, written = about.pop("checksum", None), about.pop("digest", None)
+  expected, written = metadata.pop("checksum", None), metadata.pop("digest", None)
   if not isinstance(expected, dict):
     raise Damaged("its metadata holds no checksums")
-  if written is not None and runs.digest([expected, about]) != written:
+  if written is not None and runs.digest([expected, metadata]) != written:
     raise Damaged("its metadata is not what was written")
   expected = {plain_name(name): value for name, value in expected.items()}
   read, left_out = {}, set()
@@ -167,4 +167,4 @@ def verified(directory: Path, step: int, choose: Callable[[Any], Any]) -> tuple[
     raise Damaged(f"the checksum of {wrong[0]}{more}")
   if not_finite:
     raise Damaged(f"{plain_name(not_finite[0])} is not finite, nor are {len(not_finite) - 1} more leaves")
-  return restored, about
+  return restored, metadata

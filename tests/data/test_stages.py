@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from contrastive_jax.schedule.segment_ids import Clips, Rows, Segment
 from toy import ToySource, WordTokenizer
 
 from contrastive_jax.batch import Targets
@@ -13,7 +14,6 @@ from contrastive_jax.models.config import DualEncoderConfig, TextConfig, Transfo
 from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.preprocess.images import DecodeError, cut, join
 from contrastive_jax.preprocess.resolution import Resolution
-from contrastive_jax.schedule.segments import Clips, Rows, Segment
 from contrastive_jax.schedule.shapes import abstract_batch
 from data.pipeline import Pipeline, TeacherView
 from data.sources import Example, Text, stable_hash
@@ -91,8 +91,8 @@ def assert_same(left, right):
 
 def brightness(image, pair):
   """Values of the pixels in the patches of a packed pair."""
-  row, segment = image.slots[pair]
-  return image.patches[row][image.segments[row] == segment]
+  row, segment = image.locations[pair]
+  return image.patches[row][image.segment_ids[row] == segment]
 
 
 def test_packed_batches_hold_every_pair_in_its_slot():
@@ -103,11 +103,11 @@ def test_packed_batches_hold_every_pair_in_its_slot():
     height, width = 8 + 8 * (index % 5), 8 + 8 * (index // 5 % 5)
     assert (patches == index + 1).all()
     assert len(patches) <= min(64, height * width // PATCH**2)
-    row, segment = batch.text.slots[pair]
-    caption = batch.text.tokens[row][batch.text.segments[row] == segment]
+    row, segment = batch.text.locations[pair]
+    caption = batch.text.tokens[row][batch.text.segment_ids[row] == segment]
     np.testing.assert_array_equal(caption, [ord("x")] * (1 + index % 7))
   used = sum(len(brightness(batch.image, pair)) for pair in range(16))
-  assert used == (batch.image.segments > 0).sum()
+  assert used == (batch.image.segment_ids > 0).sum()
 
 
 def shape_of(batch):
@@ -150,8 +150,8 @@ def test_what_does_not_fill_a_patch_is_left_out_at_the_right_and_bottom():
 
 def test_packs_do_not_share_rows():
   batch = make(PACKED).batch(1)
-  for slots, rows in ((batch.image.slots, 6), (batch.text.slots, 2)):
-    np.testing.assert_array_equal(slots[:, 0] // rows, np.arange(16) // 8)
+  for locations, rows in ((batch.image.locations, 6), (batch.text.locations, 2)):
+    np.testing.assert_array_equal(locations[:, 0] // rows, np.arange(16) // 8)
 
 
 @pytest.mark.parametrize("segment", [PACKED, NAFLEX, TURNS], ids=lambda segment: segment.name)
@@ -174,7 +174,7 @@ def test_a_pack_that_overflows_is_counted():
   small = dataclasses.replace(PACKED, rows=Rows(2, 64))
   run = make(small)
   batch = run.batch(0)
-  assert run.shrunk > 0 and (batch.image.segments > 0).sum() <= 4 * 64
+  assert run.shrunk > 0 and (batch.image.segment_ids > 0).sum() <= 4 * 64
   assert all(len(brightness(batch.image, pair)) >= 4 for pair in range(16))
 
 
@@ -184,9 +184,9 @@ def test_naflex_draws_one_length_a_batch_and_pads_at_the_end():
   for step in range(6):
     batch = run.batch(step)
     lengths.add(batch.image.patches.shape[1])
-    assert batch.image.slots is None
-    count = batch.image.segments.sum(axis=1)
-    np.testing.assert_array_equal(batch.image.segments, np.arange(batch.image.patches.shape[1]) < count[:, None])
+    assert batch.image.locations is None
+    count = batch.image.segment_ids.sum(axis=1)
+    np.testing.assert_array_equal(batch.image.segment_ids, np.arange(batch.image.patches.shape[1]) < count[:, None])
   assert lengths == {16, 36}
 
 
@@ -265,6 +265,6 @@ def test_toy_sources_still_work_without_stages():
       [Segment(1, 4, (("a", 1),), 8)], {"a": ToySource("a", 5)}, WordTokenizer(), text_length=4, patch_size=4, seed=0
     )
     .batch(0)
-    .image.segments
+    .image.segment_ids
     is None
   )

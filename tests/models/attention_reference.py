@@ -37,16 +37,16 @@ def attention(queries, keys, values, cotangent, seen, sigmoid_length=0):
   return output, all_weights, (by_query, by_key, by_value)
 
 
-def seen(length, *, causal=False, mask=None, segments=None):
+def seen(length, *, causal=False, mask=None, segment_ids=None):
   """Bool `[rows, queries, keys]`, token by token."""
-  rows = len(segments) if segments is not None else len(mask) if mask is not None else 1
+  rows = len(segment_ids) if segment_ids is not None else len(mask) if mask is not None else 1
   result = np.ones((rows, length, length), bool)
   for row in range(rows):
     for query in range(length):
       for key in range(length):
         allowed = not causal or key <= query
-        if segments is not None:
-          allowed = allowed and segments[row][query] == segments[row][key]
+        if segment_ids is not None:
+          allowed = allowed and segment_ids[row][query] == segment_ids[row][key]
         if mask is not None:
           allowed = allowed and mask[row][query if len(mask[row]) > 1 else 0][key]
         result[row, query, key] = allowed

@@ -25,10 +25,10 @@ BOTH_MASK |= np.eye(LENGTH, dtype=bool)
 RULES = {
   "all": {},
   "causal": {"causal": True},
-  "segments": {"segments": SEGMENTS},
-  "causal segments": {"causal": True, "segments": SEGMENTS},
+  "segment_ids": {"segment_ids": SEGMENTS},
+  "causal segments": {"causal": True, "segment_ids": SEGMENTS},
   "keys masked": {"mask": KEY_MASK},
-  "pairs masked": {"mask": BOTH_MASK, "segments": SEGMENTS, "causal": True},
+  "pairs masked": {"mask": BOTH_MASK, "segment_ids": SEGMENTS, "causal": True},
 }
 
 
@@ -119,13 +119,13 @@ def test_few_passes_survive_large_logits(rng):
 def test_another_segment_never_matters(length, sigmoid_length, rng):
   """Bit for bit, on either side of the length from which logits are not held at once."""
   queries, keys, values, cotangent = draw(rng, 1, length, 2, 4)
-  segments = jnp.asarray(np.sort(np.arange(length) % 5)[None])
-  rules = {"segments": segments, "sigmoid_length": sigmoid_length}
-  changed = (segments == 2)[..., None, None]
+  segment_ids = jnp.asarray(np.sort(np.arange(length) % 5)[None])
+  rules = {"segment_ids": segment_ids, "sigmoid_length": sigmoid_length}
+  changed = (segment_ids == 2)[..., None, None]
   run = jax.jit(lambda *parts: jax.vjp(lambda *parts: attend(*parts, **rules), *parts)[1](cotangent))
   forward = jax.jit(lambda *parts: attend(*parts, **rules))
   others = [jnp.where(changed, 100 * part + 1, part) for part in (queries, keys, values)]
-  unchanged = np.asarray(segments != 2)
+  unchanged = np.asarray(segment_ids != 2)
   np.testing.assert_array_equal(forward(queries, keys, values)[unchanged], forward(*others)[unchanged])
   assert not np.allclose(forward(queries, keys, values)[~unchanged], forward(*others)[~unchanged])
   for before, after in zip(run(queries, keys, values), run(*others), strict=True):
@@ -136,8 +136,8 @@ def test_a_long_row_equals_its_segments_alone(rng):
   length = 1300
   queries, keys, values, _ = draw(rng, 1, length, 1, 8)
   bounds = [0, 500, 511, 1299, length]
-  segments = jnp.asarray(np.repeat([3, 1, 2, 0], np.diff(bounds))[None])
-  mixed = attend(queries, keys, values, segments=segments, causal=True)
+  segment_ids = jnp.asarray(np.repeat([3, 1, 2, 0], np.diff(bounds))[None])
+  mixed = attend(queries, keys, values, segment_ids=segment_ids, causal=True)
   for start, stop in itertools.pairwise(bounds):
     part = slice(start, stop)
     alone = dense(queries[:, part], keys[:, part], values[:, part], causal=True)
@@ -148,18 +148,18 @@ def test_a_long_row_equals_its_segments_alone(rng):
 @pytest.mark.parametrize("rules", [{}, {"mask": True}, {"sigmoid_length": 9}])
 def test_long_rows_on_a_mesh(tensor, rules, rng):
   parts = draw(rng, 8, 1040, 2, 4)
-  segments = jnp.asarray(np.sort(rng.integers(0, 3, (8, 1040)), axis=1))
+  segment_ids = jnp.asarray(np.sort(rng.integers(0, 3, (8, 1040)), axis=1))
   if "mask" in rules:
     rules = {"mask": jnp.asarray(rng.random((8, 1, 1040)) < 0.8)}
   mesh = MeshSpec(data=-1, fsdp=2, tensor=tensor).make()
 
-  def run(parts, segments, rules):
+  def run(parts, segment_ids, rules):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-      return with_gradients(lambda *parts: attend(*parts, segments=segments, **rules), parts)
+      return with_gradients(lambda *parts: attend(*parts, segment_ids=segment_ids, **rules), parts)
 
-  put = jax.device_put((parts, segments), batch_sharding(mesh))
-  sharded = jax.jit(lambda parts, segments: run(parts, segments, rules))(*put)
-  single = with_gradients(lambda *parts: dense(*parts, segments=segments, **rules), parts)
+  put = jax.device_put((parts, segment_ids), batch_sharding(mesh))
+  sharded = jax.jit(lambda parts, segment_ids: run(parts, segment_ids, rules))(*put)
+  single = with_gradients(lambda *parts: dense(*parts, segment_ids=segment_ids, **rules), parts)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), sharded, single)
 
 
@@ -231,11 +231,11 @@ def make_stack(rng, **fields):
 
 def test_sigmoid_attention_does_not_know_an_order(rng):
   graphdef, params = make_stack(rng, attention="sigmoid", attention_length=6, attention_norm=True)
-  run = jax.jit(lambda x, segments: nnx.merge(graphdef, params)(x, segments=segments))
+  run = jax.jit(lambda x, segment_ids: nnx.merge(graphdef, params)(x, segment_ids=segment_ids))
   x = jnp.asarray(rng.standard_normal((3, 6, 8)), jnp.float32)
-  segments = jnp.array([[1, 1, 2, 2, 2, 0]] * 3)
+  segment_ids = jnp.array([[1, 1, 2, 2, 2, 0]] * 3)
   order = rng.permutation(6)
-  np.testing.assert_allclose(run(x, segments)[:, order], run(x[:, order], segments[:, order]), atol=1e-5)
+  np.testing.assert_allclose(run(x, segment_ids)[:, order], run(x[:, order], segment_ids[:, order]), atol=1e-5)
 
 
 def test_hybrid_norm_normalises_what_attention_adds(rng):
@@ -253,7 +253,7 @@ def test_hybrid_norm_normalises_what_attention_adds(rng):
 
 def test_a_packed_transformer_equals_its_rows_alone(rng):
   graphdef, params = make_stack(rng, causal=True)
-  run = jax.jit(lambda x, segments=None: nnx.merge(graphdef, params)(x, segments=segments))
+  run = jax.jit(lambda x, segment_ids=None: nnx.merge(graphdef, params)(x, segment_ids=segment_ids))
   x = jnp.asarray(rng.standard_normal((1, 7, 8)), jnp.float32)
   packed = run(x, np.array([[1, 1, 1, 2, 2, 0, 0]], np.int16))
   for part in (slice(0, 3), slice(3, 5)):

@@ -12,7 +12,7 @@ KERNELS = {"splash": splash, "triton": triton}
 # Five blocks of 128, with segments that end inside of one and at its end; and a length that must be filled up.
 BOUNDS = [0, 60, 128, 131, 450, 560, 640]
 CASES = {
-  "segments": (640, 80, {"causal": False}, BOUNDS),
+  "segment_ids": (640, 80, {"causal": False}, BOUNDS),
   "causal segments": (640, 64, {"causal": True}, BOUNDS),
   "causal": (640, 16, {"causal": True}, None),
   "odd length": (150, 16, {"causal": False}, None),
@@ -22,20 +22,27 @@ CASES = {
 
 def rules_of(case):
   length, head_dim, rules, bounds = CASES[case]
-  segments = None if bounds is None else np.repeat(np.arange(1, len(bounds)) % (len(bounds) - 1), np.diff(bounds))[None]
-  return length, head_dim, rules, segments if segments is None else np.concatenate([segments, segments[:, ::-1]])
+  segment_ids = (
+    None if bounds is None else np.repeat(np.arange(1, len(bounds)) % (len(bounds) - 1), np.diff(bounds))[None]
+  )
+  return (
+    length,
+    head_dim,
+    rules,
+    segment_ids if segment_ids is None else np.concatenate([segment_ids, segment_ids[:, ::-1]]),
+  )
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_equals_the_formulas(kernel, case, rng):
-  length, head_dim, rules, segments = rules_of(case)
+  length, head_dim, rules, segment_ids = rules_of(case)
   parts = draw(rng, 2, length, 1, head_dim)
   expected, _, expected_gradients = reference.attention(
-    *parts, np.broadcast_to(reference.seen(length, segments=segments, **rules), (2, length, length))
+    *parts, np.broadcast_to(reference.seen(length, segment_ids=segment_ids, **rules), (2, length, length))
   )
-  given = None if segments is None else jnp.asarray(segments, jnp.int16)
-  run = lambda *parts: KERNELS[kernel](*parts, segments=given, interpret=True, **rules)  # noqa: E731
+  given = None if segment_ids is None else jnp.asarray(segment_ids, jnp.int16)
+  run = lambda *parts: KERNELS[kernel](*parts, segment_ids=given, interpret=True, **rules)  # noqa: E731
   output, gradients = with_gradients(run, parts)
   np.testing.assert_allclose(output, expected, atol=1e-5)
   for ours, theirs in zip(gradients, expected_gradients, strict=True):
@@ -44,13 +51,13 @@ def test_equals_the_formulas(kernel, case, rng):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_another_segment_never_matters(kernel, rng):
-  length, _, _, segments = rules_of("segments")
+  length, _, _, segment_ids = rules_of("segment_ids")
   parts = draw(rng, 2, length, 1, 16)
-  run = lambda *parts: KERNELS[kernel](*parts, segments=jnp.asarray(segments), interpret=True)  # noqa: E731
-  changed = jnp.asarray(segments == 2)[..., None, None]
+  run = lambda *parts: KERNELS[kernel](*parts, segment_ids=jnp.asarray(segment_ids), interpret=True)  # noqa: E731
+  changed = jnp.asarray(segment_ids == 2)[..., None, None]
   others = [*(jnp.where(changed, 100 * part + 1, part) for part in parts[:3]), parts[3]]
   before, after = with_gradients(run, parts), with_gradients(run, others)
-  unchanged = segments != 2
+  unchanged = segment_ids != 2
   np.testing.assert_array_equal(before[0][unchanged], after[0][unchanged])
   for ours, theirs in zip(before[1], after[1], strict=True):
     np.testing.assert_array_equal(ours[unchanged], theirs[unchanged])
@@ -59,12 +66,12 @@ def test_another_segment_never_matters(kernel, rng):
 def test_splash_skips_blocks_of_other_segments(rng):
   """Weights of zero would not hide a NaN: blocks of 128 that a query block cannot see are never multiplied."""
   queries, keys, values, _ = draw(rng, 1, 640, 1, 16)
-  segments = jnp.asarray(np.repeat([1, 2, 3], [256, 128, 256])[None])
-  run = lambda *parts: splash(*parts, segments=segments, interpret=True)  # noqa: E731
-  poisoned = jnp.where(segments[..., None, None] == 2, jnp.nan, 1)
-  others = np.asarray(segments != 2)
+  segment_ids = jnp.asarray(np.repeat([1, 2, 3], [256, 128, 256])[None])
+  run = lambda *parts: splash(*parts, segment_ids=segment_ids, interpret=True)  # noqa: E731
+  poisoned = jnp.where(segment_ids[..., None, None] == 2, jnp.nan, 1)
+  others = np.asarray(segment_ids != 2)
   output, gradients = with_gradients(
-    run, [queries, keys, values * poisoned, queries * (segments != 2)[..., None, None]]
+    run, [queries, keys, values * poisoned, queries * (segment_ids != 2)[..., None, None]]
   )
   assert np.isfinite(output[others]).all() and np.isnan(output[~others]).all()
   for gradient in gradients:
@@ -73,12 +80,12 @@ def test_splash_skips_blocks_of_other_segments(rng):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_bfloat16(kernel, rng):
-  length, head_dim, rules, segments = rules_of("causal segments")
+  length, head_dim, rules, segment_ids = rules_of("causal segments")
   parts = draw(rng, 2, length, 1, head_dim, dtype=jnp.bfloat16)
   expected, _, gradients = reference.attention(
-    *(part.astype(jnp.float32) for part in parts), reference.seen(length, segments=segments, **rules)
+    *(part.astype(jnp.float32) for part in parts), reference.seen(length, segment_ids=segment_ids, **rules)
   )
-  run = lambda *parts: KERNELS[kernel](*parts, segments=jnp.asarray(segments), interpret=True, **rules)  # noqa: E731
+  run = lambda *parts: KERNELS[kernel](*parts, segment_ids=jnp.asarray(segment_ids), interpret=True, **rules)  # noqa: E731
   output, ours = with_gradients(run, parts)
   assert output.dtype == jnp.bfloat16
   np.testing.assert_allclose(output.astype(jnp.float32), expected, atol=0.03)

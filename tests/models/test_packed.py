@@ -75,16 +75,16 @@ def packed(images, rng=None):
     np.zeros((rows, LENGTH, width), np.uint8) if rng is None else rng.integers(0, 256, (rows, LENGTH, width), np.uint8)
   )
   coords = np.zeros((rows, LENGTH, 3), np.int16) if rng is None else rng.integers(0, 9, (rows, LENGTH, 3), np.int16)
-  segments, slots, number = np.zeros((rows, LENGTH), np.int16), [], 0
+  segment_ids, locations, number = np.zeros((rows, LENGTH), np.int16), [], 0
   for row, grids in enumerate(ROWS):
     start = 0
     for segment in range(1, len(grids) + 1):
       pixels, places = images[number]
       patches[row, start : start + len(pixels)], coords[row, start : start + len(pixels)] = pixels, places
-      segments[row, start : start + len(pixels)] = segment
-      slots.append((row, segment))
+      segment_ids[row, start : start + len(pixels)] = segment
+      locations.append((row, segment))
       start, number = start + len(pixels), number + 1
-  return ImageBatch(patches, coords, segments, np.array(slots, np.int32))
+  return ImageBatch(patches, coords, segment_ids, np.array(locations, np.int32))
 
 
 def alone(image):
@@ -110,7 +110,7 @@ def test_padded_rows_are_one_by_one(name, rng):
   )
   for row, (pixels, coords) in enumerate(images):
     batch.patches[row, : len(pixels)], batch.coords[row, : len(pixels)] = pixels, coords
-    batch.segments[row, : len(pixels)] = 1
+    batch.segment_ids[row, : len(pixels)] = 1
   np.testing.assert_allclose(encode(config, batch), encode(config, packed(images)), atol=1e-5)
 
 
@@ -150,7 +150,7 @@ def test_packed_rows_are_pooled_where_they_lie(rng):
   config, images = CONFIGS["univitar"], pictures(rng)
   batch = packed(images)
   # One pair of each row: pairs lie where their rows do.
-  batch = dataclasses.replace(batch, slots=batch.slots[[0, 2, 3, 5]])
+  batch = dataclasses.replace(batch, locations=batch.locations[[0, 2, 3, 5]])
   graphdef, params = model(config)
   mesh = MeshSpec(data=2, fsdp=2).make(jax.devices()[:4])
 
@@ -227,14 +227,14 @@ def test_packed_captions_are_padded_ones(pool, causal, rng):
   tokens, mask = np.zeros((6, 8), np.int32), np.arange(8) < np.array(lengths)[:, None]
   tokens[mask] = rng.integers(1, 50, mask.sum())
   rows = [[0, 1, 3], [2, 4], [5]]
-  together, segments = rng.integers(0, 50, (3, 14), np.int32), np.zeros((3, 14), np.int16)
-  slots = np.zeros((6, 2), np.int32)
+  together, segment_ids = rng.integers(0, 50, (3, 14), np.int32), np.zeros((3, 14), np.int16)
+  locations = np.zeros((6, 2), np.int32)
   for row, captions in enumerate(rows):
     start = 0
     for number, caption in enumerate(captions, 1):
       stop = start + lengths[caption]
-      together[row, start:stop], segments[row, start:stop] = tokens[caption, : lengths[caption]], number
-      slots[caption], start = (row, number), stop
+      together[row, start:stop], segment_ids[row, start:stop] = tokens[caption, : lengths[caption]], number
+      locations[caption], start = (row, number), stop
   graphdef, params = model(config)
 
   def loss(params, *args, **options):
@@ -243,7 +243,7 @@ def test_packed_captions_are_padded_ones(pool, causal, rng):
 
   grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
   (_, padded), wanted = grad(params, tokens, mask)
-  (_, packed_), found = grad(params, together, segments=segments, slots=slots)
+  (_, packed_), found = grad(params, together, segment_ids=segment_ids, locations=locations)
   np.testing.assert_allclose(packed_, padded, atol=2e-6)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, np.abs(b).max())), found["text"], wanted["text"]
@@ -255,8 +255,8 @@ def test_towers_that_read_the_padding_refuse_packed_captions():
   graphdef, params = dual_encoder.abstract(config)
   rows = jax.ShapeDtypeStruct((2, 8), jnp.int32), jax.ShapeDtypeStruct((3, 2), jnp.int32)
 
-  def embed(params, tokens, slots):
-    return dual_encoder.merge(graphdef, params).encode_text(tokens, segments=tokens, slots=slots)
+  def embed(params, tokens, locations):
+    return dual_encoder.merge(graphdef, params).encode_text(tokens, segment_ids=tokens, locations=locations)
 
   with pytest.raises(UserError, match="cannot be packed for model\\.text\\.pool='last'"):
     jax.eval_shape(embed, params, *rows)

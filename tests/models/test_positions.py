@@ -59,8 +59,8 @@ def test_table_is_resampled_as_an_image(shape, rng):
 def test_each_packed_image_has_its_own_grid(rng):
   table = jnp.asarray(rng.standard_normal((9, 2)), jnp.float32)
   coords = np.concatenate([_coords(*shape) for shape in [(2, 2), (1, 4), (4, 1)]])
-  segments = np.repeat([[1, 2, 3]], 4, axis=1)
-  packed = resampled(table, coords.reshape(1, 12, 3), segments)
+  segment_ids = np.repeat([[1, 2, 3]], 4, axis=1)
+  packed = resampled(table, coords.reshape(1, 12, 3), segment_ids)
   np.testing.assert_allclose(packed.reshape(3, 4, 2), resampled(table, coords, None), atol=1e-6)
 
 

@@ -17,15 +17,19 @@ CASES = {
 
 
 def _pack(images, rng):
-  """Images 0 and 1 in one row and 2 and 3 in another, padded with noise; slots in another order than the rows."""
+  """Images 0 and 1 in one row and 2 and 3 in another, padded with noise; located in another order than the rows."""
   rows, length = [(0, 1), (2, 3)], 16
   patches = rng.integers(0, 256, (2, length, 48), dtype=np.uint8)
-  coords, segments = np.zeros((2, length, 3), np.int16), np.zeros((2, length), np.int16)
+  coords, segment_ids = np.zeros((2, length, 3), np.int16), np.zeros((2, length), np.int16)
   for row, members in enumerate(rows):
     for segment, image in enumerate(members, 1):
       part = slice(6 * segment - 6, 6 * segment)
-      patches[row, part], coords[row, part], segments[row, part] = images.patches[image], images.coords[image], segment
-  return ImageBatch(patches, coords, segments, np.array([[1, 2], [0, 1], [0, 2], [1, 1]], np.int32))
+      patches[row, part], coords[row, part], segment_ids[row, part] = (
+        images.patches[image],
+        images.coords[image],
+        segment,
+      )
+  return ImageBatch(patches, coords, segment_ids, np.array([[1, 2], [0, 1], [0, 2], [1, 1]], np.int32))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -60,11 +64,11 @@ def test_no_gradient_flows_between_packed_images(case, tiny, random_params, imag
     ].patches
 
   pixels = packed.patches.astype(np.float32)
-  for pair, (row, segment) in enumerate(packed.slots):
+  for pair, (row, segment) in enumerate(packed.locations):
     direction = np.zeros((4, config.embed_dim), np.float32)
     direction[pair] = rng.standard_normal(config.embed_dim)
     touched = np.abs(gradient(pixels, direction)).max(axis=2) > 0
-    own = (np.arange(2) == row)[:, None] & (packed.segments == segment)
+    own = (np.arange(2) == row)[:, None] & (packed.segment_ids == segment)
     np.testing.assert_array_equal(touched, own)
 
 
@@ -79,9 +83,9 @@ def test_a_class_token_does_not_see_the_padding(pool, tiny, random_params, image
 
   def padded(noise):
     patches = noise.integers(0, 256, (4, 9, 48), dtype=np.uint8)
-    coords, segments = noise.integers(0, 9, (4, 9, 3), dtype=np.int16), np.zeros((4, 9), np.int16)
-    patches[:, :6], coords[:, :6], segments[:, :6] = alone.patches, alone.coords, 1
-    return encode(ImageBatch(patches, coords, segments))
+    coords, segment_ids = noise.integers(0, 9, (4, 9, 3), dtype=np.int16), np.zeros((4, 9), np.int16)
+    patches[:, :6], coords[:, :6], segment_ids[:, :6] = alone.patches, alone.coords, 1
+    return encode(ImageBatch(patches, coords, segment_ids))
 
   np.testing.assert_allclose(padded(rng), encode(alone), atol=1e-5)
   np.testing.assert_array_equal(padded(np.random.default_rng(1)), padded(np.random.default_rng(2)))

@@ -18,22 +18,24 @@ GRID = st.tuples(st.integers(1, 2), st.integers(1, 6), st.integers(1, 6))
 
 def spans(packed):
   """(row, start, end) of each item."""
-  return [(int(r), int(s), int(s + n)) for (r, _), s, n in zip(packed.slots, packed.starts, packed.sizes, strict=True)]
+  return [
+    (int(r), int(s), int(s + n)) for (r, _), s, n in zip(packed.locations, packed.starts, packed.sizes, strict=True)
+  ]
 
 
 def check_rows(packed):
   """Every item once, inside its row, without overlaps or gaps, segments numbered along the row."""
-  segments = packed.segments()
+  segment_ids = packed.segment_ids()
   taken = np.zeros((packed.rows, packed.length), int)
-  for (row, start, end), (_, segment) in zip(spans(packed), packed.slots, strict=True):
+  for (row, start, end), (_, segment) in zip(spans(packed), packed.locations, strict=True):
     assert 0 <= start < end <= packed.length
     taken[row, start:end] += 1
-    assert (segments[row, start:end] == segment).all()
-  assert (taken <= 1).all() and ((taken == 1) == (segments > 0)).all()
+    assert (segment_ids[row, start:end] == segment).all()
+  assert (taken <= 1).all() and ((taken == 1) == (segment_ids > 0)).all()
   for row in range(packed.rows):
-    used = segments[row][segments[row] > 0]
-    assert (segments[row][: len(used)] > 0).all() and (np.diff(used) >= 0).all()
-    mine = packed.slots[packed.slots[:, 0] == row, 1]
+    used = segment_ids[row][segment_ids[row] > 0]
+    assert (segment_ids[row][: len(used)] > 0).all() and (np.diff(used) >= 0).all()
+    mine = packed.locations[packed.locations[:, 0] == row, 1]
     np.testing.assert_array_equal(mine, np.arange(len(mine)) + 1)
 
 
@@ -61,7 +63,7 @@ def test_a_plan_is_valid_and_repeatable(grids, rows, length):
   assert packed.shrunk == changed.sum() and packed.dropped == grids.prod(axis=1).sum() - packed.sizes.sum()
   assert (packed.factors[~changed] == 1).all() and (packed.factors[changed] < 1).all()
   again = packing.pack_grids(grids, rows=rows, length=length)
-  np.testing.assert_array_equal(packed.slots, again.slots)
+  np.testing.assert_array_equal(packed.locations, again.locations)
   np.testing.assert_array_equal(packed.grids, again.grids)
   # Who was shrunk was among the largest: before its last line it was as large as any that was left alone.
   if changed.any() and (~changed).any():
@@ -106,7 +108,7 @@ def test_a_pack_is_refused_only_where_no_way_to_shrink_and_lay_it_fits(least, mo
           assert not possible, (grids, rows, length)
           refused += 1
           continue
-        assert possible and (np.bincount(packed.slots[:, 0], weights=packed.sizes) <= length).all()
+        assert possible and (np.bincount(packed.locations[:, 0], weights=packed.sizes) <= length).all()
         assert (packed.grids <= np.array(grids)).all()
         assert (packed.sizes >= np.minimum(np.prod(grids, axis=1), least)).all()
   assert refused
@@ -201,12 +203,14 @@ def test_what_is_packed_can_be_read_back(rng):
   frames = [rng.integers(0, 256, (2 * t, 4 * y, 4 * x, 3), np.uint8) for t, y, x in packed.grids]
   patches = [patchify_clip(each, 4, 2) for each in frames]
   batch = packing.place_images(patches, packed)
-  assert batch.patches.shape == (2, 16, 2 * 48) and batch.segments.dtype == np.int16 and batch.slots.dtype == np.int32
-  for (pixels, coords), (row, segment) in zip(patches, batch.slots, strict=True):
-    mine = batch.segments[row] == segment
+  assert (
+    batch.patches.shape == (2, 16, 2 * 48) and batch.segment_ids.dtype == np.int16 and batch.locations.dtype == np.int32
+  )
+  for (pixels, coords), (row, segment) in zip(patches, batch.locations, strict=True):
+    mine = batch.segment_ids[row] == segment
     np.testing.assert_array_equal(batch.patches[row, mine], pixels)
     np.testing.assert_array_equal(batch.coords[row, mine], coords)
-  assert not batch.patches[batch.segments == 0].any() and not batch.coords[batch.segments == 0].any()
+  assert not batch.patches[batch.segment_ids == 0].any() and not batch.coords[batch.segment_ids == 0].any()
   with pytest.raises(ValueError, match="has 4 patches, its plan says 6"):
     packing.place_images([patches[3], *patches[1:]], packed)
 
@@ -227,10 +231,10 @@ def test_captions_are_kept_or_cut_before_their_last_token(lengths, rows, length,
     tokens[k, :n] = [random.randint(1, 99) for _ in range(n)]
   batch = packing.place_texts(tokens, packed)
   assert batch.mask is None and batch.tokens.dtype == np.int32
-  for k, ((row, segment), size) in enumerate(zip(batch.slots, packed.sizes, strict=True)):
+  for k, ((row, segment), size) in enumerate(zip(batch.locations, packed.sizes, strict=True)):
     expected = [*tokens[k, : size - 1], tokens[k, lengths[k] - 1]]
-    np.testing.assert_array_equal(batch.tokens[row, batch.segments[row] == segment], expected)
-  assert not batch.tokens[batch.segments == 0].any()
+    np.testing.assert_array_equal(batch.tokens[row, batch.segment_ids[row] == segment], expected)
+  assert not batch.tokens[batch.segment_ids == 0].any()
 
 
 @pytest.mark.parametrize(("lengths", "length", "expected"), [((9, 3, 9), 15, (6, 3, 6)), ((9, 3, 9), 16, (6, 3, 7)),

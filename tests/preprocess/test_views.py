@@ -98,13 +98,13 @@ def test_rows_are_padded_and_images_among_clips_become_clips(rng):
   image, clip = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
   shown = [views()(image), views()(clip)]
   batch = gather(shown, 12, width=2 * 48, padded=True)
-  assert batch.patches.shape == (2, 12, 96) and batch.slots is None
-  np.testing.assert_array_equal(batch.segments.sum(axis=1), [4, 8])
+  assert batch.patches.shape == (2, 12, 96) and batch.locations is None
+  np.testing.assert_array_equal(batch.segment_ids.sum(axis=1), [4, 8])
   np.testing.assert_array_equal(batch.patches[0, :4, :48], shown[0][0])
   np.testing.assert_array_equal(batch.patches[0, :4, 48:], shown[0][0])
   np.testing.assert_array_equal(batch.coords[1, :8], shown[1][1])
   assert not batch.patches[0, 4:].any()
-  assert gather(shown[:1], 4, width=48, padded=False).segments is None
+  assert gather(shown[:1], 4, width=48, padded=False).segment_ids is None
 
 
 def test_files_are_read(tmp_path, rng):

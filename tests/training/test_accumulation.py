@@ -47,9 +47,11 @@ def make_batch(rng, pairs=PAIRS, packed=False):
   rows, length = (pairs // 2, 8) if packed else (pairs, 4)
   position = np.arange(length) % 4 if packed else np.arange(4)
   coords = np.stack([np.zeros(length), position // 2, position % 2], axis=1).astype(np.int16)
-  segments = np.tile(np.array([1, 1, 1, 1, 2, 2, 2, 0], np.int16), (rows, 1)) if packed else None
-  slots = np.stack([np.arange(pairs) // 2, np.arange(pairs) % 2 + 1], axis=1).astype(np.int32) if packed else None
-  image = ImageBatch(rng.integers(0, 256, (rows, length, 48), np.uint8), np.tile(coords, (rows, 1, 1)), segments, slots)
+  segment_ids = np.tile(np.array([1, 1, 1, 1, 2, 2, 2, 0], np.int16), (rows, 1)) if packed else None
+  locations = np.stack([np.arange(pairs) // 2, np.arange(pairs) % 2 + 1], axis=1).astype(np.int32) if packed else None
+  image = ImageBatch(
+    rng.integers(0, 256, (rows, length, 48), np.uint8), np.tile(coords, (rows, 1, 1)), segment_ids, locations
+  )
   mask = np.arange(LENGTH) < rng.integers(1, LENGTH + 1, (pairs, 1))
   tokens = rng.integers(0, 19, (pairs, LENGTH), np.int32)
   return Batch(image, TextBatch(tokens, mask), keys_of(rng.integers(0, pairs // 2, pairs)))

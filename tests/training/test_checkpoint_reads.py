@@ -37,7 +37,7 @@ DAMAGE = [
 
 def state(step=0, value=0.0):
   params = {"image": {"kernel": jnp.full((4, 3), value)}}
-  return TrainState(step=jnp.int32(step), params=params, slots={})
+  return TrainState(step=jnp.int32(step), params=params, opt_state={})
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def state(step, value):
   whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
   make = lambda: (jnp.full((8, 3), value, jnp.float32), jnp.int32(step))
   kernel, number = jax.jit(make, out_shardings=(split, whole))()
-  return TrainState(step=number, params={"image": {"kernel": kernel}}, slots={})
+  return TrainState(step=number, params={"image": {"kernel": kernel}}, opt_state={})
 
 with checkpoint.Checkpoints(workdir / "checkpoints") as checkpoints:
   for step in (1, 2):

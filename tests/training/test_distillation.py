@@ -102,12 +102,12 @@ def make_batch(pairs=PAIRS, seed=1):
 def packed(batch):
   """The same pairs with the images of two in a row, and so their captions."""
   pairs = batch.pairs
-  slots = np.stack([np.arange(pairs) // 2, np.arange(pairs) % 2 + 1], axis=1).astype(np.int32)
+  locations = np.stack([np.arange(pairs) // 2, np.arange(pairs) % 2 + 1], axis=1).astype(np.int32)
 
   def two_a_row(leaf):
     return leaf.reshape(pairs // 2, -1, *leaf.shape[2:])
 
-  def segments(real):
+  def segment_ids(real):
     numbers = np.where(real, np.arange(pairs)[:, None] % 2 + 1, 0).astype(np.int16)
     return two_a_row(numbers)
 
@@ -115,9 +115,9 @@ def packed(batch):
   return dataclasses.replace(
     batch,
     image=ImageBatch(
-      two_a_row(image.patches), two_a_row(image.coords), segments(np.ones(image.patches.shape[:2], bool)), slots
+      two_a_row(image.patches), two_a_row(image.coords), segment_ids(np.ones(image.patches.shape[:2], bool)), locations
     ),
-    text=TextBatch(two_a_row(text.tokens), None, segments(text.mask), slots),
+    text=TextBatch(two_a_row(text.tokens), None, segment_ids(text.mask), locations),
   )
 
 
@@ -267,7 +267,7 @@ def test_nothing_of_the_teacher_is_in_the_state():
   kernel = STUDENT.embed_dim * TEACHER.embed_dim
   assert size(with_teacher.params) == size(without.params) + kernel
   assert size(with_teacher.average) == size(without.average) + kernel
-  assert size(with_teacher.slots) == size(without.slots) + 2 * kernel
+  assert size(with_teacher.opt_state) == size(without.opt_state) + 2 * kernel
   assert jax.tree.structure(with_teacher.evaluated()) == jax.tree.structure(without.evaluated())
 
 
@@ -330,9 +330,9 @@ def test_a_checkpoint_with_the_older_name_of_projections_is_read(tmp_path):
   def older(tree):
     return {{"objective": "projections"}.get(name, name): part for name, part in tree.items()}
 
-  adam, *rest = state.slots
-  slots = (adam._replace(mu=older(adam.mu), nu=older(adam.nu)), *rest)
-  before = dataclasses.replace(state, params=older(state.params), average=older(state.average), slots=slots)
+  adam, *rest = state.opt_state
+  opt_state = (adam._replace(mu=older(adam.mu), nu=older(adam.nu)), *rest)
+  before = dataclasses.replace(state, params=older(state.params), average=older(state.average), opt_state=opt_state)
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
     checkpoints.save(before, {})
     checkpoints.wait()

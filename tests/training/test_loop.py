@@ -41,7 +41,7 @@ def pipeline(steps):
 def test_the_last_step_is_left_to_the_caller(options, evaluated, tmp_path):
   mesh = MeshSpec().make(jax.devices()[:1])
   zeros = jax.device_put({"step": jnp.int32(0), "weight": jnp.zeros(3)}, replicated(mesh))
-  state = TrainState(step=zeros["step"], params={"weight": zeros["weight"]}, slots={})
+  state = TrainState(step=zeros["step"], params={"weight": zeros["weight"]}, opt_state={})
   writer, scored = Writer(tmp_path, restored_step=0), []
 
   def evaluate(state):
@@ -51,7 +51,7 @@ def test_the_last_step_is_left_to_the_caller(options, evaluated, tmp_path):
   chosen = loop.LoopOptions(total_steps=6, log_every=5, checkpoint_every=5, **options)
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
     arguments = tmp_path, state, counting, pipeline(6), checkpoints, writer, chosen
-    state, complete = loop.train(*arguments, mesh=mesh, about={}, evaluate=evaluate)
+    state, complete = loop.train(*arguments, mesh=mesh, metadata={}, evaluate=evaluate)
     assert complete and int(state.step) == 6 and checkpoints.steps[-1] == 6
   writer.close()
   assert scored == evaluated

@@ -137,13 +137,13 @@ def updated_by(options, start, gradients, schedule):
   params = jax.tree.map(jnp.float32, tree(start))
 
   @jax.jit
-  def step(number, gradient, slots, params):
-    updates, slots = optimizer.update(gradient, optimizers.at_step(slots, number), params)
-    return optax.apply_updates(params, updates), slots
+  def step(number, gradient, opt_state, params):
+    updates, opt_state = optimizer.update(gradient, optimizers.at_step(opt_state, number), params)
+    return optax.apply_updates(params, updates), opt_state
 
-  slots = optimizer.init(params)
+  opt_state = optimizer.init(params)
   for number, gradient in enumerate(gradients):
-    params, slots = step(number, jax.tree.map(jnp.float32, tree(gradient)), slots, params)
+    params, opt_state = step(number, jax.tree.map(jnp.float32, tree(gradient)), opt_state, params)
   return flat(params)
 
 
@@ -214,13 +214,13 @@ def test_nothing_but_decay_moves_without_gradients(name):
   gradients = jax.tree.map(jnp.zeros_like, start)
 
   @jax.jit
-  def update(params, slots):
-    updates, slots = optimizer.update(gradients, slots, params)
-    return optax.apply_updates(params, updates), slots
+  def update(params, opt_state):
+    updates, opt_state = optimizer.update(gradients, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
 
-  params, slots = start, optimizer.init(start)
+  params, opt_state = start, optimizer.init(start)
   for _ in range(steps):
-    params, slots = update(params, slots)
+    params, opt_state = update(params, opt_state)
   decayed = flat(optimizers.decayed(start))
   assert {"log_logit_scale", "image/class_token"} < {name for name, decays in decayed.items() if not decays}
   for leaf, (old, new) in ((key, (old, flat(params)[key])) for key, old in flat(start).items()):
@@ -289,10 +289,10 @@ def test_the_rate_follows_the_step_of_the_run(name, params, gradients):
   optimizer = optimizers.make_optimizer(options, lambda step: 1e-3 / (1 + step))
   fresh = optimizer.init(params)
   late, _ = optimizer.update(gradients, optimizers.at_step(fresh, 7), params)
-  first, slots = optimizer.update(gradients, optimizers.at_step(fresh, 0), params)
+  first, opt_state = optimizer.update(gradients, optimizers.at_step(fresh, 0), params)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(8 * a, b, rtol=1e-6, atol=1e-12), late, first)
   # Nothing but the schedules' count was moved: the moments count what went into them.
-  kept = [leaf for leaf in jax.tree.leaves(optimizers.at_step(slots, 7)) if leaf.dtype == jnp.int32]
+  kept = [leaf for leaf in jax.tree.leaves(optimizers.at_step(opt_state, 7)) if leaf.dtype == jnp.int32]
   assert set(map(int, kept)) <= {1, 7} and 7 in map(int, kept)
 
 

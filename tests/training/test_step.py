@@ -74,8 +74,8 @@ def test_any_mesh_gives_the_same_curve(devices, mesh, one_device, pipeline):
   kernel = state.params["image"]["transformer"]["blocks"]["mlp"]["up"]["kernel"]
   share = spec.mesh.shape["fsdp"] * spec.mesh.shape["tensor"]
   assert kernel.addressable_shards[0].data.size == kernel.size // share
-  slots = [leaf for leaf in jax.tree.leaves(state.slots) if leaf.shape == kernel.shape]
-  assert slots and all(slot.sharding == kernel.sharding for slot in slots)
+  opt_state = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == kernel.shape]
+  assert opt_state and all(leaf.sharding == kernel.sharding for leaf in opt_state)
 
 
 def test_the_loss_falls(one_device):
@@ -104,8 +104,8 @@ def test_frozen_parameters_keep_their_bits_and_have_no_slots(pipeline):
   trained = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(before)) - sum(
     math.prod(leaf.shape) for leaf in jax.tree.leaves(before["image"])
   )
-  slots = sum(leaf.size for leaf in jax.tree.leaves(state.slots) if leaf.ndim or leaf.dtype == jnp.float32)
-  assert slots <= 2 * trained + 8
+  opt_state = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim or leaf.dtype == jnp.float32)
+  assert opt_state <= 2 * trained + 8
 
 
 def test_the_logit_scale_is_kept_below_its_bound(pipeline):
@@ -148,13 +148,13 @@ def test_a_skipped_update_leaves_everything_but_the_step(pipeline):
   kept = jax.device_get(state)
   state, metrics = step(state, put_batch(mesh, with_group(pipeline.batch(1), 777_000).on_device()))
   assert metrics["skipped"] == 1 and int(state.step) == 2
-  for part in ("params", "slots", "average"):
+  for part in ("params", "opt_state", "average"):
     jax.tree.map(np.testing.assert_array_equal, getattr(jax.device_get(state), part), getattr(kept, part))
   # The next update is the third of the schedule and the second of the moments.
   state, metrics = step(state, put_batch(mesh, pipeline.batch(2).on_device()))
   assert metrics["learning_rate"] == Run.from_config(config).schedule()(2)
   counted = optax.ScaleByAdamState, optax.ScaleByScheduleState
-  nodes = jax.tree.leaves(state.slots, is_leaf=lambda node: isinstance(node, counted))
+  nodes = jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, counted))
   assert {type(node): int(node.count) for node in nodes if isinstance(node, counted)} == dict(
     zip(counted, (2, 3), strict=True)
   )
@@ -179,7 +179,7 @@ def test_no_step_is_logged_faster_than_it_ran(pipeline, tmp_path):
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
     writer = Writer(tmp_path, restored_step=0)
     options = loop.LoopOptions(total_steps=4, log_every=1)
-    loop.train(tmp_path, spec.create(0), slow, pipeline, checkpoints, writer, options, mesh=mesh, about={})
+    loop.train(tmp_path, spec.create(0), slow, pipeline, checkpoints, writer, options, mesh=mesh, metadata={})
     writer.close()
   rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert [row["step"] for row in rows] == [1, 2, 3, 4]
@@ -203,7 +203,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(pipeline, tmp_pa
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
     options = loop.LoopOptions(total_steps=20, checkpoint_every=5)
     with pytest.raises(NonFiniteError) as caught:
-      loop.train(tmp_path, spec.create(0), step, Poisoned(), checkpoints, None, options, mesh=mesh, about={})
+      loop.train(tmp_path, spec.create(0), step, Poisoned(), checkpoints, None, options, mesh=mesh, metadata={})
     message = str(caught.value)
     assert message.startswith("step 7:") and "last good checkpoint: 5" in message
     assert read_object(tmp_path / "nonfinite_ids.json") == {"step": 7, "ids": pipeline.ids(6).tolist()}
@@ -228,11 +228,11 @@ def test_a_rate_that_breaks_the_parameters_is_caught_at_its_step(way, pipeline, 
     training = (tmp_path, spec.create(0), step, pipeline, checkpoints, writer, options)
     if way == "stop":
       with pytest.raises(NonFiniteError, match=r"^step 7: .* updated parameters are not finite.* checkpoint: 5$"):
-        loop.train(*training, mesh=mesh, about={})
+        loop.train(*training, mesh=mesh, metadata={})
       assert checkpoints.steps == [5]
       assert read_object(tmp_path / "nonfinite_ids.json")["step"] == 7
     else:
-      state, complete = loop.train(*training, mesh=mesh, about={})
+      state, complete = loop.train(*training, mesh=mesh, metadata={})
       assert complete and checkpoints.steps == [5, 9]
       assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state)))
       skipped = [row["step"] for row in read_json_lines(tmp_path / "metrics.jsonl") if row["skipped"]]
