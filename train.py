@@ -24,7 +24,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from contrastive_jax import cli, paths, sessions
+from contrastive_jax import cli, paths, sessions, upgrades
 from contrastive_jax.bad_records import FILE, BadRecords
 from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation.evaluate import evaluate, scalars
@@ -163,7 +163,7 @@ def main() -> None:
         "tokenizer": tokenizer.fingerprint,
         **({"samples": counts} if counts else {}),
         "plans": [dataclasses.asdict(grown) for grown in growths],
-        "config": run.as_json(),
+        "config": upgrades.stamped(run.as_json()),
       },
       evaluate=lambda state: scalars(score(state, evals)),
       teach=teacher and teacher.targets,
@@ -212,7 +212,7 @@ def say_what_was_changed(pipeline: Pipeline) -> None:
 
 def view_of(teacher: Teacher, with_text: bool) -> TeacherView:
   """How a frozen teacher reads the pairs; captions only where a term asks for them."""
-  vision, text = teacher.config.vision, teacher.config.text
+  vision, text = teacher.config.image, teacher.config.text
   tokenizer = teacher.tokenizer if with_text else None
   return TeacherView(vision.grid * vision.patch_size, vision.patch_size, tokenizer, text.length)
 

@@ -89,9 +89,9 @@ def get_config(variant: str) -> ConfigDict:
       frame_rule=video.frame_rule,
       video_size=video.video_size,
     )
-    config.model.vision.transformer.rope = "3d" if variant == "rotary" else "2d"
-    config.model.vision.time_position = "learned" if variant == "learned" else "none"
-    config.model.vision.max_time = video.frames // config.model.vision.tubelet
+    config.model.image.transformer.rope = "3d" if variant == "rotary" else "2d"
+    config.model.image.time_position = "learned" if variant == "learned" else "none"
+    config.model.image.max_time = video.frames // config.model.image.tubelet
     config.final_evals = ("motion_heldout", "motion_openmoji", "motion_openmoji_still")
   if variant != "taught":
     config.objective = ConfigDict({"sigmoid": 1.0})
@@ -105,7 +105,7 @@ def get_config(variant: str) -> ConfigDict:
 def _steps_of_equal_tokens(config: ConfigDict, native: ConfigDict) -> int:
   """Steps at fixed resolution with the tokens of the native ones, the padding of their rows counted as tokens."""
   native_tokens = native.rows * native.row_length / config.data.pack_pairs
-  return round(_NATIVE * native_tokens / (_SIDE // config.model.vision.patch_size) ** 2)
+  return round(_NATIVE * native_tokens / (_SIDE // config.model.image.patch_size) ** 2)
 
 
 def train(root: Path, variant: str, seed: int, begins: str) -> Path:

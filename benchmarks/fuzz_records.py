@@ -138,7 +138,7 @@ def small_model() -> Model:
   """The smallest model that embeds pictures and texts."""
   vision = {"image_size": 8, "patch_size": 4, "transformer": _TOWER}
   text = {"vocab_size": 97, "length": 6, "transformer": _TOWER}
-  config = presets.resolve("siglip_ti16", {"vision": vision, "text": text, "embed_dim": 16})
+  config = presets.resolve("siglip_ti16", {"image": vision, "text": text, "embed_dim": 16})
   params = jax.jit(lambda: dual_encoder.init(config, jax.random.key(0)))()
   return Model(config, params, Letters(), batch_size=64)
 

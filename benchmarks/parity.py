@@ -41,7 +41,7 @@ def compare(peers, folder: Path, library: str, family: str) -> None:
   reference = build(family, folder / "theirs", true_size=not _SMALL.value)
   imports.save(imports.read(f"{library}:{folder / 'theirs'}"), folder / "ours")
   model = load(folder / "ours", batch_size=8)
-  images = peers.pixels(model.config.vision.image_size)
+  images = peers.pixels(model.config.image.image_size)
   tokens, mask = model.tokenizer(peers.CAPTIONS, model.config.text.length)
   image, text = model.encode_image(list(images)), model.encode_text(list(peers.CAPTIONS))
   ours = image, text, model.logit_scale * image @ text.T + (model.logit_bias or 0.0)

@@ -96,7 +96,7 @@ def _import_big_vision(checkout: str) -> tuple[Any, Any, tuple[str, ...]]:
 def _require_siglip(problem: Problem, flag: str) -> None:
   """The towers written here have SigLIP's heads and compute in float32."""
   model = problem.model
-  if (model.vision.pool, model.text.pool, model.dtype) != ("map", "last", "float32") or model.vision.projection:
+  if (model.image.pool, model.text.pool, model.dtype) != ("map", "last", "float32") or model.image.projection:
     raise UserError(f"{flag} runs beside SigLIP's towers in float32: leave --preset at a siglip one and --dtype")
 
 
@@ -109,12 +109,12 @@ def big_vision(checkout: str, problem: Problem) -> Contestant:
   _require_siglip(problem, "--big_vision")
   two_towers, bv_optax, notes = _import_big_vision(checkout)
   towers, options = problem.model, problem.optimizer
-  vision, text = towers.vision.transformer, towers.text.transformer
+  vision, text = towers.image.transformer, towers.text.transformer
 
   def shape(tower):
     return {"width": tower.width, "depth": tower.depth, "mlp_dim": tower.mlp_dim, "num_heads": tower.heads}
 
-  patch = (towers.vision.patch_size,) * 2
+  patch = (towers.image.patch_size,) * 2
   model = two_towers.Model(
     image={**shape(vision), "patch_size": patch, "pool_type": "map"},
     text={**shape(text), "vocab_size": towers.text.vocab_size, "pool_type": "last"},
@@ -197,10 +197,10 @@ def torch_eager(problem: Problem) -> Contestant:
   class Towers(nn.Module):
     def __init__(self):
       super().__init__()
-      vision, text = config.vision.transformer, config.text.transformer
-      self.patches = nn.Conv2d(3, vision.width, config.vision.patch_size, config.vision.patch_size)
-      self.places = nn.Parameter(torch.randn(config.vision.grid**2, vision.width) * vision.width**-0.5)
-      self.vision = nn.Sequential(*(Block(vision) for _ in range(vision.depth)), nn.LayerNorm(vision.width))
+      vision, text = config.image.transformer, config.text.transformer
+      self.patches = nn.Conv2d(3, vision.width, config.image.patch_size, config.image.patch_size)
+      self.places = nn.Parameter(torch.randn(config.image.grid**2, vision.width) * vision.width**-0.5)
+      self.image = nn.Sequential(*(Block(vision) for _ in range(vision.depth)), nn.LayerNorm(vision.width))
       self.probe = nn.Parameter(torch.randn(1, 1, vision.width))
       self.pool = nn.MultiheadAttention(vision.width, vision.heads, batch_first=True)
       self.pool_norm, self.pool_mlp = nn.LayerNorm(vision.width), mlp(vision)
@@ -212,7 +212,7 @@ def torch_eager(problem: Problem) -> Contestant:
       self.bias = nn.Parameter(torch.tensor(config.init_logit_bias))
 
     def forward(self, images, tokens):
-      x = self.vision(self.patches(images).flatten(2).mT + self.places)
+      x = self.image(self.patches(images).flatten(2).mT + self.places)
       x = self.pool(self.probe.expand(len(x), -1, -1), x, x, need_weights=False)[0][:, 0]
       image = functional.normalize(x + self.pool_mlp(self.pool_norm(x)), dim=-1)
       text = self.text(self.tokens(tokens) + self.positions)[:, -1]

@@ -145,7 +145,7 @@ def big_vision(config) -> dict[str, np.ndarray]:
     put(f"{name}/out/bias", width)
 
   for tower, encoder, sizes in (
-    ("img", "img/Transformer", config.vision.transformer),
+    ("img", "img/Transformer", config.image.transformer),
     ("txt", "txt/Encoder_0", config.text.transformer),
   ):
     for layer in range(sizes.depth):
@@ -155,9 +155,9 @@ def big_vision(config) -> dict[str, np.ndarray]:
       norm(f"{block}/LayerNorm_1", sizes.width)
       mlp(f"{block}/MlpBlock_0", sizes.width, sizes.mlp_dim)
     norm(f"{encoder}/encoder_norm", sizes.width)
-    length = config.vision.grid**2 if tower == "img" else config.text.length
+    length = config.image.grid**2 if tower == "img" else config.text.length
     arrays[f"{tower}/pos_embedding"] = 0.1 * generator.standard_normal((1, length, sizes.width)).astype(np.float32)
-  image, text, patch = config.vision.transformer, config.text.transformer, config.vision.patch_size
+  image, text, patch = config.image.transformer, config.text.transformer, config.image.patch_size
   kernel = generator.standard_normal((patch, patch, 3, image.width)) / (patch * 3**0.5)
   arrays["img/embedding/kernel"] = kernel.astype(np.float32)
   put("img/embedding/bias", image.width)

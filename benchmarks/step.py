@@ -48,10 +48,10 @@ def run(remat: str) -> ConfigDict:
   config = common.get_config()
   config.data.sources = ConfigDict({"random": 1.0})  # What is drawn here; nothing reads it.
   config.model = common.model(_PRESET.value)
-  config.model.vision.image_size = _IMAGE_SIZE.value
+  config.model.image.image_size = _IMAGE_SIZE.value
   config.model.text.length = _TEXT_LENGTH.value
   config.model.text.transformer.depth = _TEXT_DEPTH.value
-  for tower in (config.model.vision, config.model.text):
+  for tower in (config.model.image, config.model.text):
     tower.transformer.remat = remat
   config.batch_size = _BATCH.value
   config.compute_dtype = _DTYPE.value
@@ -76,7 +76,7 @@ def ours(remat: str, problem: peers.Problem) -> peers.Contestant:
   spec, train_step = resolved.build(mesh)
   pairs = len(problem.tokens)
   text = TextBatch(problem.tokens, np.ones(problem.tokens.shape, bool))
-  image = patchify(problem.images, config.model.vision.patch_size)
+  image = patchify(problem.images, config.model.image.patch_size)
   keys = np.arange(4 * pairs, dtype=np.uint32).reshape(pairs, 2, 2)
   batch = jax.device_put(Batch(image, text, keys), batch_sharding(mesh))
   state = [spec.create(config.seed)]

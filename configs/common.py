@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from contrastive_jax import upgrades
 from contrastive_jax.errors import require_known
 from contrastive_jax.models import presets
 from contrastive_jax.objectives import term_options
@@ -15,14 +16,21 @@ from data.augment import Augment
 from data.emoji import CaptionMix
 
 
+class _Model(ConfigDict):
+  """A model whose image tower is also found under `vision`, its name in config files of older versions."""
+
+  def __getitem__(self, key: str) -> Any:
+    return super().__getitem__(upgrades.tower(key))
+
+
 def model(preset: str, **overrides: Any) -> ConfigDict:
   """A preset as a config whose every field can be overridden on the command line.
 
   Args:
     preset: a name in `contrastive_jax.models.presets.PRESETS`.
-    **overrides: nested as the preset is: `vision={"transformer": {"width": 192}}`.
+    **overrides: nested as the preset is: `image={"transformer": {"width": 192}}`.
   """
-  return as_config(presets.resolve(preset, overrides))
+  return _Model(as_config(presets.resolve(preset, upgrades.overrides(overrides))))
 
 
 def stage(name: str, steps: int, **overrides: Any) -> ConfigDict:
@@ -143,7 +151,7 @@ def get_config() -> ConfigDict:
   config.data.text_rows = 0  # Rows that the captions of a pack share; 0 gives each a padded row of `model.text.length`.
   config.data.text_row_length = 0  # Length of these rows in tokens.
 
-  config.curriculum = ()  # Stages, see `stage`; empty is one stage at the resolution of the vision tower.
+  config.curriculum = ()  # Stages, see `stage`; empty is one stage at the resolution of the image tower.
 
   config.distillation = ConfigDict()
   config.distillation.teacher = ""  # A run, whose model embeds every batch beside this one.

@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
   blocks = {"activation": "gelu_tanh", "norm_eps": 1e-6, "remat": "dots"}
   config.model = common.model(
     "clip_ti16",
-    vision={
+    image={
       "image_size": 64,
       "patch_size": 16,
       "transformer": {**blocks, "width": 128, "depth": 4, "heads": 2, "mlp_dim": 512},

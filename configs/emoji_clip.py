@@ -12,7 +12,7 @@ from configs import emoji
 def get_config() -> ConfigDict:
   config = emoji.get_config()
   config.name = "emoji_clip"
-  vision, text = config.model.vision, config.model.text
+  vision, text = config.model.image, config.model.text
   vision.update({"class_token": True, "pool": "cls", "pre_norm": True, "patch_bias": False})
   text.update({"pool": "eos"})
   for tower in (vision, text):

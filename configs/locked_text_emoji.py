@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
   towers = config.model.to_dict()
   config.model = common.model(
     "clip_ti16",
-    vision=towers["vision"],
+    image=towers["image"],
     text={
       "transformer": {
         "width": 384,

@@ -8,6 +8,6 @@ from configs import common, siglip_b16
 def get_config() -> ConfigDict:
   config = siglip_b16.get_config()
   config.name = "siglip_l16"
-  config.model = common.model("siglip_l16", vision={"image_size": 256})
+  config.model = common.model("siglip_l16", image={"image_size": 256})
   config.mesh.fsdp = 8
   return config

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
   small = {"width": 128, "depth": 4, "heads": 2, "remat": "dots"}
   config.model = common.model(
     "univitar_0.3b",
-    vision={
+    image={
       "image_size": 64,
       "patch_size": 8,
       "pool": "mean",

@@ -16,7 +16,7 @@ class ImageBatch:
 
   Attributes:
     patches: uint8 pixels `[rows, length, patch_dim]`, each patch flattened as (frame, y, x, channel), not normalised. A
-      patch of an image has one frame, a patch of a clip has `vision.tubelet` frames.
+      patch of an image has one frame, a patch of a clip has `image.tubelet` frames.
     coords: int16 `[rows, length, 3]`, the `(t, y, x)` of each patch in its grid.
     segment_ids: int16 `[rows, length]`, 0 is padding and k the k-th image of the row; None at fixed resolution.
     locations: int32 `[pairs, 2]`, the (row, segment id) of each pair's image; None when row i holds the image of pair

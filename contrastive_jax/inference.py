@@ -75,7 +75,7 @@ class Model:
       config: the sizes of the two towers.
       params: nested dict of arrays, on the host or already on the mesh, where they stay as they are.
       tokenizer: a function of texts and a length that returns token ids and a mask, `[texts, length]`.
-      resolution: the resolution of images; None is fixed at the image size of the vision tower.
+      resolution: the resolution of images; None is fixed at the image size of the image tower.
       clips: the resolution of clips; None is that of images.
       frames: number of frames of a clip that are looked at, from all over its length.
       mesh: the mesh; images and texts are split over its "data" and "fsdp" axes. None is all devices.
@@ -154,7 +154,7 @@ class Model:
         come in anything with a length and an index, are read a batch at a time, and are brought to the resolution of
         the model (see `preprocess.views.Views`). A pandas Series is read by position. No image gives no row.
       projected: whether the embeddings lie in the space shared with texts; False gives the tower's own features,
-        `vision.transformer.width` of them.
+        `image.transformer.width` of them.
 
     Returns:
       L2-normalised float32 embeddings, one row for each image.
@@ -179,7 +179,7 @@ class Model:
       def read(rows: list[int]) -> list[Patches]:
         return list(threads.map(view, rows))
 
-      dim = self.config.embed_dim if projected else self.config.vision.transformer.width
+      dim = self.config.embed_dim if projected else self.config.image.transformer.width
       return self._encode(self._image_towers[projected], self._image_batches(read, len(images)), len(images), dim)
 
   def _image_batches(self, read: Callable[[list[int]], list[Patches]], count: int) -> Batches:
@@ -255,7 +255,7 @@ class Model:
     return self.encode_image(images) @ self.encode_text(texts).T
 
   def __repr__(self) -> str:
-    vision, text = self.config.vision, self.config.text
+    vision, text = self.config.image, self.config.text
     count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
     step = "" if self.step is None else f"step={self.step}, "
     return (
@@ -311,7 +311,7 @@ class Model:
 
 
 def _views(config: DualEncoderConfig, resolution: Resolution | None, clips: Resolution | None, frames: int) -> Views:
-  vision = config.vision
+  vision = config.image
   resolution = resolution or Resolution.fixed(vision.image_size)
   return Views(
     vision.patch_size,

@@ -86,7 +86,7 @@ def _last_stage(run: Mapping[str, Any], config: DualEncoderConfig) -> dict[str, 
   if not run.get("curriculum"):
     return {}
   stage = run["curriculum"][-1]
-  size = stage["size"] or config.vision.image_size
+  size = stage["size"] or config.image.image_size
   tokens = stage["video_max_tokens"]
   return {
     "resolution": Resolution(stage["mode"], size, stage["min_tokens"], stage["max_tokens"], tuple(stage["lengths"])),

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from contrastive_jax import paths
+from contrastive_jax import paths, upgrades
 from contrastive_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -122,19 +122,19 @@ def read_object(path: str | os.PathLike) -> dict[str, Any]:
 
 def write_config(workdir: str | os.PathLike, config: Mapping[str, Any]) -> Path:
   """Writes `config.json`."""
-  return write_object(Path(workdir) / "config.json", config)
+  return write_object(Path(workdir) / "config.json", upgrades.stamped(config))
 
 
 def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
-  """The config that a run was started with.
+  """Returns the config that a run was started with, in today's form whatever version wrote it.
 
   Raises:
-    UserError: if the directory is not a run or its `config.json` is damaged.
+    UserError: if the directory is not a run, or its `config.json` is damaged or of a newer version.
   """
   path = Path(workdir) / "config.json"
   if not path.is_file():
     raise UserError(f"{workdir} is not a run directory: it has no config.json")
-  return read_object(path)
+  return upgrades.config(read_object(path), str(path))
 
 
 def read_json(path: str | os.PathLike) -> Any:

@@ -371,7 +371,7 @@ class Pipeline:
         resolution = segment.inputs(modality).resolution
         if resolution.mode == "fixed" and resolution.size < self._patch_size:
           stage = f" of stage '{segment.name}'" if segment.name else ""
-          raise UserError(f"size={resolution.size}{stage} is less than model.vision.patch_size={self._patch_size}")
+          raise UserError(f"size={resolution.size}{stage} is less than model.image.patch_size={self._patch_size}")
 
 
 def pair_keys(groups: Sequence[int], captions: Sequence[str]) -> UInt32[np.ndarray, "pairs 2 2"]:

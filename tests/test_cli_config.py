@@ -133,7 +133,7 @@ def test_a_mistake_on_the_command_line_is_a_sentence(arguments, sentence):
       def get_config():
         return common.model('siglip_b16', vision={'imagesize': 64})
       """,
-      r"mine\.py, line 4: model\.vision\.imagesize is not a field \(did you mean 'image_size'\?\)",
+      r"mine\.py, line 4: model\.image\.imagesize is not a field \(did you mean 'image_size'\?\)",
     ),
   ],
 )

@@ -24,7 +24,7 @@ def teacher(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("teacher")
   config = tiny.get_config()
   config.model.embed_dim = 24
-  config.model.vision.image_size = 48
+  config.model.image.image_size = 48
   spec, _ = Run.from_config(config).build(MeshSpec().make())
   with Checkpoints(workdir / "checkpoints") as checkpoints:
     checkpoints.save(spec.create(0), {})

@@ -17,7 +17,7 @@ MISTAKES = {
   "did you mean 'emoji_openmoji'": ["--config.evals=emoji_openmojis"],
   "did you mean 'twemoji'": ["--config.data.sources={'twemojis': 1.0}"],
   "the TFDS set 'no_such_set' is not in": ["--config.data.sources={'tfds/no_such_set': 1.0}"],
-  "matches no parameter": ["--config.frozen=vision/"],
+  "matches no parameter": ["--config.frozen=visual/"],
   "init_from=nowhere": ["--config.init_from=nowhere"],
   "transformer.heads=5 must divide": ["--config.model.text.transformer.heads=5"],
   "no/such.json": ["--config.tokenizer.spec=file:no/such.json"],

@@ -137,10 +137,10 @@ _TINY_RUN = [
   "--config.eval_every=0",
   "--config.model.text.vocab_size=512",
   "--config.model.embed_dim=16",
-  "--config.model.vision.transformer.depth=1",
+  "--config.model.image.transformer.depth=1",
   "--config.model.text.transformer.depth=1",
 ]
-_TINY_PLAN = ["--topology=cpu:2", "--config.batch_size=8", "--config.model.vision.transformer.depth=1"]
+_TINY_PLAN = ["--topology=cpu:2", "--config.batch_size=8", "--config.model.image.transformer.depth=1"]
 # Files that the examples name and nobody has here: their flags are checked above.
 _NOT_HERE = ("--from=big_vision:", "--from=open_clip:")
 

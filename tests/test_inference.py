@@ -22,7 +22,7 @@ TOWER = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 32, "remat": "none"}
 CONFIG = presets.resolve(
   "siglip_ti16",
   {
-    "vision": {"image_size": 10, "patch_size": 4, "transformer": TOWER},
+    "image": {"image_size": 10, "patch_size": 4, "transformer": TOWER},
     "text": {"vocab_size": 97, "length": 6, "transformer": TOWER},
     "embed_dim": 16,
   },
@@ -102,11 +102,11 @@ def test_each_tower_is_compiled_once_whatever_the_number_of_rows_and_parameters(
 
 
 def test_features_are_what_the_projection_sees(params, pictures):
-  vision = dataclasses.replace(CONFIG.vision, projection=True)
+  vision = dataclasses.replace(CONFIG.image, projection=True)
   kernel = np.random.default_rng(0).standard_normal((16, 12)).astype(np.float32)
   text = {**params["text"], "projection": {"kernel": kernel, "bias": np.zeros(12, np.float32)}}
   projecting = {**params, "image": {**params["image"], "projection": {"kernel": kernel}}, "text": text}
-  model = Model(dataclasses.replace(CONFIG, vision=vision, embed_dim=12), projecting, Letters(), batch_size=8)
+  model = Model(dataclasses.replace(CONFIG, image=vision, embed_dim=12), projecting, Letters(), batch_size=8)
   features = model.encode_image(pictures, projected=False)
   assert features.shape == (len(pictures), 16)
   np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-5)

@@ -25,7 +25,7 @@ TOWER = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 32, "remat": "none"}
 CONFIG = presets.resolve(
   "siglip_ti16",
   {
-    "vision": {"image_size": 8, "patch_size": 4, "tubelet": 2, "transformer": {**TOWER, "rope": "2d"}, "pool": "mean"},
+    "image": {"image_size": 8, "patch_size": 4, "tubelet": 2, "transformer": {**TOWER, "rope": "2d"}, "pool": "mean"},
     "text": {"vocab_size": 260, "length": 6, "transformer": TOWER},
     "embed_dim": 16,
   },

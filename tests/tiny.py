@@ -10,8 +10,8 @@ def get_config() -> ConfigDict:
   config.name = "tiny"
   config.total_steps = 40
   config.batch_size = 32
-  config.model.vision.image_size = 32
-  for tower in (config.model.vision, config.model.text):
+  config.model.image.image_size = 32
+  for tower in (config.model.image, config.model.text):
     tower.transformer.update({"width": 32, "heads": 2, "mlp_dim": 64, "depth": 2, "drop_path": 0.1})
   config.model.text.vocab_size = 512
   config.model.text.length = 8

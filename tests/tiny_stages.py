@@ -13,9 +13,9 @@ def get_config() -> ConfigDict:
   config.batch_size = 16
   staged = univitar_emoji.get_config()
   config.model = staged.model
-  for tower in (config.model.vision, config.model.text):
+  for tower in (config.model.image, config.model.text):
     tower.transformer.update({"width": 32, "heads": 2, "mlp_dim": 48, "depth": 2, "drop_path": 0.1})
-  config.model.vision.image_size = 32
+  config.model.image.image_size = 32
   config.model.text.vocab_size = 512
   config.model.embed_dim = 24
   config.loss = "sigmoid"

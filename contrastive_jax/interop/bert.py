@@ -103,7 +103,7 @@ def read_config(config: Mapping[str, Any], *, pool: str, source: str) -> DualEnc
     post_norm=False,
     projection=False,
   )
-  return DualEncoderConfig(presets.resolve("clip_s16").vision, text, embed_dim=width)
+  return DualEncoderConfig(presets.resolve("clip_s16").image, text, embed_dim=width)
 
 
 def bare(arrays: Mapping[str, np.ndarray], *, source: str) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from contrastive_jax.errors import UserError
 from contrastive_jax.interop.keymap import Entry, Form, by_heads, entry, extended, one
-from contrastive_jax.models.config import DualEncoderConfig, TextConfig, TransformerConfig, VisionConfig
+from contrastive_jax.models.config import DualEncoderConfig, ImageConfig, TextConfig, TransformerConfig
 
 # Files hold the parameters alone, or below this beside the optimizer's.
 _ROOT = "params/"
@@ -45,7 +45,7 @@ def read_config(arrays: Mapping[str, np.ndarray], *, source: str) -> DualEncoder
     raise UserError(f"{source} has a class token without a position, which this library's image tower does not have")
   text_pool = "map" if f"txt/{_POOL}/probe" in arrays else "last"
   return DualEncoderConfig(
-    vision=VisionConfig(
+    image=ImageConfig(
       _transformer(arrays, "img/Transformer", source),
       image_size=grid * patch_size,
       patch_size=patch_size,
@@ -73,7 +73,7 @@ def read_config(arrays: Mapping[str, np.ndarray], *, source: str) -> DualEncoder
 
 def entries(config: DualEncoderConfig) -> list[Entry]:
   """Returns the key map of two towers."""
-  vision, text = config.vision, config.text
+  vision, text = config.image, config.text
   table = [
     entry("image/patch_embedding/kernel", "img/embedding/kernel", _patches(vision)),
     entry("image/patch_embedding/bias", "img/embedding/bias"),
@@ -112,7 +112,7 @@ def _transformer(arrays: Mapping[str, np.ndarray], encoder: str, source: str) ->
   return TransformerConfig(width, 1 + max(layers), heads, mlp_dim, activation="gelu_tanh")
 
 
-def _patches(vision: VisionConfig) -> Form:
+def _patches(vision: ImageConfig) -> Form:
   shape = (vision.patch_size, vision.patch_size, vision.channels, -1)
   return one(lambda kernel: kernel.reshape(-1, kernel.shape[-1]), lambda kernel: kernel.reshape(shape))
 

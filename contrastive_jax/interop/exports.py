@@ -36,7 +36,7 @@ def write(
     params: nested dict of the model's arrays.
     tokenizer: the tokenizer of the model.
     resolution: the resolution at which it reads images, such as `Model.views.resolution`; None is fixed at
-      `vision.image_size`.
+      `image.image_size`.
 
   Returns:
     The family it was written as.
@@ -45,20 +45,20 @@ def write(
     UserError: if the other library has no such model, naming what differs, or the folder is not empty.
   """
   kind, path = checkpoint_files.split_spec(spec, WRITERS, "FOLDER")
-  patches = _patches(config, resolution or Resolution.fixed(config.vision.image_size))
+  patches = _patches(config, resolution or Resolution.fixed(config.image.image_size))
   with checkpoint_files.new_folder(path) as folder:
     return WRITERS[kind](folder, config, params, tokenizer, patches)
 
 
 def _patches(config: DualEncoderConfig, resolution: Resolution) -> int:
   """Returns the most patches of an image that is read at any aspect (NaFlex); 0 where images are squares."""
-  size = config.vision.image_size
+  size = config.image.image_size
   if resolution.mode == "naflex":
     return max(resolution.lengths)
   if resolution.mode == "native" or resolution.size != size:
     how = "their own size" if resolution.mode == "native" else f"{resolution.size} pixels"
     raise UserError(
-      f"the run ends with images of {how}, and other libraries read squares of model.vision.image_size={size} or fill"
+      f"the run ends with images of {how}, and other libraries read squares of model.image.image_size={size} or fill"
       " rows of one length: end the run with a stage of that size or of mode='naflex'"
     )
   return 0
@@ -69,9 +69,9 @@ def _huggingface(
 ) -> str:
   if patches:
     # Neither matters to images of any aspect.
-    side = config.vision.grid * config.vision.patch_size
-    vision = dataclasses.replace(config.vision, resize="squash", image_size=side)
-    config = dataclasses.replace(config, vision=vision)
+    side = config.image.grid * config.image.patch_size
+    vision = dataclasses.replace(config.image, resize="squash", image_size=side)
+    config = dataclasses.replace(config, image=vision)
 
   def read_back(family: str) -> DualEncoderConfig:
     preprocessing = huggingface.write_preprocessing(config, family, patches)

@@ -8,7 +8,7 @@ from contrastive_jax.interop import huggingface_options
 from contrastive_jax.interop.keymap import SAME, TRANSPOSED, Entry, convolution, entry, extended
 from contrastive_jax.interop.options import check, check_choice
 from contrastive_jax.interop.torch_layers import layer_norm, linear, pooling_attention, split_attention
-from contrastive_jax.models.config import DualEncoderConfig, TextConfig, TransformerConfig, VisionConfig
+from contrastive_jax.models.config import DualEncoderConfig, ImageConfig, TextConfig, TransformerConfig
 from contrastive_jax.models.presets import CLIP_MEAN, CLIP_STD
 
 _ACTIVATIONS = {
@@ -95,7 +95,7 @@ def read_config(config: Mapping[str, Any], preprocessing: Mapping[str, Any], *, 
       " images need embeddings of one size"
     )
   return DualEncoderConfig(
-    vision=VisionConfig(
+    image=ImageConfig(
       _transformer(vision, source, init="clip" if clip else "xavier"),
       image_size=size,
       patch_size=vision["patch_size"],
@@ -135,7 +135,7 @@ def end_of_text(config: Mapping[str, Any]) -> int | None:
 
 def write_config(config: DualEncoderConfig, family: str) -> dict[str, Any]:
   """Writes the `config.json` of a family, which may not be able to describe ours: it is read back and compared."""
-  vision, text = config.vision, config.text
+  vision, text = config.image, config.text
   written: dict[str, Any] = {
     "model_type": family,
     "architectures": [{"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}[family]],
@@ -156,7 +156,7 @@ def write_config(config: DualEncoderConfig, family: str) -> dict[str, Any]:
 
 def entries(config: DualEncoderConfig, family: str) -> list[Entry]:
   """Returns the key map of a family."""
-  vision, text, clip = config.vision, config.text, family == "clip"
+  vision, text, clip = config.image, config.text, family == "clip"
   embeddings = "vision_model.embeddings"
   patches = TRANSPOSED if family == "siglip2" else convolution(vision.patch_size)
   table = [
@@ -196,7 +196,7 @@ def entries(config: DualEncoderConfig, family: str) -> list[Entry]:
 
 def write_preprocessing(config: DualEncoderConfig, family: str, max_patches: int) -> dict[str, Any]:
   """Writes the `preprocessor_config.json` of a family; `max_patches` is the length of a row of "siglip2"."""
-  vision = config.vision
+  vision = config.image
   shared = {
     "image_processor_type": {
       "clip": "CLIPImageProcessor",
@@ -279,7 +279,7 @@ def _check(config: Mapping[str, Any], family: str, source: str) -> None:
 def _seen(
   preprocessing: Mapping[str, Any], family: str, side: int, vision: Mapping[str, Any], source: str
 ) -> dict[str, Any]:
-  """Reads how the image tower sees pictures, as fields of `VisionConfig`."""
+  """Reads how the image tower sees pictures, as fields of `ImageConfig`."""
   processor = _processor(preprocessing, family, source)
   check(preprocessing, huggingface_options.PREPROCESSING[processor], source=source)
   # What is null has the default of its class.

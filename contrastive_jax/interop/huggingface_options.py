@@ -90,8 +90,8 @@ _TEXT: Table = {
 }
 _VISION: Table = {
   **_TOWER,
-  "num_channels": Honoured(COUNT, "vision.channels"),
-  "patch_size": Honoured(COUNT, "vision.patch_size"),
+  "num_channels": Honoured(COUNT, "image.channels"),
+  "patch_size": Honoured(COUNT, "image.patch_size"),
   **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id"), _GENERATION),
 }
 _MODEL: Table = {
@@ -125,26 +125,26 @@ MODELS: dict[str, tuple[Table, Table, Table]] = {
       "projection_dim": _OTHER_TOWER,
       "eos_token_id": Honoured(optional(Kind("a token's number", lambda value: isinstance(value, int))), "text.pool"),
     },
-    {**_VISION, "projection_dim": _OTHER_TOWER, "image_size": Honoured(COUNT, "vision.image_size")},
+    {**_VISION, "projection_dim": _OTHER_TOWER, "image_size": Honoured(COUNT, "image.image_size")},
   ),
   "siglip": (
     _MODEL,
     _SIGLIP_TEXT,
-    {**_SIGLIP_VISION, "image_size": Honoured(COUNT, "vision.image_size")},
+    {**_SIGLIP_VISION, "image_size": Honoured(COUNT, "image.image_size")},
   ),
   "siglip2": (
     _MODEL,
     _SIGLIP_TEXT,
     {
       **_SIGLIP_VISION,
-      "num_patches": Honoured(COUNT, "vision.image_size"),
+      "num_patches": Honoured(COUNT, "image.image_size"),
       "image_size": Ignored("images are read at any aspect"),
     },
   ),
 }
 # What the towers of a family may call themselves.
 TOWER_TYPES = {
-  family: {f"{tower}_config": (f"{family}_{tower}_model", f"{family}_{tower}", family) for tower in ("text", "vision")}
+  family: {f"{tower}_config": (f"{family}_{tower}_model", f"{family}_{tower}", family) for tower in ("text", "image")}
   for family in MODELS
 }
 BERT: Table = {
@@ -196,12 +196,12 @@ _IMAGES: Table = {
   "auto_map": Required((None,), "which asks for code of the model's own"),
   # The image processors take null for false here, and not for their default.
   "do_resize": Required((True,), "which leaves pictures at their own size"),
-  "resample": Honoured(optional(ANY), "vision.interpolation"),
-  "do_rescale": Honoured(FLAG, "vision.mean and vision.std"),
-  "rescale_factor": Honoured(optional(POSITIVE), "vision.mean and vision.std"),
-  "do_normalize": Honoured(FLAG, "vision.mean and vision.std"),
-  "image_mean": Honoured(optional(CHANNELS), "vision.mean"),
-  "image_std": Honoured(optional(CHANNELS), "vision.std"),
+  "resample": Honoured(optional(ANY), "image.interpolation"),
+  "do_rescale": Honoured(FLAG, "image.mean and image.std"),
+  "rescale_factor": Honoured(optional(POSITIVE), "image.mean and image.std"),
+  "do_normalize": Honoured(FLAG, "image.mean and image.std"),
+  "image_mean": Honoured(optional(CHANNELS), "image.mean"),
+  "image_std": Honoured(optional(CHANNELS), "image.std"),
   "do_convert_rgb": Ignored("pictures that are not RGB are converted here, and could not be embedded there"),
   "do_pad": Required((False, None), "which pads pictures"),
   "pad_size": Required((None,), "which pads pictures"),
@@ -217,14 +217,14 @@ _IMAGES: Table = {
 PREPROCESSING: dict[str, Table] = {
   "CLIPImageProcessor": {
     **_IMAGES,
-    "size": Honoured(optional(_SIZE), "vision.resize"),
-    "crop_size": Honoured(optional(_SIZE), "vision.resize"),
-    "do_center_crop": Honoured(FLAG, "vision.resize"),
+    "size": Honoured(optional(_SIZE), "image.resize"),
+    "crop_size": Honoured(optional(_SIZE), "image.resize"),
+    "do_center_crop": Honoured(FLAG, "image.resize"),
     "default_to_square": Required((False, None), "which squeezes pictures"),
   },
   "SiglipImageProcessor": {
     **_IMAGES,
-    "size": Honoured(optional(_SIZE), "vision.resize"),
+    "size": Honoured(optional(_SIZE), "image.resize"),
     "crop_size": Ignored("pictures are not cut"),
     "do_center_crop": Required((False, None), "which cuts out the middle"),
     "default_to_square": Required((True, None), "which leaves the aspect of pictures as it is"),

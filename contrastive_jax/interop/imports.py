@@ -132,7 +132,7 @@ def _huggingface(folder: Path, tokenizer: str) -> Imported:
   ours = _with_bias(shorter, arrays)
   params = _params(huggingface.entries(ours, family), arrays, ours, source, huggingface.IGNORED)
   # A file that does not say has the default of its class; without a file rows are as long as the model's positions.
-  default = huggingface.DEFAULT_PATCHES if preprocessing else ours.vision.grid**2
+  default = huggingface.DEFAULT_PATCHES if preprocessing else ours.image.grid**2
   lengths = (preprocessing.get("max_num_patches") or default,) if family == "siglip2" else ()
   return Imported(name, ours, params, found, lengths)
 

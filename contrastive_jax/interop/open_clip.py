@@ -12,7 +12,7 @@ from contrastive_jax.interop import open_clip_options as options
 from contrastive_jax.interop.keymap import SAME, TRANSPOSED, Entry, by_heads, convolution, entry, extended, in_rows
 from contrastive_jax.interop.options import COUNT, check, check_choice
 from contrastive_jax.interop.torch_layers import fused_attention, layer_norm, linear
-from contrastive_jax.models.config import DualEncoderConfig, TextConfig, TransformerConfig, VisionConfig
+from contrastive_jax.models.config import DualEncoderConfig, ImageConfig, TextConfig, TransformerConfig
 from contrastive_jax.models.presets import CLIP_MEAN, CLIP_STD, SIZES
 
 _TIMM = re.compile(r"vit_(\w+)_patch(\d+)_siglip_(\d+)(?:\.\w+)?")
@@ -61,7 +61,7 @@ def read_config(config: Mapping[str, Any], preprocessing: Mapping[str, Any], *, 
   quick = bool(config.get("quick_gelu", False))
   timm, bias = vision.get("timm_model_name"), config.get("init_logit_bias")
   return DualEncoderConfig(
-    vision=(
+    image=(
       _timm(vision, size, preprocessing, source) if timm else _clip_vision(vision, size, preprocessing, quick, source)
     ),
     text=_text(text, quick, source),
@@ -72,7 +72,7 @@ def read_config(config: Mapping[str, Any], preprocessing: Mapping[str, Any], *, 
 
 def write_config(config: DualEncoderConfig) -> dict[str, Any]:
   """Writes a model config of open_clip, which may not be able to describe ours: it is read back and compared."""
-  vision, text = config.vision, config.text
+  vision, text = config.image, config.text
   quick = vision.transformer.activation == "quick_gelu"
   if vision.pool == "map":
     tower: dict[str, Any] = {"timm_model_name": _timm_name(vision), "timm_pool": "map", "timm_proj": "none"}
@@ -104,7 +104,7 @@ def write_config(config: DualEncoderConfig) -> dict[str, Any]:
 
 def write_preprocessing(config: DualEncoderConfig) -> dict[str, Any]:
   """Writes a preprocessing config of open_clip."""
-  vision = config.vision
+  vision = config.image
   return {
     "size": vision.image_size,
     "mean": list(vision.mean),
@@ -116,7 +116,7 @@ def write_preprocessing(config: DualEncoderConfig) -> dict[str, Any]:
 
 def entries(config: DualEncoderConfig, *, custom_text: bool) -> list[Entry]:
   """Returns the key map; `custom_text` puts the text tower's names below "text."."""
-  vision, text = config.vision, config.text
+  vision, text = config.image, config.text
   prefix = "text." if custom_text else ""
   table = _timm_entries(vision) if vision.pool == "map" else _clip_entries(vision)
   table += [
@@ -134,7 +134,7 @@ def entries(config: DualEncoderConfig, *, custom_text: bool) -> list[Entry]:
   return table + [entry("logit_bias", "logit_bias")] * (config.init_logit_bias is not None)
 
 
-def _clip_entries(vision: VisionConfig) -> list[Entry]:
+def _clip_entries(vision: ImageConfig) -> list[Entry]:
   return [
     entry("image/class_token", "visual.class_embedding"),
     entry("image/patch_embedding/kernel", "visual.conv1.weight", convolution(vision.patch_size)),
@@ -146,7 +146,7 @@ def _clip_entries(vision: VisionConfig) -> list[Entry]:
   ]
 
 
-def _timm_entries(vision: VisionConfig) -> list[Entry]:
+def _timm_entries(vision: ImageConfig) -> list[Entry]:
   trunk, heads, depth = "visual.trunk", vision.transformer.heads, vision.transformer.depth
   blocks, layer, pool = "image/transformer/blocks", f"{trunk}.blocks.{{layer}}", f"{trunk}.attn_pool"
   pooled = [
@@ -191,13 +191,13 @@ def _blocks(ours: str, theirs: str, transformer: TransformerConfig) -> list[Entr
 
 def _clip_vision(
   vision: Mapping[str, Any], size: int, preprocessing: Mapping[str, Any], quick: bool, source: str
-) -> VisionConfig:
+) -> ImageConfig:
   if isinstance(vision.get("layers"), list):
     raise UserError(f"{source} has a ResNet for images, which this library does not have")
   if not COUNT.holds(vision.get("layers", 12)):
     raise UserError(f"{source} has vision_cfg.layers={vision['layers']!r}, which must be {COUNT.words}")
   width = vision.get("width", 768)
-  return VisionConfig(
+  return ImageConfig(
     _transformer(vision, width // vision.get("head_width", 64), width, quick, source),
     image_size=size,
     patch_size=vision.get("patch_size", 16),
@@ -210,7 +210,7 @@ def _clip_vision(
   )
 
 
-def _timm(vision: Mapping[str, Any], size: int, preprocessing: Mapping[str, Any], source: str) -> VisionConfig:
+def _timm(vision: Mapping[str, Any], size: int, preprocessing: Mapping[str, Any], source: str) -> ImageConfig:
   name = vision["timm_model_name"]
   match = _TIMM.fullmatch(name)
   for option, default in (("timm_pool", "avg"), ("timm_proj", "linear")):
@@ -220,7 +220,7 @@ def _timm(vision: Mapping[str, Any], size: int, preprocessing: Mapping[str, Any]
     known = ", ".join(f"vit_{size}_patch16_siglip_224" for size in _TIMM_SIZES)
     raise UserError(f"{source} has the image tower '{name}', known are those such as {known}")
   activation = "gelu_tanh" if f"{match[1]}_patch{match[2]}" in _TIMM_TANH else "gelu"
-  return VisionConfig(
+  return ImageConfig(
     TransformerConfig(*SIZES[_TIMM_SIZES[match[1]]], activation=activation),
     image_size=size,
     patch_size=int(match[2]),
@@ -228,7 +228,7 @@ def _timm(vision: Mapping[str, Any], size: int, preprocessing: Mapping[str, Any]
   )
 
 
-def _timm_name(vision: VisionConfig) -> str:
+def _timm_name(vision: ImageConfig) -> str:
   transformer = vision.transformer
   shape = (transformer.width, transformer.depth, transformer.heads, transformer.mlp_dim)
   for name, size in _TIMM_SIZES.items():

@@ -47,8 +47,8 @@ _SIDE = Kind("a whole number from 1 on, or such a pair", lambda value: _is_side(
 _VISION: Table = {
   **_BLOCKS,
   "head_width": Honoured(COUNT, "transformer.heads"),
-  "patch_size": Honoured(COUNT, "vision.patch_size"),
-  "image_size": Honoured(_SIDE, "vision.image_size"),
+  "patch_size": Honoured(COUNT, "image.patch_size"),
+  "image_size": Honoured(_SIDE, "image.image_size"),
   "layers": Honoured(ANY, "transformer.depth; a list is a ResNet, which is refused"),
   "patch_dropout": TRAINING,
   "attentional_pool": Required((False, None), "which asks for a pooler of several queries"),
@@ -67,7 +67,7 @@ VISION: Table = {
 TIMM: Table = {
   **dict.fromkeys(_VISION, _TIMM),
   "timm_model_name": Honoured(TEXT, "the image tower"),
-  "image_size": Honoured(_SIDE, "vision.image_size"),
+  "image_size": Honoured(_SIDE, "image.image_size"),
   "timm_model_pretrained": INITIAL,
   "timm_pool": Required(("map",), "which pools images otherwise"),
   "timm_proj": Required(("none", None), "which asks for a projection"),
@@ -108,10 +108,10 @@ MODEL: Table = {
 PREPROCESSING: Table = {
   "size": Honoured(optional(_SIDE), "must be the image tower's"),
   "mode": Required(("RGB",), "which open_clip does not have"),
-  "mean": Honoured(optional(CHANNELS), "vision.mean"),
-  "std": Honoured(optional(CHANNELS), "vision.std"),
-  "interpolation": Honoured(optional(TEXT), "vision.interpolation"),
-  "resize_mode": Honoured(optional(TEXT), "vision.resize"),
+  "mean": Honoured(optional(CHANNELS), "image.mean"),
+  "std": Honoured(optional(CHANNELS), "image.std"),
+  "interpolation": Honoured(optional(TEXT), "image.interpolation"),
+  "resize_mode": Honoured(optional(TEXT), "image.resize"),
   "fill_color": Ignored("only the resize mode 'longest' reads it, which is refused"),
 }
 FILE: Table = {

@@ -128,7 +128,7 @@ def _check_transformer(where: str, blocks: TransformerConfig) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class VisionConfig:
+class ImageConfig:
   """The image tower.
 
   Attributes:
@@ -176,24 +176,24 @@ class VisionConfig:
   interpolation: str = "bicubic"
 
   def __post_init__(self):
-    _check_transformer("model.vision.transformer", self.transformer)
-    _check_choices("model.vision", self, _VISION_CHOICES)
-    _check_positive("model.vision", self, "image_size", "patch_size", "tubelet", "channels", "max_time")
+    _check_transformer("model.image.transformer", self.transformer)
+    _check_choices("model.image", self, _VISION_CHOICES)
+    _check_positive("model.image", self, "image_size", "patch_size", "tubelet", "channels", "max_time")
     if self.image_size < self.patch_size:
       raise UserError(
-        f"model.vision.image_size={self.image_size} must be at least model.vision.patch_size={self.patch_size}"
+        f"model.image.image_size={self.image_size} must be at least model.image.patch_size={self.patch_size}"
       )
     if self.pool == "cls" and not self.class_token:
-      raise UserError("model.vision.pool='cls' needs model.vision.class_token=True")
+      raise UserError("model.image.pool='cls' needs model.image.class_token=True")
     if self.position == "sincos2d" and (self.transformer.width % 4 or self.transformer.width < 8):
       raise UserError(
-        "model.vision.position='sincos2d' needs model.vision.transformer.width to be a multiple of 4 from 8 on,"
+        "model.image.position='sincos2d' needs model.image.transformer.width to be a multiple of 4 from 8 on,"
         f" got {self.transformer.width}"
       )
     for name in ("mean", "std"):
       if len(getattr(self, name)) != self.channels:
         raise UserError(
-          f"model.vision.{name}={getattr(self, name)} must have model.vision.channels={self.channels} values,"
+          f"model.image.{name}={getattr(self, name)} must have model.image.channels={self.channels} values,"
           " one a channel"
         )
 
@@ -252,7 +252,7 @@ class DualEncoderConfig:
   """An image and a text tower that share an embedding space.
 
   Attributes:
-    vision: the image tower.
+    image: the image tower.
     text: the text tower.
     embed_dim: number of features of the shared space.
     init_logit_scale: initial logarithm of the logit scale.
@@ -260,7 +260,7 @@ class DualEncoderConfig:
     dtype: type of matrix products and activations, "float32" or "bfloat16". Parameters are float32.
   """
 
-  vision: VisionConfig
+  image: ImageConfig
   text: TextConfig
   embed_dim: int
   init_logit_scale: float = float(np.log(1 / 0.07))
@@ -270,7 +270,7 @@ class DualEncoderConfig:
   def __post_init__(self):
     _check_choices("model", self, {"dtype": ("float32", "bfloat16")})
     _check_positive("model", self, "embed_dim")
-    for name, tower in (("vision", self.vision), ("text", self.text)):
+    for name, tower in (("image", self.image), ("text", self.text)):
       if not tower.projection and tower.transformer.width != self.embed_dim:
         raise UserError(
           f"model.{name}.projection=False needs model.{name}.transformer.width={tower.transformer.width} to equal"

@@ -9,9 +9,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from contrastive_jax.batch import ImageBatch
 from contrastive_jax.models.config import DualEncoderConfig
+from contrastive_jax.models.image import ImageTower
 from contrastive_jax.models.layers import ParameterMaker, constant, l2_normalize
 from contrastive_jax.models.text import TextTower
-from contrastive_jax.models.vision import VisionTower
 
 
 class DualEncoder(nnx.Module):
@@ -20,7 +20,7 @@ class DualEncoder(nnx.Module):
   def __init__(self, config: DualEncoderConfig, *, rngs: nnx.Rngs):
     make = ParameterMaker(rngs)
     self.config = config
-    self.image = VisionTower(config.vision, config.embed_dim, dtype=config.dtype, make=make)
+    self.image = ImageTower(config.image, config.embed_dim, dtype=config.dtype, make=make)
     self.text = TextTower(config.text, config.embed_dim, dtype=config.dtype, make=make)
     self.log_logit_scale = make((), constant(config.init_logit_scale), ())
     bias = config.init_logit_bias

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from contrastive_jax.models.config import TextConfig, TransformerConfig, VisionConfig
+from contrastive_jax.models.config import ImageConfig, TextConfig, TransformerConfig
 from contrastive_jax.parallel.placement import gathered
 
 Initializer = Callable[[nnx.Rngs, tuple[int, ...]], Array]
@@ -103,7 +103,7 @@ def linear(
 
 
 def make_projection(
-  config: VisionConfig | TextConfig, embed_dim: int, *, dtype: str, make: ParameterMaker
+  config: ImageConfig | TextConfig, embed_dim: int, *, dtype: str, make: ParameterMaker
 ) -> Linear | None:
   """Makes the map from a tower's width to the shared space, or None when the tower has no projection."""
   if not config.projection:

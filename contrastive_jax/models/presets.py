@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from contrastive_jax.errors import UserError, nearest
-from contrastive_jax.models.config import DualEncoderConfig, TextConfig, TransformerConfig, VisionConfig
+from contrastive_jax.models.config import DualEncoderConfig, ImageConfig, TextConfig, TransformerConfig
 
 
 class Size(typing.NamedTuple):
@@ -52,7 +52,7 @@ def _clip(size: str, patch_size: int, image_size: int = 224) -> DualEncoderConfi
   shared = {"norm_eps": 1e-5, "activation": "quick_gelu", "init": "clip"}
   text_size, embed_dim = _CLIP_TEXT[size]
   return DualEncoderConfig(
-    vision=VisionConfig(
+    image=ImageConfig(
       TransformerConfig(*SIZES[size], **shared),
       image_size,
       patch_size,
@@ -73,7 +73,7 @@ def _siglip(size: str, patch_size: int, image_size: int = 224) -> DualEncoderCon
   """SigLIP (arXiv 2303.15343) as in `transformers`; the text tower of g is So400m, as in SigLIP 2."""
   text_size = "So400m" if size == "g" else size
   return DualEncoderConfig(
-    vision=VisionConfig(TransformerConfig(*SIZES[size], activation="gelu_tanh"), image_size, patch_size),
+    image=ImageConfig(TransformerConfig(*SIZES[size], activation="gelu_tanh"), image_size, patch_size),
     text=TextConfig(
       TransformerConfig(*SIZES[text_size], activation="gelu_tanh"),
       vocab_size=32000,
@@ -117,7 +117,7 @@ def _univitar(size: str) -> DualEncoderConfig:
     rope="2d",
   )
   return DualEncoderConfig(
-    vision=VisionConfig(
+    image=ImageConfig(
       blocks,
       image_size=224,
       patch_size=14,
@@ -169,7 +169,7 @@ def resolve(preset: str, overrides: Mapping[str, Any] | None = None) -> DualEnco
 
   Args:
     preset: a name in `PRESETS`.
-    overrides: nested like the configuration: `{"vision": {"transformer": {"depth": 4}}, "embed_dim": 128}`.
+    overrides: nested like the configuration: `{"image": {"transformer": {"depth": 4}}, "embed_dim": 128}`.
 
   Raises:
     UserError: for an unknown preset or field, a value of the wrong type, or fields that contradict each other.

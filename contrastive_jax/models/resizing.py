@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from contrastive_jax.models.config import VisionConfig
+from contrastive_jax.models.config import ImageConfig
 
 
 @functools.lru_cache(maxsize=8)
@@ -19,7 +19,7 @@ def _resize_matrix(old: int, new: int) -> np.ndarray:
 
 
 def patch_kernel(
-  kernel: Float[np.ndarray, "pixels width"], old: VisionConfig, new: VisionConfig
+  kernel: Float[np.ndarray, "pixels width"], old: ImageConfig, new: ImageConfig
 ) -> Float[np.ndarray, "other_pixels width"]:
   """Resizes a patch embedding for patches of another size, for clips instead of images, or the other way round.
 
@@ -44,7 +44,7 @@ def patch_kernel(
 
 
 def position_table(
-  table: Float[np.ndarray, "positions width"], old: VisionConfig, new: VisionConfig
+  table: Float[np.ndarray, "positions width"], old: ImageConfig, new: ImageConfig
 ) -> Float[np.ndarray, "other_positions width"]:
   """Resizes a learned table to another grid by bilinear interpolation, antialiased; a class token keeps its position.
 

@@ -66,7 +66,7 @@ def kinds_of_batch(run: Run) -> dict[str, tuple[Segment, str, int]]:
   model, kinds = run.model, {}
   for segment in run.segments:
     for modality in segment.modalities:
-      lengths = segment.inputs(modality).row_lengths(model.vision.patch_size, model.vision.tubelet)
+      lengths = segment.inputs(modality).row_lengths(model.image.patch_size, model.image.tubelet)
       for length in lengths:
         name = segment.name + ("/clip" if modality == "clip" else "") + (f":{length}" if len(lengths) > 1 else "")
         kinds[name] = segment, modality, length
@@ -103,7 +103,7 @@ def _forward_flops(inputs: Inputs, batch: Batch, model: DualEncoderConfig) -> fl
     image_sequence=inputs.resolution.max_tokens if packed else patches // batch.pairs,
     tokens=tokens,
     text_sequence=min(model.text.length, batch.text.tokens.shape[1]),
-    frames=batch.image.patches.shape[2] // model.vision.patch_dim,
+    frames=batch.image.patches.shape[2] // model.image.patch_dim,
   )
 
 

@@ -51,7 +51,7 @@ def make_plan(
     "accumulation": config.accumulation,
     "objective": run.term_weights,
     "compute_dtype": config.compute_dtype,
-    "remat": {name: config.model[name].transformer.remat for name in ("vision", "text")},
+    "remat": {name: config.model[name].transformer.remat for name in ("image", "text")},
     "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(compiled.state.params)),
     "parameter_bytes": device_bytes(compiled.state.params),
     "optimizer_bytes": device_bytes(compiled.state.opt_state),

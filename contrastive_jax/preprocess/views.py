@@ -46,7 +46,7 @@ class Views:
 
   def __post_init__(self):
     if self.frames < 1 or self.frames % self.tubelet:
-      raise UserError(f"frames={self.frames} must be a multiple of model.vision.tubelet={self.tubelet}")
+      raise UserError(f"frames={self.frames} must be a multiple of model.image.tubelet={self.tubelet}")
 
   def __call__(self, item: Any) -> Patches:
     """Returns the patches and (t, y, x) coordinates of an image, a clip, or frames in one array.

@@ -50,7 +50,7 @@ class Clips:
     sources: (name, weight) of each source of clips.
     share: of the segment's steps, above 0 and at most 1.
     resolution: of the frames; `max_tokens` bounds the whole clip.
-    frames: of a clip, a multiple of `vision.tubelet`.
+    frames: of a clip, a multiple of `image.tubelet`.
     rule: how frames are chosen: "uniform", "random" or "fps", see `preprocess.video.choose_frames`.
     rate: frames a second, for "fps".
     rows: of a pack; None gives each clip a row of its own.

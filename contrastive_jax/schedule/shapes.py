@@ -19,7 +19,7 @@ def abstract_batches(
 ) -> Iterator[Batch]:
   """All kinds of batches of a segment; see `abstract_batch`."""
   for modality in segment.modalities:
-    for length in segment.inputs(modality).row_lengths(model.vision.patch_size, model.vision.tubelet):
+    for length in segment.inputs(modality).row_lengths(model.image.patch_size, model.image.tubelet):
       yield abstract_batch(segment, modality, length, model, mesh, teacher_dims=teacher_dims)
 
 
@@ -54,7 +54,7 @@ def abstract_batch(
     return count, rows.length, array(jnp.int16, count, rows.length), array(jnp.int32, pairs, 2)
 
   inputs = segment.inputs(modality)
-  patch_dim = model.vision.patch_size**2 * model.vision.channels * (model.vision.tubelet if inputs.frames > 1 else 1)
+  patch_dim = model.image.patch_size**2 * model.image.channels * (model.image.tubelet if inputs.frames > 1 else 1)
   rows, segment_ids, locations = pairs, None, None
   if inputs.rows is not None:
     rows, length, segment_ids, locations = packed(inputs.rows)

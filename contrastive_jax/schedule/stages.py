@@ -25,7 +25,7 @@ class Stage:
     batch_size: pairs a step; 0 is the run's.
     sources: of images, as `weighted_sources` reads them; empty are those of `data.sources`.
     mode: "fixed", "native" or "naflex", see `preprocess.resolution.Resolution`, as for the next four.
-    size: 0 is that of the vision tower.
+    size: 0 is that of the image tower.
     min_tokens: of an image.
     max_tokens: of an image.
     lengths: in tokens.
@@ -107,20 +107,20 @@ def _fields_of(where: str) -> Iterator[None]:
 
 
 def _segment(config: Any, stage: Stage, where: str) -> Segment:
-  size = stage.size or config.model.vision.image_size
+  size = stage.size or config.model.image.image_size
   text = _rows("data.text_", config.data.text_rows, config.data.text_row_length)
   clips = None
   if stage.video_share:
     if not stage.video_sources:
       raise UserError(f"{where}.video_share={stage.video_share} needs clips: name some in {where}.video_sources")
-    if config.model.vision.tubelet < 2:
+    if config.model.image.tubelet < 2:
       raise UserError(
-        f"{where}.video_share={stage.video_share} shows clips, and model.vision.tubelet={config.model.vision.tubelet}"
+        f"{where}.video_share={stage.video_share} shows clips, and model.image.tubelet={config.model.image.tubelet}"
         " reads single images: make it at least 2"
       )
-    if stage.frames % config.model.vision.tubelet:
+    if stage.frames % config.model.image.tubelet:
       raise UserError(
-        f"{where}.frames={stage.frames} must be a multiple of model.vision.tubelet={config.model.vision.tubelet}"
+        f"{where}.frames={stage.frames} must be a multiple of model.image.tubelet={config.model.image.tubelet}"
       )
     native = Resolution("native", min_tokens=1, max_tokens=stage.video_max_tokens) if stage.video_max_tokens else None
     sources = weighted_sources(f"{where}.video_sources", stage.video_sources)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from contrastive_jax import upgrades
 from contrastive_jax.errors import UserError
 from contrastive_jax.models.presets import model_config
 from contrastive_jax.objectives import term_options
@@ -74,7 +75,7 @@ def check_resume(workdir: Path, config: Any, saved: Mapping[str, Any] | None = N
   """
   if not has_checkpoint(workdir) or (saved is None and not (workdir / "config.json").exists()):
     return False  # What a start that failed left behind binds nobody.
-  started = read_config(workdir) if saved is None else saved
+  started = read_config(workdir) if saved is None else upgrades.config(saved, f"the checkpoint of {workdir}")
   # Fields that towers and losses have got since then are at their defaults.
   model = dataclasses.asdict(model_config(started))
   del model["dtype"]

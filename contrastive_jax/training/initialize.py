@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from contrastive_jax import paths
 from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.models import presets, resizing
-from contrastive_jax.models.config import VisionConfig
+from contrastive_jax.models.config import ImageConfig
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.runs import read_config
 from contrastive_jax.training.checkpoint import has_checkpoint, restore_params
@@ -51,8 +51,8 @@ def with_initial_model(
   source = workdir if resumed else paths.run_to_read("init_from", config.init_from)
   ours, theirs = (dataclasses.asdict(presets.model_config(content)) for content in (config, read_config(source)))
   default = dataclasses.asdict(presets.resolve(DEFAULT_PRESET))
-  towers = {"all": ("vision", "text"), "image": ("vision",), "text": ("text",)}[config.init_towers]
-  rest = [name for name in ours if name not in ("vision", "text", "dtype")] if len(towers) > 1 else ["embed_dim"]
+  towers = {"all": ("image", "text"), "image": ("image",), "text": ("text",)}[config.init_towers]
+  rest = [name for name in ours if name not in ("image", "text", "dtype")] if len(towers) > 1 else ["embed_dim"]
   untouched = {name for name in ours if ours[name] == default[name]}
   if config.init_model == "auto":
     if not untouched.issuperset(towers):
@@ -97,7 +97,7 @@ def initial_state(
   if towers != "image" and expected and stored.is_dir() and tokenizers.load(stored).fingerprint != expected:
     raise UserError(f"{stored} is not the tokenizer that the checkpoint was trained with: put the original back")
   restored = traverse_util.flatten_dict(found.params)
-  theirs, sentences = _adapted(restored, Path(init_from), spec.model.vision) if towers != "text" else (restored, [])
+  theirs, sentences = _adapted(restored, Path(init_from), spec.model.image) if towers != "text" else (restored, [])
   if towers != "image":
     theirs, cut = _cut(theirs, init_from, spec.model.text.length)
     sentences += cut
@@ -136,9 +136,9 @@ def _taken(theirs: Parameters, init_from: str, towers: str, params: dict[str, An
   return traverse_util.unflatten_dict({**ours, **taken})
 
 
-def _adapted(theirs: Parameters, init_from: Path, vision: VisionConfig) -> tuple[Parameters, list[str]]:
+def _adapted(theirs: Parameters, init_from: Path, vision: ImageConfig) -> tuple[Parameters, list[str]]:
   """Their parameters, those that depend on sizes of patches, clips and grids brought to ours; and what was done."""
-  old = presets.model_config(read_config(init_from)).vision
+  old = presets.model_config(read_config(init_from)).image
   if old.channels != vision.channels:
     return theirs, []
   adapted, sentences = dict(theirs), []
@@ -164,6 +164,6 @@ def _cut(theirs: Parameters, init_from: str, length: int) -> tuple[Parameters, l
   ]
 
 
-def _patch(vision: VisionConfig) -> str:
+def _patch(vision: ImageConfig) -> str:
   frames = f", {vision.tubelet} frames" if vision.tubelet > 1 else ""
   return f"{vision.patch_size} px{frames}"

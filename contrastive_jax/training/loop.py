@@ -366,5 +366,5 @@ def _have_ended(metrics: dict[str, jax.Array]) -> bool:
 
 def _fill(batch: Batch) -> dict[str, float]:
   """Share of the tokens of this host that are no padding, where rows have any."""
-  parts = {"image_token_fill": batch.image.segments, "text_token_fill": batch.text.segments}
-  return {name: float(np.mean(segments > 0)) for name, segments in parts.items() if segments is not None}
+  parts = {"image_token_fill": batch.image.segment_ids, "text_token_fill": batch.text.segment_ids}
+  return {name: float(np.mean(ids > 0)) for name, ids in parts.items() if ids is not None}

@@ -264,7 +264,7 @@ def at_step(opt_state: Any, step: Int[Array, ""] | int) -> Any:
 def split_frozen(params: Params, patterns: Sequence[str]) -> tuple[dict, dict]:
   """Divides nested parameters into (trained, frozen) by regular expressions on their "/"-joined paths.
 
-  A pattern must match from the start of a path: "vision/" freezes the image tower.
+  A pattern must match from the start of a path: "image/" freezes the image tower.
 
   Raises:
     UserError: if a pattern is no regular expression, matches nothing, or nothing is left to train.

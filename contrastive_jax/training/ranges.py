@@ -94,10 +94,10 @@ RANGES: Mapping[str, Range] = {
   # The scale is a logarithm.
   r"model\.init_logit_scale": Range(-14, 14),
   r"model\.init_logit_bias": Range(-1e6, 1e6),
-  r"model\.vision\.(channels|image_size|patch_size|tubelet|max_time)": COUNT,
+  r"model\.image\.(channels|image_size|patch_size|tubelet|max_time)": COUNT,
   # Pixels are scaled to [0, 1] before the mean is taken off.
-  r"model\.vision\.mean": SHARE,
-  r"model\.vision\.std": Range(0, 1, above=True),
+  r"model\.image\.mean": SHARE,
+  r"model\.image\.std": Range(0, 1, above=True),
   r"model\.\w+\.transformer\.(width|depth|heads|mlp_dim)": COUNT,
   r"model\.\w+\.transformer\.attention_length": NOT_NEGATIVE,
   r"model\.\w+\.transformer\.(drop_path|dropout)": BELOW_ONE,

@@ -255,24 +255,22 @@ def check_model_fits(segment: Segment, model: DualEncoderConfig) -> None:
   """Raises a `UserError` where a stage asks for what the towers cannot read."""
   stage = f"stage '{segment.name}'" if segment.name else "the run"
   all_inputs = [segment.inputs(modality) for modality in segment.modalities]
-  if model.vision.class_token and any(inputs.rows for inputs in all_inputs):
-    raise UserError(
-      f"{stage} packs images, and model.vision.class_token=True has no place in packed rows: turn one off"
-    )
+  if model.image.class_token and any(inputs.rows for inputs in all_inputs):
+    raise UserError(f"{stage} packs images, and model.image.class_token=True has no place in packed rows: turn one off")
   if segment.text_rows is not None and (model.text.attend_padding or model.text.pool == "last"):
     raise UserError(
       f"{stage} packs captions (data.text_rows={segment.text_rows.count}), which needs model.text.attend_padding=False"
       " and a model.text.pool other than 'last'"
     )
   for inputs in all_inputs:
-    times = inputs.times(model.vision.tubelet)
-    if model.vision.time_position == "learned" and times > model.vision.max_time:
+    times = inputs.times(model.image.tubelet)
+    if model.image.time_position == "learned" and times > model.image.max_time:
       raise UserError(
-        f"{stage} has clips of {times} tubelets, more than model.vision.max_time={model.vision.max_time}: raise that"
+        f"{stage} has clips of {times} tubelets, more than model.image.max_time={model.image.max_time}: raise that"
       )
-    side = model.vision.patch_size
+    side = model.image.patch_size
     if inputs.resolution.mode == "fixed" and inputs.resolution.size < side:
-      raise UserError(f"{stage} has size={inputs.resolution.size}, less than model.vision.patch_size={side}")
+      raise UserError(f"{stage} has size={inputs.resolution.size}, less than model.image.patch_size={side}")
     if inputs.rows and inputs.resolution.mode == "native" and inputs.resolution.max_tokens > inputs.rows.length:
       raise UserError(
         f"{stage} allows max_tokens={inputs.resolution.max_tokens}, more than its row_length={inputs.rows.length}: an"

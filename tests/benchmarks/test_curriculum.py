@@ -22,7 +22,7 @@ def test_squeezed_and_native_see_as_many_tokens():
       pairs = config.data.pack_pairs
       tokens[variant] = segment.steps * segment.rows.count * segment.rows.length / pairs
     else:
-      tokens[variant] = segment.steps * (segment.resolution.size // config.model.vision.patch_size) ** 2
+      tokens[variant] = segment.steps * (segment.resolution.size // config.model.image.patch_size) ** 2
   assert tokens["squeezed"] == pytest.approx(tokens["native"], rel=0.01)
 
 

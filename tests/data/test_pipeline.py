@@ -246,7 +246,7 @@ def test_prefetch_is_bounded_in_bytes():
     ({"segments": (Segment(1, 8, (("aa", 1),), 16),)}, "unknown data source 'aa' \\(did you mean 'a'\\?\\)"),
     ({"host_count": 5}, "batch_size=24 must be a multiple of the 5 hosts"),
     ({"host_index": 2, "host_count": 2}, "host_index is 2"),
-    ({"patch_size": 17}, "size=16 is less than model.vision.patch_size=17"),
+    ({"patch_size": 17}, "size=16 is less than model.image.patch_size=17"),
     ({"threads": -1}, "threads is -1"),
     ({"data": {"a": ToySource("a", 0), "b": ToySource("b", 1), "c": ToySource("c", 1)}}, "'a' is empty"),
   ],

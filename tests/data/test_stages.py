@@ -10,7 +10,7 @@ from toy import ToySource, WordTokenizer
 
 from contrastive_jax.batch import Targets
 from contrastive_jax.errors import UserError
-from contrastive_jax.models.config import DualEncoderConfig, TextConfig, TransformerConfig, VisionConfig
+from contrastive_jax.models.config import DualEncoderConfig, ImageConfig, TextConfig, TransformerConfig
 from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.preprocess.images import DecodeError, cut, join
 from contrastive_jax.preprocess.resolution import Resolution
@@ -127,7 +127,7 @@ def test_kinds_of_batches_come_in_the_order_in_which_steps_need_them(start, seed
     if shape not in needed:
       needed.append(shape)
   transformer = TransformerConfig(width=16, depth=1, heads=1, mlp_dim=16)
-  vision = VisionConfig(transformer, image_size=8, patch_size=PATCH, tubelet=2)
+  vision = ImageConfig(transformer, image_size=8, patch_size=PATCH, tubelet=2)
   model = DualEncoderConfig(vision, TextConfig(transformer, vocab_size=300, length=8), embed_dim=16)
   mesh = MeshSpec().make(jax.devices()[:1])
   made = [shape_of(abstract_batch(*kind, model, mesh)) for kind in pipeline.kinds(start)]

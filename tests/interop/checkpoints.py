@@ -18,7 +18,7 @@ from contrastive_jax.preprocess.resolution import Resolution
 
 SMALL = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 24}
 TOWERS = {
-  "vision": {"image_size": 16, "patch_size": 4, "transformer": SMALL},
+  "image": {"image_size": 16, "patch_size": 4, "transformer": SMALL},
   "text": {"transformer": SMALL, "vocab_size": 300, "length": 5},
   "embed_dim": 16,
 }
@@ -48,7 +48,7 @@ def write_all(root: Path) -> dict[str, Path]:
     config, params = model(preset)
     resolution = Resolution("naflex", lengths=(16,)) if family == "siglip2" else None
     if family == "siglip":
-      config = presets.resolve(preset, {**TOWERS, "vision": {**TOWERS["vision"], "resize": "squash"}})
+      config = presets.resolve(preset, {**TOWERS, "image": {**TOWERS["image"], "resize": "squash"}})
     found[family] = root / family
     exports.write(f"{spec}:{root / family}", config, params, tokenizer(), resolution=resolution)
   config, params = model("siglip_ti16")

@@ -63,7 +63,7 @@ def test_openais_clip_is_the_preset():
 def test_the_second_description_of_a_tower_wins_as_in_transformers():
   # Some conversions of open_clip's weights keep the true activation there alone.
   config = OPENAI | {"vision_config_dict": {"hidden_act": "gelu", "num_hidden_layers": 2, "patch_size": 14}}
-  vision = read(config, OPENAI_SEEN).vision
+  vision = read(config, OPENAI_SEEN).image
   assert (vision.transformer.activation, vision.transformer.depth, vision.patch_size) == ("gelu", 2, 14)
   assert read(config, OPENAI_SEEN).text == read(OPENAI, OPENAI_SEEN).text
 
@@ -71,11 +71,11 @@ def test_the_second_description_of_a_tower_wins_as_in_transformers():
 def test_siglips_differ_in_vocabulary_and_interpolation():
   first = read(SIGLIP, {"size": SQUARE, "resample": 3, "image_mean": [0.5] * 3, "image_std": [0.5] * 3})
   second = read(SIGLIP2, {"size": SQUARE, "resample": 2})
-  assert (first.vision.resize, first.vision.interpolation) == ("squash", "bicubic")
-  assert second.vision == dataclasses.replace(first.vision, interpolation="bilinear")
+  assert (first.image.resize, first.image.interpolation) == ("squash", "bicubic")
+  assert second.image == dataclasses.replace(first.image, interpolation="bilinear")
   assert (first.text.vocab_size, second.text.vocab_size) == (32000, 256000)
   naflex = read(NAFLEX, NAFLEX_SEEN)
-  assert (naflex.vision.grid, naflex.vision.interpolation) == (16, "bilinear")
+  assert (naflex.image.grid, naflex.image.interpolation) == (16, "bilinear")
 
 
 @pytest.mark.parametrize(
@@ -97,9 +97,9 @@ def test_preprocessing_that_we_lack_is_refused(config, seen, message):
 
 @pytest.mark.parametrize("resize", ["crop", "squash"])
 def test_what_is_written_of_clips_preprocessing_is_read_back(resize):
-  config = presets.resolve("clip_b16", {"vision": {"resize": resize, "interpolation": "bilinear"}})
+  config = presets.resolve("clip_b16", {"image": {"resize": resize, "interpolation": "bilinear"}})
   written = huggingface.write_config(config, "clip"), huggingface.write_preprocessing(config, "clip", 0)
-  assert read(*json.loads(json.dumps(written))).vision == config.vision
+  assert read(*json.loads(json.dumps(written))).image == config.image
 
 
 # laion/CLIP-ViT-B-32-laion2B-s34B-b79K, with what open_clip calls OpenAI's weights below.
@@ -114,7 +114,7 @@ def test_open_clips_b32_is_the_preset_but_for_its_activation():
   config = open_clip.read_config(LAION | {"quick_gelu": True}, {}, source="it")
   assert config == presets.resolve("clip_b32")
   plain = open_clip.read_config(LAION, {"resize_mode": "shortest"}, source="it")
-  assert {plain.vision.transformer.activation, plain.text.transformer.activation} == {"gelu"}
+  assert {plain.image.transformer.activation, plain.text.transformer.activation} == {"gelu"}
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_open_clip_configs_that_we_lack_are_refused(config, seen, message):
 def test_only_towers_that_timm_can_build_are_written():
   assert open_clip.write_config(presets.resolve("siglip_b16"))["vision_cfg"]["timm_model_name"].endswith("siglip_224")
   with pytest.raises(UserError, match="images of 192 pixels"):
-    open_clip.write_config(presets.resolve("siglip_b16", {"vision": {"image_size": 192}}))
+    open_clip.write_config(presets.resolve("siglip_b16", {"image": {"image_size": 192}}))
 
 
 def pool(kinds: str, **modes: bool) -> str:
@@ -155,7 +155,7 @@ def test_sentence_encoders_pool_as_their_files_say():
 
 SMALL = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 24}
 TOWERS = {
-  "vision": {"image_size": 16, "patch_size": 4, "transformer": SMALL},
+  "image": {"image_size": 16, "patch_size": 4, "transformer": SMALL},
   "text": {"transformer": SMALL, "vocab_size": 300, "length": 5},
   "embed_dim": 16,
 }
@@ -183,7 +183,7 @@ def test_naflex_models_keep_their_row_length(tmp_path, rng):
 @pytest.mark.parametrize("resolution", [Resolution("native", max_tokens=64), Resolution.fixed(32)])
 def test_runs_that_end_at_other_sizes_are_not_exported_as_squares(resolution, tmp_path):
   config, tokenizer = presets.resolve("siglip_ti16", TOWERS), tokenizers.train_bpe(["a dog"], 300)
-  with pytest.raises(UserError, match=r"squares of model\.vision\.image_size=16"):
+  with pytest.raises(UserError, match=r"squares of model\.image\.image_size=16"):
     exports.write(f"huggingface:{tmp_path / 'out'}", config, {}, tokenizer, resolution=resolution)
 
 
@@ -299,7 +299,7 @@ def test_a_text_tower_alone_does_not_start_both(tmp_path, rng):
   imports.save(imports.Imported("text", config, params, tokenizers.train_bpe(["a dog"], 300)), tmp_path / "run")
   rules = MeshSpec()
   # Other patches than the imported config has for an image tower that is not there.
-  wanted = presets.resolve("siglip_ti16", TOWERS | {"vision": {**TOWERS["vision"], "patch_size": 8}})
+  wanted = presets.resolve("siglip_ti16", TOWERS | {"image": {**TOWERS["image"], "patch_size": 8}})
   mesh = rules.make(jax.devices()[:1])
   spec = StateSpec(wanted, optax.sgd(1.0), frozen=(), average=False, mesh=mesh, rules=rules)
   with pytest.raises(UserError, match="image/patch_embedding/kernel is missing there"):

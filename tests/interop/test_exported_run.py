@@ -25,7 +25,7 @@ def workdir(tmp_path_factory):
   """A short run in CLIP's architecture, in both formats."""
   folder = tmp_path_factory.mktemp("exported")
   short = ("total_steps=240", "batch_size=64", "schedule.warmup_steps=10", "evals=()", "final_evals=()")
-  small = ("model.vision.transformer.depth=2",)
+  small = ("model.image.transformer.depth=2",)
   overrides = [f"--config.{field}" for field in (*short, *small)]
   runs.run("train.py", "--config=configs/emoji_clip.py", f"--workdir={folder / 'run'}", *overrides)
   for kind in ("huggingface", "open_clip"):

@@ -90,7 +90,7 @@ def families():
   """Each family's key map for the smallest config it can describe."""
   small = {"width": 24, "depth": 2, "heads": 2, "mlp_dim": 40}
   towers = {
-    "vision": {"image_size": 12, "patch_size": 4, "transformer": small},
+    "image": {"image_size": 12, "patch_size": 4, "transformer": small},
     "text": {"vocab_size": 30, "length": 6, "transformer": small},
     "embed_dim": 24,
   }
@@ -165,7 +165,7 @@ def test_half_precision_is_read_as_float32(tmp_path):
 
 def test_a_model_that_others_do_not_have_is_not_exported(tmp_path):
   config, tokenizer = presets.resolve("univitar_0.3b"), tokenizers.train_bpe(["a dog"], 300)
-  with pytest.raises(UserError, match=r"the nearest, siglip, differs in .*model\.vision\.transformer\.rope='2d'"):
+  with pytest.raises(UserError, match=r"the nearest, siglip, differs in .*model\.image\.transformer\.rope='2d'"):
     exports.write(f"huggingface:{tmp_path / 'out'}", config, {}, tokenizer)
   with pytest.raises(UserError, match="choose one of huggingface, open_clip"):
     exports.write("keras:out", config, {}, tokenizer)

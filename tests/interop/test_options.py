@@ -16,13 +16,13 @@ TABLES = {
   **{
     f"{family}.{part}": table
     for family, tables in huggingface_options.MODELS.items()
-    for part, table in zip(("model", "text", "vision"), tables, strict=True)
+    for part, table in zip(("model", "text", "image"), tables, strict=True)
   },
   **huggingface_options.PREPROCESSING,
   "bert": huggingface_options.BERT,
   "open_clip": open_clip_options.MODEL,
   "open_clip.text": open_clip_options.TEXT_TOWER,
-  "open_clip.vision": open_clip_options.VISION,
+  "open_clip.image": open_clip_options.VISION,
   "open_clip.timm": open_clip_options.TIMM,
   "open_clip.preprocess": open_clip_options.PREPROCESSING,
   "tokenizer": tokenizer_options.SETTINGS,
@@ -232,7 +232,7 @@ def test_what_has_no_effect_on_embeddings_changes_nothing(family, file, path, va
 )
 def test_activations_have_several_names(name, ours, edited):
   found = read("clip", edited("clip", CONFIG, "vision_config/hidden_act", name))
-  assert found.config.vision.transformer.activation == ours
+  assert found.config.image.transformer.activation == ours
 
 
 @pytest.mark.parametrize(
@@ -246,11 +246,11 @@ def test_activations_have_several_names(name, ours, edited):
   ],
 )
 def test_pixels_are_scaled_as_the_file_says(change, expected, edited, sources):
-  plain = read("clip", sources["clip"]).config.vision
+  plain = read("clip", sources["clip"]).config.image
   folder = edited("clip", SEEN, "do_convert_rgb", True)
   described = json.loads((folder / SEEN).read_text()) | change
   (folder / SEEN).write_text(json.dumps(described))
-  vision = read("clip", folder).config.vision
+  vision = read("clip", folder).config.image
   pixels = np.array([0.0, 1.0, 100.0, 255.0])[:, None]
   found = (pixels / 255 - np.float64(vision.mean)) / np.float64(vision.std)
   np.testing.assert_allclose(found, expected(pixels, np.float64(plain.mean), np.float64(plain.std)) + 0 * found)

@@ -31,7 +31,7 @@ def opened_here(imported, workdir):
   """The imported model as users open it, pictures and tokens, and what it makes of them."""
   imports.save(imported, workdir)
   model = load(workdir, batch_size=8)
-  images = peers.pixels(model.config.vision.image_size)
+  images = peers.pixels(model.config.image.image_size)
   tokens, mask = model.tokenizer(peers.CAPTIONS, model.config.text.length)
   return model, images, tokens, mask, ours(model, images, peers.CAPTIONS)
 
@@ -127,7 +127,7 @@ def test_big_vision_weights_agree_with_open_clips_reading_of_them(tmp_path):
       module.approximate = "tanh"
   tokenizer = f"file:{tmp_path / 'theirs' / 'tokenizer.json'}"
   imported = imports.read(f"big_vision:{tmp_path / 'siglip.npz'}", tokenizer)
-  assert (imported.config.vision.resize, imported.config.vision.interpolation) == ("squash", "bilinear")
+  assert (imported.config.image.resize, imported.config.image.interpolation) == ("squash", "bilinear")
   _, images, tokens, _, found = opened_here(imported, tmp_path / "ours")
   assert_same(found, peers.outputs_of_open_clip(reference, images, tokens))
 

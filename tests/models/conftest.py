@@ -15,7 +15,7 @@ TOWER = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 24}
 def tiny():
   """A preset shrunk to two blocks of width 16, 12-pixel images and 7-token captions."""
 
-  def make(preset="siglip_b16", vision=None, text=None, transformer=None, **overrides):
+  def make(preset="siglip_b16", image=None, text=None, transformer=None, **overrides):
     transformer = {**TOWER, **(transformer or {})}
     vision, text = dict(vision or {}), dict(text or {})
     vision_transformer = {**transformer, **vision.pop("transformer", {})}
@@ -23,7 +23,7 @@ def tiny():
     return presets.resolve(
       preset,
       {
-        "vision": {"image_size": 12, "patch_size": 4, "transformer": vision_transformer, **vision},
+        "image": {"image_size": 12, "patch_size": 4, "transformer": vision_transformer, **vision},
         "text": {"vocab_size": 11, "length": 7, "transformer": text_transformer, **text},
         "embed_dim": 16,
         **overrides,

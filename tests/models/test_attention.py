@@ -11,7 +11,7 @@ from contrastive_jax.errors import UserError
 from contrastive_jax.models import attention as attention_module
 from contrastive_jax.models.attention import attend, fuse_heads, split_heads
 from contrastive_jax.models.attention_xla import blockwise, dense, mix_in_few_passes
-from contrastive_jax.models.config import TextConfig, TransformerConfig, VisionConfig
+from contrastive_jax.models.config import ImageConfig, TextConfig, TransformerConfig
 from contrastive_jax.models.layers import ParameterMaker
 from contrastive_jax.models.transformer import Transformer
 from contrastive_jax.parallel.mesh import MeshSpec, batch_sharding
@@ -214,8 +214,8 @@ def test_sigmoid_weights_of_what_is_masked_are_zero_and_not_made_up_for(rng):
 
 
 def test_sigmoid_attention_needs_the_length():
-  with pytest.raises(UserError, match=r"model\.vision\.transformer\.attention_length=0 to be at least 1"):
-    VisionConfig(TransformerConfig(8, 1, 2, 8, attention="sigmoid"), 8, 4)
+  with pytest.raises(UserError, match=r"model\.image\.transformer\.attention_length=0 to be at least 1"):
+    ImageConfig(TransformerConfig(8, 1, 2, 8, attention="sigmoid"), 8, 4)
   with pytest.raises(UserError, match=r"model\.text\.transformer\.attention_length=4 has no meaning"):
     TextConfig(TransformerConfig(8, 1, 2, 8, attention_length=4), 9, 4)
 

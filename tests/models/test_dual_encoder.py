@@ -24,7 +24,7 @@ def test_logical_axes_name_every_dimension(preset):
     assert shape.dtype == jnp.float32, path
     assert dual_encoder.is_stacked(path) == (names[:1] == ("layers",)), path
     if dual_encoder.is_stacked(path):
-      assert shape.shape[0] == config.vision.transformer.depth
+      assert shape.shape[0] == config.image.transformer.depth
     # Weight decay tells kernels and tables from the rest by their dimensions.
     decayed = len(shape.shape) - dual_encoder.is_stacked(path) >= 2
     assert decayed == (path[-1] in ("kernel", "tokens", "position")), path

@@ -29,5 +29,5 @@ def test_flops_are_those_of_the_traced_program(preset, transformer, tiny, images
   _, params = dual_encoder.abstract(config)
   pairs = 5
   traced = jax.make_jaxpr(encoder(config))(params, images([(3, 3)] * pairs), *captions([7] * pairs))
-  queries = 2 * 16**2 * [config.vision.pool, config.text.pool].count("map")  # Once a batch.
+  queries = 2 * 16**2 * [config.image.pool, config.text.pool].count("map")  # Once a batch.
   assert _matrix_flops(traced.jaxpr) == pairs * forward_flops_per_pair(config) + queries

@@ -25,7 +25,7 @@ def univitar(transformer=None, **vision) -> DualEncoderConfig:
   return presets.resolve(
     "univitar_0.3b",
     {
-      "vision": {"patch_size": PATCH, "image_size": 16, "transformer": {**small, **(transformer or {})}, **vision},
+      "image": {"patch_size": PATCH, "image_size": 16, "transformer": {**small, **(transformer or {})}, **vision},
       "text": {"transformer": {**small, "mlp_dim": 64}, "vocab_size": 50, "length": 8},
       "embed_dim": 24,
     },
@@ -209,7 +209,7 @@ def test_packed_captions_are_padded_ones(pool, causal, rng):
   config = presets.resolve(
     "univitar_0.3b",
     {
-      "vision": {
+      "image": {
         "patch_size": PATCH,
         "image_size": 16,
         "transformer": {"width": 32, "depth": 1, "heads": 2, "mlp_dim": 8},

@@ -34,15 +34,15 @@ def test_every_size_has_a_preset_of_either_flavour(flavour):
   vision = {
     (transformer.width, transformer.depth, transformer.heads, transformer.mlp_dim)
     for name, config in presets.PRESETS.items()
-    if name.startswith(flavour) and (transformer := config.vision.transformer)
+    if name.startswith(flavour) and (transformer := config.image.transformer)
   }
   assert vision == set(presets.SIZES.values())
 
 
 def test_overrides_replace_only_what_they_name():
-  config = presets.resolve("clip_b32", {"vision": {"image_size": 64, "mean": [0, 0, 0]}, "init_logit_scale": 1})
-  assert (config.vision.image_size, config.vision.patch_size, config.vision.grid) == (64, 32, 2)
-  assert config.vision.mean == (0.0, 0.0, 0.0)
+  config = presets.resolve("clip_b32", {"image": {"image_size": 64, "mean": [0, 0, 0]}, "init_logit_scale": 1})
+  assert (config.image.image_size, config.image.patch_size, config.image.grid) == (64, 32, 2)
+  assert config.image.mean == (0.0, 0.0, 0.0)
   assert config.init_logit_scale == 1.0 and isinstance(config.init_logit_scale, float)
   assert config.text == presets.PRESETS["clip_b32"].text
 
@@ -51,24 +51,24 @@ def test_overrides_replace_only_what_they_name():
   ("preset", "overrides", "parts"),
   [
     ("clip_b23", {}, ["preset='clip_b23'", "did you mean 'clip_b", "siglip_b16"]),
-    ("clip_b32", {"vision": {"image_sise": 64}}, ["model.vision.image_sise", "did you mean 'image_size'?"]),
-    ("clip_b32", {"vision": {"transformer": {"width": 100}}}, ["heads=12", "width=100"]),
-    ("clip_b32", {"vision": {"transformer": {"activation": "gleu"}}}, ["'gleu'", "did you mean 'gelu'?"]),
-    ("clip_b32", {"vision": {"image_size": "64"}}, ["model.vision.image_size='64'", "type int"]),
-    ("clip_b32", {"vision": 3}, ["model.vision=3", "mapping"]),
-    ("clip_b32", {"vision": {"class_token": False}}, ["vision.pool='cls'", "class_token"]),
-    ("clip_b32", {"vision": {"mean": [0.5]}}, ["vision.mean=(0.5,)", "3 values"]),
+    ("clip_b32", {"image": {"image_sise": 64}}, ["model.image.image_sise", "did you mean 'image_size'?"]),
+    ("clip_b32", {"image": {"transformer": {"width": 100}}}, ["heads=12", "width=100"]),
+    ("clip_b32", {"image": {"transformer": {"activation": "gleu"}}}, ["'gleu'", "did you mean 'gelu'?"]),
+    ("clip_b32", {"image": {"image_size": "64"}}, ["model.image.image_size='64'", "type int"]),
+    ("clip_b32", {"image": 3}, ["model.image=3", "mapping"]),
+    ("clip_b32", {"image": {"class_token": False}}, ["image.pool='cls'", "class_token"]),
+    ("clip_b32", {"image": {"mean": [0.5]}}, ["image.mean=(0.5,)", "3 values"]),
     ("clip_b32", {"text": {"transformer": {"rope": "2d"}}}, ["text.transformer.rope", "None"]),
-    ("clip_b32", {"vision": {"tubelet": 0}}, ["vision.tubelet=0", "at least 1"]),
-    ("clip_b32", {"vision": {"time_position": "rotary"}}, ["vision.time_position='rotary'", "learned"]),
+    ("clip_b32", {"image": {"tubelet": 0}}, ["image.tubelet=0", "at least 1"]),
+    ("clip_b32", {"image": {"time_position": "rotary"}}, ["image.time_position='rotary'", "learned"]),
     (
       "univitar_0.3b",
-      {"vision": {"transformer": {"rope": "3d", "heads": 128}}},
+      {"image": {"transformer": {"rope": "3d", "heads": 128}}},
       ["rope='3d'", "16 features per head", "1024/128=8"],
     ),
-    ("siglip_b16", {"embed_dim": 64}, ["vision.transformer.width=768", "embed_dim=64"]),
+    ("siglip_b16", {"embed_dim": 64}, ["image.transformer.width=768", "embed_dim=64"]),
     ("siglip_b16", {"dtype": "float16"}, ["model.dtype='float16'", "bfloat16"]),
-    ("siglip_b16", {"vision": {"transformer": {"drop_path": 1.0}}}, ["drop_path=1.0", "[0, 1)"]),
+    ("siglip_b16", {"image": {"transformer": {"drop_path": 1.0}}}, ["drop_path=1.0", "[0, 1)"]),
   ],
 )
 def test_mistakes_are_named_in_one_sentence(preset, overrides, parts):

@@ -150,7 +150,7 @@ CASES = {
     "siglip_b16",
     {
       "transformer": UNIVITAR,
-      "vision": {"position": "none", "pool": "mean", "post_norm": False, "projection": True},
+      "image": {"position": "none", "pool": "mean", "post_norm": False, "projection": True},
       "text": {"pool": "map", "attend_padding": False},
     },
   ),
@@ -169,7 +169,7 @@ CASES = {
     "clip_b32",
     {
       "transformer": {"activation": "gelu", "qk_norm": "head"},
-      "vision": {"position": "sincos2d", "pool": "mean", "projection_bias": True, "transformer": {"rope": "2d"}},
+      "image": {"position": "sincos2d", "pool": "mean", "projection_bias": True, "transformer": {"rope": "2d"}},
       "text": {"pool": "mean", "position": "none", "transformer": {"causal": False}},
     },
   ),
@@ -186,7 +186,7 @@ def test_forward_matches_float64_reference(case, tiny, random_params, images, ca
 
   exact = jax.tree.map(np.float64, params)
   reference = (
-    [embed_image(exact["image"], *row, config.vision) for row in zip(image.patches, image.coords, strict=True)],
+    [embed_image(exact["image"], *row, config.image) for row in zip(image.patches, image.coords, strict=True)],
     [embed_text(exact["text"], *row, config.text) for row in zip(tokens, mask, strict=True)],
   )
   for got, expected in zip(actual, reference, strict=True):

@@ -8,7 +8,7 @@ import pytest
 
 from contrastive_jax.models import presets, resizing
 
-BASE = presets.resolve("siglip_ti16").vision
+BASE = presets.resolve("siglip_ti16").image
 
 
 def tower(patch_size=8, image_size=32, **fields):

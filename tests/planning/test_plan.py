@@ -64,7 +64,7 @@ def test_the_batch_is_what_the_pipeline_makes(made):
   config = tiny.get_config()
   batch, _ = compiling.choose_batch(Run.from_config(config), None, compiled.mesh)
   model = Run.from_config(config).model
-  assert batch.image.patches.shape == (32, model.vision.grid**2, model.vision.patch_dim)
+  assert batch.image.patches.shape == (32, model.image.grid**2, model.image.patch_dim)
   assert str(batch.image.patches.dtype) == "uint8" and str(batch.image.coords.dtype) == "int16"
   assert batch.image.patches.sharding.shard_shape(batch.image.patches.shape)[0] == 4
   assert batch.text.tokens.shape == batch.text.mask.shape == (32, 8)

@@ -114,7 +114,7 @@ def test_files_are_read(tmp_path, rng):
 
 
 def test_frames_that_the_tubelets_do_not_divide_are_refused():
-  with pytest.raises(UserError, match=r"frames=5 must be a multiple of model\.vision\.tubelet=2"):
+  with pytest.raises(UserError, match=r"frames=5 must be a multiple of model\.image\.tubelet=2"):
     views(frames=5)
   with pytest.raises(UserError, match="max_tokens=3 is too few for clips of 8 frames"):
     Views(4, 2, NATIVE, Resolution("native", max_tokens=3), 8)(np.zeros((8, 8, 8, 3), np.uint8))

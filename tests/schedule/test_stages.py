@@ -13,7 +13,7 @@ from contrastive_jax.training.run import Run
 def config(*curriculum, **data):
   made = common.get_config()
   made.total_steps, made.batch_size = 100, 64
-  made.model = common.model("clip_ti16", vision={"class_token": False, "pool": "mean", "tubelet": 2})
+  made.model = common.model("clip_ti16", image={"class_token": False, "pool": "mean", "tubelet": 2})
   made.schedule.warmup_steps = 5
   made.data.sources = {"noto": 1.0}
   made.data.update(data)
@@ -59,9 +59,9 @@ def test_stages_become_segments():
       {"curriculum": (common.stage("v", 0, mode="native", max_tokens=64, rows=3, row_length=32),)},
       "must fit into a row",
     ),
-    ({"model.vision.time_position": "learned", "model.vision.max_time": 3}, "clips of 4 tubelets"),
-    ({"model.vision.tubelet": 1}, "tubelet=1 reads single images"),
-    ({"model.vision.class_token": True}, "no place in packed rows"),
+    ({"model.image.time_position": "learned", "model.image.max_time": 3}, "clips of 4 tubelets"),
+    ({"model.image.tubelet": 1}, "tubelet=1 reads single images"),
+    ({"model.image.class_token": True}, "no place in packed rows"),
     ({"model.text.pool": "last"}, "other than 'last'"),
   ],
 )

@@ -29,7 +29,7 @@ def make_spec(devices=1, fsdp=1, dtype="float32", objective="softmax", **blocks)
   model = presets.resolve(
     "siglip_ti16",
     {
-      "vision": {"image_size": 8, "patch_size": 4, "transformer": {**BLOCKS, **blocks}},
+      "image": {"image_size": 8, "patch_size": 4, "transformer": {**BLOCKS, **blocks}},
       "text": {"vocab_size": 19, "length": LENGTH, "transformer": {**BLOCKS, **blocks}},
       "embed_dim": 16,
     },

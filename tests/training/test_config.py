@@ -29,12 +29,12 @@ def started(tmp_path):
 
 def test_a_field_of_the_towers_that_did_not_exist_then_is_at_its_default(started):
   def forget(content):
-    del content["model"]["vision"]["resize"], content["model"]["text"]["transformer"]["norm_position"]
+    del content["model"]["image"]["resize"], content["model"]["text"]["transformer"]["norm_position"]
 
   workdir, config = started(forget), tiny.get_config()
   assert not run_config.check_resume(workdir, config)
-  config.model.vision.resize = "squash"
-  with pytest.raises(UserError, match=r"was started with model\.vision\.resize='crop', not 'squash'"):
+  config.model.image.resize = "squash"
+  with pytest.raises(UserError, match=r"was started with model\.image\.resize='crop', not 'squash'"):
     run_config.check_resume(workdir, config)
 
 

@@ -33,7 +33,7 @@ def make_model(embed_dim, image_size, patch_size, vocab_size, length, **blocks):
   return presets.resolve(
     "siglip_ti16",
     {
-      "vision": {"image_size": image_size, "patch_size": patch_size, "projection": True, "transformer": blocks},
+      "image": {"image_size": image_size, "patch_size": patch_size, "projection": True, "transformer": blocks},
       "text": {
         "vocab_size": vocab_size,
         "length": length,
@@ -79,10 +79,10 @@ def make_teacher(mesh, accumulate=1):
 
 
 def squares(rng, pairs, config):
-  side = config.vision.image_size // config.vision.patch_size
+  side = config.image.image_size // config.image.patch_size
   y, x = np.divmod(np.arange(side * side), side)
   coords = np.tile(np.stack([0 * y, y, x], axis=1).astype(np.int16), (pairs, 1, 1))
-  pixels = rng.integers(0, 256, (pairs, side * side, 3 * config.vision.patch_size**2), np.uint8)
+  pixels = rng.integers(0, 256, (pairs, side * side, 3 * config.image.patch_size**2), np.uint8)
   return ImageBatch(pixels, coords)
 
 
@@ -308,7 +308,7 @@ def test_a_run_with_projections_is_evaluated_resumed_and_started_from(tmp_path):
   (tmp_path / "config.json").write_text(json.dumps(fields))
   tokenizers.train_bpe(["a red dog", "a blue cat"], 300).save(tmp_path / "tokenizer")
   loaded = distillation.load_teacher(tmp_path, spec.mesh)
-  assert loaded.dim == 16 and loaded.config.vision == STUDENT.vision
+  assert loaded.dim == 16 and loaded.config.image == STUDENT.image
   batch = make_batch()
   as_teacher = dataclasses.replace(batch, teacher=TeacherInputs(batch.image, batch.text))
   targets = loaded.targets(put_batch(spec.mesh, as_teacher.on_device())).targets

@@ -15,28 +15,28 @@ def stage(**fields):
 
 
 def clips(**fields):
-  return {"model.vision.tubelet": 2} | stage(**{"video_share": 0.5, "video_sources": {"clips/a": 1}} | fields)
+  return {"model.image.tubelet": 2} | stage(**{"video_share": 0.5, "video_sources": {"clips/a": 1}} | fields)
 
 
 WRONG = [
-  {"model.vision.transformer.heads": 5},
+  {"model.image.transformer.heads": 5},
   {"model.text.transformer.heads": 7},
-  {"model.vision.transformer.activation": "relu"},
+  {"model.image.transformer.activation": "relu"},
   {"model.text.transformer.norm": "batchnorm"},
   {"model.text.transformer.attention": "sigmoid"},
-  {"model.vision.transformer.attention_length": 9},
-  {"model.vision.transformer.rope": "2d", "model.vision.transformer.heads": 256},
-  {"model.vision.transformer.rope": "3d", "model.vision.transformer.heads": 96},
+  {"model.image.transformer.attention_length": 9},
+  {"model.image.transformer.rope": "2d", "model.image.transformer.heads": 256},
+  {"model.image.transformer.rope": "3d", "model.image.transformer.heads": 96},
   {"model.text.transformer.rope": "2d"},
-  {"model.vision.image_size": 8},
-  {"model.vision.std": (0.5,)},
-  {"model.vision.mean": (0.5, 0.5)},
-  {"model.vision.pool": "cls"},
-  {"model.vision.pool": "max"},
+  {"model.image.image_size": 8},
+  {"model.image.std": (0.5,)},
+  {"model.image.mean": (0.5, 0.5)},
+  {"model.image.pool": "cls"},
+  {"model.image.pool": "max"},
   {"model.text.pool": "max"},
-  {"model.vision.position": "sincos2d", "model.vision.transformer.width": 6, "model.vision.transformer.heads": 1},
+  {"model.image.position": "sincos2d", "model.image.transformer.width": 6, "model.image.transformer.heads": 1},
   {"model.embed_dim": 7},
-  {"model.text.projection": False, "model.embed_dim": 7, "model.vision.projection": True},
+  {"model.text.projection": False, "model.embed_dim": 7, "model.image.projection": True},
   {"loss": "clip"},
   {"data.text_rows": 3},
   {"data.pack_pairs": 7},

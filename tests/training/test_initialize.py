@@ -25,7 +25,7 @@ def make_spec(length=5, **vision):
   model = presets.resolve(
     "siglip_ti16",
     {
-      "vision": {"image_size": 16, "patch_size": 4, "transformer": SMALL, **vision},
+      "image": {"image_size": 16, "patch_size": 4, "transformer": SMALL, **vision},
       "text": {"transformer": SMALL, "vocab_size": 11, "length": length},
       "embed_dim": 16,
     },
@@ -102,7 +102,7 @@ def test_what_cannot_be_adapted_is_named(run):
 def imported(tmp_path):
   """Weights of a small CLIP, as far as their config goes."""
   config = common.get_config()
-  config.model = common.model("clip_ti16", vision={"image_size": 32}, text={"vocab_size": 99})
+  config.model = common.model("clip_ti16", image={"image_size": 32}, text={"vocab_size": 99})
   (tmp_path / "config.json").write_text(json.dumps(run_config.as_json(config)))
   (tmp_path / "checkpoints" / "0").mkdir(parents=True)
   return tmp_path, config.model
@@ -127,7 +127,7 @@ def test_weights_bring_their_model(imported):
 
 @pytest.mark.parametrize(
   "changes",
-  [{"init_model": "config"}, {"model.vision.patch_size": 8}, {"model.text.length": 16, "init_towers": "text"}],
+  [{"init_model": "config"}, {"model.image.patch_size": 8}, {"model.text.length": 16, "init_towers": "text"}],
 )
 def test_a_model_that_the_config_says_is_kept(imported, changes):
   config = config_from(imported[0], **changes)
@@ -136,11 +136,11 @@ def test_a_model_that_the_config_says_is_kept(imported, changes):
 
 def test_a_model_is_taken_where_that_is_asked_for(imported):
   workdir, model = imported
-  config = with_initial_model(config_from(workdir, **{"init_model": "init_from", "model.vision.patch_size": 8}))
-  assert config.model.vision.patch_size == model.vision.patch_size and config.model.text.vocab_size == 99
+  config = with_initial_model(config_from(workdir, **{"init_model": "init_from", "model.image.patch_size": 8}))
+  assert config.model.image.patch_size == model.image.patch_size and config.model.text.vocab_size == 99
 
 
-@pytest.mark.parametrize(("tower", "part", "other"), [("image", "vision", "text"), ("text", "text", "vision")])
+@pytest.mark.parametrize(("tower", "part", "other"), [("image", "image", "text"), ("text", "text", "image")])
 def test_a_tower_brings_its_own_part(imported, tower, part, other):
   workdir, model = imported
   config, plain = with_initial_model(config_from(workdir, init_towers=tower)), common.get_config()

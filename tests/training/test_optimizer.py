@@ -233,7 +233,7 @@ def test_nothing_but_decay_moves_without_gradients(name):
 
 def small_clip():
   config = tiny.get_config()
-  config.model.vision.update({"class_token": True, "pool": "cls", "pre_norm": True})
+  config.model.image.update({"class_token": True, "pool": "cls", "pre_norm": True})
   return config
 
 
@@ -334,7 +334,7 @@ def test_splitting_and_combining_lose_nothing(params):
 @pytest.mark.parametrize(
   ("patterns", "named"),
   [
-    (("vision/",), "matches no parameter"),
+    (("visual/",), "matches no parameter"),
     ((".*",), "matches every parameter"),
     (("image/", "("), "which is no regular expression: missing"),
     (("[a",), "which is no regular expression: unterminated"),

@@ -7,16 +7,16 @@ from jaxtyping import Array, Float, Key
 from contrastive_jax.batch import ImageBatch
 from contrastive_jax.errors import UserError
 from contrastive_jax.models import pooling
-from contrastive_jax.models.config import VisionConfig
+from contrastive_jax.models.config import ImageConfig
 from contrastive_jax.models.layers import Linear, ParameterMaker, linear, make_norm, make_projection, normal
 from contrastive_jax.models.positions import read, resampled, rope_angles, sincos_2d
 from contrastive_jax.models.transformer import Transformer
 
 
-class VisionTower(nnx.Module):
+class ImageTower(nnx.Module):
   """A vision transformer over patches with coordinates."""
 
-  def __init__(self, config: VisionConfig, embed_dim: int, *, dtype: str, make: ParameterMaker):
+  def __init__(self, config: ImageConfig, embed_dim: int, *, dtype: str, make: ParameterMaker):
     transformer = config.transformer
     width = transformer.width
     self.config = config
@@ -68,7 +68,7 @@ class VisionTower(nnx.Module):
     packed = image.locations is not None
     if packed and self.config.class_token:
       raise UserError(
-        "model.vision.class_token=True has no place in packed rows: use model.vision.pool='map' or 'mean' without it"
+        "model.image.class_token=True has no place in packed rows: use model.image.pool='map' or 'mean' without it"
       )
     states = self.states(image, keys=keys)
     if self.config.pool == "cls":
@@ -113,8 +113,8 @@ class VisionTower(nnx.Module):
     config, frames = self.config, patches.shape[-1] // self.config.patch_dim
     if patches.shape[-1] != frames * config.patch_dim or frames not in (1, config.tubelet):
       raise UserError(
-        f"patches of {patches.shape[-1]} bytes do not fit model.vision.patch_size={config.patch_size},"
-        f" model.vision.channels={config.channels} and model.vision.tubelet={config.tubelet}, which"
+        f"patches of {patches.shape[-1]} bytes do not fit model.image.patch_size={config.patch_size},"
+        f" model.image.channels={config.channels} and model.image.tubelet={config.tubelet}, which"
         f" need {config.patch_dim} for an image and {config.tubelet * config.patch_dim} for a clip"
       )
     pixels = self._pixels(patches, frames)

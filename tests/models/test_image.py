@@ -11,8 +11,8 @@ from contrastive_jax.models import dual_encoder
 
 GRIDS = [(2, 3), (3, 2), (1, 6), (6, 1)]
 CASES = {
-  "map, learned": {"vision": {"pool": "map", "position": "learned"}},
-  "mean, rotary": {"transformer": {"rope": "2d"}, "vision": {"pool": "mean", "position": "none"}},
+  "map, learned": {"image": {"pool": "map", "position": "learned"}},
+  "mean, rotary": {"transformer": {"rope": "2d"}, "image": {"pool": "mean", "position": "none"}},
 }
 
 
@@ -75,7 +75,7 @@ def test_no_gradient_flows_between_packed_images(case, tiny, random_params, imag
 @pytest.mark.parametrize("pool", ["cls", "mean", "map"])
 def test_a_class_token_does_not_see_the_padding(pool, tiny, random_params, images, rng):
   """One image a row with padding at the end, as in NaFlex; the table is resampled to each grid."""
-  config = tiny("clip_b32", vision={"pool": pool, "class_token": True})
+  config = tiny("clip_b32", image={"pool": pool, "class_token": True})
   params = random_params(config)
   graphdef, _ = dual_encoder.abstract(config)
   encode = jax.jit(lambda image: dual_encoder.merge(graphdef, params).encode_image(image))

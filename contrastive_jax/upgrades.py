@@ -1,0 +1,67 @@
+"""What configs of older versions called otherwise, or did not have yet.
+
+A config that is written carries the number of its form; `config` brings older ones to today's. `training.upgrades` does
+the same for the arrays of checkpoints.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from contrastive_jax.errors import UserError
+
+_KEY = "version"
+
+Config = dict[str, Any]
+
+
+def _named_towers(config: Config) -> None:
+  """The image tower was `model.image`, and some fields did not exist: what their runs did is written here."""
+  model = config.get("model", {})
+  if "image" in model:
+    model["image"] = model.pop("image")
+  if "total_steps" not in config:
+    return  # Imported weights have a model alone.
+  for name, value in (("init_model", "auto"), ("max_skipped_steps", 10)):
+    config.setdefault(name, value)
+  config.setdefault("schedule", {}).setdefault("on_growth", "hold")
+  config.setdefault("data", {}).setdefault("max_bad_share", 0.1)
+
+
+# Each brings a config to the form after its own; their number is that of today's form.
+_STEPS: tuple[Callable[[Config], None], ...] = (_named_towers,)
+VERSION = len(_STEPS)
+
+
+def stamped(config: Mapping[str, Any]) -> Config:
+  """Returns a config of today's form with its number, as it is written."""
+  return {_KEY: VERSION, **config}
+
+
+def config(content: Mapping[str, Any], source: str) -> Config:
+  """Returns a config that any version has written in today's form, without the number of its own.
+
+  Args:
+    content: what was written; the first versions gave no number.
+    source: the file or checkpoint that it was read from, for errors.
+
+  Raises:
+    UserError: if a newer version wrote it.
+  """
+  upgraded = copy.deepcopy(dict(content))
+  version = upgraded.pop(_KEY, 0)
+  if not isinstance(version, int) or version > VERSION:
+    raise UserError(f"{source} was written by a newer version ({version=}; this one reads up to {VERSION}): update")
+  for step in _STEPS[version:]:
+    step(upgraded)
+  return upgraded
+
+
+def overrides(model: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns overrides of a model's fields under today's names, as config files of older versions give them."""
+  return {tower(name): value for name, value in model.items()}
+
+
+def tower(name: str) -> str:
+  """Returns today's name of a tower, and any other name as it is."""
+  return "image" if name == "image" else name
