@@ -46,5 +46,5 @@ def test_a_run_of_an_older_version_goes_on(name, tmp_path):
 
 
 def _without_keys(bias):
-  """The bias `[layers, features]` of queries, keys and values, which stand in this order for each head of 4 features."""
+  """Leaves the keys out of the bias `[layers, features]`: of each head queries, keys and values stand side by side."""
   return bias.reshape(len(bias), -1, 3, 4)[:, :, ::2]
