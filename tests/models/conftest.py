@@ -17,13 +17,13 @@ def tiny():
 
   def make(preset="siglip_b16", image=None, text=None, transformer=None, **overrides):
     transformer = {**TOWER, **(transformer or {})}
-    vision, text = dict(vision or {}), dict(text or {})
-    vision_transformer = {**transformer, **vision.pop("transformer", {})}
+    image, text = dict(image or {}), dict(text or {})
+    image_transformer = {**transformer, **image.pop("transformer", {})}
     text_transformer = {**transformer, "rope": None, **text.pop("transformer", {})}
     return presets.resolve(
       preset,
       {
-        "image": {"image_size": 12, "patch_size": 4, "transformer": vision_transformer, **vision},
+        "image": {"image_size": 12, "patch_size": 4, "transformer": image_transformer, **image},
         "text": {"vocab_size": 11, "length": 7, "transformer": text_transformer, **text},
         "embed_dim": 16,
         **overrides,
