@@ -16,10 +16,10 @@ Config = dict[str, Any]
 
 
 def _named_towers(config: Config) -> None:
-  """The image tower was `model.image`, and some fields did not exist: what their runs did is written here."""
+  """The image tower was `model.vision`, and some fields did not exist: what their runs did is written here."""
   model = config.get("model", {})
-  if "image" in model:
-    model["image"] = model.pop("image")
+  if "vision" in model:
+    model["image"] = model.pop("vision")
   if "total_steps" not in config:
     return  # Imported weights have a model alone.
   for name, value in (("init_model", "auto"), ("max_skipped_steps", 10)):
@@ -64,4 +64,4 @@ def overrides(model: Mapping[str, Any]) -> dict[str, Any]:
 
 def tower(name: str) -> str:
   """Returns today's name of a tower, and any other name as it is."""
-  return "image" if name == "image" else name
+  return "image" if name == "vision" else name

@@ -52,12 +52,12 @@ def test_a_config_of_a_newer_version_is_refused(version, tmp_path):
 
 
 def test_imported_weights_get_no_fields_of_training(tmp_path):
-  content = {"name": "imported", "model": {"image": {"patch_size": 16}, "embed_dim": 8}}
+  content = {"name": "imported", "model": {"vision": {"patch_size": 16}, "embed_dim": 8}}
   runs.write_object(tmp_path / "config.json", content)
   assert runs.read_config(tmp_path) == {"name": "imported", "model": {"embed_dim": 8, "image": {"patch_size": 16}}}
 
 
 def test_a_config_file_may_call_the_image_tower_vision():
-  older = common.model("siglip_ti16", image={"image_size": 64})
-  older.image.transformer.depth = 3
+  older = common.model("siglip_ti16", vision={"image_size": 64})
+  older.vision.transformer.depth = 3
   assert older.to_dict() == common.model("siglip_ti16", image={"image_size": 64, "transformer": {"depth": 3}}).to_dict()
