@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from contrastive_jax.schedule.segment_ids import Clips, Rows, Segment
 from toy import ToySource, WordTokenizer
 
 from contrastive_jax.batch import Targets
@@ -14,6 +13,7 @@ from contrastive_jax.models.config import DualEncoderConfig, ImageConfig, TextCo
 from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.preprocess.images import DecodeError, cut, join
 from contrastive_jax.preprocess.resolution import Resolution
+from contrastive_jax.schedule.segments import Clips, Rows, Segment
 from contrastive_jax.schedule.shapes import abstract_batch
 from data.pipeline import Pipeline, TeacherView
 from data.sources import Example, Text, stable_hash
