@@ -1,4 +1,4 @@
-"""What stands in for a record that is bad for good, and how word of it gets from where it was read to who counts."""
+"""Substitutes for records that are bad for good, and how word of them gets from the reader to the ledger."""
 
 import json
 from collections.abc import Callable
@@ -21,12 +21,12 @@ def read_or_substitute(source: Source, index: int, prepare: Callable[[Example], 
   """Reads and prepares a sample, or the first after it that can be when it is bad for good.
 
   Args:
-    source: what is read.
-    index: the sample that is wanted.
-    prepare: applied to what is read; may find it bad too.
+    source: the source.
+    index: number of the sample that is wanted.
+    prepare: a function that is applied to the sample, and may find it bad too.
 
   Returns:
-    The sample, and what `note` makes of the bad ones before it; empty where there are none.
+    The sample, and a text from which `note` reads the bad ones before it; empty where there are none.
 
   Raises:
     UserError: if there is no good record among the next `SUBSTITUTES`.
@@ -50,9 +50,9 @@ def note(ledger: BadRecords, failed: Shaped[np.ndarray, " rows"], use: str = "tr
   """Tells the ledger what the rows of a batch failed to read.
 
   Args:
-    ledger: counts and names.
-    failed: the texts that `read_or_substitute` returned, one a row. Texts pass through every queue between processes.
-    use: see `BadRecord`.
+    ledger: the ledger that counts and names them.
+    failed: the text that `read_or_substitute` returned for each row. Texts pass through every queue between processes.
+    use: the purpose, as `BadRecord` names it.
 
   Raises:
     UserError: if too many records are bad.
@@ -65,6 +65,6 @@ def note(ledger: BadRecords, failed: Shaped[np.ndarray, " rows"], use: str = "tr
 
 
 def shard_of(source: object, index: int) -> str:
-  """The file that holds a record, where the source knows."""
+  """Returns the file that holds a record, where the source knows."""
   find = getattr(source, "shard_of", None)
   return find(index) if find else ""

@@ -54,13 +54,13 @@ Weights = tuple[Float[Array, "a b"], Float[Array, "a b"]] | None
 
 
 class Lines(NamedTuple):
-  """What the gradient needs to know of each row, or of each column.
+  """The numbers of each row, or of each column, that the gradient needs.
 
   Attributes:
     own: similarity of the positive.
     largest: largest similarity of the negatives.
-    coefficient: of each exponential relative to `largest`.
-    constant: of each negative's logit, or None.
+    coefficient: coefficient of each exponential relative to `largest`.
+    constant: number that is added to the derivative by each negative's logit, or None.
   """
 
   own: Float[Array, "lines"]
@@ -110,7 +110,7 @@ def slopes(
   """Derivatives by the logits of what `only_negatives` returned, and each row's part of the derivative by the scale."""
 
   def finish(similarities, mask, rows, columns, from_row, from_column):
-    """The shares that a logit has in its row and in its column, put together."""
+    """Puts the shares that a logit has in its row and in its column together."""
     if rows.constant is not None:
       from_row, from_column = from_row + rows.constant[:, None], from_column + columns.constant[None, :]
     total = jnp.where(mask, from_row + from_column, 0)

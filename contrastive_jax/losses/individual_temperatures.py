@@ -17,12 +17,12 @@ _LARGEST_SLOPE = 5.0
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Samples:
-  """What is remembered of each sample of one modality.
+  """The state of each sample of one modality.
 
   Attributes:
     log_mean: logarithm of the running mean of `exp(h / temperature)` over negatives, where h is a negative's similarity
       minus that of the positive; without meaning before the first visit.
-    temperature: by which the sample's similarities are divided.
+    temperature: divisor of the sample's similarities.
     momentum: running mean of the derivative by the temperature.
   """
 
@@ -50,7 +50,7 @@ def individual_temperature_loss(
   tile: int | None = None,
   ring_order: tuple[int, ...] | None = None,
 ) -> tuple[Float[Array, ""], tuple[Samples, Samples], dict[str, Float[Array, ""]]]:
-  """The sum of both directions of `mean_i t_i log E_j exp(h_ij / t_i) + t_i rho`, with means over all steps so far.
+  """Computes `mean_i t_i log E_j exp(h_ij / t_i) + t_i rho`, summed over both directions, with means over all steps.
 
   The gradient of the embeddings is that of a batch whose means of exponentials are the running ones, which takes the
   bias of a small batch away. No gradient reaches the samples; what they become is returned.
@@ -62,11 +62,11 @@ def individual_temperature_loss(
     texts: what is remembered of their texts.
     seen: how many steps have shown the pair before; at its first the running means are those of the batch.
     gamma: weight of the batch in the running means, in (0, 1].
-    rho: the larger, the smaller the temperatures become.
+    rho: weight of the temperatures; the larger it is, the smaller they become.
     rate: learning rate of the temperatures.
     momentum: weight of the newest derivative in its running mean, in (0, 1].
-    smallest: least temperature.
-    largest: largest temperature.
+    smallest: the smallest temperature.
+    largest: the largest temperature.
     group: pairs of equal labels `[pairs]`, or that share any of their 64-bit keys `[pairs, keys, 2]`, are left out of
       each other's negatives; None when all differ.
     axis_name: mesh axes that the pairs are split over, None on one device.
@@ -131,7 +131,7 @@ def _log(share: float) -> Any:
 
 
 def _expected_margin(rows, others, positive, margin, temperature, keys, sweep) -> Float[Array, "pairs"]:
-  """Mean of h / t over the negatives of each row, weighted by the softmax over them."""
+  """Averages h / t over the negatives of each row, weighted by the softmax over them."""
   # A cosine is at most 1, so that 1 / t bounds all logits of a row: what they lack to it is a weight that is not
   # negative. The bound lies a little higher, for cosines that were rounded up.
   bound = (1 + 1e-3) / temperature

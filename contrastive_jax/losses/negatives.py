@@ -27,7 +27,7 @@ Weight = Callable[[Any, Any, Float[Array, "a b"]], tuple[Float[Array, "a b"], Fl
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-  """How to go over the matrix: see `pairwise.sweep`."""
+  """The options of `pairwise.sweep` that say how the matrix is visited."""
 
   axes: tuple[str, ...] = ()
   strategy: str = "ring"
@@ -35,13 +35,13 @@ class Sweep:
   ring_order: tuple[int, ...] | None = None
 
   def is_one_tile(self, rows: int) -> bool:
-    """Whether all logits of a device are one tile, which may then be kept for the backward pass."""
+    """Says whether all logits of a device are one tile, which may then be kept for the backward pass."""
     devices = pairwise.device_count(self.axes)
     block = rows, rows * (1 if self.strategy == "ring" else devices)
     return block[1] == rows * devices and pairwise.tile_shape(*block, self.tile) == block
 
   def in_one_tile_if_small(self, rows: int) -> "Sweep":
-    """With a tile that holds all logits of a device where the library may choose and they are few."""
+    """Returns the sweep with a tile that holds all logits of a device where the library may choose and they are few."""
     whole = dataclasses.replace(self, tile=rows * pairwise.device_count(self.axes))
     small = rows * whole.tile <= pairwise.DIRECT
     return whole if self.tile is None and small and whole.is_one_tile(rows) else self
@@ -53,7 +53,7 @@ class Sweep:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class NegativeStatistics:
-  """Of each image's and each text's negatives; a margin is a logit minus that of the positive.
+  """Statistics of each image's or each text's negatives; a margin is a logit minus that of the positive.
 
   The log-sum-exp comes in two parts: at a logit scale of 100 their sum would lose two digits that differences need.
 
@@ -71,17 +71,17 @@ class NegativeStatistics:
 
   @property
   def margin(self) -> Float[Array, "pairs"]:
-    """Log-sum-exp of the weighted margins."""
+    """The log-sum-exp of the weighted margins."""
     return self.largest + self.excess
 
 
 def accumulation_dtype(*arrays: Array) -> jnp.dtype:
-  """At least float32, and float64 for float64."""
+  """Returns the type in which sums are taken: at least float32, and float64 for float64."""
   return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
 
 def positive_similarities(image: Float[Array, "pairs dim"], text: Float[Array, "pairs dim"]) -> Float[Array, "pairs"]:
-  """The diagonal of the similarity matrix."""
+  """Computes the diagonal of the similarity matrix."""
   dtype = accumulation_dtype(image, text)
   return jnp.sum(image.astype(dtype) * text.astype(dtype), axis=1)
 
@@ -99,7 +99,7 @@ def statistics_of_negatives(
   image_side: Any = None,
   text_side: Any = None,
 ) -> tuple[NegativeStatistics, NegativeStatistics]:
-  """Log-sum-exp over the negatives of every image and of every text, in one sweep.
+  """Computes the log-sum-exp over the negatives of every image and of every text, in one sweep.
 
   Args:
     image: this device's image embeddings.
@@ -108,8 +108,8 @@ def statistics_of_negatives(
     positive: similarities of the pairs themselves.
     keys: pairs that share one are not each other's negatives; all different means all others are.
     sweep: mesh axes, strategy and tile.
-    with_totals: also return sum and number of the negatives (label smoothing).
-    weight: multiplies each negative's exponential, for images and for texts; 0 leaves it out.
+    with_totals: whether to return the sum and the number of the negatives, too (label smoothing).
+    weight: a function that returns a factor of each negative's exponential, for images and for texts; 0 leaves it out.
     image_side: pytree of arrays per pair that `weight` sees for its rows.
     text_side: pytree of arrays per pair that `weight` sees for its columns.
 
@@ -201,7 +201,7 @@ def sum_over_negatives(
   keys: pairwise.Keys,
   sweep: Sweep,
 ) -> Float[Array, ""]:
-  """Sum of `value(scale * similarity + bias)` over the negatives of every image.
+  """Sums `value(scale * similarity + bias)` over the negatives of every image.
 
   Gradients are made in the forward sweep, where the logits are at hand, and scaled in the backward pass; so only a
   common cotangent of all rows can be served, and the result is one scalar: this device's share of the sum.
@@ -211,7 +211,7 @@ def sum_over_negatives(
     image: this device's image embeddings.
     text: this device's text embeddings.
     scale: multiplier of the similarities.
-    bias: added to the logits.
+    bias: the number added to the logits.
     keys: pairs that share one are not each other's negatives.
     sweep: mesh axes, strategy and tile.
 
@@ -265,14 +265,14 @@ def negatives_of(rows: Any, columns: Any, fresh: Any) -> Float[Array, "a b"]:
 
 
 def matmul(a: Float[Array, "..."], b: Float[Array, "..."], subscripts: str) -> Float[Array, "..."]:
-  """Products summed in float32 or better. Accelerators multiply float32 in bfloat16 or TF32 unless told otherwise."""
+  """Multiplies with sums in float32 or better; accelerators take bfloat16 or TF32 for float32 unless told otherwise."""
   return jnp.einsum(subscripts, a, b, precision=lax.Precision.HIGHEST, preferred_element_type=accumulation_dtype(a, b))
 
 
 def tile_gradients(
   image: Float[Array, "a dim"], text: Float[Array, "b dim"], slopes: Float[Array, "a b"], scale: Float[Array, ""]
 ) -> tuple[Sum, Sum]:
-  """Gradients of one tile's images and texts. `slopes` is the derivative by the logits."""
+  """Computes the gradients of one tile's images and texts; `slopes` is the derivative by the logits."""
   # The slopes feed two products: without the barrier XLA may compute their exponentials twice.
   narrow = lax.optimization_barrier(slopes.astype(jnp.result_type(image, text)))
   d_image = matmul(narrow, text, "ij,jd->id")
@@ -285,15 +285,15 @@ def _contract_rows(slopes, image):
 
 
 def _transpose_then_multiply(slopes, image):
-  """The same on CPUs, a fifth faster: their matrix product is slow where the rows of both sides are contracted."""
+  """Does the same on CPUs, a fifth faster: their matrix product is slow where the rows of both sides are contracted."""
   return matmul(lax.optimization_barrier(slopes.T), image, "ji,id->jd")
 
 
 def cast(gradient: Sum, like: Array) -> Array:
-  """A finished gradient in the dtype of what it belongs to."""
+  """Casts a finished gradient to the dtype of what it belongs to."""
   return gradient.total.astype(like.dtype)
 
 
 def cast_scalar(gradient: Sum, like: Array) -> Array:
-  """The same for a scalar, from its parts of the rows."""
+  """Does the same for a scalar, whose gradient comes in parts of the rows."""
   return jnp.sum(gradient.total).astype(like.dtype)

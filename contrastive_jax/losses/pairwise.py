@@ -37,7 +37,7 @@ Keys = tuple[tuple[Integer[Array, "_"], ...], ...]
 
 
 def mesh_axes(axis_name: str | tuple[str, ...] | None) -> tuple[str, ...]:
-  """The mesh axes that pairs are split over, as a tuple; empty on one device."""
+  """Returns the mesh axes that pairs are split over, as a tuple; empty on one device."""
   if axis_name is None:
     return ()
   return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
@@ -74,7 +74,7 @@ def check(loss: str, strategy: str, tile: int | None) -> None:
 
 
 def tile_shape(rows: int, columns: int, tile: int | None) -> tuple[int, int]:
-  """Rows and columns of the tiles that cover a block: at most `tile` of each, balanced so that little overlaps."""
+  """Returns the rows and columns of the tiles that cover a block: at most `tile` of each, with little overlap."""
   limits = (tile, tile)
   if tile is None:
     limits = next(limits for size, limits in TILES.items() if min(rows, columns) >= size)
@@ -82,7 +82,7 @@ def tile_shape(rows: int, columns: int, tile: int | None) -> tuple[int, int]:
 
 
 def pair_index(count: int, axes: tuple[str, ...]) -> Array:
-  """Global index of each of this device's `count` pairs."""
+  """Returns the global index of each of this device's `count` pairs."""
   first = lax.axis_index(axes) * count if axes else 0
   return first + jnp.arange(count, dtype=jnp.int32)
 
@@ -117,8 +117,8 @@ def sweep(
   """Accumulates `tile_fn` over all tiles.
 
   Args:
-    tile_fn: maps a slice of `rows`, a slice of `columns` and the mask of pairs not yet counted (None for all) to the
-      tile's accumulators. Not differentiated: callers supply gradients by `jax.custom_vjp`.
+    tile_fn: a function of a slice of `rows`, a slice of `columns` and the mask of pairs not yet counted (None for all)
+      that returns the tile's accumulators. It is not differentiated: callers supply gradients by `jax.custom_vjp`.
     rows: pytree of arrays with this device's rows as leading axis.
     columns: pytree of arrays with this device's columns as leading axis.
     empty: accumulators of this device's rows and columns that have seen nothing.

@@ -1,4 +1,4 @@
-"""What a sweep over the similarity matrix accumulates for each row or column, and how two partial results merge.
+"""Accumulators of a sweep over the similarity matrix, one for each row or column, and how two of them merge.
 
 An accumulator is a pytree whose leaves have the row (or column) index as leading axis. `merge` is associative and
 commutative, so the order of tiles and devices changes nothing but rounding.
@@ -58,7 +58,7 @@ class Packed:
     return dataclasses.replace(self, vectors=vectors, others=others)
 
   def tree(self) -> Any:
-    """The tree that was packed."""
+    """Returns the tree that was packed."""
     vectors, others = list(itertools.chain(*self.vectors)), iter(self.others)
     leaves = [next(others) if place is None else vectors[place] for place in self.places]
     return jax.tree.unflatten(self.structure, leaves)
@@ -74,7 +74,7 @@ class Accumulator(abc.ABC):
 
   @abc.abstractmethod
   def merge(self, other: "Accumulator") -> "Accumulator":
-    """The accumulator of what either has seen."""
+    """Returns the accumulator of everything that either has seen."""
 
   def scatter(self, axes: tuple[str, ...]) -> "Accumulator":
     """Merges the devices' accumulators of all columns; each device keeps those of its own columns."""
@@ -125,7 +125,7 @@ class LogSumExp(Accumulator):
   Attributes:
     largest: largest value, minus infinity where there was none.
     total: sum of the exponentials relative to it.
-    scale: of each line, at least 0.
+    scale: the scale of each line, at least 0.
   """
 
   largest: Float[Array, "..."]
@@ -166,7 +166,7 @@ class LogSumExp(Accumulator):
     return type(self)(largest, relative(self) + relative(other), self.scale)
 
   def value(self) -> Float[Array, "..."]:
-    """The log-sum-exp, minus infinity where nothing was accumulated."""
+    """Returns the log-sum-exp, minus infinity where nothing was accumulated."""
     return safe_log(self.total) + finite(self.largest) * self.scale
 
 
@@ -183,7 +183,7 @@ class TopK(Accumulator):
 
   @classmethod
   def along(cls, axis: int, values: Float[Array, "a b"], k: int) -> "TopK":
-    """Of one tile, along `axis`."""
+    """Reduces one tile along `axis`."""
     lines = values if axis == 1 else values.T
     missing = max(0, k - lines.shape[1])
     lines = jnp.pad(lines, ((0, 0), (0, missing)), constant_values=-jnp.inf)
@@ -195,13 +195,18 @@ class TopK(Accumulator):
 
 
 def safe_log(total: Float[Array, "..."]) -> Float[Array, "..."]:
-  """The logarithm, minus infinity of 0 with derivatives of 0."""
+  """Computes the logarithm, which is minus infinity at 0, with derivatives of 0 there."""
   some = total > 0
   return jnp.where(some, jnp.log(jnp.where(some, total, 1)), -jnp.inf)
 
 
 def log_sum_exp(values: Float[Array, "... n"]) -> Float[Array, "..."]:
-  """Log-sum-exp over the last axis. Minus infinity counts nothing, and where nothing counts all derivatives are 0."""
+  """Computes log-sum-exp over the last axis, in which minus infinity counts nothing and has derivatives of 0.
+
+  Examples:
+    >>> log_sum_exp(jnp.array([[0.0, 0.0, -jnp.inf], [-jnp.inf] * 3])).round(3).tolist()
+    [0.6930000185966492, -inf]
+  """
   some = ~jnp.isneginf(values)
   largest = finite(lax.stop_gradient(jnp.max(values, axis=-1, initial=-jnp.inf)))
   terms = jnp.where(some, jnp.where(some, values, 0) - largest[..., None], -jnp.inf)
@@ -209,5 +214,5 @@ def log_sum_exp(values: Float[Array, "... n"]) -> Float[Array, "..."]:
 
 
 def finite(largest: Float[Array, "..."]) -> Float[Array, "..."]:
-  """A shift that is safe to subtract: infinity minus infinity would be NaN."""
+  """Returns a shift that is safe to subtract: infinity minus infinity would be NaN."""
   return jnp.where(jnp.isneginf(largest), 0, largest)

@@ -97,24 +97,25 @@ def weighted_softmax_loss(
   fixed or clamped. g = 1 / (pairs - 1) is a mean over negatives; g in {0, 1} selects hard negatives.
 
   Args:
-    image: see `softmax_loss`, as for all that is not listed here.
-    text: see `softmax_loss`.
-    logit_scale: see `softmax_loss`.
-    positive_coefficient: a, at least 0.
-    positive_weight: w.
-    negative_weight: g, a function of (image_side, text_side, logits) of a tile that returns the weights of the images'
-      and of the texts' negatives; constants to the gradient. None is 1.
+    image: L2-normalised image embeddings; the local shard inside `jax.shard_map`.
+    text: L2-normalised text embeddings of the same pairs.
+    logit_scale: multiplier of the similarities, already exponentiated.
+    positive_coefficient: the a of the formula, at least 0.
+    positive_weight: the w of the formula.
+    negative_weight: the g of the formula, a function of (image_side, text_side, logits) of a tile that returns the
+      weights of the images' and of the texts' negatives; constants to the gradient. None is 1.
     image_side: pytree of arrays per pair that `negative_weight` sees for its rows.
     text_side: pytree of arrays per pair that `negative_weight` sees for its columns.
-    image_extra: similarities of each image to further negatives of its own, before the scale; differentiable. One of
-      minus infinity is no negative.
-    text_extra: the same for each text.
-    label_smoothing: see `softmax_loss`; extra negatives are no classes here.
-    group: see `softmax_loss`.
-    axis_name: see `softmax_loss`.
-    strategy: see `softmax_loss`.
-    tile: see `softmax_loss`.
-    ring_order: see `softmax_loss`.
+    image_extra: similarities of each image to further negatives of its own, before the scale; differentiable. A
+      similarity of minus infinity is no negative.
+    text_extra: similarities of each text to further negatives of its own.
+    label_smoothing: share of the target spread evenly over all classes that are not masked; extra negatives are no
+      classes here.
+    group: pairs of equal group are left out of each other's negatives; None when all differ.
+    axis_name: mesh axes that the pairs are split over, None on one device.
+    strategy: "gather" holds the texts of all devices, "ring" passes them around in blocks.
+    tile: largest number of rows and columns of logits that exist at once; None lets the library choose.
+    ring_order: order of the devices around the ring, as `parallel.mesh.ring_order` returns it.
 
   Returns:
     As `softmax_loss`. A pair whose denominator is empty (a = 0 and no negatives) counts 0.

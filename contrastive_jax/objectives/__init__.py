@@ -1,4 +1,4 @@
-"""Objectives: terms that own their options, what they learn and what they remember, and their weighted sum."""
+"""Objectives: terms that own their options, their parameters and their state, and their weighted sum."""
 
 from contrastive_jax.objectives.objective import Objective, check_teacher, make_objective, term_options
 from contrastive_jax.objectives.table import TERMS

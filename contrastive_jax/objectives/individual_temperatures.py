@@ -1,4 +1,4 @@
-"""A softmax loss with a temperature for every image and every text, as a term."""
+"""The term of a softmax loss with a temperature for every image and every text."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -15,19 +15,19 @@ from contrastive_jax.objectives.term import SAMPLES, STATE_ROWS, Arrays, GlobalT
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IndividualTemperatures(GlobalTerm):
-  """Every image and every text of the data has a temperature of its own, see `losses.individual_temperature_loss`.
+  """The softmax loss with a temperature for every image and every text (`losses.individual_temperature_loss`).
 
   The model's logit scale has no part in it. The state is 28 bytes a sample, split over all devices.
 
   Attributes:
     gamma: weight of the batch in the running means, in (0, 1].
-    rho: the larger, the smaller the temperatures become.
-    temperature: that all samples begin with.
-    smallest: least temperature.
-    largest: largest temperature.
+    rho: weight of the temperatures; the larger it is, the smaller they become.
+    temperature: the temperature that all samples begin with.
+    smallest: the smallest temperature.
+    largest: the largest temperature.
     rate: learning rate of the temperatures.
     momentum: weight of the newest derivative in its running mean, in (0, 1].
-    samples: rows of the state; None counts the samples of the run's sources.
+    samples: number of rows of the state; None counts the samples of the run's sources.
     strategy: "gather" holds the texts of all devices, "ring" passes them around in blocks.
     tile: largest number of rows and columns of logits that exist at once; None lets the library choose.
 

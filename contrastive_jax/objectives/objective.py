@@ -1,4 +1,4 @@
-"""What a run minimises: one term or a weighted sum of several."""
+"""The objective of a run: one term or a weighted sum of several."""
 
 import dataclasses
 import zlib
@@ -34,7 +34,7 @@ class Objective:
   """A weighted sum of terms.
 
   Attributes:
-    terms: name -> (weight, term).
+    terms: (weight, term) by the name of the term.
     dtype: type of the embeddings that global terms exchange and multiply; their logits and sums are float32.
   """
 
@@ -47,11 +47,11 @@ class Objective:
     return any(term.distils for _, term in self.terms.values())
 
   def needs(self, what: str) -> bool:
-    """Whether any term needs this of a batch, see `Term.needs`."""
+    """Says whether any term needs this of a batch, as `Term.needs` lists it."""
     return any(what in term.needs for _, term in self.terms.values())
 
   def params(self, sizes: Sizes) -> dict[str, Any]:
-    """What the terms learn, by their names, without those that learn nothing.
+    """Describes the parameters of the terms, by their names, without terms that have none.
 
     Raises:
       UserError: if the sizes do not suit a term.
@@ -59,7 +59,7 @@ class Objective:
     return self._variables(lambda term: term.params(sizes))
 
   def state(self, sizes: Sizes) -> dict[str, Any]:
-    """What the terms remember, by their names, without those that remember nothing.
+    """Describes the state of the terms, by their names, without terms that have none.
 
     Raises:
       UserError: if the sizes do not suit a term.
@@ -83,18 +83,18 @@ class Objective:
     state_axes: Arrays | None = None,
     factor: Float[Array, ""] | float = 1.0,
   ) -> tuple[Float[Array, ""], tuple[Metrics, Arrays]]:
-    """The global terms of embeddings that lie on the batch axes of `mesh`.
+    """Computes the global terms of embeddings that lie on the batch axes of `mesh`.
 
     Args:
-      embeddings: those of the images and of the texts.
+      embeddings: the embeddings of the images and of the texts.
       batch: the pairs; without targets the terms that distil are left out.
       logit_scale: multiplier of the similarities.
-      logit_bias: added to the logits, or None.
-      mesh: where the pairs lie.
-      params: what the terms learn.
-      state: what the terms remember.
-      state_axes: logical axes of `state`, see `axes`.
-      factor: multiplies the weights of the terms that distil.
+      logit_bias: the number added to the logits, or None.
+      mesh: the mesh that the pairs lie on.
+      params: the parameters of the terms.
+      state: the state of the terms.
+      state_axes: the logical axes of `state`, as `axes` returns them.
+      factor: factor of the weights of the terms that distil.
 
     Returns:
       The value, and (metrics, state after the step).
@@ -148,7 +148,7 @@ class Objective:
     return value, (metrics, {**remembered, **after})
 
   def counts(self, batch: Batch) -> dict[str, Float[Array, ""]]:
-    """What the local terms of a batch, or of parts of it, are divided by."""
+    """Computes the divisors of the local terms of a batch, or of parts of it."""
     return {name: term.count(batch) for name, (_, term) in self.terms.items() if isinstance(term, LocalTerm)}
 
   def local_loss(
@@ -160,14 +160,14 @@ class Objective:
     params: Arrays | None = None,
     factor: Float[Array, ""] | float = 1.0,
   ) -> tuple[Float[Array, ""], Metrics]:
-    """The local terms of a batch, or one part's share of them, and their metrics.
+    """Computes the local terms of a batch, or one part's share of them, and their metrics.
 
     Args:
-      embeddings: those of the images and of the texts.
+      embeddings: the embeddings of the images and of the texts.
       batch: the pairs; without targets the terms that distil are left out.
-      counts: what the terms of the whole batch are divided by.
-      params: what the terms learn.
-      factor: multiplies the weights of the terms that distil.
+      counts: the divisors of the terms of the whole batch.
+      params: the parameters of the terms.
+      factor: factor of the weights of the terms that distil.
     """
     total, metrics = jnp.float32(0), {}
     for name, (weight, term) in self.terms.items():
@@ -179,7 +179,7 @@ class Objective:
     return total, metrics
 
   def no_teacher_text(self) -> str:
-    """What is said where the teacher's texts are missing."""
+    """Returns the error for targets that lack the teacher's texts."""
     name = next(name for name, (_, term) in self.terms.items() if TEACHER_TEXT in term.needs)
     return (
       f"objective.{name} needs what the teacher makes of the captions, which a cache of targets does not hold: let the"
@@ -188,7 +188,7 @@ class Objective:
 
 
 def create(variables: Arrays, key: jax.Array) -> dict[str, Any]:
-  """First values of variables, each term's from a key of its own."""
+  """Makes the first values of variables, each term's from a key of its own."""
 
   def begin(term: str, tree: Any) -> Any:
     own = jax.random.fold_in(key, zlib.crc32(term.encode()))
@@ -198,7 +198,7 @@ def create(variables: Arrays, key: jax.Array) -> dict[str, Any]:
 
 
 def axes(variables: Arrays) -> dict[str, Any]:
-  """Logical axes of variables, in trees of the same shape."""
+  """Returns the logical axes of variables, in trees of the same shape."""
   return jax.tree.map(lambda variable: variable.axes, dict(variables), is_leaf=_is_variable)
 
 
@@ -209,12 +209,12 @@ def _is_variable(node: Any) -> bool:
 def make_objective(
   weights: Mapping[str, float], options: Mapping[str, Mapping[str, Any]], dtype: str = "float32"
 ) -> Objective:
-  """The weighted sum of named terms.
+  """Makes the weighted sum of named terms.
 
   Args:
-    weights: name of a term in `TERMS` -> its weight.
+    weights: the weight of each term, by its name in `TERMS`.
     options: the options of each term, by its name. Those of terms without a weight are checked and not used.
-    dtype: see `Objective`.
+    dtype: type of the embeddings that global terms exchange and multiply.
 
   Raises:
     UserError: for an unknown term, a weight that is not above 0, an option that its term does not take or refuses, or
@@ -260,7 +260,7 @@ def check_teacher(objective: Objective, *, teacher: str, targets: str) -> None:
   """Raises a `UserError` unless there are targets for the terms that distil, and terms for the targets.
 
   Args:
-    objective: that of the run.
+    objective: the objective of the run.
     teacher: `distillation.teacher`, a run, or empty.
     targets: `distillation.targets`, a cache, or empty.
   """
@@ -283,6 +283,6 @@ def check_teacher(objective: Objective, *, teacher: str, targets: str) -> None:
 
 
 def term_options() -> dict[str, dict[str, dataclasses.Field]]:
-  """Name of every term that has options -> what `loss_options` may say of it."""
+  """Returns the fields of `loss_options` for every term that has options, by its name."""
   terms = {name: {field.name: field for field in dataclasses.fields(term)} for name, term in TERMS.items()}
   return {name: options for name, options in terms.items() if options}

@@ -1,4 +1,4 @@
-"""What an objective is a sum of: a term owns its options, what it learns, what it remembers, and its loss.
+"""Terms of an objective: each owns its options, its parameters, its state across steps, and its loss.
 
 The fields of a term are its options: those of `loss_options.<name>` in a config and on the command line.
 """
@@ -18,7 +18,7 @@ Embeddings = tuple[Float[Array, "pairs dim"], Float[Array, "pairs dim"]]
 # Arrays of a term, or `Variable`s that describe them, by the names that it gives them, nested as it likes.
 Arrays = Mapping[str, Any]
 
-# What a term may need beside the embeddings of the pairs.
+# The names of what a term may need beside the embeddings of the pairs.
 TEACHER_IMAGE, TEACHER_TEXT, STATE_ROWS = "teacher.image", "teacher.text", "state_rows"
 # A logical axis that is split over all devices that hold pairs.
 SAMPLES = "samples"
@@ -26,7 +26,7 @@ SAMPLES = "samples"
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """What the shapes of a term's parameters and state depend on.
+  """The sizes that the shapes of a term's parameters and state depend on.
 
   Attributes:
     embed_dim: size of the model's embeddings.
@@ -43,9 +43,9 @@ class Variable(NamedTuple):
   """An array that a term learns or remembers.
 
   Attributes:
-    shape: its shape.
+    shape: the shape of the array.
     axes: a logical axis, or None, for each dimension: `SAMPLES`, or a name that the mesh's rules place.
-    create: makes its first value of the term's random key and the shape.
+    create: a function of the term's random key and the shape that makes its first value.
   """
 
   shape: tuple[int, ...]
@@ -64,7 +64,7 @@ class Pairs:
     keys: uint32 `[pairs, 2, 2]`, the `group` of the functions in `losses`: pairs that share one of their two keys are
       never each other's negatives.
     logit_scale: multiplier of the similarities.
-    logit_bias: added to the logits, or None.
+    logit_bias: the number added to the logits, or None.
     teacher_image: `[pairs, teacher_dim]`, L2-normalised embeddings that a frozen teacher makes of the images, or None.
     teacher_text: the same of the texts, or None.
     state_rows: int32 `[pairs]`, the row of each pair's sample in the state that terms keep for every sample, or None.
@@ -85,7 +85,7 @@ class Term:
   """Base of all terms.
 
   Attributes:
-    needs: of `TEACHER_IMAGE`, `TEACHER_TEXT` and `STATE_ROWS` those that a batch must bring.
+    needs: those of `TEACHER_IMAGE`, `TEACHER_TEXT` and `STATE_ROWS` that a batch must bring.
     separates: whether it keeps the embeddings of different pairs apart; an objective needs one such term.
   """
 
@@ -98,7 +98,7 @@ class Term:
     return bool(self.needs & {TEACHER_IMAGE, TEACHER_TEXT})
 
   def params(self, sizes: Sizes) -> Arrays:
-    """What the optimiser trains for this term.
+    """Describes the parameters of the term, which the optimiser trains.
 
     Raises:
       UserError: if the sizes do not suit the term.
@@ -106,7 +106,7 @@ class Term:
     return {}
 
   def state(self, sizes: Sizes) -> Arrays:
-    """What the term remembers from one step to the next; no gradient reaches it.
+    """Describes the state of the term, which it keeps from one step to the next; no gradient reaches it.
 
     Raises:
       UserError: if the sizes do not suit the term.
@@ -121,12 +121,12 @@ class GlobalTerm(Term, abc.ABC):
   def __call__(
     self, pairs: Pairs, params: Arrays, state: Arrays, **exchange: Any
   ) -> tuple[Float[Array, ""], Arrays, Metrics]:
-    """The value of the global batch, equal on every device, the state after the step, and metrics.
+    """Returns the value of the global batch, equal on every device, the state after the step, and metrics.
 
     Args:
       pairs: the local shard inside `jax.shard_map`, or all pairs outside.
-      params: see `Term.params`.
-      state: see `Term.state`.
+      params: the arrays that `Term.params` describes.
+      state: the arrays that `Term.state` describes.
       exchange: `axis_name` and `ring_order` of the functions in `losses`, which say where the other pairs are.
     """
 
@@ -136,8 +136,8 @@ class LocalTerm(Term, abc.ABC):
 
   @abc.abstractmethod
   def total(self, embeddings: Embeddings, batch: Batch, params: Arrays) -> Float[Array, ""]:
-    """The sum over some pairs, given their embeddings and their part of the batch."""
+    """Computes the sum over some pairs, given their embeddings and their part of the batch."""
 
   @abc.abstractmethod
   def count(self, batch: Batch) -> Float[Array, ""]:
-    """What the sum is divided by, from the batch alone; counts of its parts add up to it."""
+    """Computes the divisor of the sum from the batch alone; the counts of its parts add up to it."""
