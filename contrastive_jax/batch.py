@@ -1,4 +1,4 @@
-"""What flows from the data pipeline into the train step."""
+"""The batch that flows from the data pipeline into the train step."""
 
 import dataclasses
 from typing import Any
@@ -50,7 +50,7 @@ class TextBatch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Targets:
-  """What a frozen teacher makes of the pairs.
+  """The embeddings that a frozen teacher makes of the pairs.
 
   Attributes:
     image: L2-normalised float32 `[pairs, teacher_dim]`.

@@ -71,18 +71,18 @@ def write_folder(path: str | os.PathLike, write: Callable[[Path], None]) -> Path
 
 
 def digest(content: Any) -> str:
-  """SHA-256 of JSON, whatever the order of its keys."""
+  """Computes the SHA-256 of JSON, whatever the order of its keys."""
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-  """The object as JSON gives it back, with a digest of itself, by which `unsealed` notices damage."""
+  """Returns the object as JSON gives it back, with a digest of itself, by which `unsealed` notices damage."""
   plain = json.loads(json.dumps(content))
   return {**plain, "digest": digest(plain)}
 
 
 def unsealed(content: Any) -> dict[str, Any]:
-  """The object without its digest; objects of older versions carry none.
+  """Returns the object without its digest; objects of older versions carry none.
 
   Raises:
     ValueError: if this is no object or not the one that was sealed; the message is the end of a sentence.
@@ -104,7 +104,7 @@ def write_object(path: str | os.PathLike, content: Mapping[str, Any], indent: in
 
 
 def read_object(path: str | os.PathLike) -> dict[str, Any]:
-  """The JSON object that `write_object` wrote, without its digest; files of older versions carry none.
+  """Reads the JSON object that `write_object` wrote, without its digest; files of older versions carry none.
 
   Raises:
     UserError: if the file is missing or damaged.
@@ -138,7 +138,7 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-  """The content of a JSON file.
+  """Reads a JSON file.
 
   Raises:
     UserError: if the file is missing or holds no JSON.
@@ -153,7 +153,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def json_line(row: Mapping[str, Any]) -> bytes:
-  """A row of a JSONL file, which ends with a CRC-32 of what stands before it: `{"step": 3, "crc": "0f1e2d3c"}`."""
+  """Writes a row of a JSONL file, which ends with a CRC-32 of the rest: `{"step": 3, "crc": "0f1e2d3c"}`."""
   fields = json.dumps(row).encode()[:-1]
   return fields + _ending(fields)
 
@@ -166,7 +166,7 @@ _ENDING_BYTES = len(_ending(b""))
 
 
 def _is_whole(line: bytes) -> bool:
-  """False for a line that was changed since it was written; lines of older versions carry no CRC and pass."""
+  """Says whether a line is as it was written; lines of older versions carry no CRC and pass."""
   expected, found = _ending(line[:-_ENDING_BYTES]), line[-_ENDING_BYTES:]
   # A CRC that does not fit and a damaged name of the field both leave most of the other bytes as they were.
   alike = sum(one == other for one, other in zip(expected, found, strict=False))
@@ -174,11 +174,11 @@ def _is_whole(line: bytes) -> bool:
 
 
 def json_lines(path: Path, key: str = "step", kind: type = int) -> Iterator[dict[str, Any]]:
-  """Sound rows of a JSONL file, without their CRC; how many lines are damaged is said in one warning.
+  """Reads the sound rows of a JSONL file, without their CRC; one warning tells how many lines are damaged.
 
   Args:
-    path: of the file.
-    key: a field that every row has.
+    path: path of the file.
+    key: name of a field that every row has.
     kind: the type of its value.
   """
   broken = []
@@ -195,7 +195,7 @@ def json_lines(path: Path, key: str = "step", kind: type = int) -> Iterator[dict
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-  """Sound rows of a JSONL file; empty when there is none."""
+  """Reads the sound rows of a JSONL file; there are none when there is no file."""
   return list(json_lines(path)) if path.exists() else []
 
 
@@ -206,7 +206,7 @@ class JsonLines:
   `PENDING_BYTES` the oldest waiting rows are dropped and counted.
 
   Attributes:
-    dropped: rows that were lost.
+    dropped: number of rows that were lost.
   """
 
   def __init__(self, path: Path, *, restored_step: int):

@@ -1,4 +1,4 @@
-"""From a run's config to its sources, captions, tokenizer, segments and pipeline."""
+"""Makes the sources, captions, tokenizer and pipeline of a run from its config."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,7 +37,7 @@ def make_sources(options: Any, names: Iterable[str]) -> dict[str, Source]:
 
   Args:
     options: `config.data`.
-    names: of the sources of all segments.
+    names: names of the sources of all segments.
 
   Raises:
     UserError: for an unknown name, or data that is not on this machine.
@@ -59,7 +59,7 @@ def _make_source(options: Any, name: str, kind: Callable[[Callable], Mapping[str
 
 
 def sample_counts(run: Run) -> dict[str, int]:
-  """The number of samples of each source that a run names, in any of its stages."""
+  """Returns the number of samples of each source that a run names, in any of its stages."""
   return {name: len(source) for name, source in make_sources(run.config.data, run.source_names()).items()}
 
 
@@ -67,7 +67,7 @@ def check_sample_counts(counts: Mapping[str, int], metadata: Mapping[str, Any]) 
   """Refuses other samples than those that the state of an objective was made for.
 
   Args:
-    counts: samples of each source that the config names.
+    counts: number of samples of each source that the config names.
     metadata: those of a checkpoint, empty without one.
 
   Raises:
@@ -83,7 +83,7 @@ def check_sample_counts(counts: Mapping[str, int], metadata: Mapping[str, Any]) 
 
 
 def attribution(names: Iterable[str]) -> str:
-  """What the licences of the sources ask to be printed; empty where they ask for nothing."""
+  """Returns the credit that the licences of the sources ask for; empty where they ask for none."""
   return emoji.ATTRIBUTION if any(name in EMOJI_SOURCES for name in names) else ""
 
 
@@ -97,9 +97,9 @@ def captions_to_learn(
   read as a whole.
 
   Args:
-    sources: what is read.
+    sources: the sources.
     bad_records: counts and names the records whose captions cannot be read, which are left out.
-    most: bound of the records that are read.
+    most: the most records that are read.
 
   Raises:
     UserError: if too many cannot be read, or all of a source.
@@ -123,12 +123,12 @@ def captions_to_learn(
 def make_tokenizer(
   options: Any, vocab_size: int, sources: Iterable[Source], bad_records: BadRecords | None = None
 ) -> Tokenizer:
-  """The tokenizer that `config.tokenizer` names, or one trained on the captions of the sources.
+  """Makes the tokenizer that `config.tokenizer` names, or trains one on the captions of the sources.
 
   Args:
     options: `config.tokenizer`.
-    vocab_size: rows of the text tower's embedding table.
-    sources: their captions train a "bpe".
+    vocab_size: number of rows of the text tower's embedding table.
+    sources: the sources, whose captions train a "bpe".
     bad_records: counts the captions that cannot be read.
 
   Raises:
@@ -165,13 +165,13 @@ def make_pipeline(
   teacher: TeacherView | None = None,
   bad_records: BadRecords | None = None,
 ) -> Pipeline:
-  """The pipeline of a run.
+  """Makes the pipeline of a run.
 
   Args:
-    run: gives the sizes, the seed and how data are read.
-    segments: what was done and what is left, see `Run.segments_after`.
-    sources: by the names that the segments use.
-    tokenizer: of the captions.
+    run: the run, with the sizes, the seed and how data are read.
+    segments: the segments that were done and those that are left, as `Run.segments_after` returns them.
+    sources: the sources by the names that the segments use.
+    tokenizer: the tokenizer of the captions.
     share: (index, count) of this host's part of every batch.
     teacher: how a frozen teacher that runs beside the model reads the pairs.
     bad_records: counts and names what cannot be read.
@@ -200,6 +200,6 @@ def make_pipeline(
 
 
 def _taught_bases(segments: Sequence[Segment]) -> dict[str, int]:
-  """Of the sources whose samples a frozen teacher has seen."""
+  """Returns the id bases of the sources whose samples a frozen teacher has seen."""
   taught = {name for segment in segments if segment.taught for name in segment.all_sources()}
   return {name: base for name, base in id_bases(segments).items() if name in taught}

@@ -38,13 +38,13 @@ _SOURCE_IDS = 1 << 40
 
 @dataclasses.dataclass(frozen=True)
 class TeacherView:
-  """How a frozen teacher that runs beside the student wants to see the pairs.
+  """The views of the pairs that a frozen teacher reads, which runs beside the student.
 
   Attributes:
     size: side of its images in pixels.
     patch_size: side of its patches in pixels.
-    tokenizer: of its text tower, or None where nobody asks what it makes of captions.
-    text_length: tokens of its captions.
+    tokenizer: tokenizer of its text tower, or None where no term needs its captions.
+    text_length: number of tokens of its captions.
   """
 
   size: int
@@ -57,9 +57,9 @@ class Pipeline:
   """The data of a run, random access by step.
 
   Attributes:
-    substituted: bad records met so far in delivered batches, each replaced by another of its source.
-    shrunk: images and clips that had to be made smaller to fit into the rows of their pack, so far.
-    truncated: captions that had to be cut to fit into theirs, so far.
+    substituted: number of bad records met so far in delivered batches, each replaced by another of its source.
+    shrunk: number of images and clips that were made smaller to fit into the rows of their pack, so far.
+    truncated: number of captions that were cut to fit into theirs, so far.
   """
 
   def __init__(
@@ -86,23 +86,23 @@ class Pipeline:
     """Checks that the segments can be served.
 
     Args:
-      segments: the run.
-      sources: by the names that the segments use.
-      tokenizer: of the captions.
-      text_length: tokens a caption, padded or truncated.
+      segments: the segments of the run.
+      sources: the sources by the names that the segments use.
+      tokenizer: the tokenizer of the captions.
+      text_length: number of tokens of a caption, padded or truncated.
       patch_size: side of a patch in pixels.
-      seed: of shuffling, captions and augmentation.
-      tubelet: frames of a patch of a clip.
-      augment: None only resizes, onto white.
-      teacher: adds the inputs of a frozen teacher to every batch.
-      targets: looks up outputs of a frozen teacher by sample ids, for every batch.
+      seed: seed of shuffling, captions and augmentation.
+      tubelet: number of frames of a patch of a clip.
+      augment: the random views; None only resizes, onto white.
+      teacher: the views of a frozen teacher, whose inputs are then part of every batch.
+      targets: a function that looks up outputs of a frozen teacher by sample ids, for every batch.
       bad_records: counts and names what cannot be read, in this process wherever it was read; None counts alone.
       state_rows: names for every pair the row of its sample in the state of the objective, see `row_bases`.
-      host_index: this host; it serves the rows from `host_index * batch_size / host_count` on.
-      host_count: hosts that share each batch.
-      threads: that read in each process; 0 reads when asked.
-      workers: processes; 0 reads in this one.
-      prefetch_bytes: bound of what is read ahead, at least one chunk of rows.
+      host_index: number of this host, which serves the rows from `host_index * batch_size / host_count` on.
+      host_count: number of hosts that share each batch.
+      threads: number of threads that read in each process; 0 reads when asked.
+      workers: number of processes that read; 0 reads in this one.
+      prefetch_bytes: bound of the bytes that are read ahead, at least one chunk of rows.
 
     Raises:
       UserError: if a segment names an unknown source, or its sizes do not divide.
@@ -128,15 +128,15 @@ class Pipeline:
 
   @property
   def segments(self) -> tuple[Segment, ...]:
-    """The run."""
+    """The segments of the run."""
     return self._segments
 
   def __len__(self) -> int:
-    """Number of steps."""
+    """The number of steps."""
     return total_steps(self._segments)
 
   def batch(self, step: int) -> Batch:
-    """This host's share of a step's batch, read now.
+    """Reads this host's share of a step's batch, now.
 
     Raises:
       IndexError: if the run has no such step.
@@ -147,7 +147,7 @@ class Pipeline:
     return self._assemble(step, [self._load_rows(step, row, chunk) for row in range(0, share, chunk)])
 
   def ids(self, step: int) -> Int[np.ndarray, "pairs"]:
-    """Sample ids of a step's whole global batch as planned, without reading anything; any host gives the same.
+    """Returns the sample ids of a step's whole global batch as planned, the same on any host, without reading anything.
 
     They are `batch(step).ids` of all hosts in order, save that a bad record stands under its own id.
     """
@@ -159,7 +159,7 @@ class Pipeline:
     """Yields the segment, modality and row length of each kind of batch, once and in the order of their first steps.
 
     Args:
-      start: steps before it count no more.
+      start: the first step that counts.
     """
     for index, segment in enumerate(self._segments):
       before = total_steps(self._segments[:index])
@@ -261,7 +261,7 @@ class Pipeline:
     )
 
   def _row_length(self, inputs: Inputs, step: int) -> int:
-    """Tokens of the rows that are not packed; NaFlex draws them for each batch."""
+    """Returns the length of the rows that are not packed; NaFlex draws it for each batch."""
     lengths = self._row_lengths(inputs)
     if len(lengths) == 1:
       return lengths[0]
@@ -317,7 +317,7 @@ class Pipeline:
     return np.stack([rows[c][0] for c in captions]), np.stack([rows[c][1] for c in captions])
 
   def _chunk_bytes(self, segment: Segment, modality: str, pairs: int) -> int:
-    """Bytes of a chunk at the most."""
+    """Bounds the bytes of a chunk."""
     inputs, patch = segment.inputs(modality), self._patch_size
     own = pairs * max(self._row_lengths(inputs))
     tokens = own if inputs.rows is None else inputs.rows.count * inputs.rows.length
@@ -384,13 +384,13 @@ def pair_keys(groups: Sequence[int], captions: Sequence[str]) -> UInt32[np.ndarr
 
 
 def id_bases(segments: Sequence[Segment]) -> dict[str, int]:
-  """What a run adds to the ids of each source's samples: sources are numbered as they first appear."""
+  """Returns the number that a run adds to the ids of each source's samples, in the order in which sources appear."""
   order = dict.fromkeys(name for segment in segments for name in segment.all_sources())
   return {name: number * _SOURCE_IDS for number, name in enumerate(order)}
 
 
 def row_bases(lengths: Mapping[str, int]) -> dict[str, int]:
-  """The row of each source's first sample in a state of all samples; the sources stand one after another by name.
+  """Returns the row of each source's first sample in a state of all samples; the sources are sorted by name.
 
   Args:
     lengths: number of samples of every source of the run.
@@ -423,6 +423,6 @@ def _moved(batch: Any, rows: np.ndarray) -> Any:
 
 
 def _chunk_rows(share: int) -> int:
-  """Rows of a chunk: a divisor of the share of at most CHUNK_ROWS, or all when only slivers divide it."""
+  """Returns the rows of a chunk: a divisor of the share of at most CHUNK_ROWS, or all when only slivers divide it."""
   best = max(rows for rows in range(1, CHUNK_ROWS + 1) if share % rows == 0)
   return best if best >= min(share, CHUNK_ROWS // 4) else share

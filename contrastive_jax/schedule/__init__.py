@@ -1,1 +1,1 @@
-"""What a run is over its steps: stages, segments, which source gives each pair, and the shapes of its batches."""
+"""A run over its steps: stages, segments, the source of each pair, and the shapes of batches."""

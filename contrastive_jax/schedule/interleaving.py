@@ -1,4 +1,4 @@
-"""Which source gives each pair: a fixed periodic order in which every source keeps to its share at every prefix.
+"""Assigns pairs to sources in a fixed periodic order, in which every source keeps to its share at every prefix.
 
 The number of pairs that a source gave to the first `n` is a closed form, so that nothing needs to be stored to resume.
 """

@@ -1,4 +1,4 @@
-"""What a run is over its steps, as arithmetic: segments, and the samples of each source that any step draws.
+"""Segments of a run, and the arithmetic that says which samples of each source any step draws.
 
 A *segment* is the one internal word for a stretch of steps that a run has done or will do: a stage of the config, or
 what a resumed run kept of one. In each step a segment shows one modality, images or clips. The pairs of a modality are
@@ -30,8 +30,8 @@ class Rows:
   """The rows that the images, clips or captions of one pack share.
 
   Attributes:
-    count: of rows.
-    length: of a row in tokens.
+    count: number of rows.
+    length: length of a row in tokens.
   """
 
   count: int
@@ -44,16 +44,16 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class Clips:
-  """The steps of a segment that show clips, and how.
+  """The steps of a segment that show clips.
 
   Attributes:
     sources: (name, weight) of each source of clips.
-    share: of the segment's steps, above 0 and at most 1.
-    resolution: of the frames; `max_tokens` bounds the whole clip.
-    frames: of a clip, a multiple of `image.tubelet`.
-    rule: how frames are chosen: "uniform", "random" or "fps", see `preprocess.video.choose_frames`.
-    rate: frames a second, for "fps".
-    rows: of a pack; None gives each clip a row of its own.
+    share: share of the segment's steps that show clips, above 0 and at most 1.
+    resolution: the resolution of the frames; `max_tokens` bounds the whole clip.
+    frames: number of frames of a clip, a multiple of `image.tubelet`.
+    rule: the rule by which `preprocess.video.choose_frames` chooses frames: "uniform", "random" or "fps".
+    rate: number of frames a second, for "fps".
+    rows: the rows of a pack; None gives each clip a row of its own.
     seed: seed of the order in which steps show images and clips.
   """
 
@@ -78,13 +78,13 @@ class Clips:
 
   @property
   def share_of_round(self) -> Fraction:
-    """The share as clip steps out of a round of steps."""
+    """The share, as a number of clip steps and a number of steps of a round."""
     return max(Fraction(str(self.share)).limit_denominator(LONGEST_ROUND), Fraction(1, LONGEST_ROUND))
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-  """What the steps of one modality of a segment show the image tower; `Segment` and `Clips` explain the fields."""
+  """The inputs of the image tower in the steps of one modality; `Segment` and `Clips` explain the fields."""
 
   sources: Sources
   resolution: Resolution
@@ -94,11 +94,11 @@ class Inputs:
   rate: float = 0.0
 
   def times(self, tubelet: int) -> int:
-    """Patches along time: 1 of an image, tubelets of a clip."""
+    """Returns the number of patches along time: 1 for an image, the tubelets of a clip."""
     return 1 if self.frames == 1 else self.frames // tubelet
 
   def row_lengths(self, patch_size: int, tubelet: int) -> tuple[int, ...]:
-    """Tokens of the rows that are not packed: one length, or those that NaFlex draws from."""
+    """Returns the lengths of rows that are not packed: a single one, or those that NaFlex draws from."""
     if self.resolution.mode == "naflex":
       return self.resolution.lengths
     if self.resolution.mode == "native":
@@ -112,14 +112,14 @@ class Segment:
 
   Attributes:
     steps: number of steps.
-    batch_size: pairs a step, over all hosts.
+    batch_size: number of pairs of a step, over all hosts.
     sources: (name, weight) of each source of images; weights are relative.
-    resolution: of the images; a number of pixels means squares.
-    name: of the stage.
-    rows: of a pack of images; None gives each image a row of its own.
-    pack_pairs: pairs of a pack: those that share rows. 0 packs nothing.
-    text_rows: of a pack of captions; None gives each caption a row of its own.
-    clips: what some of the steps show instead of images; None for images only.
+    resolution: the resolution of the images; a number of pixels means squares.
+    name: name of the stage.
+    rows: the rows of a pack of images; None gives each image a row of its own.
+    pack_pairs: number of pairs of a pack, which share rows; 0 packs nothing.
+    text_rows: the rows of a pack of captions; None gives each caption a row of its own.
+    clips: the steps that show clips instead of images; None for images only.
     taught: whether a frozen teacher sees the pairs too.
 
   Raises:
@@ -158,11 +158,11 @@ class Segment:
 
   @property
   def pairs(self) -> int:
-    """Number of pairs in all of the segment's steps."""
+    """The number of pairs in all of the segment's steps."""
     return self.steps * self.batch_size
 
   def modality_at(self, offset: int) -> tuple[str, int]:
-    """The modality of one of the segment's steps, and how many of its earlier steps had the same."""
+    """Returns the modality of one of the segment's steps, and how many of its earlier steps had the same."""
     if self.clips is None:
       return "image", offset
     number, place = divmod(offset, self.clips.share_of_round.denominator)
@@ -171,7 +171,7 @@ class Segment:
     return modality, self.steps_of(modality, offset)
 
   def steps_of(self, modality: str, steps: int) -> int:
-    """How many of the first `steps` steps are of a modality."""
+    """Counts how many of the first `steps` steps are of a modality."""
     if self.clips is None:
       return steps if modality == "image" else 0
     share = self.clips.share_of_round
@@ -180,7 +180,7 @@ class Segment:
     return clips if modality == "clip" else steps - clips
 
   def inputs(self, modality: str) -> Inputs:
-    """What the steps of a modality show the image tower."""
+    """Returns the inputs of the image tower in the steps of a modality."""
     if modality == "image":
       return Inputs(self.sources, self.resolution, self.rows)
     clips = self.clips
@@ -188,15 +188,15 @@ class Segment:
 
   @property
   def modalities(self) -> tuple[str, ...]:
-    """Those that the segment's steps have."""
+    """The modalities that the segment's steps have."""
     return tuple(m for m in MODALITIES if self.steps_of(m, self.steps))
 
   def all_sources(self) -> tuple[str, ...]:
-    """Names of the sources of all modalities, once each."""
+    """Returns the names of the sources of all modalities, each once."""
     return tuple(dict.fromkeys(name for m in self.modalities for name, _ in self.inputs(m).sources))
 
   def to_dict(self) -> dict[str, Any]:
-    """Returns what JSON can hold and `from_dict` understands."""
+    """Describes the segment in a dictionary that JSON can hold and `from_dict` understands."""
     return dataclasses.asdict(self)
 
   @classmethod
@@ -218,7 +218,7 @@ class Segment:
 
 
 def _parsed(fields: Mapping[str, Any]) -> dict[str, Any]:
-  """The nested parts of a segment or its clips, from dictionaries."""
+  """Makes the nested parts of a segment or its clips of dictionaries."""
   readers = {
     "resolution": Resolution.from_dict,
     "rows": lambda rows: Rows(**rows),
@@ -250,7 +250,7 @@ def _round(seed: int, number: int, share: Fraction) -> np.ndarray:
 
 
 def total_steps(segments: Sequence[Segment]) -> int:
-  """Number of steps of the whole run."""
+  """Returns the number of steps of the whole run."""
   return sum(segment.steps for segment in segments)
 
 
@@ -276,7 +276,7 @@ def segment_at(segments: Sequence[Segment], step: int) -> tuple[int, int]:
 
 
 def cursors(segments: Sequence[Segment], index: int) -> dict[str, int]:
-  """Samples that each source has given before segment `index` begins; a source met there for the first time is at 0."""
+  """Returns how many samples each source has given before segment `index` begins; 0 for a source that is new there."""
   drawn: dict[str, int] = {name: 0 for segment in segments[: index + 1] for name in segment.all_sources()}
   for segment in segments[:index]:
     for modality in segment.modalities:
@@ -287,12 +287,12 @@ def cursors(segments: Sequence[Segment], index: int) -> dict[str, int]:
 
 
 def pairs_before(segments: Sequence[Segment], index: int) -> int:
-  """Number of pairs in the steps before segment `index` begins."""
+  """Returns the number of pairs in the steps before segment `index` begins."""
   return sum(segment.pairs for segment in segments[:index])
 
 
 def truncate(segments: Sequence[Segment], step: int) -> tuple[Segment, ...]:
-  """The segments that make up the first `step` steps: what a run has done, before other segments are appended."""
+  """Returns the segments that make up the first `step` steps, which a run has done before others are appended."""
   kept: list[Segment] = []
   for segment in segments:
     steps = min(segment.steps, step - total_steps(kept))
@@ -302,7 +302,7 @@ def truncate(segments: Sequence[Segment], step: int) -> tuple[Segment, ...]:
 
 
 def ahead(segments: Sequence[Segment], step: int) -> tuple[Segment, ...]:
-  """What is left of a run after its first `step` steps."""
+  """Returns the segments that remain after `step` steps."""
   left: list[Segment] = []
   begins = 0
   for segment in segments:
@@ -316,12 +316,12 @@ def ahead(segments: Sequence[Segment], step: int) -> tuple[Segment, ...]:
 def resume(
   done: Sequence[Segment], planned: Sequence[Segment], step: int, *, changed: bool = False
 ) -> tuple[Segment, ...]:
-  """The segments of a run that goes on at `step`.
+  """Returns the segments of a run that goes on at `step`.
 
   Args:
-    done: of the checkpoint, those that were still to come included; empty for a new run.
-    planned: what the config says now.
-    step: of the checkpoint.
+    done: the segments of the checkpoint, those that were still to come included; empty for a new run.
+    planned: the segments of the config as it is now.
+    step: step of the checkpoint.
     changed: whether the data changed in a way that segments do not tell.
 
   Returns:

@@ -1,4 +1,4 @@
-"""The shapes of a segment's batches, known before any data is read: what is compiled ahead of time."""
+"""The shapes of a segment's batches, known before any data is read, so that steps can be compiled ahead of time."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ TeacherDims = tuple[int, int | None] | None
 def abstract_batches(
   segment: Segment, model: DualEncoderConfig, mesh: Mesh, *, teacher_dims: TeacherDims = None
 ) -> Iterator[Batch]:
-  """All kinds of batches of a segment; see `abstract_batch`."""
+  """Yields all kinds of batches of a segment, as `abstract_batch` describes them."""
   for modality in segment.modalities:
     for length in segment.inputs(modality).row_lengths(model.image.patch_size, model.image.tubelet):
       yield abstract_batch(segment, modality, length, model, mesh, teacher_dims=teacher_dims)
@@ -33,15 +33,16 @@ def abstract_batch(
   teacher_dims: TeacherDims = None,
   state_rows: bool = False,
 ) -> Batch:
-  """Shapes, dtypes and shardings of one kind of batch, as `data.pipeline` makes it.
+  """Describes one kind of batch, as `data.pipeline` makes it, by shapes, dtypes and shardings.
 
   Args:
-    segment: of the run.
-    modality: of the step.
-    length: of rows that are not packed, one of `Inputs.row_lengths`.
-    model: gives sizes of patches and captions.
-    mesh: where batches go.
-    teacher_dims: features of the frozen teacher's images and captions (None: not asked for); None without a teacher.
+    segment: the segment of the run.
+    modality: the modality of the step.
+    length: length of rows that are not packed, one of `Inputs.row_lengths`.
+    model: the sizes of the towers, and so those of patches and captions.
+    mesh: the mesh that batches are placed on.
+    teacher_dims: the number of features of the frozen teacher's images, and of its captions where they are asked for;
+      None without a teacher.
     state_rows: whether the batch names the rows of its samples in the state of the objective.
   """
   pairs, sharding = segment.batch_size, batch_sharding(mesh)

@@ -1,4 +1,4 @@
-"""The stages of a curriculum: what a config says of them, and the segments that they become."""
+"""The stages of a curriculum, as a config lists them, and the segments that they become."""
 
 import contextlib
 import dataclasses
@@ -20,29 +20,29 @@ class Stage:
   """A stretch of training, as `config.curriculum` lists them.
 
   Attributes:
-    name: shown in the report.
+    name: name of the stage in the report.
     steps: number of steps; the last stage may say 0 for the rest of `total_steps`.
-    batch_size: pairs a step; 0 is the run's.
-    sources: of images, as `weighted_sources` reads them; empty are those of `data.sources`.
-    mode: "fixed", "native" or "naflex", see `preprocess.resolution.Resolution`, as for the next four.
-    size: 0 is that of the image tower.
-    min_tokens: of an image.
-    max_tokens: of an image.
-    lengths: in tokens.
-    rows: that the images of a pack share (`data.pack_pairs` images); 0 gives each a row of its own.
-    row_length: of these rows in tokens.
+    batch_size: number of pairs of a step; 0 is that of the run.
+    sources: the sources of images, as `weighted_sources` reads them; empty are those of `data.sources`.
+    mode: "fixed", "native" or "naflex", which `preprocess.resolution.Resolution` explains with the next four.
+    size: side of an image in pixels; 0 is that of the image tower.
+    min_tokens: the fewest patches of an image.
+    max_tokens: the most patches of an image.
+    lengths: sequence lengths in tokens.
+    rows: number of rows that the images of a pack share (`data.pack_pairs` images); 0 gives each a row of its own.
+    row_length: length of these rows in tokens.
     learning_rate: factor of the schedule.
-    warmup_steps: over which that factor grows from 0.
+    warmup_steps: number of steps over which that factor grows from 0.
     distillation: factor of the distillation terms at the beginning and at the end of the stage, linear between.
-    video_share: of the steps show clips instead of images.
-    video_sources: of clips, name -> weight.
-    frames: of a clip.
-    frame_rule: "uniform", "random" or "fps".
-    frame_rate: frames a second, for "fps".
-    video_size: side of the frames in pixels; 0 is `size`. Ignored with `video_max_tokens`.
-    video_max_tokens: of a clip at native resolution; 0 shows clips at fixed resolution.
-    video_rows: that the clips of a pack share; 0 gives each a row of its own.
-    video_row_length: of these rows in tokens.
+    video_share: share of the steps that show clips instead of images.
+    video_sources: the weight of each source of clips, by its name.
+    frames: number of frames of a clip.
+    frame_rule: the rule by which frames are chosen, "uniform", "random" or "fps".
+    frame_rate: number of frames a second, for "fps".
+    video_size: side of the frames in pixels; 0 is `size`. It is ignored with `video_max_tokens`.
+    video_max_tokens: the most patches of a clip at native resolution; 0 shows clips at fixed resolution.
+    video_rows: number of rows that the clips of a pack share; 0 gives each a row of its own.
+    video_row_length: length of these rows in tokens.
   """
 
   name: str = ""
@@ -71,7 +71,7 @@ class Stage:
 
 
 def stages_of(config: Any) -> tuple[Stage, ...]:
-  """The stages of a config, one of the whole run where `curriculum` is empty.
+  """Returns the stages of a config, a single one where `curriculum` is empty.
 
   Raises:
     UserError: if their steps do not add up to `total_steps`.
@@ -93,7 +93,7 @@ def stages_of(config: Any) -> tuple[Stage, ...]:
 
 
 def segments_of(config: Any) -> tuple[Segment, ...]:
-  """What each stage of a config draws and shows."""
+  """Returns the segment that each stage of a config becomes."""
   return tuple(_segment(config, stage, f"curriculum.{number}") for number, stage in enumerate(stages_of(config)))
 
 
@@ -158,8 +158,8 @@ def weighted_sources(field: str, sources: Mapping[str, Any]) -> tuple[tuple[str,
   """Returns the names and weights of a config's sources, sorted by name.
 
   Args:
-    field: shown in errors.
-    sources: of each source its name and weight, or a label and `{"name": ..., "weight": ...}`: a key of a config cannot
+    field: name of the field in errors.
+    sources: the name and weight of each source, or a label and `{"name": ..., "weight": ...}`: a key of a config cannot
       hold the dot of a name such as "tfds/coco_captions:1.1.0", and a value can. The weight is 1 when it is left out.
 
   Raises:
@@ -190,6 +190,6 @@ def _rows(prefix: str, count: int, length: int) -> Rows | None:
 
 
 def first_steps(stages: Sequence[Stage]) -> list[tuple[str, int]]:
-  """Name of each stage, and the number of steps before it."""
+  """Returns the name of each stage, and the number of steps before it."""
   ends = itertools.accumulate((stage.steps for stage in stages), initial=0)
   return [(stage.name, before) for stage, before in zip(stages, ends, strict=False)]

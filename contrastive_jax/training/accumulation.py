@@ -47,7 +47,7 @@ def split_batch(batch: Any, count: int, mesh: Mesh) -> Any:
   Args:
     batch: a pytree with images and texts in it, such as a `Batch` or the inputs of a teacher.
     count: number of micro-batches.
-    mesh: where the pairs lie.
+    mesh: the mesh that the pairs lie on.
   """
 
   def renumbered(pieces, whole):
@@ -75,16 +75,17 @@ def value_and_grad(
   mesh: Mesh,
   shardings: Any,
 ) -> tuple[tuple[jax.Array, Any], Any]:
-  """Value and gradients of `global_loss(params, embeddings of all parts) + sum over parts of local_loss`.
+  """Computes value and gradients of `global_loss(params, embeddings of all parts) + sum over parts of local_loss`.
 
   Args:
-    embed: maps parameters and one part to its embeddings, a pytree of `[pairs, ...]`.
-    global_loss: maps parameters and the whole batch's embeddings to a value and what goes with it.
-    local_loss: maps parameters, one part's embeddings and the part to its share of the value and of the metrics.
-    params: what to differentiate by.
-    parts: pytree with the micro-batches along the leading axis, see `split_batch`.
-    mesh: where the pairs lie.
-    shardings: where the gradients are kept while they are summed.
+    embed: a function from parameters and one part to its embeddings, a pytree of `[pairs, ...]`.
+    global_loss: a function from parameters and the whole batch's embeddings to a value and what goes with it.
+    local_loss: a function from parameters, one part's embeddings and the part to its share of the value and of the
+      metrics.
+    params: the parameters to differentiate by.
+    parts: pytree with the micro-batches along the leading axis, as `split_batch` makes it.
+    mesh: the mesh that the pairs lie on.
+    shardings: the shardings of the gradients while they are summed.
 
   Returns:
     `((value, (what goes with the global value, metrics of the local ones)), gradients)`, equal to those of the batch in

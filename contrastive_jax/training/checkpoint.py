@@ -41,7 +41,7 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
 
 
 def has_checkpoint(workdir: Path) -> bool:
-  """Whether a run has a complete checkpoint, found without reading any."""
+  """Says whether a run has a complete checkpoint, without reading any."""
   folder = workdir / "checkpoints"
   return folder.is_dir() and any(entry.name.isdigit() and entry.is_dir() for entry in folder.iterdir())
 
@@ -53,9 +53,9 @@ class Checkpoints:
     """Opens a directory.
 
     Args:
-      directory: created when the first checkpoint is written.
-      keep_last: newest checkpoints that are kept.
-      keep_every: checkpoints at multiples of this step are kept for ever; 0 keeps none of them.
+      directory: the directory, which is created when the first checkpoint is written.
+      keep_last: number of the newest checkpoints that are kept.
+      keep_every: the number of steps at whose multiples checkpoints are kept for ever; 0 keeps none of them.
     """
     self._directory = directory.absolute()
     self._keep_last = keep_last
@@ -96,7 +96,7 @@ class Checkpoints:
 
   @property
   def steps(self) -> list[int]:
-    """Steps of the complete checkpoints, ascending."""
+    """Returns the steps of the complete checkpoints, ascending."""
     return [found.step for found in self._manager.checkpoints]
 
   def save(self, state: TrainState, metadata: Mapping[str, Any]) -> None:
@@ -132,7 +132,7 @@ class Checkpoints:
 
   @property
   def failing(self) -> bool:
-    """Whether the checkpoint that is being written has failed on this process; never waits."""
+    """Says whether the checkpoint that is being written has failed on this process; never waits."""
     return self._saving is not None and self._failure() is not None
 
   def _failure(self) -> Exception | None:
@@ -188,13 +188,13 @@ class Checkpoints:
     return distributed.from_main(newest)
 
   def describe(self, step: int) -> dict[str, Any]:
-    """Shapes and dtypes of all leaves of a checkpoint, on the first device."""
+    """Returns the shapes and dtypes of all leaves of a checkpoint, on the first device."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     described = upgrades.new_names(self._manager.checkpointables_metadata(step).metadata["state"])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), described)
 
   def last_good(self) -> str:
-    """The newest complete checkpoint, for messages."""
+    """Names the newest complete checkpoint, for messages."""
     found = [int(path.name) for path in self._directory.glob("*") if path.name.isdecimal()]
     return str(max(found)) if found else "none"
 
@@ -216,7 +216,7 @@ class Checkpoints:
       ) from None
 
   def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-    """The newest checkpoint that can be read and whose checksum holds, or None.
+    """Restores the newest checkpoint that can be read and whose checksum holds, or returns None.
 
     A damaged checkpoint is reported, moved aside to `<step>.damaged` and the one before it is used. All processes read
     the same one: the main process says which there are, and what one of them cannot read is used by none.
@@ -266,12 +266,12 @@ class Restored(NamedTuple):
 
 
 def restore_params(workdir: Path, step: int | None, place: Callable[[Any], Any] | None = None) -> Restored:
-  """The dual encoder as evaluation uses it: the moving average where one was kept, without anything else.
+  """Restores the dual encoder as evaluation uses it: the moving average where one was kept, without anything else.
 
   Args:
-    workdir: a run.
-    step: which checkpoint; None is the newest that is sound, and a warning tells of newer ones that are not.
-    place: maps the abstract parameters to the same with shardings; None puts them on the first device.
+    workdir: the run directory.
+    step: step of the checkpoint; None is the newest that is sound, and a warning tells of newer ones that are not.
+    place: a function from the abstract parameters to the same with shardings; None puts them on the first device.
 
   Raises:
     UserError: if the run has no such checkpoint, or it is damaged.

@@ -1,4 +1,4 @@
-"""Checks the fields of a config, and what of it may differ when its run is resumed."""
+"""Checks the fields of a config, and that only those differ on resume which may."""
 
 import dataclasses
 import json
@@ -54,7 +54,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def as_json(config: Any) -> dict[str, Any]:
-  """The resolved config as JSON would give it back."""
+  """Returns the resolved config as JSON would give it back."""
   return json.loads(config.to_json())
 
 
@@ -62,8 +62,8 @@ def check_resume(workdir: Path, config: Any, saved: Mapping[str, Any] | None = N
   """Compares the config with the one that `workdir` was started with, once there is a checkpoint.
 
   Args:
-    workdir: of the run.
-    config: that the command gives.
+    workdir: the run directory.
+    config: the config that the command gives.
     saved: the config that the restored checkpoint holds; None is that of `config.json`, for checkpoints of older
       versions and before one is read.
 

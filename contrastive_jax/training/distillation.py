@@ -72,7 +72,7 @@ class Teacher:
 
   @property
   def dim(self) -> int:
-    """Size of its embeddings."""
+    """The size of its embeddings."""
     return self.config.embed_dim
 
   def targets(self, batch: Batch) -> Batch:
@@ -83,12 +83,12 @@ class Teacher:
 
 
 def load_teacher(path: str | os.PathLike, mesh: Mesh, *, accumulate: int = 1) -> Teacher:
-  """The model of a run directory or of imported weights as a teacher.
+  """Loads the model of a run directory or of imported weights as a teacher.
 
   Args:
-    path: see `loading.load`.
-    mesh: of the student; the parameters are placed by the default rules.
-    accumulate: see `Teacher`.
+    path: a run directory, or weights imported by convert.py.
+    mesh: the mesh of the student; the parameters are placed by the default rules.
+    accumulate: number of micro-batches that are embedded one after the other.
 
   Raises:
     UserError: see `loading.load`.

@@ -1,4 +1,4 @@
-"""What becomes of the learning rate when `total_steps` of a run grows.
+"""The learning rate of a run whose `total_steps` grows.
 
 A checkpoint records how many steps the run was planned for, and how each growth was to be met. The rate of a step is a
 function of that record and the config alone, so that a run which is stopped and resumed sees the same rates.
@@ -24,11 +24,11 @@ DEFAULT = "hold"
 
 @dataclasses.dataclass(frozen=True)
 class Growth:
-  """How many steps a run was planned for at some time.
+  """The number of steps that a run was planned for at some time.
 
   Attributes:
     total_steps: number of steps of the whole run.
-    way: one of `WAYS`, how these steps follow those of the plan before; without meaning for the first plan.
+    way: how these steps follow those of the plan before, one of `WAYS`; without meaning for the first plan.
   """
 
   total_steps: int
@@ -52,10 +52,10 @@ def read(metadata: Mapping[str, Any], planned: int, total_steps: int, way: str) 
 
 
 def grown(over: Callable[[int], Schedule], growths: Growths) -> Schedule:
-  """The learning rate of each step of a run that has grown.
+  """Makes the learning rate of each step of a run that has grown.
 
   Args:
-    over: makes the schedule of a number of steps.
+    over: a function that makes the schedule of a number of steps.
     growths: the plans of the run, at least one.
 
   Raises:
@@ -80,7 +80,7 @@ def grown(over: Callable[[int], Schedule], growths: Growths) -> Schedule:
 
 
 def _followed(first: Schedule, end: int, then: Schedule | None) -> Schedule:
-  """One schedule up to a step, and from there on another, which counts from 0; None stays where the first ended."""
+  """Makes one schedule up to a step, and from there on another, which counts from 0; None holds the last rate."""
 
   def rate(step: Int[Array, ""] | int) -> Float[Array, ""]:
     step = jnp.asarray(step)
@@ -91,12 +91,12 @@ def _followed(first: Schedule, end: int, then: Schedule | None) -> Schedule:
 
 
 def announced(schedule: Callable[[Growths], Schedule], growths: Growths, start: int) -> str:
-  """A sentence about the last growth of a run, with the rates before and after.
+  """Makes a sentence about the last growth of a run, with the rates before and after.
 
   Args:
-    schedule: makes the schedule of some plans.
+    schedule: a function that makes the schedule of some plans.
     growths: the plans of the run, at least two.
-    start: steps that are done.
+    start: number of steps that are done.
 
   Raises:
     UserError: if the rate would be held at 0.

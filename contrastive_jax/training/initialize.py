@@ -1,4 +1,4 @@
-"""Starting a run from another run or from imported weights, whole or by tower."""
+"""Starts a run from another run or from imported weights, whole or by tower."""
 
 import copy
 import dataclasses
@@ -36,9 +36,9 @@ def with_initial_model(
   """Returns the config with the model that `init_from` brings, or the config itself where it brings none.
 
   Args:
-    config: of the run.
+    config: the config of the run.
     workdir: the run directory; once there is a checkpoint, the model is the one that it was started with.
-    say: told in a sentence what was taken.
+    say: is told in a sentence what was taken.
 
   Raises:
     UserError: if `init_model` is unknown or `init_from` is not a run.
@@ -75,14 +75,14 @@ def with_initial_model(
 def initial_state(
   spec: StateSpec, *, seed: int, init_from: str = "", towers: str = "all", say: Callable[[str], None] = print
 ) -> TrainState:
-  """A new state, with weights taken from elsewhere where asked.
+  """Makes a new state, with weights taken from elsewhere where asked.
 
   Args:
-    spec: of the state.
-    seed: of the parameters that are not taken.
+    spec: the specification of the state.
+    seed: seed of the parameters that are not taken.
     init_from: a run directory; empty takes nothing.
     towers: "all", or "image" or "text" for one tower without logit scale and bias.
-    say: told in a sentence of each parameter that had to be adapted: those of an image tower of another patch size,
+    say: is told in a sentence of each parameter that had to be adapted: those of an image tower of another patch size,
       tubelet or grid, see `models.resizing`, and positions of captions longer than ours.
 
   Raises:
@@ -114,7 +114,7 @@ def initial_state(
 
 
 def _taken(theirs: Parameters, init_from: str, towers: str, params: dict[str, Any]) -> dict[str, Any]:
-  """Our parameters with theirs in their place, where `towers` says so."""
+  """Returns our parameters with theirs in their place, where `towers` says so."""
   ours = traverse_util.flatten_dict(params)
   # What terms learn belongs to their objective: it begins anew.
   wanted = {path for path in ours if towers in ("all", path[0]) and path[0] != OBJECTIVE}
@@ -137,7 +137,7 @@ def _taken(theirs: Parameters, init_from: str, towers: str, params: dict[str, An
 
 
 def _adapted(theirs: Parameters, init_from: Path, vision: ImageConfig) -> tuple[Parameters, list[str]]:
-  """Their parameters, those that depend on sizes of patches, clips and grids brought to ours; and what was done."""
+  """Resizes their parameters that depend on sizes of patches, clips and grids; returns them and what was done."""
   old = presets.model_config(read_config(init_from)).image
   if old.channels != vision.channels:
     return theirs, []
@@ -155,7 +155,7 @@ def _adapted(theirs: Parameters, init_from: Path, vision: ImageConfig) -> tuple[
 
 
 def _cut(theirs: Parameters, init_from: str, length: int) -> tuple[Parameters, list[str]]:
-  """Their parameters without the positions that our captions never reach; and what was done."""
+  """Drops the positions that our captions never reach from their parameters; returns them and what was done."""
   table = theirs.get(("text", "position"))
   if table is None or len(table) <= length:
     return theirs, []

@@ -31,13 +31,13 @@ SKIPPED_SHARE = 0.1
 
 @dataclasses.dataclass
 class SkipBudget:
-  """How many updates may be skipped.
+  """The number of updates that may be skipped.
 
   Attributes:
-    most: more than this in a row are too many, and so are more than this and `SKIPPED_SHARE` of all updates.
-    updates: updates so far, skipped ones included.
-    skipped: of these, the skipped ones.
-    in_a_row: the skipped ones since the last that was not.
+    most: the most skipped updates in a row, to which `SKIPPED_SHARE` of all updates is added for their sum.
+    updates: number of updates so far, skipped ones included.
+    skipped: number of skipped updates so far.
+    in_a_row: number of skipped updates since the last that was not skipped.
   """
 
   most: int
@@ -56,7 +56,7 @@ class SkipBudget:
 
 @runtime_checkable
 class BatchSource(Protocol):
-  """What the loop asks of a data pipeline."""
+  """A data pipeline, as the loop uses it."""
 
   def iterate(self, start: int, stop: int) -> Iterator[tuple[int, Batch]]: ...
 
@@ -65,19 +65,19 @@ class BatchSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class LoopOptions:
-  """Schedule of the loop.
+  """The options of the loop.
 
   Attributes:
-    total_steps: updates in the whole run.
-    log_every: updates between rows of `metrics.jsonl`.
-    checkpoint_every: updates between checkpoints; the last step is always saved.
-    eval_every: updates between evaluations; 0 is never. The last step of the run has none here, see `train`.
-    log_sample_ids: writes the ids of every batch to `sample_ids.jsonl`.
+    total_steps: number of updates in the whole run.
+    log_every: number of updates between rows of `metrics.jsonl`.
+    checkpoint_every: number of updates between checkpoints; the last step is always saved.
+    eval_every: number of updates between evaluations; 0 is never. The caller of `train` evaluates the last step.
+    log_sample_ids: whether the ids of every batch are written to `sample_ids.jsonl`.
     profile_steps: (first, last) update of a `jax.profiler` trace, or empty.
-    stop_on_nonfinite: raise when a loss, a gradient or an updated parameter is not finite.
+    stop_on_nonfinite: whether a loss, a gradient or an updated parameter that is not finite raises.
     max_skipped_steps: with `stop_on_nonfinite` off, more skipped updates in a row than this raise as well, and so do
       more than this and `SKIPPED_SHARE` of all updates since the start of the loop.
-    flops_per_pair: of one training step, for the utilisation; 0 reports none.
+    flops_per_pair: FLOPs of one training step for each pair, for the utilisation; 0 reports none.
     stages: (name, steps before it) of the stages of a curriculum. At the end of each there is a checkpoint and an
       evaluation.
   """
@@ -94,11 +94,11 @@ class LoopOptions:
   stages: tuple[tuple[str, int], ...] = ()
 
   def stage(self, step: int) -> str:
-    """Name of the stage that update number `step` belongs to; empty where there are none."""
+    """Returns the name of the stage that update number `step` belongs to; empty where there are none."""
     return next((name for name, before in reversed(self.stages) if step > before), "")
 
   def ends_stage(self, step: int) -> bool:
-    """Whether a stage other than the last ends with update number `step`."""
+    """Says whether a stage other than the last ends with update number `step`."""
     return any(step == before for _, before in self.stages[1:])
 
 
@@ -122,21 +122,21 @@ def train(
   """Trains until `total_steps` or until somebody asks to stop.
 
   Args:
-    workdir: where files go.
-    state: consumed.
-    train_step: see `make_train_step`.
-    pipeline: batches, from any step on.
-    checkpoints: written to at intervals, at the end and when asked to stop.
-    writer: None on all processes but the main one.
-    options: see `LoopOptions`.
-    mesh: where batches go.
+    workdir: the run directory.
+    state: the state to begin with, which is consumed.
+    train_step: the step that `make_train_step` returned.
+    pipeline: the data, which gives batches from any step on.
+    checkpoints: the checkpoints, written at intervals, at the end and when asked to stop.
+    writer: the writer of metrics; None on all processes but the main one.
+    options: the options of the loop.
+    mesh: the mesh that batches are placed on.
     metadata: what a checkpoint holds beside its arrays.
-    evaluate: returns numbers that are logged with their step. It is not called at the last step of the run, whose state
-      is returned and which the caller scores.
-    teach: adds to a batch on the devices what a frozen teacher makes of it.
+    evaluate: a function that returns numbers, which are logged with their step. It is not called at the last step of
+      the run, whose state is returned for the caller to score.
+    teach: a function that adds to a batch on the devices the targets of a frozen teacher.
     ahead: abstract batches of the steps to come, one of each shape, which are compiled in the background in the order
       in which steps need them.
-    stop: tells when to stop; None makes one.
+    stop: the request to stop; None makes one.
     confirm: is called before anything is written, and raises when the run directory belongs to another process by now
       or, called with `here=True` before a checkpoint, when it is gone.
 
@@ -212,7 +212,7 @@ class _Steps:
     self._steps, self._seen = 0, 0
 
   def batches(self) -> Iterator[tuple[int, Batch]]:
-    """Batches with the time spent waiting for them measured and their ids written."""
+    """Yields batches, measures the time spent waiting for them and writes their ids."""
     iterator = iter(self._pipeline.iterate(self._start, self._options.total_steps))
     while True:
       before = time.perf_counter()
@@ -360,11 +360,11 @@ class _Steps:
 
 
 def _have_ended(metrics: dict[str, jax.Array]) -> bool:
-  """Whether the devices have computed all of it."""
+  """Says whether the devices have computed all of some metrics."""
   return all(value.is_ready() for value in metrics.values())
 
 
 def _fill(batch: Batch) -> dict[str, float]:
-  """Share of the tokens of this host that are no padding, where rows have any."""
+  """Computes the share of this host's tokens that are no padding, where rows have any."""
   parts = {"image_token_fill": batch.image.segment_ids, "text_token_fill": batch.text.segment_ids}
   return {name: float(np.mean(ids > 0)) for name, ids in parts.items() if ids is not None}

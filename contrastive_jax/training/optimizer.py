@@ -31,17 +31,19 @@ def make_schedule(
   timescale: int = 10_000,
   cooldown_steps: int = 0,
 ) -> Schedule:
-  """Learning rate of each step.
+  """Makes the learning rate of each step.
 
   Args:
-    name: what follows the linear warm-up: "cosine" or "linear" decay to `end_factor * peak` at `total_steps`; "rsqrt",
-      `peak * sqrt(timescale / (timescale + steps after the warm-up))`; "constant"; "cooldown", constant that cools.
+    name: name of the phase after the linear warm-up: "cosine" or "linear" decay to `end_factor * peak` at
+      `total_steps`; "rsqrt", `peak * sqrt(timescale / (timescale + steps after the warm-up))`; "constant"; "cooldown",
+      a constant rate that cools down.
     peak: the highest rate.
-    total_steps: steps of the whole run.
-    warmup_steps: the rate rises linearly and first equals `peak` in the last of these steps.
+    total_steps: number of steps of the whole run.
+    warmup_steps: number of steps over which the rate rises linearly; in the last of them it first equals `peak`.
     end_factor: final rate over `peak`, of "cosine" and "linear".
-    timescale: steps after which "rsqrt" has fallen to 0.71 of its peak (Zhai et al., Scaling Vision Transformers).
-    cooldown_steps: the last steps, over which "rsqrt", "constant" and "cooldown" fall linearly to zero.
+    timescale: number of steps after which "rsqrt" has fallen to 0.71 of its peak (Zhai et al., Scaling Vision
+      Transformers).
+    cooldown_steps: number of the last steps, over which "rsqrt", "constant" and "cooldown" fall linearly to zero.
 
   Raises:
     UserError: for an unknown name or phases that do not fit into the run.
@@ -81,12 +83,12 @@ def make_schedule(
 
 
 def _layer_ndim(path: Sequence[Any], leaf: Any) -> int:
-  """Dimensions of one layer's parameter: a stack of layers has one more."""
+  """Returns the number of dimensions of one layer's parameter: a stack of layers has one more."""
   return leaf.ndim - is_stacked([entry.key for entry in path])
 
 
 def decayed(params: Params) -> Any:
-  """True for what weight decay applies to: parameters of two or more dimensions, as in open_clip."""
+  """Marks the parameters that weight decay applies to: those of two or more dimensions, as in open_clip."""
   return jax.tree_util.tree_map_with_path(lambda path, leaf: _layer_ndim(path, leaf) >= 2, params)
 
 
@@ -224,12 +226,12 @@ OPTIMIZERS = {"adamw": _adamw, "lion": _lion, "adafactor": _adafactor, "muon": _
 
 
 def make_optimizer(options: Any, schedule: Schedule) -> optax.GradientTransformation:
-  """The optimiser of `config.optimizer`, gradient clipping first.
+  """Makes the optimiser of `config.optimizer`, which clips gradients first.
 
   Args:
     options: `name`, `weight_decay`, `clip_norm` (0 is off), `b1`, `b2`, `eps`, `adafactor_decay`, and Muon's
       `muon_learning_rate`, `muon_beta` and `muon_rms`.
-    schedule: learning rate of each step.
+    schedule: the learning rate of each step.
 
   Returns:
     A transformation that counts its own calls; `at_step` gives its schedules the step of the run instead.

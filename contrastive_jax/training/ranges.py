@@ -16,7 +16,7 @@ from contrastive_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-  """What a finite number may be.
+  """The range of a finite number.
 
   Attributes:
     least: the smallest value.
@@ -31,7 +31,7 @@ class Range:
   below: bool = False
 
   def holds(self, value: float | int) -> bool:
-    """Whether a number is finite and within the range, also as the float32 that a train step computes with.
+    """Says whether a number is finite and within the range, also as the float32 that a train step computes with.
 
     A decay of 0.99999999 is 1 there, and an eps of 1e-60 is 0.
     """
@@ -132,7 +132,7 @@ def check_ranges(config: Mapping[str, Any]) -> None:
   """Compares every number of a config with the table.
 
   Args:
-    config: nested dictionaries and lists.
+    config: the config as nested dictionaries and lists.
 
   Raises:
     UserError: for the first number that is not finite or outside its range, with the field and what would work.

@@ -1,4 +1,4 @@
-"""What a config asks for, resolved and checked once: the commands and a script of one's own start from a `Run`."""
+"""Resolves and checks a config once, into the `Run` that the commands and a script of one's own start from."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -36,14 +36,14 @@ from contrastive_jax.training.step import TrainStep, make_train_step
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-  """A config that was resolved and checked, see `from_config`.
+  """A config that `from_config` resolved and checked.
 
   Attributes:
     config: the values it was made from, with the model that `init_from` brings; nobody changes them any more.
     model: the sizes of both towers.
-    stages: what the config says of each part of the run; one stage where it has no curriculum.
-    segments: what each stage draws and shows.
-    objective: what is minimised.
+    stages: the stages of the run; a single one where the config has no curriculum.
+    segments: the segment that each stage becomes.
+    objective: the objective that the run minimises.
     teacher_dims: the number of features of the teacher's images, and of its captions where a term asks for them; None
       where no term distils.
   """
@@ -62,7 +62,7 @@ class Run:
     """Resolves a config, and refuses what cannot work on any machine. JAX is not started.
 
     Args:
-      config: as `configs/common.py` describes it.
+      config: the config, as `configs/common.py` describes it.
       workdir: the directory of a run that is about to be trained. A run that is only planned has none, and weights of
         `init_from` that are not on this machine are then not asked for.
       say: is told in a sentence what was taken from elsewhere.
@@ -93,11 +93,11 @@ class Run:
     return run
 
   def as_json(self) -> dict[str, Any]:
-    """The config as JSON would give it back."""
+    """Returns the config as JSON would give it back."""
     return configs.as_json(self.config)
 
   def called(self, workdir: Path) -> str:
-    """The name of the run in results and in the report: that of the config, or of its directory."""
+    """Returns the name of the run in results and in the report: that of the config, or of its directory."""
     return self.config.name or workdir.resolve().name
 
   @property
@@ -111,15 +111,15 @@ class Run:
     return self.objective.needs(STATE_ROWS)
 
   def source_names(self) -> list[str]:
-    """The names of the sources of all segments, each once."""
+    """Returns the names of the sources of all segments, each once."""
     return list(dict.fromkeys(name for segment in self.segments for name in segment.all_sources()))
 
   def make_mesh(self, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """The mesh of the run, of all devices that JAX has unless some are given."""
+    """Makes the mesh of the run, of all devices that JAX has unless some are given."""
     return MeshSpec(**self.config.mesh).make(devices)
 
   def schedule(self, growths: Growths = ()) -> optimizers.Schedule:
-    """The learning rate of each step; `growths` are those of the run, see `growth.read`."""
+    """Makes the learning rate of each step; `growths` are those of the run, as `growth.read` returns them."""
     options = {name: value for name, value in self.config.schedule.to_dict().items() if name != "on_growth"}
 
     def over(steps: int) -> optimizers.Schedule:
@@ -129,7 +129,7 @@ class Run:
     return learning_rate(schedule, self.stages)
 
   def growths(self, metadata: Mapping[str, Any]) -> tuple[growth.Growth, ...]:
-    """How the run grew, given the metadata of its checkpoint, which are empty for a new run."""
+    """Reads how the run grew from the metadata of its checkpoint, which are empty for a new run."""
     schedule, total_steps = self.config.schedule, self.config.total_steps
     if schedule.name in ("constant", "rsqrt") and not schedule.cooldown_steps:
       return (growth.Growth(total_steps),)  # Their rates do not depend on the number of steps.
@@ -137,18 +137,18 @@ class Run:
     return growth.read(metadata, planned, total_steps, schedule.get("on_growth", growth.DEFAULT))
 
   def segments_after(self, metadata: Mapping[str, Any], step: int, *, data_changed: bool) -> tuple[Segment, ...]:
-    """The segments that were done, and those that are left.
+    """Returns the segments that were done, and those that are left.
 
     Args:
       metadata: those of the checkpoint; empty for a new run.
-      step: that of the checkpoint.
-      data_changed: whether the rest of the run draws from other data, see `config.check_resume`.
+      step: step of the checkpoint.
+      data_changed: whether the rest of the run draws from other data, as `config.check_resume` says.
     """
     done = [Segment.from_dict(fields) for fields in metadata.get("segments", ())]
     return resume(done, self.segments, step, changed=data_changed)
 
   def loop_options(self) -> LoopOptions:
-    """What the loop is told."""
+    """Makes the options of the loop."""
     config = self.config
     return LoopOptions(
       total_steps=config.total_steps,
@@ -165,7 +165,7 @@ class Run:
     )
 
   def first_steps(self) -> list[tuple[str, int]]:
-    """The name and the first step of each stage; none where there is no curriculum."""
+    """Returns the name and the first step of each stage; none where there is no curriculum."""
     return first_steps(self.stages) if self.config.curriculum else []
 
   def check_host_memory(self, mesh: jax.sharding.Mesh) -> None:
@@ -173,11 +173,11 @@ class Run:
     host_memory.check_host_memory(self.segments, self.model, mesh, teacher_dims=self.teacher_dims)
 
   def build(self, mesh: jax.sharding.Mesh, growths: Growths = (), *, samples: int = 0) -> tuple[StateSpec, TrainStep]:
-    """The state's specification and the train step.
+    """Makes the state's specification and the train step.
 
     Args:
-      mesh: where the state and the batches lie.
-      growths: of a run whose `total_steps` grew, see `growth.read`.
+      mesh: the mesh that the state and the batches lie on.
+      growths: the growths of a run whose `total_steps` grew, as `growth.read` returns them.
       samples: number of samples in all sources, for terms that keep a state for each.
 
     Raises:
@@ -210,13 +210,13 @@ class Run:
     return spec, step
 
   def abstract_batch(self, segment: Segment, modality: str, length: int, mesh: jax.sharding.Mesh) -> Batch:
-    """One kind of batch of a segment, in shapes with shardings, see `shapes.abstract_batch`."""
+    """Describes one kind of batch of a segment, in shapes with shardings, as `shapes.abstract_batch` does."""
     beside = {"teacher_dims": self.teacher_dims, "state_rows": self.needs_state_rows}
     return shapes.abstract_batch(segment, modality, length, self.model, mesh, **beside)
 
 
 def term_weights(config: ConfigDict) -> dict[str, float]:
-  """The terms of `objective`, or `loss` alone where there are none."""
+  """Returns the terms of `objective` with their weights, or `loss` alone where there are none."""
   return config.objective.to_dict() or {config.loss: 1.0}
 
 
@@ -295,7 +295,7 @@ def check_divides(segments: Sequence[Segment], shards: int, accumulation: int) -
 
 
 def _teacher_dims(config: ConfigDict, objective: Objective) -> TeacherDims:
-  """Features of the teacher's images, and of its captions where a term asks for them; None where no term distils.
+  """Returns the features of the teacher's images, and of its captions where a term asks; None where no term distils.
 
   Raises:
     UserError: if the teacher is not named or not there.

@@ -23,14 +23,14 @@ OBJECTIVE = "objective"
 
 
 def towers(params: Mapping[str, Any]) -> dict[str, Any]:
-  """The dual encoder's parameters: all but what the terms of the objective learn, which only training uses."""
+  """Returns the dual encoder's parameters: all but those of the terms of the objective, which only training uses."""
   return {name: part for name, part in params.items() if name != OBJECTIVE}
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """All that a step reads and writes, and all that a checkpoint holds of the model.
+  """Everything that a step reads and writes, and that a checkpoint holds of the model.
 
   Attributes:
     step: number of updates done.
@@ -48,7 +48,7 @@ class TrainState:
   objective: Any = None
 
   def evaluated(self) -> Any:
-    """The dual encoder's parameters that evaluation uses: the average where there is one."""
+    """Returns the dual encoder's parameters that evaluation uses: the average where there is one."""
     return towers(self.params if self.average is None else optimizers.combine(self.params, self.average))
 
 
@@ -61,10 +61,10 @@ class StateSpec:
     optimizer: the gradient transformation.
     frozen: regular expressions of parameters that are not trained.
     average: whether a moving average is kept.
-    mesh: where the state lives.
+    mesh: the mesh that the state lies on.
     rules: the mesh's sharding rules.
-    objective: what is minimised; None for a state that nothing trains.
-    sizes: that the terms of the objective depend on; None is those of the model alone.
+    objective: the objective that is minimised; None for a state that nothing trains.
+    sizes: the sizes that the terms of the objective depend on; None is those of the model alone.
   """
 
   model: DualEncoderConfig
@@ -77,7 +77,7 @@ class StateSpec:
   sizes: Sizes | None = None
 
   def create(self, seed: int) -> TrainState:
-    """A new state, initialised in place on its devices."""
+    """Makes a new state, initialised in place on its devices."""
     return jax.jit(self._create, out_shardings=self.shardings())(jax.random.key(seed))
 
   def _create(self, key: jax.Array) -> TrainState:
@@ -92,14 +92,14 @@ class StateSpec:
     return TrainState(jnp.int32(0), params, self.optimizer.init(trained), average, state)
 
   def abstract(self) -> TrainState:
-    """Shapes, dtypes and shardings of the state."""
+    """Returns the shapes, dtypes and shardings of the state."""
     shapes = jax.eval_shape(self._create, jax.random.key(0))
     return jax.tree.map(
       lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, self.shardings()
     )
 
   def shardings(self) -> TrainState:
-    """Where every leaf of the state lies.
+    """Returns the sharding of every leaf of the state.
 
     Raises:
       UserError: if what is kept for every sample does not divide over the mesh.
@@ -123,11 +123,11 @@ class StateSpec:
     )
 
   def state_axes(self) -> dict[str, Any]:
-    """Logical axes of what the terms of the objective remember."""
+    """Returns the logical axes of the state of the objective's terms."""
     return objective.axes(self._variables()[1])
 
   def _variables(self) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the terms of the objective learn, and what they remember."""
+    """Returns the parameters and the state of the objective's terms."""
     if self.objective is None:
       return {}, {}
     sizes = self.sizes or Sizes(self.model.embed_dim)

@@ -36,17 +36,17 @@ def _row_keys(key: jax.Array, rows: Any) -> jax.Array:
 
 
 def _are_finite(tree: Any) -> jax.Array:
-  """Whether all leaves are finite, in half the time that `jnp.isfinite` of each entry takes on a CPU."""
+  """Says whether all leaves are finite, in half the time that `jnp.isfinite` of each entry takes on a CPU."""
   with jax.named_scope("finite"):
     return jnp.isfinite(sum(jnp.sum(leaf * 0) for leaf in jax.tree.leaves(tree)))
 
 
 def make_value_and_grad(spec: StateSpec, *, accumulate: int = 1) -> Callable:
-  """The objective and its gradients.
+  """Makes the function that computes the objective and its gradients.
 
   Args:
-    spec: model, objective and placement.
-    accumulate: micro-batches that the batch is cut into, see `accumulation`; the gradients do not depend on it.
+    spec: the model, the objective and their placement.
+    accumulate: number of micro-batches that the batch is cut into; the gradients do not depend on it.
 
   Returns:
     A function of (trained parameters, frozen parameters, batch, key of the step's noise) and, where they are not 1 and
@@ -126,17 +126,17 @@ def make_train_step(
   skip_nonfinite: bool = False,
   distillation_weight: optimizers.Schedule | None = None,
 ) -> TrainStep:
-  """Compiles lazily; calling it consumes the state.
+  """Makes the train step, which compiles at its first call and consumes the state that it is given.
 
   Args:
-    spec: model, objective, optimiser and placement.
-    schedule: learning rate of each step, reported in the metrics; that of `spec.optimizer`.
-    seed: dropout and drop path of row i in step k draw from `(seed, k, i)`.
-    accumulate: see `make_value_and_grad`.
-    average_decay: of the moving average; its first steps use `(1 + step) / (10 + step)` where that is smaller.
-    max_logit_scale: the logit scale is kept in [1, this] after every update.
-    skip_nonfinite: leave everything but the step as it was when the loss, the gradient or an updated parameter is not
-      finite. The state before the update is then kept until that is known, which takes memory.
+    spec: the model, the objective, the optimiser and their placement.
+    schedule: the learning rate of each step, that of `spec.optimizer`, which the metrics report.
+    seed: the seed of noise: dropout and drop path of row i in step k draw from `(seed, k, i)`.
+    accumulate: number of micro-batches that the batch is cut into; the gradients do not depend on it.
+    average_decay: decay of the moving average; its first steps use `(1 + step) / (10 + step)` where that is smaller.
+    max_logit_scale: the largest logit scale, which is kept in [1, this] after every update.
+    skip_nonfinite: whether everything but the step stays as it was when the loss, the gradient or an updated parameter
+      is not finite. The state before the update is then kept until that is known, which takes memory.
     distillation_weight: factor of each step that multiplies the weights of the terms that distil; None is 1. Where it
       is 0, batches may come without targets: the teacher need not run.
 

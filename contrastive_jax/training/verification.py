@@ -24,11 +24,11 @@ _WRONG_FILES = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.E
 
 
 class Damaged(Exception):
-  """What is wrong with a checkpoint, as the end of a sentence."""
+  """A fault of a checkpoint, said as the end of a sentence."""
 
 
 def _is_transient(error: BaseException | None) -> bool:
-  """Whether an error is one of the file system, the network or a lock, and not of what a file holds.
+  """Says whether an error is one of the file system, the network or a lock, and not of the content of a file.
 
   TensorStore raises a ValueError that quotes the number of such an error, or the status of a remote store.
   """
@@ -50,8 +50,8 @@ def _together(read: Callable[[], Any], step: int) -> Any:
   """Returns what each process reads, or raises on all of them when one cannot: none goes on alone.
 
   Args:
-    read: reads this process' part of a checkpoint and waits for no other process.
-    step: of the checkpoint.
+    read: a function that reads this process' part of a checkpoint and waits for no other process.
+    step: step of the checkpoint.
 
   Raises:
     Damaged: if what a process read is not what was written.
@@ -86,7 +86,7 @@ def _together(read: Callable[[], Any], step: int) -> Any:
 
 @jax.jit
 def _sums(tree: Any) -> Any:
-  """For each leaf the sum of its bits and whether it is finite; compiled once for trees of the same shapes."""
+  """Computes for each leaf the sum of its bits and whether it is finite; compiled once for trees of the same shapes."""
 
   def add(leaf):
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -100,7 +100,7 @@ def _sums(tree: Any) -> Any:
 
 
 def checksum(state: Any) -> tuple[dict[str, int], list[str]]:
-  """A number for each leaf, and the names of the leaves that are not finite, in one pass.
+  """Computes a number for each leaf, and the names of the leaves that are not finite, in one pass.
 
   The number changes with any of its bits but not with how the leaf is sharded.
 
@@ -120,9 +120,10 @@ def verified(directory: Path, step: int, choose: Callable[[Any], Any]) -> tuple[
   """Reads leaves of a checkpoint and compares each with its checksum; all processes together, with the same outcome.
 
   Args:
-    directory: of the checkpoints.
-    step: which checkpoint.
-    choose: maps what the checkpoint says it holds to what is read of it, with placeholders for what is not.
+    directory: the directory of the checkpoints.
+    step: step of the checkpoint.
+    choose: a function from the tree that the checkpoint describes to the tree that is read, with placeholders for the
+      rest.
 
   Returns:
     The tree that was read, and its metadata: what it holds beside the arrays.
