@@ -34,10 +34,10 @@ class BadRecord:
   Attributes:
     set: the set or source it is in, such as "tfds/coco_captions".
     index: its number in the split.
-    reason: what the decoder said.
+    reason: the message of the decoder.
     split: the split, "" where the set has none.
     shard: the file that holds it, "" where that is not known.
-    use: what it was read for: "training", "evaluation", "captions", "distillation" or "embedding".
+    use: the purpose of the read: "training", "evaluation", "captions", "distillation" or "embedding".
   """
 
   set: str

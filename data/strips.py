@@ -44,9 +44,9 @@ def layout(name: str, index: int, drawings: int) -> Layout:
   """The strip `index` of a set, as a function of the set's name alone.
 
   Args:
-    name: of the set.
-    index: of the strip.
-    drawings: how many there are to choose from.
+    name: name of the set.
+    index: number of the strip.
+    drawings: number of drawings to choose from.
   """
   u = uniforms(0, name, index, 1, _DRAWS)[0]
   items: list[int] = []

@@ -107,8 +107,8 @@ class Result:
     task: "zeroshot_classification", "zeroshot_retrieval", "image_caption_selection" or "linear_probe", CLIP_benchmark's
       names; or "knn_probe"; before a probe's name "unprojected_" and "5_shot_" where it is one.
     metrics: fractions by CLIP_benchmark's names, and what `PLAIN_METRICS` lists.
-    language: of the prompts or captions.
-    sizes: what the set holds: {"images": 10000, "classes": 10} or {"clips": 5000, "captions": 25000}.
+    language: language of the prompts or captions.
+    sizes: numbers of its items, such as {"images": 10000, "classes": 10} or {"clips": 5000, "captions": 25000}.
     templates_source: who wrote the prompts, or that none are published for the set; "" where they are the set's own.
     left_out: images of the set that cannot be read, which `sizes` and `metrics` know nothing of.
     guesses: some images and their predictions.

@@ -72,7 +72,7 @@ class Lines(NamedTuple):
 def log_sum_exps(
   negatives: Float[Array, "a b"], scale: Float[Array, ""], weights: Weights
 ) -> tuple[LogSumExp, LogSumExp]:
-  """Of the scaled similarities that `only_negatives` returned: along the rows, and along the columns."""
+  """Computes log-sum-exps of the scaled similarities that `only_negatives` returned, along rows and along columns."""
 
   def apart(negatives, scale, weights=(None, None)):
     return tuple(LogSumExp.along(axis, negatives, scale, weight) for axis, weight in zip((1, 0), weights, strict=True))

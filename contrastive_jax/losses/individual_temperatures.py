@@ -58,8 +58,8 @@ def individual_temperature_loss(
   Args:
     image: L2-normalised image embeddings; the local shard inside `jax.shard_map`.
     text: L2-normalised text embeddings of the same pairs.
-    images: what is remembered of the images of these pairs.
-    texts: what is remembered of their texts.
+    images: the state of the images of these pairs.
+    texts: the state of their texts.
     seen: how many steps have shown the pair before; at its first the running means are those of the batch.
     gamma: weight of the batch in the running means, in (0, 1].
     rho: weight of the temperatures; the larger it is, the smaller they become.

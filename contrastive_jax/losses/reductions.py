@@ -26,7 +26,7 @@ class Packed:
   Attributes:
     vectors: an array `[vectors, rows]` for each dtype.
     others: the arrays that are no vectors.
-    structure: of the tree.
+    structure: the structure of the tree.
     places: number of each leaf among `vectors`, row by row and array by array; None for one of `others`.
   """
 

@@ -26,8 +26,8 @@ class Teacher:
   """A frozen dual encoder that shares the student's mesh.
 
   Attributes:
-    config: of its towers: the resolution, the patches and the text length that it reads.
-    tokenizer: of its captions, or None for one that is shown none.
+    config: the sizes of its towers, with the resolution, the patches and the text length that it reads.
+    tokenizer: the tokenizer of its captions, or None for a teacher that is shown none.
   """
 
   def __init__(
@@ -91,7 +91,7 @@ def load_teacher(path: str | os.PathLike, mesh: Mesh, *, accumulate: int = 1) ->
     accumulate: number of micro-batches that are embedded one after the other.
 
   Raises:
-    UserError: see `loading.load`.
+    UserError: as in `loading.load`.
   """
   model = loading.load(path, mesh=mesh)
   return Teacher(model.config, model.params, mesh, tokenizer=model.tokenizer, accumulate=accumulate)

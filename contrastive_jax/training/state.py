@@ -38,7 +38,7 @@ class TrainState:
       the objective learn, where they learn anything.
     opt_state: the optimiser's state, for the trained parameters only.
     average: exponential moving average of the trained parameters, or None.
-    objective: what the terms of the objective remember, by their names, or None.
+    objective: the state of the objective's terms, by their names, or None.
   """
 
   step: Int[Array, ""] | Any
