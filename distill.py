@@ -75,7 +75,7 @@ def main() -> None:
   check_names_and_numbers(config)
   teacher = paths.run_to_read("--teacher", TEACHER.value)
   output = paths.folder_to_write("--output", OUTPUT.value)
-  sources = build.make_sources(config.data, taught_sources(config))
+  sources = build.open_sources(config, taught_sources(config))
   model = load(teacher, STEP.value, batch_size=BATCH_SIZE.value)
   with RunLock(output) as lock:
     write(output, model, sources, BadRecords(output / FILE, limit=config.data.max_bad_share), lock)

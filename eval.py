@@ -34,7 +34,7 @@ from contrastive_jax.inference import Model
 from contrastive_jax.loading import load
 from contrastive_jax.parallel import distributed
 from contrastive_jax.runs import read_config, write_atomically
-from data import task_list, tasks
+from data import kinds, task_list, tasks
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The run, or weights imported by convert.py.")
 TASKS = flags.DEFINE_list(
@@ -114,12 +114,14 @@ def main() -> None:
   model = load(workdir, STEP.value, batch_size=BATCH_SIZE.value, progress=distributed.is_main())
   run = read_config(workdir)
   # A set is scored by the features that the run trained on, unless others are named.
-  hints = {key: run["data"][key] for key in ("image_key", "caption_key") if run.get("data", {}).get(key)}
-  sets = [tasks.load(name, DATA_DIR.value, keys, hints) for name in names]
+  hints = [kinds.feature_names(run, name) for name in names]
+  sets = [tasks.load(name, DATA_DIR.value, keys, own) for name, own in zip(names, hints, strict=True)]
   architecture = run["name"] or workdir.resolve().name
   about = {"workdir": workdir, "step": model.step, "architecture": architecture, "keep_in_run": keep_in_run}
   if PROBE.value:
-    results = [probed(model, name, tested, keys, hints, **about) for name, tested in zip(names, sets, strict=True)]
+    results = [
+      probed(model, name, tested, keys, own, **about) for name, tested, own in zip(names, sets, hints, strict=True)
+    ]
   else:
     results = evaluate(model, sets, thorough=True, **about)
   if distributed.is_main():

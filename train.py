@@ -52,7 +52,7 @@ from contrastive_jax.training.metrics import Writer
 from contrastive_jax.training.optimizer import split_frozen
 from contrastive_jax.training.run import Run
 from contrastive_jax.training.state import StateSpec, TrainState
-from data import build, tasks
+from data import build, kinds, tasks
 from data.pipeline import Pipeline, TeacherView
 from data.sources import Source
 from data.sources.answers import ReadSet
@@ -95,7 +95,7 @@ def main() -> None:
     if len(growths) > max(len(metadata.get("plans", ())), 1):
       say(growth.announced(run.schedule, growths, start))
     segments = run.segments_after(metadata, start, data_changed=data_changed)
-    sources = build.make_sources(config.data, {name for segment in segments for name in segment.all_sources()})
+    sources = build.open_sources(config, {name for segment in segments for name in segment.all_sources()})
     listed = workdir / (FILE if distributed.is_main() else f"{jax.process_index()}.{FILE}")
     bad_records = BadRecords(listed, limit=config.data.max_bad_share)
     tokenizer = find_tokenizer(config, workdir, restored is not None, metadata.get("tokenizer"), sources, bad_records)
@@ -106,8 +106,9 @@ def main() -> None:
     pipeline = build.make_pipeline(
       run, segments, sources, tokenizer, host_share(mesh), teacher=view, bad_records=bad_records
     )
-    hints = {key: config.data[key] for key in ("image_key", "caption_key")}
-    sets = {name: tasks.opened(name, config.data.data_dir, hints=hints) for name in all_evals}
+    sets = {
+      name: tasks.opened(name, config.data.data_dir, hints=kinds.feature_names(config, name)) for name in all_evals
+    }
     if start >= config.total_steps and is_reported(workdir, sets, start):
       say(f"{workdir} is complete at step {start}; its report is {workdir / 'report.html'}")
       return

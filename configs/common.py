@@ -135,7 +135,8 @@ def get_config() -> ConfigDict:
 
   config.data = ConfigDict()
   # Name -> weight: {"noto": 1.0}, {"tfds/coco_captions": 1.0}. A name with a dot is a value, under a label of your own:
-  # {"coco": {"name": "tfds/coco_captions:1.1.0", "weight": 1.0}}.
+  # {"coco": {"name": "tfds/coco_captions:1.1.0", "weight": 1.0}}. Such an entry may give the set options of its own
+  # in place of the fields below: image_key, caption_key, split, templates (for class names), flip; see data/kinds.py.
   config.data.sources = ConfigDict()
   config.data.data_dir = ""  # Directory of the TFDS sets; empty is TFDS's default.
   config.data.image_key = "image"  # Feature of TFDS sets that holds the image.

@@ -1,66 +1,39 @@
 """Makes the sources, captions, tokenizer and pipeline of a run from its config."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from contrastive_jax import paths
 from contrastive_jax.bad_records import BadRecords, readable
-from contrastive_jax.errors import UserError, require_known
+from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.schedule.segments import Segment
+from contrastive_jax.schedule.stages import source_options
 from contrastive_jax.training.run import Run
 from contrastive_jax.training.targets import TargetCache
-from data import emoji, motion, strips
 from data.augment import Augment
+from data.kinds import kind_of, make_sources
 from data.pipeline import Pipeline, TeacherView, id_bases
 from data.sources import Source
-from data.sources.clips import ClipSource
-from data.sources.tfds import TfdsSource
 
 # Records whose captions a tokenizer learns from.
 MOST_CAPTIONS = 1_000_000
 
-# Name -> what makes it and others of its kind from a mix of captions.
-EMOJI_SOURCES = {
-  **dict.fromkeys(("noto", "twemoji", "noto_tones", "twemoji_tones"), emoji.training_sources),
-  **dict.fromkeys(("strips_noto", "strips_twemoji"), lambda _: strips.strip_sources()),
-  **dict.fromkeys(("motion_noto", "motion_twemoji"), motion.motion_sources),
-}
 
-
-def make_sources(options: Any, names: Iterable[str]) -> dict[str, Source]:
-  """Opens sources by name.
-
-  A name is one of `EMOJI_SOURCES`, "tfds/<set>" with an optional "@<split>", or "clips/<folder>" with videos in it.
-
-  Args:
-    options: `config.data`.
-    names: names of the sources of all segments.
+def open_sources(config: Any, names: Iterable[str]) -> dict[str, Source]:
+  """Opens some of the sources of a config, each with the options that its entry gives it.
 
   Raises:
-    UserError: for an unknown name, or data that is not on this machine.
+    UserError: for an unknown name or option, or data that is not on this machine.
   """
-  mix = emoji.CaptionMix(**options.captions)
-  kind = functools.cache(lambda make: make(mix))
-  return {name: _make_source(options, name, kind) for name in names}
-
-
-def _make_source(options: Any, name: str, kind: Callable[[Callable], Mapping[str, Source]]) -> Source:
-  if name.startswith("tfds/"):
-    dataset, _, split = name.removeprefix("tfds/").partition("@")
-    keys = {"image_key": options.image_key, "caption_key": options.caption_key}
-    return TfdsSource(dataset, options.data_dir or None, split or "train", **keys)
-  if name.startswith("clips/"):
-    return ClipSource(name.removeprefix("clips/"))
-  require_known("data.sources", name, (*EMOJI_SOURCES, "tfds/<set>", "clips/<folder>"))
-  return kind(EMOJI_SOURCES[name])[name]
+  return make_sources(config.data, names, source_options(config))
 
 
 def sample_counts(run: Run) -> dict[str, int]:
   """Returns the number of samples of each source that a run names, in any of its stages."""
-  return {name: len(source) for name, source in make_sources(run.config.data, run.source_names()).items()}
+  return {name: len(source) for name, source in open_sources(run.config, run.source_names()).items()}
 
 
 def check_sample_counts(counts: Mapping[str, int], metadata: Mapping[str, Any]) -> None:
@@ -84,7 +57,7 @@ def check_sample_counts(counts: Mapping[str, int], metadata: Mapping[str, Any]) 
 
 def attribution(names: Iterable[str]) -> str:
   """Returns the credit that the licences of the sources ask for; empty where they ask for none."""
-  return emoji.ATTRIBUTION if any(name in EMOJI_SOURCES for name in names) else ""
+  return "\n".join(dict.fromkeys(kind.attribution for name in names if (kind := kind_of(name)).attribution))
 
 
 def captions_to_learn(

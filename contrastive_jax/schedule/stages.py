@@ -8,11 +8,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from contrastive_jax.errors import UserError, require_known
+from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess.resolution import Resolution
 from contrastive_jax.schedule.segments import Clips, Rows, Segment
-
-_SOURCE_KEYS = ("name", "weight")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,19 +159,13 @@ def weighted_sources(field: str, sources: Mapping[str, Any]) -> tuple[tuple[str,
     field: name of the field in errors.
     sources: the name and weight of each source, or a label and `{"name": ..., "weight": ...}`: a key of a config cannot
       hold the dot of a name such as "tfds/coco_captions:1.1.0", and a value can. The weight is 1 when it is left out.
+      What else such an entry holds are options of the set, see `source_options`.
 
   Raises:
-    UserError: for an entry without a name or with an unknown key, a weight that is not above 0, or a name given twice.
+    UserError: for an entry without a name, a weight that is not above 0, or a name given twice.
   """
   weights: dict[str, float] = {}
-  for label, entry in sources.items():
-    name, weight = label, entry
-    if isinstance(entry, Mapping):
-      for key in entry:
-        require_known(f"a key of {field}.{label}", key, _SOURCE_KEYS)
-      if not isinstance(entry.get("name"), str) or not entry["name"]:
-        raise UserError(f"{field}.{label} has no name: give it one, such as 'tfds/coco_captions:1.1.0'")
-      name, weight = entry["name"], entry.get("weight", 1.0)
+  for name, weight, _ in _entries(field, sources):
     number = isinstance(weight, int | float) and not isinstance(weight, bool)
     if not number or not 0 < weight < math.inf:
       raise UserError(f"{field} gives {name!r} the weight {weight!r}: a weight is a number above 0")
@@ -181,6 +173,42 @@ def weighted_sources(field: str, sources: Mapping[str, Any]) -> tuple[tuple[str,
       raise UserError(f"{field} names {name!r} twice: give it one entry")
     weights[name] = float(weight)
   return tuple(sorted(weights.items()))
+
+
+def source_options(config: Mapping[str, Any] | Any) -> dict[str, dict[str, Any]]:
+  """Returns the options that entries of sources give a set beside its name and weight, such as `caption_key`, by name.
+
+  Args:
+    config: a config, or the dictionary that was read from `config.json`.
+
+  Raises:
+    UserError: if two entries give one set other options.
+  """
+  config = config.to_dict() if hasattr(config, "to_dict") else config
+  fields = {"data.sources": config["data"]["sources"]}
+  for number, stage in enumerate(config["curriculum"]):
+    stage = stage.to_dict() if hasattr(stage, "to_dict") else stage
+    fields |= {f"curriculum.{number}.{name}": stage.get(name) or {} for name in ("sources", "video_sources")}
+  found: dict[str, dict[str, Any]] = {}
+  for field, sources in fields.items():
+    for name, _, own in _entries(field, sources):
+      if own and found.setdefault(name, own) != own:
+        raise UserError(
+          f"{field} gives {name!r} the options {own}, and an entry before it {found[name]}: make them equal"
+        )
+  return found
+
+
+def _entries(field: str, sources: Mapping[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+  """Yields the name, the weight and the options of each source."""
+  for label, entry in sources.items():
+    if not isinstance(entry, Mapping):
+      yield label, entry, {}
+      continue
+    if not isinstance(entry.get("name"), str) or not entry["name"]:
+      raise UserError(f"{field}.{label} has no name: give it one, such as 'tfds/coco_captions:1.1.0'")
+    own = {key: value for key, value in entry.items() if key not in ("name", "weight")}
+    yield entry["name"], entry.get("weight", 1.0), own
 
 
 def _rows(prefix: str, count: int, length: int) -> Rows | None:

@@ -22,13 +22,18 @@ class ClipSource:
   all their captions.
   """
 
-  def __init__(self, folder: str | os.PathLike):
+  def __init__(self, folder: str | os.PathLike, *, flip: bool = True):
     """Reads the table.
+
+    Args:
+      folder: where the clips and their table are.
+      flip: whether clips may be mirrored; those whose captions name left or right never are.
 
     Raises:
       UserError: if there is none, or a row lacks a file or a caption.
     """
     self.name = f"clips/{folder}"
+    self._flip = flip
     self._folder = paths.typed("clips/<folder>", folder)
     captions: dict[str, list[str]] = {}
     for file, caption in _rows(self._folder):
@@ -43,7 +48,9 @@ class ClipSource:
 
   def __getitem__(self, index: int, /) -> Example:
     text = self._texts[index]
-    return Example(open_clip(self._folder / self._files[index]), text, index, not names_a_side(text.captions))
+    return Example(
+      open_clip(self._folder / self._files[index]), text, index, self._flip and not names_a_side(text.captions)
+    )
 
   def text(self, index: int) -> Text:
     return self._texts[index]

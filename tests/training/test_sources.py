@@ -24,8 +24,7 @@ def test_names_with_dots_are_values_beside_names_that_are_keys():
 @pytest.mark.parametrize(
   ("entry", "said"),
   [
-    ({"nam": "a"}, "did you mean 'name'"),
-    ({"name": "a", "wieght": 1}, "did you mean 'weight'"),
+    ({"nam": "a"}, "has no name"),
     ({"weight": 1.0}, "has no name"),
     ({"name": ""}, "has no name"),
     ({"name": 3}, "has no name"),

@@ -39,7 +39,7 @@ def small_config(**changes):
 def pipeline():
   config = small_config()
   resolved = Run.from_config(config)
-  sources = build.make_sources(config.data, ("noto", "twemoji", "noto_tones", "twemoji_tones"))
+  sources = build.open_sources(config, ("noto", "twemoji", "noto_tones", "twemoji_tones"))
   tokenizer = build.make_tokenizer(config.tokenizer, config.model.text.vocab_size, sources.values())
   return build.make_pipeline(resolved, resolved.segments, sources, tokenizer, (0, 1))
 

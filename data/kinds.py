@@ -1,0 +1,148 @@
+"""The kinds of sources: how a set's name tells its kind, what opens sets of that kind, and the options of their own.
+
+A new format is one file in `data/sources` and one line in `KINDS`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, get_args
+
+from contrastive_jax.errors import UserError, nearest, require_known
+from contrastive_jax.inputs import templates
+from contrastive_jax.schedule.stages import source_options
+from data import emoji, motion, strips
+from data.sources import Source
+from data.sources.clips import ClipSource
+from data.sources.tfds import TfdsSource
+
+# The options that an entry of `data.sources` gives a set, beside its name and weight.
+Options = Mapping[str, Any]
+Opened = Mapping[str, Source]
+_FEATURES = ("image_key", "caption_key")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """A kind of source.
+
+  Attributes:
+    shown: how the name of such a set is written, for errors.
+    open: opens sets, given the options of each by its name, and `config.data`.
+    options: the type of each option that such a set has of its own.
+    attribution: what its licence asks to be printed.
+  """
+
+  shown: str
+  open: Callable[[Mapping[str, Options], Any], Opened]
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  attribution: str = ""
+
+
+def _emoji(make: Callable[[emoji.CaptionMix], Opened]) -> Callable[[Mapping[str, Options], Any], Opened]:
+  def opened(wanted: Mapping[str, Options], data: Any) -> Opened:
+    sources = make(emoji.CaptionMix(**data.captions))
+    return {name: sources[name] for name in wanted}
+
+  return opened
+
+
+def _tfds(wanted: Mapping[str, Options], data: Any) -> Opened:
+  def opened(name: str, options: Options) -> TfdsSource:
+    dataset, _, split = name.removeprefix("tfds/").partition("@")
+    if split and "split" in options:
+      raise UserError(f"data.sources has {name!r} with split={options['split']!r}: give the split in one of the two")
+    shared = {"split": split or "train", "image_key": data.image_key, "caption_key": data.caption_key}
+    return TfdsSource(dataset, data.data_dir or None, **shared | options)
+
+  return {name: opened(name, options) for name, options in wanted.items()}
+
+
+def each(make: Callable[..., Source]) -> Callable[[Mapping[str, Options], Any], Opened]:
+  """Returns what opens each set by itself: `make` gets what its name says behind the first slash, and its options."""
+
+  def opened(wanted: Mapping[str, Options], data: Any) -> Opened:
+    del data
+    return {name: make(name.partition("/")[2], **options) for name, options in wanted.items()}
+
+  return opened
+
+
+_TRAINING, _STRIPS, _MOTION = (
+  _emoji(make) for make in (emoji.training_sources, lambda _: strips.strip_sources(), motion.motion_sources)
+)
+# A name is one of these or begins with one of them that ends in a slash.
+KINDS: dict[str, Kind] = {
+  **{
+    name: Kind(name, _TRAINING, attribution=emoji.ATTRIBUTION)
+    for name in ("noto", "twemoji", "noto_tones", "twemoji_tones")
+  },
+  **{name: Kind(name, _STRIPS, attribution=emoji.ATTRIBUTION) for name in ("strips_noto", "strips_twemoji")},
+  **{name: Kind(name, _MOTION, attribution=emoji.ATTRIBUTION) for name in ("motion_noto", "motion_twemoji")},
+  "tfds/": Kind(
+    "tfds/<set>",
+    _tfds,
+    {"image_key": str, "caption_key": str, "split": str, "templates": tuple[str, ...], "flip": bool},
+  ),
+  "clips/": Kind("clips/<folder>", each(ClipSource), {"flip": bool}),
+}
+
+
+def kind_of(name: str) -> Kind:
+  """Returns the kind of a set by its name.
+
+  Raises:
+    UserError: for a name of no kind.
+  """
+  beginning = f"{name.split('/', 1)[0]}/"
+  key = beginning if "/" in name else name
+  if key not in KINDS:
+    shown = [kind.shown for kind in KINDS.values()]
+    require_known("data.sources", name, shown)
+  return KINDS[key]
+
+
+def make_sources(data: Any, names: Iterable[str], options: Mapping[str, Options] | None = None) -> dict[str, Source]:
+  """Opens sets by name.
+
+  Args:
+    data: `config.data`.
+    names: the names of the sets, such as "noto", "tfds/<set>@<split>" or "clips/<folder>".
+    options: the options of sets that have some of their own, by name; see `schedule.stages.source_options`.
+
+  Raises:
+    UserError: for an unknown name, an option that a set of its kind does not have, or data that is not on this machine.
+  """
+  wanted: dict[Callable, dict[str, Options]] = {}
+  for name in names:
+    kind, own = kind_of(name), (options or {}).get(name, {})
+    wanted.setdefault(kind.open, {})[name] = {key: _checked(name, kind, key, value) for key, value in own.items()}
+  return {name: source for open_all, sets in wanted.items() for name, source in open_all(sets, data).items()}
+
+
+def _checked(name: str, kind: Kind, key: str, value: Any) -> Any:
+  if key not in kind.options:
+    known = ", ".join(("name", "weight", *kind.options))
+    raise UserError(f"data.sources gives {name!r} the option {key!r}{nearest(key, kind.options)}: it takes {known}")
+  expected = kind.options[key]
+  if get_args(expected):
+    return tuple(templates(value, f"{key} of {name!r} in data.sources"))
+  if not isinstance(value, expected) or value == "":
+    kinds = {str: "a text that is not empty", bool: "True or False"}
+    raise UserError(f"data.sources gives {name!r} {key}={value!r}, which must be {kinds[expected]}")
+  return value
+
+
+def feature_names(config: Mapping[str, Any], task: str) -> dict[str, str]:
+  """Returns the names of features that a run trained with, for a task on one of its sets or on another.
+
+  Args:
+    config: a config, or the dictionary that was read from `config.json`; imported weights have no data in it.
+    task: the evaluation task, such as "tfds/coco_captions@test".
+  """
+  data = config.get("data", {})
+  names = {key: data[key] for key in _FEATURES if data.get(key)}
+  for name, own in source_options(config).items() if data else ():
+    dataset = name.partition("@")[0]
+    if task == dataset or task.startswith((f"{dataset}@", f"{dataset}:")):
+      names |= {key: own[key] for key in _FEATURES if key in own}
+  return names
