@@ -6,11 +6,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
   from contrastive_jax.inference import Model
   from contrastive_jax.loading import load
+  from contrastive_jax.pretrain import train
 
-__all__ = ["Model", "load"]
+__all__ = ["Model", "load", "train"]
 
 # Public name -> its module, which is imported when the name is used: JAX and Flax take seconds.
-_MODULES = {"Model": "contrastive_jax.inference", "load": "contrastive_jax.loading"}
+_MODULES = {
+  "Model": "contrastive_jax.inference",
+  "load": "contrastive_jax.loading",
+  "train": "contrastive_jax.pretrain",
+}
 
 
 def __getattr__(name: str) -> Any:

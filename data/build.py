@@ -7,16 +7,20 @@ from typing import Any
 from contrastive_jax import paths
 from contrastive_jax.bad_records import BadRecords, readable
 from contrastive_jax.errors import UserError
+from contrastive_jax.objectives.term import TEACHER_TEXT
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.schedule.segments import Segment
 from contrastive_jax.schedule.stages import source_options
+from contrastive_jax.training.distillation import Teacher
 from contrastive_jax.training.run import Run
 from contrastive_jax.training.targets import TargetCache
+from data import tasks
 from data.augment import Augment
-from data.kinds import kind_of, make_sources
+from data.kinds import feature_names, kind_of, make_sources
 from data.pipeline import Pipeline, TeacherView, id_bases
 from data.sources import Source
+from data.sources.answers import ReadSet
 
 # Records whose captions a tokenizer learns from.
 MOST_CAPTIONS = 1_000_000
@@ -34,25 +38,6 @@ def open_sources(config: Any, names: Iterable[str]) -> dict[str, Source]:
 def sample_counts(run: Run) -> dict[str, int]:
   """Returns the number of samples of each source that a run names, in any of its stages."""
   return {name: len(source) for name, source in open_sources(run.config, run.source_names()).items()}
-
-
-def check_sample_counts(counts: Mapping[str, int], metadata: Mapping[str, Any]) -> None:
-  """Refuses other samples than those that the state of an objective was made for.
-
-  Args:
-    counts: number of samples of each source that the config names.
-    metadata: those of a checkpoint, empty without one.
-
-  Raises:
-    UserError: with the sources that differ.
-  """
-  started = metadata.get("samples", counts)
-  differ = sorted(name for name in {*started, *counts} if started.get(name) != counts.get(name))
-  if differ:
-    raise UserError(
-      f"the objective keeps a state for every sample, so that the sources of the run cannot change: {', '.join(differ)}"
-      " differ; start a new run with --config.init_from"
-    )
 
 
 def attribution(names: Iterable[str]) -> str:
@@ -116,16 +101,8 @@ def make_tokenizer(
       " tokenizer directory of a run"
     )
   tokenizer = tokenizers.load(options.spec)
-  check_vocabulary(tokenizer, vocab_size)
+  tokenizers.check_vocabulary(tokenizer, vocab_size)
   return tokenizer
-
-
-def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
-  """Raises a `UserError` when the text tower has too few rows for the tokenizer."""
-  if tokenizer.vocab_size > vocab_size:
-    raise UserError(
-      f"model.text.vocab_size={vocab_size} is too small for a tokenizer of {tokenizer.vocab_size} tokens: raise it"
-    )
 
 
 def make_pipeline(
@@ -135,7 +112,7 @@ def make_pipeline(
   tokenizer: Tokenizer,
   share: tuple[int, int],
   *,
-  teacher: TeacherView | None = None,
+  teacher: Teacher | None = None,
   bad_records: BadRecords | None = None,
 ) -> Pipeline:
   """Makes the pipeline of a run.
@@ -146,7 +123,7 @@ def make_pipeline(
     sources: the sources by the names that the segments use.
     tokenizer: the tokenizer of the captions.
     share: (index, count) of this host's part of every batch.
-    teacher: how a frozen teacher that runs beside the model reads the pairs.
+    teacher: the frozen teacher that runs beside the model, if one does.
     bad_records: counts and names what cannot be read.
   """
   config = run.config
@@ -159,7 +136,7 @@ def make_pipeline(
     patch_size=config.model.image.patch_size,
     seed=config.seed,
     tubelet=config.model.image.tubelet,
-    teacher=teacher,
+    teacher=teacher and _view_of(teacher, run.objective.needs(TEACHER_TEXT)),
     bad_records=bad_records,
     state_rows=run.needs_state_rows,
     targets=TargetCache(cache, _taught_bases(segments)).lookup if cache else None,
@@ -176,3 +153,20 @@ def _taught_bases(segments: Sequence[Segment]) -> dict[str, int]:
   """Returns the id bases of the sources whose samples a frozen teacher has seen."""
   taught = {name for segment in segments if segment.taught for name in segment.all_sources()}
   return {name: base for name, base in id_bases(segments).items() if name in taught}
+
+
+def _view_of(teacher: Teacher, with_text: bool) -> TeacherView:
+  """How a frozen teacher reads the pairs; captions only where a term asks for them."""
+  vision, text = teacher.config.image, teacher.config.text
+  tokenizer = teacher.tokenizer if with_text else None
+  return TeacherView(vision.grid * vision.patch_size, vision.patch_size, tokenizer, text.length)
+
+
+def evaluation_names(names: Iterable[str]) -> tuple[str, ...]:
+  """Returns the names of single evaluation sets, of names some of which stand for several; see `tasks.expand`."""
+  return tuple(tasks.expand(names))
+
+
+def evaluation_set(config: Any, name: str) -> ReadSet:
+  """Opens an evaluation set of a run, read by the features that the run trains with; see `tasks.opened`."""
+  return tasks.opened(name, config.data.data_dir, hints=feature_names(config, name))

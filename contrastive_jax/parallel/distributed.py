@@ -22,7 +22,7 @@ _LEAVE_SECONDS = 2.0
 
 
 def initialize() -> None:
-  """Joins a job of several processes, when the environment describes one.
+  """Joins a job of several processes, when the environment describes one and this process has not joined it yet.
 
   TPU pods, SLURM and Open MPI are recognised by JAX itself when `CJAX_MULTIHOST=1`. Anywhere else, set all of
   `CJAX_COORDINATOR` (host:port), `CJAX_PROCESSES` and `CJAX_PROCESS` for each process.
@@ -32,7 +32,7 @@ def initialize() -> None:
       joined.
   """
   job = environment.job(os.environ)
-  if job is None:
+  if job is None or jax.distributed.is_initialized():
     return
   try:
     jax.distributed.initialize(job.coordinator, num_processes=job.processes, process_id=job.process)

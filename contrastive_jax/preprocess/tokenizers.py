@@ -413,3 +413,11 @@ def _byte_symbols() -> dict[int, str]:
   spare = itertools.count(256)
   rest = {byte: chr(next(spare)) for byte in range(256) if byte not in printable}
   return {byte: chr(byte) for byte in printable} | rest
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+  """Raises a `UserError` when the text tower has too few rows for the tokenizer."""
+  if tokenizer.vocab_size > vocab_size:
+    raise UserError(
+      f"model.text.vocab_size={vocab_size} is too small for a tokenizer of {tokenizer.vocab_size} tokens: raise it"
+    )

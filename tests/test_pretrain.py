@@ -1,0 +1,88 @@
+"""Training from Python: the call that `train.py` makes, with the project's data and with data of one's own."""
+
+import re
+
+import numpy as np
+import pytest
+
+import contrastive_jax as cj
+from contrastive_jax.errors import UserError
+from contrastive_jax.runs import read_json_lines
+from data import build
+from data.sources import Example, Text, stable_hash
+from tests import runs, tiny
+
+
+class Squares:
+  """Two hundred grey squares that say how bright they are."""
+
+  name = "squares"
+
+  def __len__(self):
+    return 200
+
+  def __getitem__(self, index):
+    return Example(np.full((20, 20, 3), index, np.uint8), self.text(index), index)
+
+  def text(self, index):
+    return Text((f"a square of brightness {index}",), stable_hash("squares", index))
+
+
+class OwnData:
+  """The project's pipeline over a source that no config can name."""
+
+  def __getattr__(self, name):
+    return getattr(build, name)
+
+  def open_sources(self, config, names):
+    return {name: Squares() for name in names}
+
+  def attribution(self, names):
+    return ""
+
+
+@pytest.fixture(scope="module")
+def config():
+  made = tiny.get_config()
+  made.total_steps, made.batch_size, made.checkpoint_every = 4, 16, 2
+  made.schedule.warmup_steps = 1
+  made.data.sources = {"squares": 1.0}
+  return made
+
+
+def test_a_call_trains_and_another_goes_on_with_data_of_ones_own(config, tmp_path, capsys):
+  outcome = cj.train(config, tmp_path / "run", data=OwnData())
+  assert (outcome.step, outcome.exit_code, outcome.results) == (4, 0, ())
+  assert "16 x" not in capsys.readouterr().err
+  longer = config.copy_and_resolve_references()
+  longer.total_steps, longer.schedule.on_growth = 6, "stretch"
+  assert cj.train(longer, str(tmp_path / "run"), data=OwnData()).step == 6
+  rows = [row for row in read_json_lines(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
+  assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+  model = cj.load(tmp_path / "run")
+  assert model.step == 6 and model.encode_text(["a square of brightness 3"]).shape == (1, 16)
+
+
+def test_a_mistake_is_an_error_and_leaves_no_lock(config, tmp_path):
+  wrong = config.copy_and_resolve_references()
+  wrong.optimizer.learning_rate = -1.0
+  with pytest.raises(UserError, match=r"optimizer\.learning_rate=-1\.0"):
+    cj.train(wrong, tmp_path / "run", data=OwnData())
+  with pytest.raises(UserError, match=r"data\.sources"):  # The project's data know no squares.
+    cj.train(config, tmp_path / "run", data=build)
+  assert cj.train(config, tmp_path / "run", data=OwnData()).step == 4
+
+
+@pytest.mark.slow
+def test_the_example_of_the_readme_runs(tmp_path):
+  text = (runs.ROOT / "README.md").read_text(encoding="utf-8")
+  (block,) = [block for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "cj.train" in block]
+  assert len(block.strip().splitlines()) <= 10
+  small = {"from configs import emoji": "from tests import tiny as emoji", "= 300, 128": "= 2, 32"}
+  for given, smaller in {**small, '"runs/mine"': repr(str(tmp_path / "run"))}.items():
+    assert given in block
+    block = block.replace(given, smaller)
+  script = tmp_path / "mine.py"
+  script.write_text(block)
+  runs.run(str(script), PYTHONPATH=str(runs.ROOT))
+  assert (tmp_path / "run" / "report.html").is_file()
