@@ -144,7 +144,7 @@ MODELS: dict[str, tuple[Table, Table, Table]] = {
 }
 # What the towers of a family may call themselves.
 TOWER_TYPES = {
-  family: {f"{tower}_config": (f"{family}_{tower}_model", f"{family}_{tower}", family) for tower in ("text", "image")}
+  family: {f"{tower}_config": (f"{family}_{tower}_model", f"{family}_{tower}", family) for tower in ("text", "vision")}
   for family in MODELS
 }
 BERT: Table = {
