@@ -78,7 +78,7 @@ def test_the_example_of_the_readme_runs(tmp_path):
   text = (runs.ROOT / "README.md").read_text(encoding="utf-8")
   (block,) = [block for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "cj.train" in block]
   assert len(block.strip().splitlines()) <= 10
-  small = {"from configs import emoji": "from tests import tiny as emoji", "= 300, 128": "= 2, 32"}
+  small = {"from configs import emoji": "from tests import tiny as emoji", "= 300, 128": "= 6, 32"}
   for given, smaller in {**small, '"runs/mine"': repr(str(tmp_path / "run"))}.items():
     assert given in block
     block = block.replace(given, smaller)
