@@ -4,7 +4,7 @@ import dataclasses
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -19,7 +19,7 @@ from contrastive_jax.evaluation.evaluate import evaluate, scalars
 from contrastive_jax.evaluation.report import write_report
 from contrastive_jax.evaluation.results import Result, headline, result_path
 from contrastive_jax.evaluation.stages import stage_scores
-from contrastive_jax.evaluation.tasks import EvaluationSet
+from contrastive_jax.evaluation.tasks import EvaluationSet, ReadSet
 from contrastive_jax.evaluation.unreadable import UnreadableSet
 from contrastive_jax.inference import Model
 from contrastive_jax.models import dual_encoder
@@ -39,9 +39,6 @@ from contrastive_jax.training.metrics import Writer
 from contrastive_jax.training.optimizer import split_frozen
 from contrastive_jax.training.run import Run
 from contrastive_jax.training.state import StateSpec, TrainState
-
-# Reads the labels or captions of an evaluation set.
-ReadSet = Callable[[], EvaluationSet]
 
 
 @runtime_checkable

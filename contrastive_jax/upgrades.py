@@ -17,9 +17,8 @@ Config = dict[str, Any]
 
 def _named_towers(config: Config) -> None:
   """The image tower was `model.vision`, and some fields did not exist: what their runs did is written here."""
-  model = config.get("model", {})
-  if "vision" in model:
-    model["image"] = model.pop("vision")
+  if "model" in config:
+    config["model"] = overrides(config["model"])
   if "total_steps" not in config:
     return  # Imported weights have a model alone.
   for name, value in (("init_model", "auto"), ("max_skipped_steps", 10)):

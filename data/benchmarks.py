@@ -10,11 +10,11 @@ from contrastive_jax import paths
 from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation import benchmarks
 from contrastive_jax.evaluation.benchmarks import Benchmark
-from contrastive_jax.evaluation.tasks import LabelledSet, MultiLabelSet
+from contrastive_jax.evaluation.tasks import LabelledSet, MultiLabelSet, ReadSet
 from contrastive_jax.preprocess.decoding import DecodeError
 from data import picture_folders
 from data.sources import tfds
-from data.sources.answers import ReadSet, answers, refuse_most, when_scored
+from data.sources.answers import answers, refuse_most, when_scored
 
 
 def opened(benchmark: Benchmark, data_dir: str | None, split: str) -> ReadSet:

@@ -7,32 +7,22 @@ from typing import Any
 from contrastive_jax import paths
 from contrastive_jax.bad_records import BadRecords, readable
 from contrastive_jax.errors import UserError
+from contrastive_jax.evaluation.tasks import ReadSet
 from contrastive_jax.objectives.term import TEACHER_TEXT
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.schedule.segments import Segment
-from contrastive_jax.schedule.stages import source_options
 from contrastive_jax.training.distillation import Teacher
 from contrastive_jax.training.run import Run
 from contrastive_jax.training.targets import TargetCache
 from data import tasks
 from data.augment import Augment
-from data.kinds import feature_names, kind_of, make_sources
+from data.kinds import feature_names, kind_of, open_sources
 from data.pipeline import Pipeline, TeacherView, id_bases
 from data.sources import Source
-from data.sources.answers import ReadSet
 
 # Records whose captions a tokenizer learns from.
 MOST_CAPTIONS = 1_000_000
-
-
-def open_sources(config: Any, names: Iterable[str]) -> dict[str, Source]:
-  """Opens some of the sources of a config, each with the options that its entry gives it.
-
-  Raises:
-    UserError: for an unknown name or option, or data that is not on this machine.
-  """
-  return make_sources(config.data, names, source_options(config))
 
 
 def sample_counts(run: Run) -> dict[str, int]:

@@ -18,6 +18,8 @@ from data.sources.tfds import TfdsSource
 # The options that an entry of `data.sources` gives a set, beside its name and weight.
 Options = Mapping[str, Any]
 Opened = Mapping[str, Source]
+# Opens sets of one kind, given the options of each by its name, and `config.data`.
+Open = Callable[[Mapping[str, Options], Any], Opened]
 _FEATURES = ("image_key", "caption_key")
 
 
@@ -27,18 +29,18 @@ class Kind:
 
   Attributes:
     shown: how the name of such a set is written, for errors.
-    open: opens sets, given the options of each by its name, and `config.data`.
+    open: opens such sets.
     options: the type of each option that such a set has of its own.
     attribution: what its licence asks to be printed.
   """
 
   shown: str
-  open: Callable[[Mapping[str, Options], Any], Opened]
+  open: Open
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   attribution: str = ""
 
 
-def _emoji(make: Callable[[emoji.CaptionMix], Opened]) -> Callable[[Mapping[str, Options], Any], Opened]:
+def _emoji(make: Callable[[emoji.CaptionMix], Opened]) -> Open:
   def opened(wanted: Mapping[str, Options], data: Any) -> Opened:
     sources = make(emoji.CaptionMix(**data.captions))
     return {name: sources[name] for name in wanted}
@@ -57,11 +59,10 @@ def _tfds(wanted: Mapping[str, Options], data: Any) -> Opened:
   return {name: opened(name, options) for name, options in wanted.items()}
 
 
-def each(make: Callable[..., Source]) -> Callable[[Mapping[str, Options], Any], Opened]:
+def each(make: Callable[..., Source]) -> Open:
   """Returns what opens each set by itself: `make` gets what its name says behind the first slash, and its options."""
 
-  def opened(wanted: Mapping[str, Options], data: Any) -> Opened:
-    del data
+  def opened(wanted: Mapping[str, Options], _data: Any) -> Opened:
     return {name: make(name.partition("/")[2], **options) for name, options in wanted.items()}
 
   return opened
@@ -93,30 +94,29 @@ def kind_of(name: str) -> Kind:
   Raises:
     UserError: for a name of no kind.
   """
-  beginning = f"{name.split('/', 1)[0]}/"
-  key = beginning if "/" in name else name
+  first, slash, _ = name.partition("/")
+  key = first + slash
   if key not in KINDS:
-    shown = [kind.shown for kind in KINDS.values()]
-    require_known("data.sources", name, shown)
+    require_known("data.sources", name, [kind.shown for kind in KINDS.values()])
   return KINDS[key]
 
 
-def make_sources(data: Any, names: Iterable[str], options: Mapping[str, Options] | None = None) -> dict[str, Source]:
-  """Opens sets by name.
+def open_sources(config: Any, names: Iterable[str]) -> dict[str, Source]:
+  """Opens sets by name, each with the options that its entry in the config gives it.
 
   Args:
-    data: `config.data`.
+    config: the config of a run.
     names: the names of the sets, such as "noto", "tfds/<set>@<split>" or "clips/<folder>".
-    options: the options of sets that have some of their own, by name; see `schedule.stages.source_options`.
 
   Raises:
     UserError: for an unknown name, an option that a set of its kind does not have, or data that is not on this machine.
   """
-  wanted: dict[Callable, dict[str, Options]] = {}
+  options = source_options(config)
+  wanted: dict[Open, dict[str, Options]] = {}
   for name in names:
-    kind, own = kind_of(name), (options or {}).get(name, {})
+    kind, own = kind_of(name), options.get(name, {})
     wanted.setdefault(kind.open, {})[name] = {key: _checked(name, kind, key, value) for key, value in own.items()}
-  return {name: source for open_all, sets in wanted.items() for name, source in open_all(sets, data).items()}
+  return {name: source for open_all, sets in wanted.items() for name, source in open_all(sets, config.data).items()}
 
 
 def _checked(name: str, kind: Kind, key: str, value: Any) -> Any:

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping
 
 from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.evaluation.benchmarks import BENCHMARKS
-from contrastive_jax.evaluation.tasks import EvaluationSet
+from contrastive_jax.evaluation.tasks import EvaluationSet, ReadSet
 from data import benchmarks, emoji_evaluation, motion, strips
 from data.emoji import LANGUAGES
 from data.sources import tfds
-from data.sources.answers import ReadSet
 from data.sources.splits import overlap
 
 EVALUATIONS = emoji_evaluation.EVALUATIONS | motion.EVALUATIONS | strips.EVALUATIONS

@@ -80,4 +80,4 @@ def test_add_a_data_format(module_of, monkeypatch, tmp_path):
   (tmp_path / "dog.png").write_bytes(b"not read yet")
   (tmp_path / "dog.txt").write_text("a dog")
   name = f"text_files/{tmp_path}"
-  assert kinds.make_sources(get_config().data, [name])[name].text(0).captions == ("a dog",)
+  assert kinds.open_sources(get_config(), [name])[name].text(0).captions == ("a dog",)

@@ -1,7 +1,7 @@
 """Evaluation sets: metadata and a reader. The readers themselves live with the data, and are passed in."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -194,6 +194,8 @@ class ChoiceSet:
 
 
 EvaluationSet = LabelledSet | MultiLabelSet | PairSet | ChoiceSet
+# Reads the labels or the captions of a set that was opened; further calls return the same set.
+ReadSet = Callable[[], EvaluationSet]
 
 
 def _checked(labelled: LabelledSet | MultiLabelSet) -> np.ndarray:

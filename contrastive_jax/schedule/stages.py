@@ -74,7 +74,7 @@ def stages_of(config: Any) -> tuple[Stage, ...]:
   Raises:
     UserError: if their steps do not add up to `total_steps`.
   """
-  listed = (stage.to_dict() if hasattr(stage, "to_dict") else stage for stage in config.curriculum)
+  listed = map(_plain, config.curriculum)
   stages = [Stage(**stage) for stage in listed] or [Stage()]
   rest = config.total_steps - sum(stage.steps for stage in stages[:-1])
   last = stages[-1]
@@ -184,10 +184,9 @@ def source_options(config: Mapping[str, Any] | Any) -> dict[str, dict[str, Any]]
   Raises:
     UserError: if two entries give one set other options.
   """
-  config = config.to_dict() if hasattr(config, "to_dict") else config
+  config = _plain(config)
   fields = {"data.sources": config["data"]["sources"]}
-  for number, stage in enumerate(config["curriculum"]):
-    stage = stage.to_dict() if hasattr(stage, "to_dict") else stage
+  for number, stage in enumerate(map(_plain, config["curriculum"])):
     fields |= {f"curriculum.{number}.{name}": stage.get(name) or {} for name in ("sources", "video_sources")}
   found: dict[str, dict[str, Any]] = {}
   for field, sources in fields.items():
@@ -197,6 +196,11 @@ def source_options(config: Mapping[str, Any] | Any) -> dict[str, dict[str, Any]]
           f"{field} gives {name!r} the options {own}, and an entry before it {found[name]}: make them equal"
         )
   return found
+
+
+def _plain(node: Any) -> Any:
+  """Returns a part of a config as dictionaries, whether it is a `ConfigDict` or was read from JSON."""
+  return node.to_dict() if hasattr(node, "to_dict") else node
 
 
 def _entries(field: str, sources: Mapping[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from contrastive_jax.bad_records import retried
-from contrastive_jax.evaluation.tasks import EvaluationSet
+from contrastive_jax.evaluation.tasks import ReadSet
 from contrastive_jax.evaluation.unreadable import UnreadableSet
 from contrastive_jax.preprocess.decoding import DecodeError
 
@@ -13,8 +13,6 @@ from contrastive_jax.preprocess.decoding import DecodeError
 GLANCE = 8
 
 Answer = TypeVar("Answer")
-# Reads the labels or the captions of a set that was opened; further calls return the same set.
-ReadSet = Callable[[], EvaluationSet]
 
 
 def answers(

@@ -12,12 +12,12 @@ import numpy as np
 from contrastive_jax import paths
 from contrastive_jax.errors import UserError, nearest
 from contrastive_jax.evaluation.benchmarks import GENERIC, GENERIC_TEMPLATES
-from contrastive_jax.evaluation.tasks import LabelledSet, PairSet
+from contrastive_jax.evaluation.tasks import LabelledSet, PairSet, ReadSet
 from contrastive_jax.evaluation.unreadable import UnreadableSet
 from contrastive_jax.preprocess.decoding import DecodeError
 from contrastive_jax.preprocess.images import WHITE, decode
 from data.sources import Example, Text, names_a_side, stable_hash, stores
-from data.sources.answers import ReadSet, answers, refuse_most, when_scored
+from data.sources.answers import answers, refuse_most, when_scored
 from data.sources.frames import StoredFrames, read_videos_as_frames
 from data.sources.splits import Range, ranges
 
