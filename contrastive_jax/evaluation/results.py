@@ -221,8 +221,12 @@ def read_result(path: str | os.PathLike) -> dict[str, Any]:
   """
   content = read_object(path)
   wanted = {"dataset": str, "task": str, "metrics": dict}
-  if not all(isinstance(content.get(name), kind) for name, kind in wanted.items()):
+  sound = all(isinstance(content.get(name), kind) for name, kind in wanted.items())
+  if not sound or not any(map(_is_main, content["metrics"])):
     raise UserError(f"{path} holds no result of an evaluation: delete it, and score the run again with eval.py")
+  for name, value in content["metrics"].items():
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+      raise UserError(f"{path}: {name} is {value!r}: delete the file, and score the run again with eval.py")
   return content
 
 
@@ -281,9 +285,13 @@ def scored_sets(rows: Iterable[Mapping[str, object]]) -> dict[str, str]:
   found: dict[str, list[str]] = {}
   for key in dict.fromkeys(key for row in rows for key in row):
     dataset, _, metric = key.rpartition("/")
-    if dataset and (metric in MAIN_METRICS or metric.startswith(IMAGE_RECALL)):
+    if dataset and _is_main(metric):
       found.setdefault(dataset, []).append(metric)
   return {dataset: main_metric(metrics) for dataset, metrics in found.items()}
+
+
+def _is_main(metric: str) -> bool:
+  return metric in MAIN_METRICS or (metric.startswith(IMAGE_RECALL) and metric.rpartition("@")[2].isdecimal())
 
 
 def _cutoff(metric: str) -> int:

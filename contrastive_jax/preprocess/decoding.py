@@ -5,7 +5,6 @@ import io
 import os
 import re
 import struct
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from contrastive_jax.preprocess import formats
+from contrastive_jax.preprocess import formats, png
 
 # What decoding a single picture may take, its file included. The estimates below are measured upper bounds.
 MAX_BYTES = 295_000_000
@@ -46,23 +45,7 @@ _TURNS = {
 }
 _ORIENTATION = 0x0112
 _EXIF_SEGMENT, _EXIF_START = 0xE1, b"Exif\0\0"
-_PNG, _ICO = b"\x89PNG\r\n\x1a\n", b"\0\0\1\0"
-# Chunks that say nothing of the pixels. Others stay, since one whose name is damaged may be the palette.
-_SIDE_CHUNKS = (
-  b"cHRM",
-  b"gAMA",
-  b"iCCP",
-  b"sBIT",
-  b"sRGB",
-  b"cICP",
-  b"mDCV",
-  b"cLLI",
-  b"bKGD",
-  b"hIST",
-  b"pHYs",
-  b"sPLT",
-)
-_SIDE_CHUNKS += (b"tIME", b"iTXt", b"tEXt", b"zTXt", b"acTL", b"fcTL", b"fdAT", b"oFFs", b"pCAL", b"sCAL", b"caBX")
+_ICO = b"\0\0\1\0"
 # The entry of a metadata item, in the second or third version, up to its type.
 _EXIF_ITEM = re.compile(rb"(infe(?:\x02.{7}|\x03.{9}))Exif", re.DOTALL)
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT, _WHITE_IS_ZERO = 258, 262, 277, 322, 323, 0
@@ -129,7 +112,15 @@ def from_bytes(data: bytes) -> np.ndarray:
 
 def _with_pillow(data: bytes, file_bytes: int) -> np.ndarray:
   with Image.open(io.BytesIO(data), formats=formats.decoded()) as image:
-    return from_pil(image, file_bytes)
+    pixels = from_pil(image, file_bytes)
+    # To unpack the stream again takes as long as decoding, so that only pictures that may lack rows are looked at.
+    if image.format == "PNG" and (image.info.get("interlace") or _ends_in_zeros(image)) and png.ends_early(data):
+      raise DecodeError("the stream of the PNG ends before its last row")
+    return pixels
+
+
+def _ends_in_zeros(image: Image.Image) -> bool:
+  return not np.any(np.asarray(image.crop((0, image.height - 1, *image.size))))
 
 
 def _without_metadata(data: bytes) -> bytes:
@@ -139,17 +130,7 @@ def _without_metadata(data: bytes) -> bytes:
   """
   if data[4:8] == b"ftyp":
     return _EXIF_ITEM.sub(rb"\1none", data)
-  if data[:8] != _PNG:
-    return data
-  kept, at = [_PNG], 8
-  while at + 12 <= len(data):
-    length, kind = struct.unpack_from(">I4s", data, at)
-    stop = at + 12 + length
-    damaged = kind == b"eXIf" and struct.pack(">I", zlib.crc32(data[at + 4 : stop - 4])) != data[stop - 4 : stop]
-    if kind not in _SIDE_CHUNKS and not damaged:
-      kept.append(data[at:stop])
-    at = stop
-  return b"".join([*kept, data[at:]])
+  return png.without_side_notes(data) if data.startswith(png.SIGNATURE) else data
 
 
 def undecodable(error: Exception, what: str = "picture") -> DecodeError:

@@ -41,7 +41,17 @@ def test_json_has_the_schema_of_clip_benchmark(tmp_path):
   assert len(written.pop("digest")) == 64 and written == expected == read_result(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"dataset": "x"}', b'{"dataset": 1, "task": "", "metrics": {}}'])
+BAD_METRICS = (b"", b'"acc1": NaN', b'"acc1": null', b'"acc1": "0.5"', b'"acc1": true', b'"acc1": Infinity')
+BAD_METRICS += (b'"uniformity_text": 0.5', b'"image_retrieval_recall@": 0.5', b'"acc1": 0.5, "acc5": -Infinity')
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    *(b"", b"[]", b'{"dataset": "x"}', b'{"dataset": 1, "task": "", "metrics": {}}'),
+    *(b'{"dataset": "x", "task": "t", "metrics": {%s}}' % metrics for metrics in BAD_METRICS),
+  ],
+)
 def test_a_damaged_result_is_left_out_and_named(content, tmp_path, caplog):
   sound, damaged = tmp_path / "a.json", tmp_path / "b.json"
   write_result(sound, CLASSIFICATION, model="m", pretrained="p")

@@ -32,10 +32,11 @@ def stored(image, kind, **options):
   return file.getvalue()
 
 
-def png_of(width, height):
-  """A PNG whose header promises a size."""
-  header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-  chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+def png_of(width, height, depth=8, colour=2, interlaced=0, stream=b"", palette=b""):
+  """A PNG whose header promises a size, whatever its stream holds."""
+  header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
+  chunks = [(b"IHDR", header), (b"PLTE", palette), (b"IDAT", zlib.compress(stream)), (b"IEND", b"")]
+  chunks = chunks if palette else [chunks[0], *chunks[2:]]
   body = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
   return b"\x89PNG\r\n\x1a\n" + body
 
@@ -281,3 +282,30 @@ def test_signed_pixels_of_a_tiff_are_refused():
   data[entry + 8] = 2
   with pytest.raises(DecodeError, match="signed integers"):
     decode(bytes(data))
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize(
+  ("colour", "depth", "channels"),
+  [(0, 1, 1), (0, 2, 1), (0, 8, 1), (0, 16, 1), (2, 8, 3), (2, 16, 3), (3, 4, 1), (4, 8, 2), (6, 8, 4)],
+)
+def test_a_png_whose_stream_lacks_a_row_is_refused(colour, depth, channels, interlaced, rng):
+  """Pillow makes the rows black that are not there, and says nothing."""
+  grid = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+  for width, height in [(1, 1), (1, 7), (5, 3), (9, 2), (16, 16), *rng.integers(1, 20, (6, 2)).tolist()]:
+    samples = rng.integers(1, 2 ** min(depth, 8), (height, width, channels)).astype(np.uint8)
+    stream = b""
+    for left, top, right, down in grid if interlaced else [(0, 0, 1, 1)]:
+      part = samples[top::down, left::right]
+      if part.size:
+        bits = part.reshape(len(part), -1, 1)
+        bits = np.unpackbits(bits, axis=2)[..., 8 - depth :] if depth < 8 else bits.repeat(depth // 8, axis=2)
+        rows = np.packbits(bits.reshape(len(part), -1), axis=1) if depth < 8 else bits.reshape(len(part), -1)
+        stream += b"".join(b"\0" + row.tobytes() for row in rows)
+    told = {"depth": depth, "colour": colour, "interlaced": interlaced}
+    told["palette"] = bytes(range(48)) if colour == 3 else b""
+    for whole in (stream, bytes(len(stream))):
+      assert decode(png_of(width, height, stream=whole, **told)).shape == (height, width, 3)
+    for held in (len(stream) - 1, len(stream) // 2):
+      with pytest.raises(DecodeError, match=r"before its last row|not a picture"):
+        decode(png_of(width, height, stream=stream[:held], **told))
