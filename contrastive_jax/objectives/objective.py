@@ -1,6 +1,7 @@
 """The objective of a run: one term or a weighted sum of several."""
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -242,18 +243,23 @@ def _make_term(name: str, options: Mapping[str, Any]) -> Term:
       raise UserError(f"loss_options.{name}.{option} is not an option of '{name}'{nearest(option, allowed)}: {known}")
   term = TERMS[name](**options)
   if isinstance(term, GlobalTerm):
-    # Tracing it on two pairs finds values that it refuses now, not when the whole step is compiled.
-    sizes = Sizes(2, 2, samples=1)
-    side, rows = jax.ShapeDtypeStruct((2, 2), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
-    keys = jax.ShapeDtypeStruct((2, 2, 2), jnp.uint32)
-    pairs = Pairs(side, side, keys, 1.0, 0.0, side, side, rows)
-    # The key is made within the trace: one made outside would start JAX, and fix its devices and processes.
-    arrays = [
-      jax.eval_shape(lambda kind=kind: create({name: kind}, jax.random.key(0))[name])
-      for kind in (term.params(sizes), term.state(sizes))
-    ]
-    jax.eval_shape(lambda *arguments: term(*arguments, axis_name=None)[0], pairs, *arrays)
+    _try(term)
   return term
+
+
+@functools.cache
+def _try(term: GlobalTerm) -> None:
+  """Traces a term on two pairs, so that values it refuses are found now, not when the whole step is compiled."""
+  sizes = Sizes(2, 2, samples=1)
+  side, rows = jax.ShapeDtypeStruct((2, 2), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
+  keys = jax.ShapeDtypeStruct((2, 2, 2), jnp.uint32)
+  pairs = Pairs(side, side, keys, 1.0, 0.0, side, side, rows)
+  # The key is made within the trace: one made outside would start JAX, and fix its devices and processes.
+  arrays = [
+    jax.eval_shape(lambda kind=kind: create({"": kind}, jax.random.key(0))[""])
+    for kind in (term.params(sizes), term.state(sizes))
+  ]
+  jax.eval_shape(lambda *arguments: term(*arguments, axis_name=None)[0], pairs, *arrays)
 
 
 def check_teacher(objective: Objective, *, teacher: str, targets: str) -> None:

@@ -33,7 +33,8 @@ def cosine(step, total, end=END):
 
 
 def rates(config, plans, stop):
-  return np.array([Run.from_config(config).schedule(plans)(step) for step in range(stop)])
+  schedule = Run.from_config(config).schedule(plans)
+  return np.array([schedule(step) for step in range(stop)])
 
 
 CLOSED = {
