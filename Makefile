@@ -11,11 +11,13 @@ BIN := .venv/bin
 train: .venv/runtime
 	$(BIN)/python train.py --config=configs/emoji.py --workdir=runs/emoji
 
+# Half of the time would go to making fast code of programs that run once; the slow tests run what users get.
+test: export XLA_FLAGS := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
 test: .venv/test
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: .venv/slow
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 docs: .venv-docs/ready
 	.venv-docs/bin/mkdocs build --strict

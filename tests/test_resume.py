@@ -157,7 +157,8 @@ def test_a_resume_that_made_no_checkpoint_changed_nothing(tmp_path):
   runs.train(tmp_path, "--config.total_steps=8")
   before = (tmp_path / "config.json").read_text()
   other = "--config.data.sources.twemoji=3.0"
-  process = runs.start("train.py", runs.TINY, f"--workdir={tmp_path}", "--config.total_steps=40", other)
+  later = ("--config.total_steps=4000", "--config.checkpoint_every=4000")
+  process = runs.start("train.py", runs.TINY, f"--workdir={tmp_path}", *later, other)
   assert any("Training from step 8" in line for line in iter(process.stdout.readline, ""))
   process.kill()
   process.communicate()

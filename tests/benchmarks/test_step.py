@@ -15,6 +15,7 @@ def small():
   flags.FLAGS.unparse_flags()
 
 
+@pytest.mark.slow
 def test_ours_trains_the_towers_it_is_asked_for(small):
   contestant = step.ours("dots", small)
   width, mlp, blocks = 192, 768, 12 + 2

@@ -229,6 +229,7 @@ def test_the_sigmoid_loss_at_initialisation(pairs, orthogonal, paired):
   assert computed("sigmoid", unit, unit, 10.0, -10.0)[0] == pytest.approx(paired, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_sigmoid_loss_of_a_large_batch_at_initialisation():
   zeros = jnp.zeros((32768, 1))
   assert losses.sigmoid_loss(zeros, zeros, logit_scale=10.0, logit_bias=-10.0)[0] == pytest.approx(11.487631, rel=1e-6)
