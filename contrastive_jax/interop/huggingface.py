@@ -24,6 +24,9 @@ _RESAMPLING_NUMBERS = {ours: theirs for theirs, ours in _RESAMPLING.items()}
 
 # The side in pixels of an image processor that does not say.
 _DEFAULT_SIDE = 224
+# The largest number that a pixel may become, and the largest by which it may be scaled: towers that read others give
+# numbers that are not finite.
+_LARGEST_PIXEL = 1e6
 # The patches of a SigLIP 2 picture that its image processor does not say.
 DEFAULT_PATCHES = 256
 
@@ -220,7 +223,8 @@ def write_preprocessing(config: DualEncoderConfig, family: str, max_patches: int
 
 
 def _given(config: Mapping[str, Any], tower: str) -> dict[str, Any]:
-  # Configs of 2022 have a tower twice; `transformers` believes this one, with its defaults for what it leaves out.
+  # CLIP's configs of 2022 have a tower twice; `transformers` believes this one, with its defaults for what it leaves
+  # out.
   first = config.get(f"{tower}_dict")
   return dict((config.get(tower) or {}) if first is None else first)
 
@@ -333,18 +337,26 @@ def _statistics(
     raise UserError(f"{source} has image_std={list(std)}, which must be above 0")
   # A pixel p becomes (factor * p - mean) / std there, and (p / 255 - mean) / std here.
   factor = 255 * given.get("rescale_factor", 1 / 255) if given.get("do_rescale", True) else 255.0
-  if abs(factor - 1) < 1e-6:
-    return tuple(map(float, mean)), tuple(map(float, std))
-  return tuple(value / factor for value in mean), tuple(value / factor for value in std)
+  if abs(factor - 1) >= 1e-6:
+    mean, std = tuple(value / factor for value in mean), tuple(value / factor for value in std)
+  for offset, scale in zip(mean, std, strict=True):
+    if max(abs(offset), abs(1 - offset), 1.0) > _LARGEST_PIXEL * min(scale, 1.0) or scale > _LARGEST_PIXEL:
+      raise UserError(
+        f"{source} has image_mean={values[0]}, image_std={values[1]} and"
+        f" rescale_factor={given.get('rescale_factor', 1 / 255)}, which make no usable numbers of pixels: mend its"
+        " preprocessor_config.json"
+      )
+  return tuple(map(float, mean)), tuple(map(float, std))
 
 
 def _resize(given: Mapping[str, Any], processor: str, side: int, source: str) -> str:
+  # No version of it takes a number for the side of a square.
   squares = processor == "SiglipImageProcessor"
   cropped = not squares and given.get("do_center_crop", True)
   square = {"height": side, "width": side}
   # A file that does not say has the default of the class; without a file pictures get the size that the model reads.
   default = _DEFAULT_SIDE if given else side
-  size = _size(given.get("size", default), "shortest_edge" if processor == "CLIPImageProcessor" else "")
+  size = _size(given.get("size", [default, default] if squares else default), "shortest_edge")
   crop = _size(given.get("crop_size", default), "")
   if not cropped and size == square:
     return "squash"

@@ -30,6 +30,8 @@ _COMPUTATION = Ignored("it chooses how the same numbers are computed")
 _GENERATION = Ignored("generation of text reads it")
 _OTHER_TOWER = Ignored("only a tower used on its own reads it")
 
+_TOKEN_NUMBER = Kind("a token's number", lambda value: isinstance(value, int) and not isinstance(value, bool))
+
 # Version 4 of transformers wrote the defaults of text generation into every config.
 _GENERATION_NAMES = (
   *("max_length", "max_new_tokens", "min_length", "min_new_tokens", "do_sample", "early_stopping", "max_time"),
@@ -98,14 +100,23 @@ _MODEL: Table = {
   **_COMMON,
   "text_config": Honoured(optional(OBJECT), "the text tower"),
   "vision_config": Honoured(optional(OBJECT), "the image tower"),
-  "text_config_dict": Honoured(optional(OBJECT), "the text tower, in place of text_config"),
-  "vision_config_dict": Honoured(optional(OBJECT), "the image tower, in place of vision_config"),
   "initializer_factor": INITIAL,
   "logit_scale_init_value": INITIAL,
   # Of a tower where a file of version 4 repeats them for the whole model.
   **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id"), _GENERATION),
   "hidden_size": Ignored("each tower has its own"),
   "initializer_range": TRAINING,
+}
+_CLIP: Table = {
+  **_MODEL,
+  "text_config_dict": Honoured(optional(OBJECT), "the text tower, in place of text_config"),
+  "vision_config_dict": Honoured(optional(OBJECT), "the image tower, in place of vision_config"),
+  "projection_dim": Honoured(COUNT, "embed_dim"),
+}
+# The second descriptions of the towers are CLIP's alone: `transformers` passes over them in a SigLIP.
+_SIGLIP: Table = {
+  **_MODEL,
+  **dict.fromkeys(("text_config_dict", "vision_config_dict"), Required((None,), "which only a CLIP reads")),
 }
 _SIGLIP_VISION: Table = {
   **_VISION,
@@ -119,21 +130,21 @@ _SIGLIP_TEXT: Table = {
 # (whole model, text tower, image tower) of each family.
 MODELS: dict[str, tuple[Table, Table, Table]] = {
   "clip": (
-    {**_MODEL, "projection_dim": Honoured(COUNT, "embed_dim")},
+    _CLIP,
     {
       **_TEXT,
       "projection_dim": _OTHER_TOWER,
-      "eos_token_id": Honoured(optional(Kind("a token's number", lambda value: isinstance(value, int))), "text.pool"),
+      "eos_token_id": Honoured(optional(_TOKEN_NUMBER), "text.pool"),
     },
     {**_VISION, "projection_dim": _OTHER_TOWER, "image_size": Honoured(COUNT, "image.image_size")},
   ),
   "siglip": (
-    _MODEL,
+    _SIGLIP,
     _SIGLIP_TEXT,
     {**_SIGLIP_VISION, "image_size": Honoured(COUNT, "image.image_size")},
   ),
   "siglip2": (
-    _MODEL,
+    _SIGLIP,
     _SIGLIP_TEXT,
     {
       **_SIGLIP_VISION,

@@ -112,10 +112,10 @@ def _huggingface(folder: Path, tokenizer: str) -> Imported:
     ours = bert.read_config(config, pool=described.pool, source=source)
     if described.width not in (None, ours.embed_dim):
       raise UserError(f"{source} pools vectors of {described.width} numbers, and its config.json has {ours.embed_dim}")
-    found = _tokenizer(tokenizer, lambda: tokenizer_files.read(folder), ours)
+    found = _tokenizer(tokenizer, lambda: tokenizer_files.read(folder, unnamed="BertTokenizer"), ours)
     arrays = bert.bare(checkpoint_files.read_folder(folder, _HUGGINGFACE_FILES), source=source)
     shorter = _shortened(ours, described.length, None if tokenizer else tokenizer_files.longest(folder))
-    arrays = _cut(arrays, bert.POSITIONS, ours, shorter)
+    arrays = _cut(arrays, bert.POSITIONS, ours, shorter, source)
     return Imported(name, shorter, bert.read_params(arrays, shorter, source=source), found)
   preprocessing = huggingface_folders.preprocessing(folder)
   ours = huggingface.read_config(config, preprocessing, source=source)
@@ -128,7 +128,7 @@ def _huggingface(folder: Path, tokenizer: str) -> Imported:
     _check_end(found, None if end == _LEGACY_END else end, f"{source} has text_config.eos_token_id={end}")
   arrays = unwrapped(checkpoint_files.read_folder(folder, _HUGGINGFACE_FILES), source=source)
   shorter = _shortened(ours, None if tokenizer else tokenizer_files.longest(folder))
-  arrays = _cut(arrays, huggingface.TEXT_POSITIONS, ours, shorter)
+  arrays = _cut(arrays, huggingface.TEXT_POSITIONS, ours, shorter, source)
   ours = _with_bias(shorter, arrays)
   params = _params(huggingface.entries(ours, family), arrays, ours, source, huggingface.IGNORED)
   # A file that does not say has the default of its class; without a file rows are as long as the model's positions.
@@ -207,12 +207,21 @@ def _shortened(config: DualEncoderConfig, *limits: int | None) -> DualEncoderCon
 
 
 def _cut(
-  arrays: dict[str, Any], positions: str, config: DualEncoderConfig, shorter: DualEncoderConfig
+  arrays: dict[str, Any], positions: str, config: DualEncoderConfig, shorter: DualEncoderConfig, source: str
 ) -> dict[str, Any]:
-  """Returns the arrays without the positions of captions that the shorter config does not reach."""
+  """Returns the arrays without the positions of captions that the shorter config does not reach.
+
+  Raises:
+    UserError: if the table does not have the positions of the whole config, which the shorter one would hide.
+  """
   table = arrays.get(positions)
-  if table is None or table.ndim != 2 or len(table) != config.text.length:
+  if table is None or table.ndim != 2:
     return arrays
+  if len(table) != config.text.length:
+    raise UserError(
+      f"{source} has max_position_embeddings={config.text.length} and {len(table)} positions in {positions}: copy both"
+      " files again"
+    )
   return {**arrays, positions: table[: shorter.text.length]}
 
 

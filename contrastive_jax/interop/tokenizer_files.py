@@ -27,20 +27,21 @@ _SIGLIP_PAD = "</s>"
 _CANONICAL, _LOWERCASE = ("SiglipTokenizer",), ("SiglipTokenizer", "Siglip2Tokenizer")
 
 
-def read(folder: Path, *, clean: str = "", mended: bool = False) -> Tokenizer:
+def read(folder: Path, *, clean: str = "", mended: bool = False, unnamed: str = "") -> Tokenizer:
   """Reads the tokenizer in a folder of a Hugging Face model.
 
   Args:
     folder: the folder, which holds `tokenizer.json`, `spiece.model` or `merges.txt`.
     clean: "lower" lower-cases captions whatever the files say, "canonicalize" also drops punctuation.
     mended: captions are mended first, as open_clip does with those of all tokenizers; see `tokenizers.mended`.
+    unnamed: the class of a tokenizer whose files name none, such as "BertTokenizer" beside a BERT.
 
   Raises:
     UserError: if there is none, or its files contradict each other.
   """
   settings = _settings(folder)
   source = str(folder)
-  kind = tokenizer_options.check_class(settings, source=source)
+  kind = tokenizer_options.check_class(settings, source=source) or unnamed
   lowercase = kind in _LOWERCASE and settings.get("do_lower_case", True)
   prepared = {
     "lowercase": clean in ("lower", "canonicalize") or lowercase,
@@ -50,7 +51,8 @@ def read(folder: Path, *, clean: str = "", mended: bool = False) -> Tokenizer:
   model = folder / "spiece.model"
   if model.is_file() and (kind in _CANONICAL or not (folder / "tokenizer.json").is_file()):
     pad = text_of(settings.get("pad_token")) or (_SIGLIP_PAD if kind in _CANONICAL else "")
-    pieces = tokenizers.load(f"sentencepiece:{model}", pad=pad, **prepared)
+    joined = kind in _CANONICAL and clean != "canonicalize"
+    pieces = tokenizers.load(f"sentencepiece:{model}", pad=pad, joined=joined, **prepared)
     _check_pieces(pieces, settings, source)
     return _checked(pieces, settings, folder)
   if (folder / "tokenizer.json").is_file():
@@ -61,13 +63,14 @@ def read(folder: Path, *, clean: str = "", mended: bool = False) -> Tokenizer:
     found = tokenizers.load(f"file:{path}", **options, **prepared)
     # What the library has read holds parts of the types that it knows.
     described = tokenizer_options.Described(parts, str(path))
-    tokenizer_options.check_settings(settings, described, source=source)
+    tokenizer_options.check_settings(settings, described, kind, source=source)
+    tokenizer_options.check_steps(kind, described, source=source)
     tokenizer_options.check_numbers(described, found.token_id, source=str(path))
-    begins, ends = (token and found.token_of(token) for token in _around(found))
-    tokenizer_options.check_ends(settings, begins, ends, source=source)
+    begins, ends = (None if number is None else found.token_of(number) for number in _around(found))
+    tokenizer_options.check_ends(settings, begins, ends, kind, source=source)
     return _checked(found, settings, folder)
   if (folder / "merges.txt").is_file():
-    merges = tokenizers.load(f"clip:{folder / 'merges.txt'}")
+    merges = tokenizers.load(f"clip:{folder / 'merges.txt'}", mended=mended)
     _check_merges(merges, settings, folder)
     return _checked(merges, settings, folder)
   raise UserError(
@@ -96,7 +99,7 @@ def clip(folder: Path | None = None) -> Tokenizer:
 
 def is_clip(tokenizer: Tokenizer) -> bool:
   """Says whether a tokenizer is CLIP's, which open_clip brings along."""
-  return isinstance(tokenizer, ClipTokenizer) and tokenizer.vocab_size == 49408
+  return isinstance(tokenizer, ClipTokenizer) and tokenizer.vocab_size == 49408 and not tokenizer.definition()[3]
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:

@@ -39,6 +39,7 @@ CLASSES = (
   *("PreTrainedTokenizer", "TokenizersBackend", "DistilBertTokenizer", "MPNetTokenizer", "RobertaTokenizer"),
   *("XLMRobertaTokenizer", "AlbertTokenizer", "ElectraTokenizer"),
 )
+_TOKENS = Kind("a whole number from 1 on", lambda value: POSITIVE.holds(value) and value == int(value))
 # What begins a caption, and what ends it.
 _BEGINNINGS, _ENDS = ("bos_token", "cls_token"), ("eos_token", "sep_token")
 NAMED = (*_BEGINNINGS, *_ENDS, "pad_token", "mask_token", "unk_token")
@@ -55,7 +56,7 @@ SETTINGS: Table = {
   "model_specific_special_tokens": Honoured(optional(OBJECT), "must be tokens of the tokenizer"),
   "added_tokens_decoder": Honoured(optional(OBJECT), "must be tokens of the tokenizer"),
   "tokenizer_class": Honoured(optional(TEXT), "how captions are lower-cased and padded"),
-  "model_max_length": Honoured(optional(POSITIVE), "text.length"),
+  "model_max_length": Honoured(optional(_TOKENS), "text.length"),
   "add_bos_token": Honoured(optional(FLAG), "must be what the tokenizer does"),
   "add_eos_token": Honoured(optional(FLAG), "must be what the tokenizer does"),
   "add_prefix_space": Honoured(optional(FLAG), "must be what the tokenizer does"),
@@ -108,8 +109,44 @@ _STEPS = (
   ("do_lower_case", "BertNormalizer", "lowercase"),
   ("strip_accents", "BertNormalizer", "strip_accents"),
   ("tokenize_chinese_chars", "BertNormalizer", "handle_chinese_chars"),
+  ("clean_text", "BertNormalizer", "clean_text"),
   ("add_prefix_space", "ByteLevel", "add_prefix_space"),
 )
+# Classes that prepare captions by their own settings, whatever the tokenizer.json beside these says, and what the
+# settings are that no file gives.
+_BERTS = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
+_BERT_DEFAULTS = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True, "clean_text": True}
+_CLASS_DEFAULTS: dict[str, dict[str, bool | None]] = {
+  **dict.fromkeys(_BERTS, _BERT_DEFAULTS),
+  "RobertaTokenizer": {"add_prefix_space": False},
+}
+_BERT_STEPS = (
+  (("BertNormalizer",),),
+  (("BertPreTokenizer",),),
+  {"max_input_chars_per_word": (100, None), "continuing_subword_prefix": ("##", None)},
+)
+_SENTENCEPIECE = ((), ("Precompiled",), ("Precompiled", "Replace"), ("Precompiled", "Strip", "Replace"))
+_METASPACE = (("Metaspace",), ("WhitespaceSplit", "Metaspace"))
+_GEMMA_STEPS = ((("Replace",), ("Lowercase", "Replace")), ((), ("Split",)), {"byte_fallback": (True,)})
+# Classes that from transformers 5 on build these steps anew of the vocabulary alone: (types of the normalizer's, of the
+# pre_tokenizer's, options of the model). Before, the file was believed, so that another one has no one meaning.
+_CLASS_STEPS: dict[str, tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...], dict[str, tuple]]] = {
+  "CLIPTokenizer": (
+    (("NFC", "Replace", "Lowercase"),),
+    (("Split", "ByteLevel"),),
+    {"continuing_subword_prefix": ("", None), "end_of_word_suffix": ("</w>",), "ignore_merges": (False, None)},
+  ),
+  **dict.fromkeys((*_BERTS, "MPNetTokenizer"), _BERT_STEPS),
+  "RobertaTokenizer": (((),), (("ByteLevel",),), {}),
+  **dict.fromkeys(("T5Tokenizer", "XLMRobertaTokenizer"), (_SENTENCEPIECE, _METASPACE, {})),
+  **dict.fromkeys(("GemmaTokenizer", "Siglip2Tokenizer"), _GEMMA_STEPS),
+}
+# Classes that put a token before and behind every caption.
+_ENCLOSING = (
+  *("CLIPTokenizer", *_BERTS, "MPNetTokenizer", "RobertaTokenizer", "XLMRobertaTokenizer", "AlbertTokenizer"),
+)
+# Classes that pad captions at their beginning where no file says otherwise.
+_PADS_LEFT = ("GemmaTokenizer", "Siglip2Tokenizer")
 # Flags of a token that change what it matches in a caption.
 _FLAGS = ("lstrip", "rstrip", "single_word")
 
@@ -137,7 +174,9 @@ class Described:
       f"{part}.direction": str((described.get(part) or {}).get("direction", "Right"))
       for part in ("truncation", "padding")
     }
-    self.parts = [*_parts(described.get("normalizer")), *_parts(described.get("pre_tokenizer"))]
+    self.pads = described.get("padding") is not None
+    self.steps = {name: [*_parts(described.get(name))] for name in ("normalizer", "pre_tokenizer")}
+    self.parts = [part for parts in self.steps.values() for part in parts]
 
   def option(self, kind: str, name: str) -> tuple[bool, Any]:
     """Says whether a step of this type has an option, and returns its value."""
@@ -164,12 +203,40 @@ def check_numbers(described: Described, number_of: Callable[[str], int | None], 
       )
 
 
-def check_settings(settings: Mapping[str, Any], described: Described, *, source: str) -> None:
+def check_steps(kind: str, described: Described, *, source: str) -> None:
+  """Refuses a `tokenizer.json` with other steps than those that its class builds.
+
+  Args:
+    kind: the class, as `check_class` returns it.
+    described: the `tokenizer.json`.
+    source: the folder, for errors.
+
+  Raises:
+    UserError: naming the step.
+  """
+  if kind not in _CLASS_STEPS:
+    return
+  advice = (
+    f"transformers reads otherwise in its versions 4 and 5 for tokenizer_class='{kind}': write tokenizer_class="
+    "'PreTrainedTokenizerFast' if the file is right"
+  )
+  normalizers, pre_tokenizers, options = _CLASS_STEPS[kind]
+  for name, known in (("normalizer", normalizers), ("pre_tokenizer", pre_tokenizers)):
+    types = tuple(str(part.get("type")) for part in described.steps[name] if part.get("type") != "Sequence")
+    if types not in known:
+      raise UserError(f"{source} has a tokenizer.json whose {name} is {', '.join(types) or None}, which {advice}")
+  for name, values in options.items():
+    if described.model.get(name) not in values:
+      raise UserError(f"{source} has a tokenizer.json with model.{name}={described.model.get(name)!r}, which {advice}")
+
+
+def check_settings(settings: Mapping[str, Any], described: Described, kind: str = "", *, source: str) -> None:
   """Refuses settings that say something else than the `tokenizer.json` beside them does.
 
   Args:
     settings: the settings of `tokenizer_config.json`, with those of `special_tokens_map.json`.
     described: the `tokenizer.json`.
+    kind: the class of the tokenizer, as `check_class` returns it.
     source: the folder of both, for errors.
 
   Raises:
@@ -178,6 +245,11 @@ def check_settings(settings: Mapping[str, Any], described: Described, *, source:
   for name, side in described.sides.items():
     if side != "Right" and settings.get(f"{name.partition('.')[0]}_side") != "right":
       raise UserError(f"{source} has {name}={side!r} in its tokenizer.json: only 'Right' can be imported")
+  if kind in _PADS_LEFT and not described.pads and "padding_side" not in settings:
+    raise UserError(
+      f"{source} does not say where captions are padded, and tokenizer_class='{kind}' pads them at their beginning:"
+      " write padding_side='right' into its tokenizer_config.json if the model was trained so"
+    )
   for name, token in named_tokens(settings):
     content = text_of(token)
     own = described.added.get(content)
@@ -193,32 +265,49 @@ def check_settings(settings: Mapping[str, Any], described: Described, *, source:
   unknown = described.model.get("unk_token")
   if settings.get("unk_token") and unknown and text_of(settings["unk_token"]) != unknown:
     raise _conflict(source, "unk_token", text_of(settings["unk_token"]), f"whose tokenizer.json has {unknown!r}")
-  for name, kind, option in _STEPS:
-    there, value = described.option(kind, option)
+  for name, step, option in _STEPS:
+    there, value = described.option(step, option)
     asked = settings.get(name)
+    if name in _CLASS_DEFAULTS.get(kind, {}) and name not in settings:
+      asked = _CLASS_DEFAULTS[kind][name]
+      _, lowercase = described.option("BertNormalizer", "lowercase")
+      if there and value != asked and (name != "strip_accents" or value != lowercase):
+        raise UserError(
+          f"{source} has {option}={value} in its tokenizer.json, and tokenizer_class='{kind}' has {name}={asked} where"
+          f" tokenizer_config.json does not say: write {name} there"
+        )
     # Null means something to `strip_accents` alone: accents go where captions are lower-cased.
     if name not in settings or (asked is None and (name != "strip_accents" or not there)):
       continue
     if there and asked != value:
       raise _conflict(source, name, asked, f"whose tokenizer.json has {option}={value}")
     if not there and asked and name not in ("do_lower_case", "add_prefix_space"):
-      raise _conflict(source, name, asked, f"whose tokenizer.json has no {kind}")
+      raise _conflict(source, name, asked, f"whose tokenizer.json has no {step}")
   if settings.get("keep_accents") is not None:
     raise _conflict(source, "keep_accents", settings["keep_accents"], "which its tokenizer.json cannot say")
 
 
-def check_ends(settings: Mapping[str, Any], begins: str | None, ends: str | None, *, source: str) -> None:
+def check_ends(
+  settings: Mapping[str, Any], begins: str | None, ends: str | None, kind: str = "", *, source: str
+) -> None:
   """Refuses settings that name other tokens for the beginning and the end of captions than the tokenizer puts there.
 
   Args:
     settings: as `check_settings` takes them.
     begins: the token that the tokenizer puts before a caption, if it puts one.
     ends: the token that it puts behind a caption, if it puts one.
+    kind: the class of the tokenizer, as `check_class` returns it.
     source: the folder, for errors.
 
   Raises:
     UserError: naming the option and its value.
   """
+  if (kind in _ENCLOSING and begins is None) or (kind in (*_ENCLOSING, "T5Tokenizer") and ends is None):
+    where = "before" if begins is None and kind in _ENCLOSING else "behind"
+    raise UserError(
+      f"{source} has a tokenizer.json that puts no token {where} a caption, and tokenizer_class='{kind}' puts one:"
+      " copy both files again"
+    )
   for names, token, flag in ((_BEGINNINGS, begins, "add_bos_token"), (_ENDS, ends, "add_eos_token")):
     said = {name: text_of(settings[name]) for name in names if settings.get(name)}
     asked = settings.get(flag)

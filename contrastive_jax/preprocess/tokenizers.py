@@ -111,10 +111,11 @@ class JsonTokenizer(Tokenizer):
     Args:
       content: of the file.
       literal: special tokens that are spelled out in a caption are plain text.
-      lowercase: captions are lower-cased, beside what the file says.
+      lowercase: captions are lower-cased, beside what the file says, letter by letter as a step of the file does it.
       canonical: and lose their punctuation, see `canonical`.
       pad: the token for padding; empty takes what the file or custom calls so.
-      mended: captions are mended as open_clip does before any of its tokenizers, see `mended`.
+      mended: captions are mended, and lower-cased as whole texts, as open_clip does before any of its tokenizers; see
+        `mended`.
     """
     self._content, self._literal = content, literal
     self._options = {"lowercase": lowercase, "canonical": canonical, "pad": pad, "mended": mended}
@@ -163,6 +164,8 @@ class JsonTokenizer(Tokenizer):
     room = length - self._tokenizer.num_special_tokens_to_add(is_pair=False)
     if room < 0:
       raise UserError(f"model.text.length={length}: this tokenizer's special tokens alone need {length - room}")
+    if self._options["lowercase"] and not self._options["mended"]:
+      texts = [_lower(text) for text in texts]
     texts = _prepared(texts, self._options["lowercase"], self._options["canonical"], self._options["mended"])
     for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False):
       encoding.truncate(room)
@@ -182,7 +185,13 @@ class SentencePieceTokenizer(Tokenizer):
   """
 
   def __init__(
-    self, content: bytes, lowercase: bool = False, canonical: bool = False, pad: str = "", mended: bool = False
+    self,
+    content: bytes,
+    lowercase: bool = False,
+    canonical: bool = False,
+    pad: str = "",
+    mended: bool = False,
+    joined: bool = False,
   ):
     """Reads the file.
 
@@ -192,12 +201,14 @@ class SentencePieceTokenizer(Tokenizer):
       canonical: and lose their punctuation, see `canonical`.
       pad: the token for padding; empty takes the model's own or, where it has none, the end of text.
       mended: captions are mended, see `mended`.
+      joined: of what `canonical` drops, an underscore joins the words beside it, as in transformers, instead of parting
+        them, as in big_vision.
 
     Raises:
       UserError: if the model has no end of text or not this token.
     """
     self._content, self._lowercase, self._canonical, self._pad = content, lowercase, canonical, pad
-    self._mended = mended
+    self._mended, self._joined = mended, joined
     self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
     self._eos = self._processor.eos_id()
     if self._eos < 0:
@@ -211,12 +222,13 @@ class SentencePieceTokenizer(Tokenizer):
     self.fingerprint = self._fingerprint()
 
   def _encode(self, texts: list[str], length: int) -> Iterable[list[int]]:
+    texts = [text.replace("_", "") for text in texts] if self._canonical and self._joined else texts
     texts = _prepared(texts, self._lowercase, self._canonical, self._mended)
     for ids in self._processor.encode(texts, out_type=int):
       yield [*ids[: length - 1], self._eos]
 
   def definition(self) -> tuple[str, str, bytes, dict[str, Any]]:
-    options = {"canonical": self._canonical, "pad": self._pad, "mended": self._mended}
+    options = {"canonical": self._canonical, "pad": self._pad, "mended": self._mended, "joined": self._joined}
     extra = {name: value for name, value in options.items() if value}
     return "sentencepiece", "sentencepiece.model", self._content, {"lowercase": self._lowercase, **extra}
 
@@ -237,8 +249,14 @@ class ClipTokenizer(Tokenizer):
   full-width characters and Unicode's NFC are kept: text that was decoded with a wrong encoding stays as it is.
   """
 
-  def __init__(self, content: bytes):
-    self._content = content
+  def __init__(self, content: bytes, mended: bool = True):
+    """Reads the file.
+
+    Args:
+      content: of the file.
+      mended: captions are mended as in the original, see `mended`; transformers hands them on as they are.
+    """
+    self._content, self._mended = content, mended
     lines = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode("utf-8").split("\n")
     merges = [tuple(line.split()) for line in lines[1 : _CLIP_MERGES + 1] if line.strip()]
     if any(len(pair) != 2 for pair in merges):
@@ -261,12 +279,12 @@ class ClipTokenizer(Tokenizer):
   def _encode(self, texts: list[str], length: int) -> Iterable[list[int]]:
     if length < 2:
       raise UserError(f"model.text.length={length}: the CLIP tokenizer needs room for its start and end tokens")
-    cleaned = [_clip_clean(text) for text in texts]
+    cleaned = [_clip_clean(text) if self._mended else _lower(text) for text in texts]
     for encoding in self._tokenizer.encode_batch(cleaned, add_special_tokens=False):
       yield [self._start, *encoding.ids[: length - 2], self._end]
 
   def definition(self) -> tuple[str, str, bytes, dict[str, Any]]:
-    return "clip", "clip_vocabulary.txt.gz", self._content, {}
+    return "clip", "clip_vocabulary.txt.gz", self._content, {} if self._mended else {"mended": False}
 
   def token_id(self, token: str) -> int | None:
     return self._tokenizer.token_to_id(token)
@@ -387,6 +405,11 @@ def _prepared(texts: list[str], lowercase: bool, canonically: bool, mend: bool) 
   texts = [mended(text) for text in texts] if mend else texts
   texts = [text.lower() for text in texts] if lowercase else texts
   return [canonical(text) for text in texts] if canonically else texts
+
+
+def _lower(text: str) -> str:
+  """Lower-cases letter by letter, where Python knows a Greek letter that is another at the end of a word."""
+  return normalizers.Lowercase().normalize_str(text)
 
 
 def _clip_clean(text: str) -> str:

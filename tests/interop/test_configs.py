@@ -225,12 +225,14 @@ def bpe_folder(folder: Path, **settings) -> Path:
 
 
 def test_tokenizer_settings_are_honoured_or_refused(tmp_path):
-  # Those of google/siglip2-*, but for the names of the tokens.
-  gemma = {"tokenizer_class": "GemmaTokenizer", "pad_token": "<pad>", "eos_token": {"content": "<eos>"}}
+  # Those of google/siglip2-*, but for the names of the tokens and the class, which would build other steps.
+  gemma = {"tokenizer_class": "PreTrainedTokenizer", "pad_token": "<pad>", "eos_token": {"content": "<eos>"}}
   right = bpe_folder(tmp_path / "right", **gemma, add_bos_token=False, add_eos_token=True)
   cased, lowered = tokenizer_files.read(right), tokenizer_files.read(right, clean="lower")
   assert (cased(["A Dog"], 8)[0] != cased(["a dog"], 8)[0]).any()
   np.testing.assert_array_equal(lowered(["A Dog"], 8)[0], cased(["a dog"], 8)[0])
+  with pytest.raises(UserError, match="tokenizer_class='GemmaTokenizer' pads them at their beginning"):
+    tokenizer_files.read(bpe_folder(tmp_path / "left", tokenizer_class="GemmaTokenizer"))
   with pytest.raises(UserError, match="add_bos_token=True"):
     tokenizer_files.read(bpe_folder(tmp_path / "wrong", **gemma, add_bos_token=True, add_eos_token=True))
   plain = tokenizer_files.read(bpe_folder(tmp_path / "cased", tokenizer_class="SiglipTokenizer", do_lower_case=False))

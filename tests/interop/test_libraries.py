@@ -4,12 +4,20 @@ import dataclasses
 import inspect
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 
 from contrastive_jax.errors import UserError
-from contrastive_jax.interop import huggingface_options, imports, open_clip, open_clip_options, tokenizer_options
+from contrastive_jax.interop import (
+  huggingface_options,
+  imports,
+  open_clip,
+  open_clip_options,
+  tokenizer_files,
+  tokenizer_options,
+)
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("torch")
@@ -19,6 +27,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch  # noqa: E402
 
 from benchmarks import reference_models as peers  # noqa: E402
+from tests.interop import checkpoints  # noqa: E402
 from tests.interop.test_parity import assert_same, opened_here  # noqa: E402
 
 CLASSES = {"clip": "CLIP", "siglip": "Siglip", "siglip2": "Siglip2"}
@@ -231,3 +240,84 @@ def test_other_files_of_pytorch_say_what_they_are(saved, message, tmp_path):
   with pytest.raises(UserError, match=message) as raised:
     checkpoint_files.read(tmp_path / "a.pt")
   assert "\n" not in str(raised.value)
+
+
+WORDS = ("a", "do", "dog", "g", "o", "d", "##g", "og", "dogs", "##s", ",", "!", "b", "c")
+ODD_CAPTIONS = (
+  *(
+    "a dog",
+    "A Dog, dogs!",
+    "",
+    "  a   dog ",
+    "a_dog _b_",
+    "two\tcats\n",
+    "na\u00efve e\u0301 \u00c9",
+    "\u03a3\u0391\u03a3 \u0130",
+  ),
+  *(
+    "\u72ac\u3068\u732b dog",
+    "\U0001f98a\u200d",
+    "\u201cdog\u201d don\u2019t",
+    "a &amp; b",
+    "\uff44\uff4f\uff47",
+    "dog " * 200,
+    "ctrl\x01\x07 dog",
+  ),
+)
+
+
+def small_tokenizer(name: str):
+  """A tokenizer of a class of transformers, whose first token is number 0 as in the published ones."""
+  special = [["<s>", "<pad>", "</s>", "<unk>", "<mask>", "[UNK]"], ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]]
+  if name in ("BertTokenizer", "MPNetTokenizer"):
+    words = {word: number for number, word in enumerate([*special[name == "BertTokenizer"], *WORDS])}
+    return getattr(transformers, name)(vocab=words)
+  if name == "RobertaTokenizer":
+    learned = json.loads(checkpoints.tokenizer().definition()[2])["model"]
+    words = {word: number for number, word in enumerate([*special[0], *learned["vocab"]])}
+    return transformers.RobertaTokenizer(vocab=words, merges=[tuple(pair) for pair in learned["merges"]])
+  spaced = [
+    "\u2581",
+    "\u2581a",
+    "\u2581d",
+    "o",
+    "g",
+    "a",
+    "d",
+    "\u2581do",
+    *(chr(code) for code in range(0x370, 0x400)),
+  ]
+  words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256)), *spaced]
+  words = {word: number for number, word in enumerate(words)}
+  return transformers.Siglip2Tokenizer(vocab=words, merges=[("\u2581", "a"), ("\u2581", "d"), ("\u2581d", "o")])
+
+
+def assert_same_tokens(folder, theirs) -> None:
+  expected = theirs(list(ODD_CAPTIONS), padding="max_length", max_length=24, truncation=True, return_tensors="np")
+  tokens, _ = tokenizer_files.read(folder)(ODD_CAPTIONS, 24)
+  for caption, found, wanted in zip(ODD_CAPTIONS, tokens, expected["input_ids"], strict=True):
+    np.testing.assert_array_equal(found, wanted, err_msg=repr(caption))
+
+
+@pytest.mark.parametrize("name", ["BertTokenizer", "MPNetTokenizer", "RobertaTokenizer", "Siglip2Tokenizer"])
+def test_tokenizers_of_a_class_give_its_tokens(name, tmp_path):
+  theirs = small_tokenizer(name)
+  theirs.padding_side = "right"
+  theirs.save_pretrained(tmp_path)
+  settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"padding_side": "right"}))
+  assert_same_tokens(tmp_path, transformers.AutoTokenizer.from_pretrained(tmp_path))
+
+
+@pytest.mark.parametrize("family", ["pieces", "merges"])
+def test_tokenizers_without_a_json_give_the_tokens_of_transformers(family, sources, tmp_path):
+  shutil.copytree(sources[family], tmp_path, dirs_exist_ok=True)
+  kind = {"pieces": transformers.SiglipTokenizer, "merges": transformers.CLIPTokenizer}[family]
+  if family == "merges":
+    # Version 5 no longer reads tokens with their flags here, as its versions before wrote them.
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
+  theirs = kind.from_pretrained(tmp_path)
+  if family == "merges":
+    # Ours is the padding of the original; the embedding is taken before it.
+    theirs.pad_token = "!"
+  assert_same_tokens(tmp_path, theirs)

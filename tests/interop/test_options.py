@@ -93,6 +93,18 @@ REFUSED = [
   ("siglip", CONFIG, "vision_config/vision_use_head", False, "vision_use_head=False"),
   ("siglip", CONFIG, "text_config/projection_size", 8, "projection_size=8"),
   ("siglip2", CONFIG, "vision_config/num_patches", 15, "num_patches=15, which must be a square"),
+  # `transformers` passes over the second description of a tower in all families but CLIP's.
+  ("siglip", CONFIG, "text_config_dict", {"num_attention_heads": 4}, "text_config_dict=.*which only a CLIP reads"),
+  ("siglip2", CONFIG, "vision_config_dict", {"layer_norm_eps": 0.1}, "vision_config_dict=.*which only a CLIP reads"),
+  ("clip", CONFIG, "text_config/eos_token_id", True, "eos_token_id=True, which must be a token's number"),
+  # The tokenizer's own limit would cut a table of the default size to that of the weights.
+  ("clip", CONFIG, "text_config/max_position_embeddings", ..., "max_position_embeddings=77 and 5 positions"),
+  ("bert", CONFIG, "max_position_embeddings", 40, "max_position_embeddings=40 and 12 positions"),
+  ("clip", SEEN, "rescale_factor", 1e300, "make no usable numbers of pixels"),
+  ("clip", SEEN, "rescale_factor", 1e-40, "make no usable numbers of pixels"),
+  ("siglip", SEEN, "image_mean", [0.5, 0.5, -1e300], "make no usable numbers of pixels"),
+  ("siglip2", SEEN, "image_std", 1e-30, "make no usable numbers of pixels"),
+  ("siglip", SEEN, "size", 16, "size=16"),
   ("clip", SEEN, "do_resize", False, "do_resize=False"),
   # null is false to the image processors, and not their default.
   ("clip", SEEN, "do_resize", None, "do_resize=None"),
@@ -125,6 +137,7 @@ REFUSED = [
   ("siglip2", SEEN, "max_num_patches", 0, "max_num_patches=0"),
   ("clip", "processor_config.json", "image_processor/do_resize", False, "do_resize=True in preprocessor_config.json"),
   ("clip", "processor_config.json", "image_procesor", {}, r"did you mean 'image_processor'\?"),
+  ("clip", SETTINGS, "model_max_length", 4.5, "model_max_length=4.5, which must be a whole number"),
   ("clip", SETTINGS, "padding_side", "left", "padding_side='left'"),
   ("clip", SETTINGS, "truncation_side", "left", "truncation_side='left'"),
   ("clip", SETTINGS, "eos_token", "<end>", "eos_token='<end>'"),
@@ -176,6 +189,13 @@ REFUSED = [
   ("bert", SETTINGS, "tokenize_chinese_chars", False, "tokenize_chinese_chars=False"),
   ("bert", SETTINGS, "cls_token", "[SEP]", r"cls_token='\[CLS\]' in special_tokens_map"),
   ("bert", TOKENS, "normalizer/lowercase", False, "do_lower_case=True"),
+  ("bert", TOKENS, "normalizer/clean_text", False, "clean_text=False .*has clean_text=True"),
+  ("bert", TOKENS, "normalizer", {"type": "NFC"}, "tokenize_chinese_chars=True"),
+  ("bert", TOKENS, "pre_tokenizer", {"type": "Whitespace"}, "pre_tokenizer is Whitespace.*'PreTrainedTokenizerFast'"),
+  ("bert", TOKENS, "pre_tokenizer", None, "pre_tokenizer is None"),
+  ("bert", TOKENS, "model/max_input_chars_per_word", 3, r"model\.max_input_chars_per_word=3"),
+  ("bert", TOKENS, "model/continuing_subword_prefix", "@@", r"model\.continuing_subword_prefix='@@'"),
+  ("bert", TOKENS, "post_processor", None, "no token before a caption, and tokenizer_class='BertTokenizer'"),
   ("bert", TOKENS, "padding/direction", "Left", "padding.direction='Left'"),
   ("pieces", SETTINGS, "eos_token", "<unk>", "eos_token='<unk>'"),
   ("pieces", SETTINGS, "pad_token", "<fill>", "no token '<fill>' for padding"),
@@ -199,6 +219,20 @@ def test_what_is_not_computed_is_refused_by_name(family, file, path, value, mess
     read(family, edited(family, file, path, value))
   assert "\n" not in str(raised.value)
   assert "panicked" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_berts_settings_that_no_file_gives_are_those_of_its_class(named, edited, sources):
+  folder = edited("bert", TOKENS, "normalizer/lowercase", False)
+  settings = json.loads((folder / SETTINGS).read_text())
+  del settings["do_lower_case"]
+  settings["tokenizer_class"] = "BertTokenizer" if named else None
+  (folder / SETTINGS).write_text(json.dumps(settings))
+  with pytest.raises(UserError, match=r"lowercase=False in its tokenizer\.json, and .* has do_lower_case=True"):
+    read("bert", folder)
+  (folder / SETTINGS).write_text(json.dumps(settings | {"do_lower_case": False}))
+  tokens, _ = read("bert", folder).tokenizer(["A dog", "a dog"], 8)
+  assert (tokens[0] != tokens[1]).any()
 
 
 HARMLESS = [
