@@ -196,7 +196,11 @@ def _is_float(array: np.ndarray) -> bool:
 def _safetensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
   with safe_open(path, framework="numpy") as file:
     for name in file.keys():  # noqa: SIM118 - not a mapping
-      yield name, file.get_tensor(name)
+      try:
+        yield name, file.get_tensor(name)
+      except AttributeError as error:
+        kind = file.get_slice(name).get_dtype()
+        raise UserError(f"{path} holds {name} in numbers of the type {kind}: save the weights as float32") from error
 
 
 def _npz(path: Path) -> Iterator[tuple[str, np.ndarray]]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from flax import traverse_util
 
@@ -192,7 +193,12 @@ def to_ours(
   ]
   if faults:
     raise UserError(f"{source} does not fit the model that its config describes; {'; '.join(faults)}")
-  whole = [f"{name} ({theirs[name].dtype})" for name in expected if theirs[name].dtype.kind not in "fV"]
+  # Of the types that NumPy has no name for one is known; others are raw bytes, and numbers of eight bits and fewer.
+  whole = [
+    f"{name} ({theirs[name].dtype})"
+    for name in expected
+    if theirs[name].dtype.kind != "f" and theirs[name].dtype != ml_dtypes.bfloat16
+  ]
   if whole:
     raise UserError(f"{source} holds {len(whole)} weights that are no floating-point numbers: {_list(whole, ())}")
   broken = [name for name in expected if not np.isfinite(theirs[name]).all()]

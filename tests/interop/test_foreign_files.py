@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -211,6 +212,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\
     ("hole.safetensors", safetensors_of({"a": F32 | {"data_offsets": [8, 16]}}), "cannot be read: "),
     ("shape.safetensors", safetensors_of({"a": {**F32, "shape": [2**60], "data_offsets": [0, 8]}}), "cannot be read: "),
     ("dtype.safetensors", safetensors_of({"a": {**F32, "dtype": "F31", "data_offsets": [0, 8]}}), "cannot be read: "),
+    ("eight.safetensors", safetensors_of({"a": {**F32, "dtype": "F8_E4M3", "data_offsets": [0, 2]}}, b"11"), "F8_E4M3"),
     ("header.safetensors", struct.pack("<Q", 2**62) + b"{}", "cannot be read: "),
     ("none.safetensors", safetensors_of({}, b""), "holds no arrays"),
   ],
@@ -349,6 +351,8 @@ QUERY = "params/txt/Encoder_0/encoderblock_0/MultiHeadDotProductAttention_0/quer
     (lambda a: a | {"params/t": np.float32(np.nan)[...]}, "not finite: t"),
     (lambda a: a | {"params/t": np.array("ten")}, r"no floating-point numbers: t \("),
     (lambda a: a | {"params/b": np.array([object()])}, "cannot be read"),
+    (lambda a: a | {"params/t": np.zeros(1, "V4")}, r"no floating-point numbers: t \(\|V4\)"),
+    (lambda a: a | {"params/t": np.zeros(1, ml_dtypes.float8_e4m3fn)}, "no floating-point numbers: t"),
   ],
 )
 def test_big_vision_files_that_do_not_fit_are_refused(change, message, sources, tmp_path):
