@@ -215,6 +215,13 @@ def to_ours(
     ]
     for path, arrays in zip(each.ours, zip(*layers, strict=True), strict=True):
       params[tuple(path.split("/"))] = np.stack(arrays) if each.depth else np.asarray(arrays[0], order="C")
+  scale = params.get(("log_logit_scale",), np.float32(0))
+  with np.errstate(over="ignore"):
+    if not np.isfinite(np.exp(scale)):
+      raise UserError(
+        f"{source} has the logarithm {float(scale):g} of its logit scale, whose exponential is not finite: it holds the"
+        " scale itself, or is damaged"
+      )
   return traverse_util.unflatten_dict(params)
 
 

@@ -122,6 +122,10 @@ def test_numbers_beyond_float32_and_whole_numbers_are_no_weights(copy):
   with pytest.raises(UserError, match=r"1 weights of \d+ that are not finite: logit_scale"):
     read("clip", large)
   shutil.rmtree(large)
+  scale = copy("clip", lambda arrays: arrays | {"logit_scale": np.float32(200)[...]})
+  with pytest.raises(UserError, match="has the logarithm 200 of its logit scale"):
+    read("clip", scale)
+  shutil.rmtree(scale)
   whole = copy("clip", lambda arrays: arrays | {"logit_scale": np.int32(3)[...]})
   with pytest.raises(UserError, match=r"no floating-point numbers: logit_scale \(int32\)"):
     read("clip", whole)
