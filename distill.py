@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from contrastive_jax import cli, paths
+from contrastive_jax import cli, paths, progress
 from contrastive_jax.bad_records import FILE, BadRecord, BadRecords, retried
 from contrastive_jax.errors import UserError
 from contrastive_jax.inference import Model
@@ -118,23 +116,15 @@ def embedded(
   model: Model, name: str, source: Source, bad_records: BadRecords | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Ids and embeddings of the samples that can be read, a chunk at a time."""
-  ledger = bad_records or BadRecords()
-  columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
-  rate = TextColumn("{task.fields[rate]}"), TimeRemainingColumn()
-  console = Console(stderr=True)
-  with Progress(*columns, *rate, console=console, transient=True, disable=not console.is_terminal) as bar:
-    task = bar.add_task(name, total=len(source), rate="")
-    size = CHUNK * model.batch_size
-    for start in range(0, len(source), size):
-      pictures = Pictures(source, start, min(start + size, len(source)), ledger)
-      images = model.encode_image(pictures)
-      readable = pictures.ids >= 0
-      ledger.read(len(pictures))
-      ledger.check()
-      yield pictures.ids[readable], images[readable]
-      bar.update(task, advance=len(pictures))
-      speed = bar.tasks[0].speed
-      bar.update(task, rate=f"{speed:,.0f} images/s" if speed else "")
+  ledger, size = bad_records or BadRecords(), CHUNK * model.batch_size
+  chunks = (np.arange(start, min(start + size, len(source))) for start in range(0, len(source), size))
+  for rows in progress.shown(chunks, len(source), "images", name):
+    pictures = Pictures(source, int(rows[0]), int(rows[-1]) + 1, ledger)
+    images = model.encode_image(pictures)
+    readable = pictures.ids >= 0
+    ledger.read(len(pictures))
+    ledger.check()
+    yield pictures.ids[readable], images[readable]
 
 
 if __name__ == "__main__":

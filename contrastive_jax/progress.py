@@ -7,19 +7,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
-def shown(batches: Iterator[np.ndarray], count: int, what: str) -> Iterator[np.ndarray]:
+def shown(batches: Iterator[np.ndarray], count: int, what: str, label: str = "") -> Iterator[np.ndarray]:
   """Yields the batches of row numbers, and shows how many of `count` rows are done, with rate and remaining time.
 
   Args:
     batches: row numbers in ascending order.
     count: number of rows.
     what: name of the rows, such as "images".
+    label: what stands before the bar; "encoding" and `what` if empty.
   """
-  columns = (TextColumn(f"[bold]encoding {what}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+  name = TextColumn("{task.description}", style="bold", markup=False)
+  columns = name, BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")
   console = Console(stderr=True)
   hidden = {"transient": True, "disable": not console.is_terminal}
   with Progress(*columns, TimeRemainingColumn(), console=console, **hidden) as bar:
-    task = bar.add_task(what, total=count, rate="")
+    task = bar.add_task(label or f"encoding {what}", total=count, rate="")
     for rows in batches:
       yield rows
       bar.update(task, completed=int(rows.max()) + 1)

@@ -37,7 +37,7 @@ def test_every_stage_leaves_its_mark(undisturbed):
   assert [row["stage"] for row in rows] == ["fixed"] * 5 + ["native"] * 5 + ["video"] * 6
   assert all(("loss_distill_features" in row) == (row["stage"] != "video") for row in rows)
   assert all(("image_token_fill" in row) == (row["stage"] == "native") for row in rows[:10])
-  weights = [row["distillation_weight"] for row in rows[:10]]
+  weights = [row["factor_distill_features"] for row in rows[:10]]
   np.testing.assert_allclose(weights, [1] * 5 + [1, 0.8, 0.6, 0.4, 0.2], atol=1e-6)
 
 

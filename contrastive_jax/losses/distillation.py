@@ -40,7 +40,7 @@ def feature_distances(
     >>> feature_distances(student, teacher).tolist(), feature_distances(student, teacher, "mse").tolist()
     ([0.0], [1.0])
   """
-  require_known("loss_options.distill_features.distance", distance, DISTANCES)
+  require_known("distance", distance, DISTANCES)
   dtype = negatives.accumulation_dtype(student, teacher)
   student, teacher = student.astype(dtype), lax.stop_gradient(teacher.astype(dtype))
   if distance == "mse":
@@ -97,10 +97,10 @@ def similarity_distillation(
     >>> float(loss)
     0.0
   """
-  pairwise.check("distill_similarity", strategy, tile)
+  pairwise.check(strategy, tile)
   for name, value in (("temperature", temperature), ("teacher_temperature", teacher_temperature)):
     if value is not None and not value > 0:
-      raise UserError(f"loss_options.distill_similarity.{name}={value} must be above 0")
+      raise UserError(f"{name}={value} must be above 0")
   axes = pairwise.mesh_axes(axis_name)
   dtype = negatives.accumulation_dtype(image, text)
   scale = jnp.asarray(logit_scale if temperature is None else 1 / temperature, dtype)
@@ -152,8 +152,7 @@ def relational_distillation(
     >>> float(relational_distillation(image, image, teacher)[0])
     1.0
   """
-  del text, teacher_text, logit_scale
-  pairwise.check("distill_relational", strategy, tile)
+  pairwise.check(strategy, tile)
   axes = pairwise.mesh_axes(axis_name)
   dtype = negatives.accumulation_dtype(image)
   teacher = lax.stop_gradient(teacher_image.astype(image.dtype))

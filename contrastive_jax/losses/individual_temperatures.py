@@ -86,7 +86,7 @@ def individual_temperature_loss(
   Individualization" (arXiv 2305.11965), algorithm 1, with two differences: the means are kept as logarithms, so that
   no running maximum is needed, and the first visit of a sample takes the batch's mean.
   """
-  pairwise.check("individual_temperatures", strategy, tile)
+  pairwise.check(strategy, tile)
   axes = pairwise.mesh_axes(axis_name)
   dtype = negatives.accumulation_dtype(image, text)
   keys = pairwise.keys_of(group, len(image), axes)

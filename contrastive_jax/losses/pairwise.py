@@ -66,11 +66,11 @@ def vary(tree: Any, *like: Any, axes: tuple[str, ...] = ()) -> Any:
   return jax.tree.map(mark, tree)
 
 
-def check(loss: str, strategy: str, tile: int | None) -> None:
+def check(strategy: str, tile: int | None) -> None:
   """Raises a `UserError` unless the `strategy` of a loss is known and its `tile` is None or a positive integer."""
-  require_known(f"loss_options.{loss}.strategy", strategy, STRATEGIES)
+  require_known("strategy", strategy, STRATEGIES)
   if tile is not None and tile < 1:
-    raise UserError(f"loss_options.{loss}.tile={tile} must be at least 1, or None to let the library choose")
+    raise UserError(f"tile={tile} must be at least 1, or None to let the library choose")
 
 
 def tile_shape(rows: int, columns: int, tile: int | None) -> tuple[int, int]:

@@ -48,7 +48,7 @@ def sigmoid_loss(
     >>> [round(float(value), 4) for value in (loss, parts["loss_positive"], parts["loss_negative"])]
     [0.0134, 0.0067, 0.0067]
   """
-  pairwise.check("sigmoid", strategy, tile)
+  pairwise.check(strategy, tile)
   axes = pairwise.mesh_axes(axis_name)
   dtype = negatives.accumulation_dtype(image, text)
   scale = jnp.asarray(logit_scale, dtype)

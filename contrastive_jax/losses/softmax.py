@@ -58,7 +58,6 @@ def softmax_loss(
     >>> round(float(loss), 4), float(metrics["accuracy_image_to_text"])
     (1.3133, 0.0)
   """
-  del logit_bias
   return weighted_softmax_loss(
     image,
     text,
@@ -130,9 +129,9 @@ def weighted_softmax_loss(
     >>> round(float(plain), 4), round(float(decoupled), 4)
     (0.3133, -1.0)
   """
-  pairwise.check("softmax", strategy, tile)
+  pairwise.check(strategy, tile)
   if not 0 <= label_smoothing < 1:
-    raise UserError(f"loss_options.softmax.label_smoothing={label_smoothing} must be at least 0 and below 1")
+    raise UserError(f"label_smoothing={label_smoothing} must be at least 0 and below 1")
   if positive_coefficient < 0:
     raise UserError(f"positive_coefficient={positive_coefficient} must be at least 0")
   axes = pairwise.mesh_axes(axis_name)

@@ -7,10 +7,11 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from contrastive_jax.batch import ImageBatch
+from contrastive_jax.batch import ImageBatch, TextBatch
 from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.models.image import ImageTower
 from contrastive_jax.models.layers import ParameterMaker, constant, l2_normalize
+from contrastive_jax.models.outputs import TowerOutputs
 from contrastive_jax.models.text import TextTower
 
 
@@ -26,6 +27,31 @@ class DualEncoder(nnx.Module):
     bias = config.init_logit_bias
     self.logit_bias = None if bias is None else make((), constant(bias), ())
 
+  def __call__(
+    self,
+    image: ImageBatch,
+    text: TextBatch,
+    *,
+    image_keys: Key[Array, "image_rows"] | None = None,
+    text_keys: Key[Array, "text_rows"] | None = None,
+  ) -> dict[str, TowerOutputs]:
+    """Runs both towers.
+
+    Args:
+      image: the images, as `encode_image` takes them.
+      text: the captions.
+      image_keys: the random key of each row of images, for dropout and drop path; None is deterministic.
+      text_keys: the same of each row of captions.
+
+    Returns:
+      The outputs of each tower, by its name among the parameters.
+    """
+    placed = {"segment_ids": text.segment_ids, "locations": text.locations}
+    return {
+      "image": self.image(image, keys=image_keys),
+      "text": self.text(text.tokens, text.mask, **placed, keys=text_keys),
+    }
+
   def encode_image(
     self, image: ImageBatch, *, keys: Key[Array, "rows"] | None = None, projected: bool = True
   ) -> Float[Array, "pairs dim"]:
@@ -39,7 +65,8 @@ class DualEncoder(nnx.Module):
     Returns:
       L2-normalised float32 embeddings; zero where the tower's output is zero.
     """
-    return l2_normalize((self.image if projected else self.image.pooled)(image, keys=keys))
+    outputs = self.image(image, keys=keys)
+    return outputs.embedding if projected else l2_normalize(outputs.pooled)
 
   def encode_text(
     self,
@@ -62,7 +89,7 @@ class DualEncoder(nnx.Module):
     Returns:
       L2-normalised float32 embeddings; zero where the tower's output is zero.
     """
-    return l2_normalize(self.text(tokens, mask, segment_ids=segment_ids, locations=locations, keys=keys))
+    return self.text(tokens, mask, segment_ids=segment_ids, locations=locations, keys=keys).embedding
 
 
 @functools.cache

@@ -8,7 +8,16 @@ from contrastive_jax.batch import ImageBatch
 from contrastive_jax.errors import UserError
 from contrastive_jax.models import pooling
 from contrastive_jax.models.config import ImageConfig
-from contrastive_jax.models.layers import Linear, ParameterMaker, linear, make_norm, make_projection, normal
+from contrastive_jax.models.layers import (
+  Linear,
+  ParameterMaker,
+  l2_normalize,
+  linear,
+  make_norm,
+  make_projection,
+  normal,
+)
+from contrastive_jax.models.outputs import TowerOutputs
 from contrastive_jax.models.positions import read, resampled, rope_angles, sincos_2d
 from contrastive_jax.models.transformer import Transformer
 
@@ -44,18 +53,8 @@ class ImageTower(nnx.Module):
     self.pool = pooling.AttentionPool(transformer, dtype=dtype, make=make) if config.pool == "map" else None
     self.projection = make_projection(config, embed_dim, dtype=dtype, make=make)
 
-  def __call__(self, image: ImageBatch, *, keys: Key[Array, "rows"] | None = None) -> Float[Array, "pairs dim"]:
-    """Embeds images in the shared space, without normalising.
-
-    Args:
-      image: the patches, as `pooled` takes them.
-      keys: the random key of each row, for dropout and drop path; None is deterministic.
-    """
-    pooled = self.pooled(image, keys=keys)
-    return pooled if self.projection is None else self.projection(pooled)
-
-  def pooled(self, image: ImageBatch, *, keys: Key[Array, "rows"] | None = None) -> Float[Array, "pairs width"]:
-    """Embeds images as the tower's own features, before the projection.
+  def __call__(self, image: ImageBatch, *, keys: Key[Array, "rows"] | None = None) -> TowerOutputs:
+    """Embeds images.
 
     Args:
       image: the patches. Rows are packed when it has `locations`; else a row is one image or clip, with padding
@@ -70,20 +69,26 @@ class ImageTower(nnx.Module):
       raise UserError(
         "model.image.class_token=True has no place in packed rows: use model.image.pool='map' or 'mean' without it"
       )
-    states = self.states(image, keys=keys)
+    states = self._states(image, keys)
+    finished = states if self.post_norm is None else self.post_norm(states)
+    pooled = self._pooled(states, finished, image)
+    embedding = l2_normalize(pooled if self.projection is None else self.projection(pooled))
+    return TowerOutputs(embedding, pooled, finished)
+
+  def _pooled(
+    self, states: Float[Array, "rows length width"], finished: Float[Array, "rows length width"], image: ImageBatch
+  ) -> Float[Array, "pairs width"]:
     if self.config.pool == "cls":
-      states = states[:, :1]
-    if self.post_norm is not None:
-      states = self.post_norm(states)
-    if self.config.pool == "cls":
-      return states[:, 0]
+      # The norm treats tokens one by one: only the class token needs it.
+      return (states[:, :1] if self.post_norm is None else self.post_norm(states[:, :1]))[:, 0]
+    states = finished
     tokens = pooling.Tokens.of(image.segment_ids, image.locations)
     if self.config.class_token:
       # The class token takes part in attention pooling, as any token, and not in the mean of the patches.
       states, tokens = (states, tokens.with_first()) if self.pool is not None else (states[:, 1:], tokens)
     return tokens.mean(states) if self.pool is None else self.pool(states, tokens)
 
-  def states(self, image: ImageBatch, *, keys: Key[Array, "rows"] | None = None) -> Float[Array, "rows length width"]:
+  def _states(self, image: ImageBatch, keys: Key[Array, "rows"] | None) -> Float[Array, "rows length width"]:
     """Returns the token states after the last block and before the last norm; the class token comes first."""
     config = self.config
     x = self._embedded(image.patches)

@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from contrastive_jax.errors import UserError
 from contrastive_jax.models import pooling
 from contrastive_jax.models.config import TextConfig
-from contrastive_jax.models.layers import ParameterMaker, make_norm, make_projection, normal
+from contrastive_jax.models.layers import ParameterMaker, l2_normalize, make_norm, make_projection, normal
+from contrastive_jax.models.outputs import TowerOutputs
 from contrastive_jax.models.positions import read
 from contrastive_jax.models.transformer import Transformer
 
@@ -41,8 +42,8 @@ class TextTower(nnx.Module):
     segment_ids: Any = None,
     locations: Any = None,
     keys: Key[Array, "rows"] | None = None,
-  ) -> Float[Array, "pairs dim"]:
-    """Embeds captions in the shared space, without normalising.
+  ) -> TowerOutputs:
+    """Embeds captions.
 
     Args:
       tokens: the tokens of captions, one a row with padding at its end, or packed.
@@ -60,31 +61,30 @@ class TextTower(nnx.Module):
         f"captions cannot be packed for model.text.pool='{pool}' and model.text.attend_padding="
         f"{self.config.attend_padding}, which read the padding: set data.text_rows=0"
       )
-    states = self.states(tokens, mask, segment_ids=segment_ids, keys=keys)
-    if pool == "last":
-      return self._projected(self._finished(states[:, -1]))
+    states = self._states(tokens, mask, segment_ids, keys)
+    finished = self._finished(states)
     owned = pooling.Tokens(mask) if locations is None else pooling.Tokens(segment_ids=segment_ids, locations=locations)
-    if pool in ("eos", "cls"):
+    if pool == "last":
+      pooled = self._finished(states[:, -1])
+    elif pool in ("eos", "cls"):
       # The norm treats tokens one by one: only the chosen one needs it.
-      return self._projected(self._finished(owned.select(states, "last" if pool == "eos" else "first")))
-    states = self._finished(states)
-    if self.pool is None:
-      return self._projected(owned.mean(states))
-    return self._projected(self.pool(states, pooling.Tokens() if self.config.attend_padding else owned))
+      pooled = self._finished(owned.select(states, "last" if pool == "eos" else "first"))
+    elif self.pool is None:
+      pooled = owned.mean(finished)
+    else:
+      pooled = self.pool(finished, pooling.Tokens() if self.config.attend_padding else owned)
+    embedding = l2_normalize(pooled if self.projection is None else self.projection(pooled))
+    return TowerOutputs(embedding, pooled, finished)
 
   def _finished(self, states: Float[Array, "... width"]) -> Float[Array, "... width"]:
     return states if self.post_norm is None else self.post_norm(states)
 
-  def _projected(self, pooled: Float[Array, "pairs width"]) -> Float[Array, "pairs dim"]:
-    return pooled if self.projection is None else self.projection(pooled)
-
-  def states(
+  def _states(
     self,
     tokens: Int[Array, "rows length"],
-    mask: Bool[Array, "rows length"] | None = None,
-    *,
-    segment_ids: Any = None,
-    keys: Key[Array, "rows"] | None = None,
+    mask: Bool[Array, "rows length"] | None,
+    segment_ids: Any,
+    keys: Key[Array, "rows"] | None,
   ) -> Float[Array, "rows length width"]:
     """Returns the token states after the last block and before the last norm."""
     length = tokens.shape[1]

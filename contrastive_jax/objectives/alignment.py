@@ -12,8 +12,8 @@ from contrastive_jax.objectives.term import LocalTerm
 class Alignment(LocalTerm):
   """The mean squared distance of the two embeddings of a pair, which `losses.squared_distances` computes."""
 
-  def total(self, embeddings, batch, params):
-    return jnp.sum(losses.squared_distances(*embeddings))
+  def total(self, model, outputs, batch, params):
+    return jnp.sum(losses.squared_distances(outputs["image"].embedding, outputs["text"].embedding))
 
   def count(self, batch):
     return jnp.float32(batch.pairs)

@@ -31,7 +31,7 @@ class DistillFeatures(LocalTerm):
   needs: ClassVar[frozenset[str]] = frozenset({TEACHER_IMAGE})
 
   def __post_init__(self):
-    require_known("loss_options.distill_features.distance", self.distance, losses.DISTANCES)
+    require_known("distance", self.distance, losses.DISTANCES)
 
   def params(self, sizes: Sizes) -> Arrays:
     student, teacher = sizes.embed_dim, sizes.teacher_dim
@@ -44,8 +44,8 @@ class DistillFeatures(LocalTerm):
       )
     return {}
 
-  def total(self, embeddings, batch, params):
-    student, _ = embeddings
+  def total(self, model, outputs, batch, params):
+    student = outputs["image"].embedding
     if self.projection:
       student = jnp.matmul(student, gathered(params["kernel"], _AXES), precision=jax.lax.Precision.HIGHEST)
     return jnp.sum(losses.feature_distances(student, batch.targets.image, self.distance))

@@ -20,6 +20,7 @@ class DistillRelational(GlobalTerm):
   tile: int | None = None
 
   needs: ClassVar[frozenset[str]] = frozenset({TEACHER_IMAGE})
+  compares_pairs: ClassVar[bool] = True
 
   def __call__(self, pairs: Pairs, params, state, **exchange: Any):
     options = dataclasses.asdict(self) | exchange

@@ -24,6 +24,7 @@ class DistillSimilarity(GlobalTerm):
   tile: int | None = None
 
   needs: ClassVar[frozenset[str]] = frozenset({TEACHER_IMAGE, TEACHER_TEXT})
+  compares_pairs: ClassVar[bool] = True
 
   def __call__(self, pairs: Pairs, params, state, **exchange: Any):
     loss, metrics = losses.similarity_distillation(

@@ -47,13 +47,12 @@ class IndividualTemperatures(GlobalTerm):
 
   needs: ClassVar[frozenset[str]] = frozenset({STATE_ROWS})
   separates: ClassVar[bool] = True
+  compares_pairs: ClassVar[bool] = True
 
   def __post_init__(self):
     if not self.smallest <= self.temperature <= self.largest:
-      options = "loss_options.individual_temperatures"
       raise UserError(
-        f"{options}.temperature={self.temperature} is not between {options}.smallest={self.smallest} and"
-        f" {options}.largest={self.largest}"
+        f"temperature={self.temperature} is not between smallest={self.smallest} and largest={self.largest}"
       )
 
   def state(self, sizes: Sizes) -> Arrays:

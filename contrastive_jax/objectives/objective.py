@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float
 
 from contrastive_jax.batch import Batch
 from contrastive_jax.errors import UserError, nearest, require_known
+from contrastive_jax.models.dual_encoder import DualEncoder
 from contrastive_jax.objectives.table import TERMS
 from contrastive_jax.objectives.term import (
   SAMPLES,
@@ -22,6 +24,7 @@ from contrastive_jax.objectives.term import (
   GlobalTerm,
   LocalTerm,
   Metrics,
+  Outputs,
   Pairs,
   Sizes,
   Term,
@@ -82,12 +85,12 @@ class Objective:
     params: Arrays | None = None,
     state: Arrays | None = None,
     state_axes: Arrays | None = None,
-    factor: Float[Array, ""] | float = 1.0,
+    factors: Mapping[str, Float[Array, ""]] | None = None,
   ) -> tuple[Float[Array, ""], tuple[Metrics, Arrays]]:
     """Computes the global terms of embeddings that lie on the batch axes of `mesh`.
 
     Args:
-      embeddings: the embeddings of the images and of the texts.
+      embeddings: the embeddings that each tower makes, by its name.
       batch: the pairs; without targets the terms that distil are left out.
       logit_scale: multiplier of the similarities.
       logit_bias: the number added to the logits, or None.
@@ -95,7 +98,7 @@ class Objective:
       params: the parameters of the terms.
       state: the state of the terms.
       state_axes: the logical axes of `state`, as `axes` returns them.
-      factor: factor of the weights of the terms that distil.
+      factors: factors of the weights of terms, by their names; 1 where there is none.
 
     Returns:
       The value, and (metrics, state after the step).
@@ -114,21 +117,24 @@ class Objective:
     }
     used, state = ({name: own for name, own in arrays.items() if name in chosen} for arrays in (params, remembered))
 
-    def local(pairs, params, state, factor):
+    def local(pairs, params, state, factors):
       total, metrics, after = 0.0, {}, {}
       for name, (weight, term) in chosen.items():
         value, own, parts = term(
           pairs, params.get(name, {}), state.get(name, {}), axis_name=BATCH_AXES, ring_order=order
         )
-        total += weight * (factor if term.distils else 1.0) * value
-        metrics |= parts | ({f"loss_{name}": value} if len(self.terms) > 1 else {})
+        total += weight * factors.get(name, 1.0) * value
+        # Terms of a sum may have metrics of one name.
+        metrics |= {f"{name}/{part}": number for part, number in parts.items()} if len(self.terms) > 1 else parts
+        metrics |= {f"loss_{name}": value} if len(self.terms) > 1 else {}
         if name in state:
           after[name] = own
       return total, metrics, after
 
     split, everywhere = PartitionSpec(BATCH_AXES), PartitionSpec()
-    image, text = embeddings
-    pairs = Pairs(image, text, batch.keys, logit_scale, logit_bias, state_rows=batch.state_rows)
+    pairs = Pairs(
+      embeddings["image"], embeddings["text"], batch.keys, logit_scale, logit_bias, state_rows=batch.state_rows
+    )
     if targets is not None:
       pairs = dataclasses.replace(pairs, teacher_image=targets.image, teacher_text=targets.text)
     narrow = ("image", "text", "teacher_image", "teacher_text")
@@ -145,7 +151,8 @@ class Objective:
     island = jax.shard_map(
       local, mesh=mesh, in_specs=(where, everywhere, states, everywhere), out_specs=(everywhere, everywhere, states)
     )
-    value, metrics, after = island(pairs, used, state, jnp.asarray(factor, jnp.float32))
+    factors = {name: jnp.asarray(factor, jnp.float32) for name, factor in (factors or {}).items()}
+    value, metrics, after = island(pairs, used, state, factors)
     return value, (metrics, {**remembered, **after})
 
   def counts(self, batch: Batch) -> dict[str, Float[Array, ""]]:
@@ -154,28 +161,30 @@ class Objective:
 
   def local_loss(
     self,
-    embeddings: Embeddings,
+    model: DualEncoder,
+    outputs: Outputs,
     batch: Batch,
     counts: Mapping[str, Float[Array, ""]],
     *,
     params: Arrays | None = None,
-    factor: Float[Array, ""] | float = 1.0,
+    factors: Mapping[str, Float[Array, ""]] | None = None,
   ) -> tuple[Float[Array, ""], Metrics]:
     """Computes the local terms of a batch, or one part's share of them, and their metrics.
 
     Args:
-      embeddings: the embeddings of the images and of the texts.
+      model: the dual encoder.
+      outputs: what its towers make of the pairs, by the name of the tower.
       batch: the pairs; without targets the terms that distil are left out.
       counts: the divisors of the terms of the whole batch.
       params: the parameters of the terms.
-      factor: factor of the weights of the terms that distil.
+      factors: factors of the weights of terms, by their names; 1 where there is none.
     """
     total, metrics = jnp.float32(0), {}
     for name, (weight, term) in self.terms.items():
       if not isinstance(term, LocalTerm) or (term.distils and batch.targets is None):
         continue
-      value = term.total(embeddings, batch, (params or {}).get(name, {})) / counts[name]
-      total = total + weight * (factor if term.distils else 1.0) * value
+      value = term.total(model, outputs, batch, (params or {}).get(name, {})) / counts[name]
+      total = total + weight * (factors or {}).get(name, 1.0) * value
       metrics[f"loss_{name}"] = value
     return total, metrics
 
@@ -241,9 +250,13 @@ def _make_term(name: str, options: Mapping[str, Any]) -> Term:
     if option not in allowed:
       known = f"it takes {', '.join(allowed)}" if allowed else "it takes none"
       raise UserError(f"loss_options.{name}.{option} is not an option of '{name}'{nearest(option, allowed)}: {known}")
-  term = TERMS[name](**options)
-  if isinstance(term, GlobalTerm):
-    _try(term)
+  try:
+    term = TERMS[name](**options)
+    if isinstance(term, GlobalTerm):
+      _try(term)
+  except UserError as error:  # Losses and terms know their arguments, and not where a config says them.
+    said = re.sub(rf"(?<![\w.])({'|'.join(allowed)})=", rf"loss_options.{name}.\1=", str(error))
+    raise UserError(said) from None
   return term
 
 

@@ -22,6 +22,7 @@ class Softmax(GlobalTerm):
   tile: int | None = None
 
   separates: ClassVar[bool] = True
+  compares_pairs: ClassVar[bool] = True
 
   def __call__(self, pairs: Pairs, params, state, **exchange: Any):
     loss, metrics = losses.softmax_loss(

@@ -12,9 +12,13 @@ import jax
 from jaxtyping import Array, Float
 
 from contrastive_jax.batch import AnyArray, Batch
+from contrastive_jax.models.dual_encoder import DualEncoder
+from contrastive_jax.models.outputs import TowerOutputs
 
 Metrics = dict[str, Float[Array, ""]]
-Embeddings = tuple[Float[Array, "pairs dim"], Float[Array, "pairs dim"]]
+# The embeddings of pairs by the name of the tower that makes them, and all that it makes of them.
+Embeddings = Mapping[str, Float[Array, "pairs dim"]]
+Outputs = Mapping[str, TowerOutputs]
 # Arrays of a term, or `Variable`s that describe them, by the names that it gives them, nested as it likes.
 Arrays = Mapping[str, Any]
 
@@ -87,10 +91,12 @@ class Term:
   Attributes:
     needs: those of `TEACHER_IMAGE`, `TEACHER_TEXT` and `STATE_ROWS` that a batch must bring.
     separates: whether it keeps the embeddings of different pairs apart; an objective needs one such term.
+    compares_pairs: whether it is always 0 for a batch of one pair.
   """
 
   needs: ClassVar[frozenset[str]] = frozenset()
   separates: ClassVar[bool] = False
+  compares_pairs: ClassVar[bool] = False
 
   @property
   def distils(self) -> bool:
@@ -135,8 +141,16 @@ class LocalTerm(Term, abc.ABC):
   """A sum over pairs that do not see each other, divided by a count; micro-batches can add it up."""
 
   @abc.abstractmethod
-  def total(self, embeddings: Embeddings, batch: Batch, params: Arrays) -> Float[Array, ""]:
-    """Computes the sum over some pairs, given their embeddings and their part of the batch."""
+  def total(self, model: DualEncoder, outputs: Outputs, batch: Batch, params: Arrays) -> Float[Array, ""]:
+    """Computes the sum over some pairs.
+
+    Args:
+      model: the dual encoder, whose parameters a term may use as well; gradients reach them.
+      outputs: what the towers make of these pairs, by the name of the tower, the states of all tokens included. They
+        are those of one micro-batch: states of the whole batch are never kept.
+      batch: the part of the batch that the pairs are.
+      params: the arrays that `Term.params` describes.
+    """
 
   @abc.abstractmethod
   def count(self, batch: Batch) -> Float[Array, ""]:

@@ -31,7 +31,10 @@ class Stage:
     row_length: length of these rows in tokens.
     learning_rate: factor of the schedule.
     warmup_steps: number of steps over which that factor grows from 0.
-    distillation: factor of the distillation terms at the beginning and at the end of the stage, linear between.
+    weights: factors of the weights of terms, by their names: a number, or those at the beginning and at the end of the
+      stage, linear between.
+    distillation: factor of all distillation terms at the beginning and at the end of the stage, linear between; where
+      it is 0 at both, the teacher does not run.
     video_share: share of the steps that show clips instead of images.
     video_sources: the weight of each source of clips, by its name.
     frames: number of frames of a clip.
@@ -56,6 +59,7 @@ class Stage:
   row_length: int = 0
   learning_rate: float = 1.0
   warmup_steps: int = 0
+  weights: dict[str, Any] = dataclasses.field(default_factory=dict)
   distillation: tuple[float, float] = (1.0, 1.0)
   video_share: float = 0.0
   video_sources: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -66,6 +70,21 @@ class Stage:
   video_max_tokens: int = 0
   video_rows: int = 0
   video_row_length: int = 0
+
+  def ends_of_weight(self, term: str) -> tuple[float, float]:
+    """Returns the factors of a term's weight at the beginning and at the end of the stage.
+
+    Raises:
+      UserError: if `weights` gives the term something else than a number or two.
+    """
+    factor = self.weights.get(term, 1.0)
+    ends = tuple(factor) if isinstance(factor, Sequence) and not isinstance(factor, str) else (factor, factor)
+    if len(ends) != 2 or any(isinstance(end, bool) or not isinstance(end, int | float) for end in ends):
+      raise UserError(
+        f"weights of stage '{self.name}' gives {term} the factor {factor!r}: give it a number, or two for the beginning"
+        " and the end of the stage"
+      )
+    return float(ends[0]), float(ends[1])
 
 
 def stages_of(config: Any) -> tuple[Stage, ...]:

@@ -66,7 +66,7 @@ def split_batch(batch: Any, count: int, mesh: Mesh) -> Any:
 
 
 def value_and_grad(
-  embed: Callable[[Any, Any], Any],
+  run: Callable[[Any, Any], tuple[Any, Any]],
   global_loss: Callable[[Any, Any], tuple[jax.Array, Any]],
   local_loss: Callable[[Any, Any, Any], tuple[jax.Array, Any]],
   params: Any,
@@ -78,10 +78,11 @@ def value_and_grad(
   """Computes value and gradients of `global_loss(params, embeddings of all parts) + sum over parts of local_loss`.
 
   Args:
-    embed: a function from parameters and one part to its embeddings, a pytree of `[pairs, ...]`.
+    run: a function from parameters and one part to its embeddings, a pytree of `[pairs, ...]`, and to all that
+      `local_loss` reads of it, of which nothing is kept.
     global_loss: a function from parameters and the whole batch's embeddings to a value and what goes with it.
-    local_loss: a function from parameters, one part's embeddings and the part to its share of the value and of the
-      metrics.
+    local_loss: a function from parameters, the second result of `run` and the part to its share of the value and of
+      the metrics.
     params: the parameters to differentiate by.
     parts: pytree with the micro-batches along the leading axis, as `split_batch` makes it.
     mesh: the mesh that the pairs lie on.
@@ -89,9 +90,9 @@ def value_and_grad(
 
   Returns:
     `((value, (what goes with the global value, metrics of the local ones)), gradients)`, equal to those of the batch in
-    one piece: `embed` must draw its noise by pair.
+    one piece: `run` must draw its noise by pair.
   """
-  embeddings = lax.map(lambda part: embed(params, part), parts)
+  embeddings = lax.map(lambda part: run(params, part)[0], parts)
   with_loss = jax.value_and_grad(
     lambda params, stacked: global_loss(params, join(stacked, mesh)), argnums=(0, 1), has_aux=True
   )
@@ -100,11 +101,11 @@ def value_and_grad(
   def add(gradients, part_and_cotangent):
     part, cotangent = part_and_cotangent
 
-    def outputs(params):
-      embedded = embed(params, part)
-      return (embedded, *local_loss(params, embedded, part))
+    def again(params):
+      embedded, outputs = run(params, part)
+      return (embedded, *local_loss(params, outputs, part))
 
-    (_, share, shares), pull = jax.vjp(outputs, params)
+    (_, share, shares), pull = jax.vjp(again, params)
     unused = jax.tree.map(jnp.zeros_like, shares)
     (more,) = pull((cotangent, jnp.ones_like(share), unused))
     total = jax.tree.map(jnp.add, gradients, more)

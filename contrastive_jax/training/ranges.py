@@ -115,7 +115,7 @@ RANGES: Mapping[str, Range] = {
   r"data\.augment\.(background|blur|colour|flatten|flip|grey|outline|unfill)": SHARE,
   # The last stage may say 0, which is the rest of the run.
   r"curriculum\.\d+\.steps": NOT_NEGATIVE,
-  r"curriculum\.\d+\.(distillation|learning_rate)": NOT_NEGATIVE,
+  r"curriculum\.\d+\.(distillation|learning_rate|weights\..+)": NOT_NEGATIVE,
   r"curriculum\.\d+\.video_share": SHARE,
   r"curriculum\.\d+\.(sources|video_sources)\..+": POSITIVE,
   r"curriculum\.\d+\.(batch_size|size|min_tokens|max_tokens|lengths|rows|row_length|warmup_steps)": NOT_NEGATIVE,

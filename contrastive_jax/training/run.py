@@ -29,7 +29,7 @@ from contrastive_jax.training.checkpoint import has_checkpoint
 from contrastive_jax.training.growth import Growths
 from contrastive_jax.training.initialize import with_initial_model
 from contrastive_jax.training.loop import LoopOptions
-from contrastive_jax.training.stage_factors import distillation_weight, learning_rate
+from contrastive_jax.training.stage_factors import check_weights, learning_rate, term_factors
 from contrastive_jax.training.state import StateSpec
 from contrastive_jax.training.step import TrainStep, make_train_step
 
@@ -84,7 +84,8 @@ class Run:
       objective=objective,
       teacher_dims=_teacher_dims(config, objective),
     )
-    check_pairs(run.segments, term_weights(config))
+    check_pairs(run.segments, objective)
+    check_weights(run.stages, objective)
     for segment in run.segments:
       check_model_fits(segment, run.model)
     run.schedule()
@@ -205,7 +206,7 @@ class Run:
       average_decay=config.average_decay,
       max_logit_scale=config.max_logit_scale,
       skip_nonfinite=config.on_nonfinite == "skip",
-      distillation_weight=distillation_weight(self.stages) if self.objective.distils else None,
+      factors=term_factors(self.stages, self.objective),
     )
     return spec, step
 
@@ -239,9 +240,9 @@ def _check_choices(config: ConfigDict) -> None:
     raise UserError("data.sources={} needs at least one source, each with a weight above 0")
 
 
-def check_pairs(segments: Sequence[Segment], terms: Mapping[str, float]) -> None:
+def check_pairs(segments: Sequence[Segment], objective: Objective) -> None:
   """Raises a `UserError` for a batch of one pair where a term compares pairs with each other only."""
-  alone = [name for name in terms if name in ("softmax", "distill_similarity", "distill_relational")]
+  alone = [name for name, (_, term) in objective.terms.items() if term.compares_pairs]
   for segment in segments:
     if alone and segment.batch_size < 2:
       stage = f" of stage '{segment.name}'" if segment.name else ""

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -49,27 +49,25 @@ def make_value_and_grad(spec: StateSpec, *, accumulate: int = 1) -> Callable:
     accumulate: number of micro-batches that the batch is cut into; the gradients do not depend on it.
 
   Returns:
-    A function of (trained parameters, frozen parameters, batch, key of the step's noise) and, where they are not 1 and
-    None, the factor of the terms that distil and what the terms remember, to
+    A function of (trained parameters, frozen parameters, batch, key of the step's noise) and, where they are not None,
+    the factors of the terms' weights and what the terms remember, to
     `((loss, (metrics, what the terms remember)), gradients by the trained parameters)`.
   """
   objective, state_axes = spec.objective, spec.state_axes()
   graphdef, _ = dual_encoder.abstract(spec.model)
   gradient_shardings, _ = optimizers.split_frozen(spec.shardings().params, spec.frozen)
 
-  def value_and_grad(trained, frozen, batch: Batch, key, factor=1.0, remembered=None):
+  def value_and_grad(trained, frozen, batch: Batch, key, factors=None, remembered=None):
     counts = objective.counts(batch)
 
-    def embed(trained, rows: _Rows):
-      model = dual_encoder.merge(graphdef, towers(optimizers.combine(trained, frozen)))
-      image, text = rows.batch.image, rows.batch.text
+    def model_of(trained):
+      return dual_encoder.merge(graphdef, towers(optimizers.combine(trained, frozen)))
+
+    def run(trained, rows: _Rows):
+      keys = {"image_keys": rows.image_keys, "text_keys": rows.text_keys}
       with jax.named_scope("towers"), jax.sharding.use_abstract_mesh(spec.mesh.abstract_mesh):
-        return (
-          model.encode_image(image, keys=rows.image_keys),
-          model.encode_text(
-            text.tokens, text.mask, segment_ids=text.segment_ids, locations=text.locations, keys=rows.text_keys
-          ),
-        )
+        outputs = model_of(trained)(rows.batch.image, rows.batch.text, **keys)
+      return {name: output.embedding for name, output in outputs.items()}, outputs
 
     def global_loss(trained, embeddings):
       params = optimizers.combine(trained, frozen)
@@ -84,15 +82,15 @@ def make_value_and_grad(spec: StateSpec, *, accumulate: int = 1) -> Callable:
           params=params.get(OBJECTIVE),
           state=remembered,
           state_axes=state_axes,
-          factor=factor,
+          factors=factors,
         )
       metrics = {**metrics, "logit_scale": scale} | ({} if bias is None else {"logit_bias": bias})
       return loss, (metrics, after or None)
 
-    def local_loss(trained, embeddings, rows: _Rows):
+    def local_loss(trained, outputs, rows: _Rows):
       params = optimizers.combine(trained, frozen).get(OBJECTIVE)
       with jax.named_scope("loss"), jax.sharding.use_abstract_mesh(spec.mesh.abstract_mesh):
-        return objective.local_loss(embeddings, rows.batch, counts, params=params, factor=factor)
+        return objective.local_loss(model_of(trained), outputs, rows.batch, counts, params=params, factors=factors)
 
     image_key, text_key = jax.random.split(key)
     rows = _Rows(batch, _row_keys(image_key, batch.image.patches), _row_keys(text_key, batch.text.tokens))
@@ -100,14 +98,14 @@ def make_value_and_grad(spec: StateSpec, *, accumulate: int = 1) -> Callable:
       cut = functools.partial(accumulation.split, count=accumulate, mesh=spec.mesh)
       parts = _Rows(accumulation.split_batch(batch, accumulate, spec.mesh), cut(rows.image_keys), cut(rows.text_keys))
       (value, ((metrics, after), more)), gradients = accumulation.value_and_grad(
-        embed, global_loss, local_loss, trained, parts, mesh=spec.mesh, shardings=gradient_shardings
+        run, global_loss, local_loss, trained, parts, mesh=spec.mesh, shardings=gradient_shardings
       )
       return (value, (metrics | more, after)), gradients
 
     def loss_fn(trained):
-      embeddings = embed(trained, rows)
+      embeddings, outputs = run(trained, rows)
       loss, (metrics, after) = global_loss(trained, embeddings)
-      local, more = local_loss(trained, embeddings, rows)
+      local, more = local_loss(trained, outputs, rows)
       return loss + local, (metrics | more, after)
 
     return jax.value_and_grad(loss_fn, has_aux=True)(trained)
@@ -124,7 +122,7 @@ def make_train_step(
   average_decay: float = 0.0,
   max_logit_scale: float = 100.0,
   skip_nonfinite: bool = False,
-  distillation_weight: optimizers.Schedule | None = None,
+  factors: Callable[[jax.Array], Mapping[str, jax.Array]] | None = None,
 ) -> TrainStep:
   """Makes the train step, which compiles at its first call and consumes the state that it is given.
 
@@ -137,8 +135,9 @@ def make_train_step(
     max_logit_scale: the largest logit scale, which is kept in [1, this] after every update.
     skip_nonfinite: whether everything but the step stays as it was when the loss, the gradient or an updated parameter
       is not finite. The state before the update is then kept until that is known, which takes memory.
-    distillation_weight: factor of each step that multiplies the weights of the terms that distil; None is 1. Where it
-      is 0, batches may come without targets: the teacher need not run.
+    factors: a function from the step to factors that multiply the weights of terms, by their names; None is 1 for all,
+      as for terms without a name in it. Where that of the terms that distil is 0, batches may come without targets: the
+      teacher need not run.
 
   Returns:
     A function of (state, batch) to (state, metrics); metrics are scalars on every device, of which "finite" is 1 where
@@ -149,8 +148,8 @@ def make_train_step(
   def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     trained, frozen = optimizers.split_frozen(state.params, spec.frozen)
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    factor = 1.0 if distillation_weight is None else distillation_weight(state.step)
-    (loss, (metrics, remembered)), gradients = value_and_grad(trained, frozen, batch, key, factor, state.objective)
+    now = {} if factors is None else factors(state.step)
+    (loss, (metrics, remembered)), gradients = value_and_grad(trained, frozen, batch, key, now, state.objective)
     with jax.named_scope("optimizer"):
       norm = optax.tree.norm(gradients)
       updates, opt_state = spec.optimizer.update(gradients, optimizers.at_step(state.opt_state, state.step), trained)
@@ -162,8 +161,9 @@ def make_train_step(
       decay = jnp.minimum(average_decay, (1 + state.step) / (10 + state.step))
       average = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, updated)
     metrics = {"loss": loss, "grad_norm": norm, "learning_rate": schedule(state.step), **metrics}
-    if spec.objective.distils and batch.targets is not None:
-      metrics["distillation_weight"] = jnp.asarray(factor, jnp.float32)
+    for name, factor in now.items():
+      if batch.targets is not None or not spec.objective.terms[name][1].distils:
+        metrics[f"factor_{name}"] = jnp.asarray(factor, jnp.float32)
     new = TrainState(state.step + 1, optimizers.combine(updated, frozen), opt_state, average, remembered)
     # The squares within a finite norm are finite, and so are the moments and the average that are made of them.
     # As a branch it reads them once they are written; XLA would otherwise compute the update a second time for it.

@@ -168,9 +168,9 @@ def test_memory_is_that_of_tiles(loss):
 
 def test_wrong_options_are_named(rng):
   sides = [jnp.asarray(side, jnp.float32) for side in problem(rng)]
-  with pytest.raises(UserError, match=r"distill_similarity.teacher_temperature=0.0"):
+  with pytest.raises(UserError, match=r"^teacher_temperature=0.0"):
     losses.similarity_distillation(*sides, logit_scale=1.0, teacher_temperature=0.0)
-  with pytest.raises(UserError, match=r"loss_options.distill_relational.strategy='rings'"):
+  with pytest.raises(UserError, match=r"^strategy='rings'"):
     losses.relational_distillation(*sides, strategy="rings")
   with pytest.raises(UserError, match=r"distance='cosin' is unknown \(did you mean 'cosine'\?\)"):
     losses.feature_distances(sides[0], sides[0], "cosin")

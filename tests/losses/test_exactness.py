@@ -263,9 +263,9 @@ def test_a_group_does_not_equal_the_caption_of_the_same_key(rng):
 
 def test_wrong_options_are_named(rng):
   image, text = (jnp.asarray(rows, jnp.float32) for rows in problem(rng)[:2])
-  with pytest.raises(UserError, match=r"loss_options.sigmoid.strategy='rings'"):
+  with pytest.raises(UserError, match=r"^strategy='rings'"):
     losses.sigmoid_loss(image, text, logit_scale=1.0, logit_bias=None, strategy="rings")
-  with pytest.raises(UserError, match=r"loss_options.softmax.tile=0"):
+  with pytest.raises(UserError, match=r"^tile=0"):
     losses.softmax_loss(image, text, logit_scale=1.0, tile=0)
-  with pytest.raises(UserError, match=r"loss_options.softmax.label_smoothing=1.5"):
+  with pytest.raises(UserError, match=r"^label_smoothing=1.5"):
     losses.softmax_loss(image, text, logit_scale=1.0, label_smoothing=1.5)

@@ -13,6 +13,7 @@ import pytest
 from contrastive_jax.batch import Batch, ImageBatch, TextBatch
 from contrastive_jax.errors import UserError
 from contrastive_jax.models import dual_encoder, presets
+from contrastive_jax.models.outputs import TowerOutputs
 from contrastive_jax.objectives import LocalTerm, Objective, make_objective
 from contrastive_jax.parallel.mesh import MeshSpec, put_batch
 from contrastive_jax.training.run import Run
@@ -86,16 +87,32 @@ def assert_equal(got, expected, tolerance):
 class WordAlignment(LocalTerm):
   """A local term whose count differs between micro-batches: alignment weighted by the words of a caption."""
 
-  def total(self, embeddings, batch, params):
-    image, text = embeddings
+  def total(self, model, outputs, batch, params):
+    image, text = outputs["image"].embedding, outputs["text"].embedding
     return jnp.sum(jnp.sum((image - text) ** 2, axis=1) * jnp.sum(batch.text.mask, axis=1))
 
   def count(self, batch):
     return jnp.sum(batch.text.mask).astype(jnp.float32)
 
 
+class NextToken(LocalTerm):
+  """A local term that reads the states of tokens and parameters of a tower: each state predicts the token after it."""
+
+  def total(self, model, outputs, batch, params):
+    states, following = outputs["text"].states[:, :-1], batch.text.tokens[:, 1:]
+    logits = jnp.einsum("rlw,vw->rlv", states, model.text.tokens[...], precision="highest")
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, following)
+    patches = jnp.sum(jnp.square(outputs["image"].states))
+    return jnp.sum(losses * batch.text.mask[:, 1:]) + 0.01 * patches
+
+  def count(self, batch):
+    return jnp.sum(batch.text.mask[:, 1:]).astype(jnp.float32)
+
+
 @functools.cache
 def objective_of(name):
+  if name == "states":
+    return Objective({**make_objective({"sigmoid": 1.0}, {}).terms, "next_token": (0.5, NextToken())})
   if name == "several":
     both = make_objective({"softmax": 0.5, "sigmoid": 1.0, "alignment": 2.0}, {"softmax": {"label_smoothing": 0.1}})
     return Objective({**both.terms, "words": (0.7, WordAlignment())})
@@ -116,7 +133,7 @@ def in_one_piece():
   ("name", "devices", "fsdp", "accumulate"),
   [
     ("softmax", 1, 1, 4),
-    ("sigmoid", 1, 1, 8),
+    ("states", 1, 1, 8),
     pytest.param("softmax", 8, 1, 8, marks=pytest.mark.slow),
     ("sigmoid", 8, 4, 2),
     pytest.param("several", 8, 4, 4, marks=pytest.mark.slow),
@@ -157,20 +174,23 @@ def test_alignment_is_the_mean_squared_distance(rng):
   image, text = jnp.asarray(rng.standard_normal((2, 6, 3)), jnp.float32)
   objective = objective_of("several")
   batch = make_batch(rng, pairs=6)
-  _, metrics = objective.local_loss((image, text), batch, objective.counts(batch))
+  outputs = {name: TowerOutputs(side, None, None) for name, side in (("image", image), ("text", text))}
+  model = dual_encoder.merge(dual_encoder.abstract(make_spec().model)[0], params_of(make_spec().model))
+  _, metrics = objective.local_loss(model, outputs, batch, objective.counts(batch))
   assert metrics["loss_alignment"] == pytest.approx(np.mean(np.sum(np.subtract(image, text) ** 2, axis=1)), rel=1e-6)
 
 
-def peak_temporaries(pairs, accumulate):
-  spec = make_spec(remat="none", objective="sigmoid")
+def peak_temporaries(objective, pairs, accumulate):
+  spec = make_spec(remat="none", objective=objective)
   batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, make_batch(np.random.default_rng(0), pairs)))
   run = jax.jit(make_value_and_grad(spec, accumulate=accumulate))
   lowered = run.lower(spec.abstract().params, {}, batch, jax.random.key(0))
   return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
-def test_memory_is_that_of_one_micro_batch_and_the_embeddings():
-  small, whole, cut = (peak_temporaries(pairs, count) for pairs, count in ((64, 1), (1024, 1), (1024, 16)))
+@pytest.mark.parametrize("objective", ["sigmoid", pytest.param("states", marks=pytest.mark.slow)])
+def test_memory_is_that_of_one_micro_batch_and_the_embeddings(objective):
+  small, whole, cut = (peak_temporaries(objective, pairs, count) for pairs, count in ((64, 1), (1024, 1), (1024, 16)))
   parameters = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(dual_encoder.abstract(make_spec().model)[1]))
   # Of both towers, as made, as the loss reads them, and their gradients in both orders.
   embeddings = 2 * 4 * 1024 * 16 * 4

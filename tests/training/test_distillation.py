@@ -13,6 +13,7 @@ import pytest
 from contrastive_jax.batch import Batch, ImageBatch, Targets, TeacherInputs, TextBatch
 from contrastive_jax.errors import UserError
 from contrastive_jax.models import dual_encoder, presets
+from contrastive_jax.models.outputs import TowerOutputs
 from contrastive_jax.objectives import Sizes, check_teacher, make_objective
 from contrastive_jax.parallel.mesh import MeshSpec, batch_sharding, parameter_shardings, put_batch
 from contrastive_jax.preprocess import tokenizers
@@ -144,11 +145,16 @@ def initial_params(distils):
   return jax.device_get(make_spec(make_objective(weights, {})).create(0).params)
 
 
+def factors_of(objective, factor):
+  return {name: factor for name, (_, term) in objective.terms.items() if term.distils}
+
+
 def differentiate(objective, batch, devices=1, fsdp=1, accumulate=1, factor=1.0):
   spec = make_spec(objective, devices, fsdp)
   run = jax.jit(make_value_and_grad(spec, accumulate=accumulate))
   params = jax.device_put(initial_params(objective.distils), spec.shardings().params)
-  (loss, (metrics, _)), gradients = run(params, {}, prepared(spec, batch, accumulate), jax.random.key(7), factor)
+  factors = factors_of(objective, factor)
+  (loss, (metrics, _)), gradients = run(params, {}, prepared(spec, batch, accumulate), jax.random.key(7), factors)
   return gradients, {"loss": float(loss), **{name: float(value) for name, value in metrics.items()}}
 
 
@@ -191,16 +197,18 @@ def test_the_loss_is_the_sum_of_its_terms(rng):
   objective = make_objective(WEIGHTS, {"distill_features": {"distance": "mse"}})
   batch = dataclasses.replace(batch, teacher=None, targets=targets)
   mesh = MeshSpec().make(jax.devices()[:4])
-  embeddings = tuple(put_batch(mesh, np.float32(side)) for side in (image, text))
+  embeddings = {name: put_batch(mesh, np.float32(side)) for name, side in (("image", image), ("text", text))}
+  model = dual_encoder.merge(dual_encoder.abstract(STUDENT)[0], dual_encoder.init(STUDENT, jax.random.key(0)))
   on_mesh = put_batch(mesh, batch.on_device())
   params = {"distill_features": {"kernel": jnp.float32(kernel)}}
 
   @jax.jit
   def both_kinds(embeddings, batch):
-    distil = {"factor": 0.25}
+    distil = {"factors": factors_of(objective, jnp.float32(0.25))}
+    outputs = {name: TowerOutputs(side, None, None) for name, side in embeddings.items()}
     return (
       objective.global_loss(embeddings, batch, jnp.float32(12), None, mesh, **distil),
-      objective.local_loss(embeddings, batch, objective.counts(batch), params=params, **distil),
+      objective.local_loss(model, outputs, batch, objective.counts(batch), params=params, **distil),
     )
 
   (value, (metrics, _)), (local, more) = both_kinds(embeddings, on_mesh)
@@ -280,7 +288,7 @@ def test_the_student_learns_from_its_teacher_by_a_schedule():
     spec,
     lambda _: 3e-3,
     seed=0,
-    distillation_weight=lambda step: jnp.where(step < 30, 1.0, 0.25),
+    factors=lambda step: {"distill_features": jnp.where(step < 30, 1.0, 0.25)},
   )
   state, batch = spec.create(0), prepared(spec, make_batch())
   history = []
@@ -289,7 +297,7 @@ def test_the_student_learns_from_its_teacher_by_a_schedule():
     history.append({name: float(value) for name, value in metrics.items()})
   assert history[-3]["loss_distill_features"] < 0.5 * history[0]["loss_distill_features"]
   for row, weight in ((history[0], 1.0), (history[31], 0.25)):
-    assert row["distillation_weight"] == weight
+    assert row["factor_distill_features"] == weight
     total = 1e-3 * row["loss_softmax"] + weight * row["loss_distill_features"]
     assert row["loss"] == pytest.approx(total, rel=1e-5)
 

@@ -8,6 +8,7 @@ import pytest
 
 from configs import emoji
 from contrastive_jax.errors import UserError
+from contrastive_jax.objectives import make_objective
 from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.preprocess.resolution import Resolution
 from contrastive_jax.schedule.segments import Rows, Segment
@@ -114,13 +115,16 @@ def test_control_groups_limit_memory(files, limit, tmp_path):
   assert ("control group" in found.of) == bool(limit)
 
 
-@pytest.mark.parametrize("terms", [{"softmax": 1.0}, {"sigmoid": 1.0, "distill_similarity": 0.5}])
+@pytest.mark.parametrize(
+  "terms",
+  [{"softmax": 1.0}, {"individual_temperatures": 1.0}, {"sigmoid": 1.0, "distill_similarity": 0.5}],
+)
 def test_one_pair_has_nothing_to_be_compared_with(terms):
   made = segment(batch_size=1)
   with pytest.raises(UserError, match="batch_size=1 leaves nothing to compare a pair with"):
-    check_pairs((segment(), made), terms)
-  check_pairs((segment(), dataclasses.replace(made, batch_size=2)), terms)
-  check_pairs((made,), {"sigmoid": 1.0})
+    check_pairs((segment(), made), make_objective(terms, {}))
+  check_pairs((segment(), dataclasses.replace(made, batch_size=2)), make_objective(terms, {}))
+  check_pairs((made,), make_objective({"sigmoid": 1.0}, {}))
   config = tiny.get_config()
   config.batch_size = 1
   with pytest.raises(UserError, match="use at least 2"):
