@@ -75,7 +75,7 @@ def test_bfloat16_keeps_float32_parameters_and_outputs(tiny, random_params, capt
     graphdef, shapes = dual_encoder.abstract(config)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
     model = dual_encoder.merge(graphdef, random_params(config))
-    assert jax.eval_shape(model.text.states, *captions([7, 3])).dtype == dtype
+    assert jax.eval_shape(model.text, *captions([7, 3])).states.dtype == dtype
     embeddings[dtype] = jax.jit(model.encode_text)(*captions([7, 3]))
   rough, exact = embeddings["bfloat16"], embeddings["float32"]
   assert rough.dtype == jnp.float32

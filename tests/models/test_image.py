@@ -98,7 +98,7 @@ def test_without_a_code_of_time_frames_are_a_set(tiny, random_params, rng):
   model = dual_encoder.merge(graphdef, random_params(config))
   clip = rng.integers(0, 256, (1, 3, 4, 2 * 48), dtype=np.uint8)
   coords = np.moveaxis(np.indices((3, 2, 2)), 0, -1).reshape(1, 12, 3).astype(np.int16)
-  states = jax.jit(lambda patches: model.image.states(ImageBatch(patches.reshape(1, 12, -1), coords)))
+  states = jax.jit(lambda patches: model.image(ImageBatch(patches.reshape(1, 12, -1), coords)).states)
   order = [2, 0, 1]
   expected = states(clip).reshape(3, 4, -1)[jnp.array(order)]
   np.testing.assert_allclose(states(clip[:, order]).reshape(3, 4, -1), expected, atol=1e-4)

@@ -381,6 +381,6 @@ def test_what_does_not_go_together_is_named():
     make_objective({"softmax": 1.0, "distill_similarity": 1.0}, {"distill_similarity": {"temperature": -1.0}})
   with pytest.raises(UserError, match="a cache of targets does not hold"):
     mesh = MeshSpec().make(jax.devices()[:1])
-    embeddings = jnp.eye(2), jnp.eye(2)
+    embeddings = {"image": jnp.eye(2), "text": jnp.eye(2)}
     batch = dataclasses.replace(make_batch(2), targets=Targets(jnp.eye(2)))
     similarity.global_loss(embeddings, batch, jnp.float32(1), None, mesh)
