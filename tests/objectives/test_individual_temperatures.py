@@ -85,7 +85,7 @@ def stepping(devices, **options):
         embeddings, batch, jnp.float32(7), None, mesh, state=state, state_axes=axes(variables)
       )
 
-    return jax.value_and_grad(value, has_aux=True)(embeddings)
+    return jax.value_and_grad(value, has_aux=True)(dict(zip(("image", "text"), embeddings, strict=True)))
 
   return mesh, create(variables, jax.random.key(0)), run
 
@@ -103,7 +103,8 @@ def test_three_steps_equal_the_algorithm_in_float64(devices, strategy, rng):
     before = reference.tau.copy()
     d_image, d_text, expected = reference.step(np.float64(put[0]), np.float64(put[1]), group, rows)
     assert float(value) == pytest.approx(expected, rel=1e-5)
-    for got, truth in zip(gradients, (d_image, d_text), strict=True):
+    for side, truth in (("image", d_image), ("text", d_text)):
+      got = gradients[side]
       np.testing.assert_allclose(got, truth, atol=1e-5 * np.abs(truth).max())
     assert metrics["temperature_image"] == pytest.approx(before[0, rows].mean(), rel=1e-5)
     assert metrics["temperature_text"] == pytest.approx(before[1, rows].mean(), rel=1e-5)
@@ -165,7 +166,7 @@ def test_a_pair_without_negatives_counts_nothing_and_is_remembered_as_it_was(rng
   rows = np.arange(PAIRS)
   embeddings = tuple(put_batch(mesh, np.float32(unit(rng))) for _ in range(2))
   (value, (_, after)), gradients = run(embeddings, put_batch(mesh, batch_of(np.zeros(PAIRS), rows)), state)
-  assert float(value) == 0 and not any(np.any(side) for side in gradients)
+  assert float(value) == 0 and not any(np.any(side) for side in gradients.values())
   for name in ("image", "text"):
     jax.tree.map(
       np.testing.assert_array_equal, after["individual_temperatures"][name], state["individual_temperatures"][name]
