@@ -42,7 +42,9 @@ def test_a_run_of_an_older_version_goes_on(name, tmp_path):
     # The gradient of the keys' bias is nothing but rounding, of which Lion takes the sign for a step of full size.
     for state in (expected, found):
       state.update({leaf: _without_keys(value) for leaf, value in state.items() if leaf.endswith("['qkv']['bias']")})
-  runs.assert_close({name: found[name] for name in expected}, expected, 1e-5)
+  # Derivatives by a temperature of 0.01 magnify the rounding of similarities a hundred times.
+  tolerance = 1e-3 if name == "individual" else 1e-5
+  runs.assert_close({name: found[name] for name in expected}, expected, tolerance)
 
 
 def _without_keys(bias):
