@@ -36,7 +36,7 @@ def start(
 
 def finish(process: subprocess.Popen, expected: int = 0) -> str:
   """Waits for a script and returns what it printed."""
-  output, _ = process.communicate(timeout=300)
+  output, _ = process.communicate(timeout=600)
   assert process.returncode == expected, output
   return output
 
