@@ -1,7 +1,9 @@
 """Errors that a user can mend, said in one sentence."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
@@ -46,6 +48,15 @@ def nearest(name: str, options: Iterable[str]) -> str:
   """Returns " (did you mean 'x'?)" for the closest of `options`, or "" when nothing is close."""
   match = closest(name, options)
   return f" (did you mean '{match}'?)" if match is not None else ""
+
+
+@contextlib.contextmanager
+def fields_of(where: str) -> Iterator[None]:
+  """Gives fields their whole names in an error about them, which knows them as arguments: "tile=0" lies at `where`."""
+  try:
+    yield
+  except UserError as error:
+    raise UserError(re.sub(r"(?<![\w.])(\w+)=", rf"{where}.\1=", str(error))) from None
 
 
 def require_known(field: str, name: str, options: Iterable[str]) -> None:

@@ -273,7 +273,7 @@ def main_metric(names: Collection[str]) -> str:
   for name in MAIN_METRICS:
     if name in names:
       return name
-  return max((name for name in names if name.startswith(IMAGE_RECALL)), key=_cutoff)
+  return max(filter(_is_main, names), key=_cutoff)
 
 
 def scored_sets(rows: Iterable[Mapping[str, object]]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import re
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from contrastive_jax.batch import Batch
-from contrastive_jax.errors import UserError, nearest, require_known
+from contrastive_jax.errors import UserError, fields_of, nearest, require_known
 from contrastive_jax.models.dual_encoder import DualEncoder
 from contrastive_jax.objectives.table import TERMS
 from contrastive_jax.objectives.term import (
@@ -250,13 +249,10 @@ def _make_term(name: str, options: Mapping[str, Any]) -> Term:
     if option not in allowed:
       known = f"it takes {', '.join(allowed)}" if allowed else "it takes none"
       raise UserError(f"loss_options.{name}.{option} is not an option of '{name}'{nearest(option, allowed)}: {known}")
-  try:
+  with fields_of(f"loss_options.{name}"):
     term = TERMS[name](**options)
     if isinstance(term, GlobalTerm):
       _try(term)
-  except UserError as error:  # Losses and terms know their arguments, and not where a config says them.
-    said = re.sub(rf"(?<![\w.])({'|'.join(allowed)})=", rf"loss_options.{name}.\1=", str(error))
-    raise UserError(said) from None
   return term
 
 

@@ -1,14 +1,12 @@
 """The stages of a curriculum, as a config lists them, and the segments that they become."""
 
-import contextlib
 import dataclasses
 import itertools
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from contrastive_jax.errors import UserError
+from contrastive_jax.errors import UserError, fields_of
 from contrastive_jax.preprocess.resolution import Resolution
 from contrastive_jax.schedule.segments import Clips, Rows, Segment
 
@@ -114,15 +112,6 @@ def segments_of(config: Any) -> tuple[Segment, ...]:
   return tuple(_segment(config, stage, f"curriculum.{number}") for number, stage in enumerate(stages_of(config)))
 
 
-@contextlib.contextmanager
-def _fields_of(where: str) -> Iterator[None]:
-  """Gives the fields of a stage their whole names in an error about them."""
-  try:
-    yield
-  except UserError as error:
-    raise UserError(re.sub(r"(?<![\w.])(\w+)=", rf"{where}.\1=", str(error))) from None
-
-
 def _segment(config: Any, stage: Stage, where: str) -> Segment:
   size = stage.size or config.model.image.image_size
   text = _rows("data.text_", config.data.text_rows, config.data.text_row_length)
@@ -141,7 +130,7 @@ def _segment(config: Any, stage: Stage, where: str) -> Segment:
       )
     native = Resolution("native", min_tokens=1, max_tokens=stage.video_max_tokens) if stage.video_max_tokens else None
     sources = weighted_sources(f"{where}.video_sources", stage.video_sources)
-    with _fields_of(where):
+    with fields_of(where):
       clips = Clips(
         sources,
         stage.video_share,
@@ -152,7 +141,7 @@ def _segment(config: Any, stage: Stage, where: str) -> Segment:
         _rows("video_", stage.video_rows, stage.video_row_length),
         config.seed,
       )
-  with _fields_of(where):
+  with fields_of(where):
     resolution = Resolution(stage.mode, size, stage.min_tokens, stage.max_tokens, stage.lengths)
     rows = _rows("", stage.rows, stage.row_length)
   own = f"{where}.sources", stage.sources

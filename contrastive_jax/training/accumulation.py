@@ -102,8 +102,8 @@ def value_and_grad(
     part, cotangent = part_and_cotangent
 
     def again(params):
-      embedded, outputs = run(params, part)
-      return (embedded, *local_loss(params, outputs, part))
+      embedded, made = run(params, part)
+      return (embedded, *local_loss(params, made, part))
 
     (_, share, shares), pull = jax.vjp(again, params)
     unused = jax.tree.map(jnp.zeros_like, shares)

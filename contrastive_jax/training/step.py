@@ -60,14 +60,12 @@ def make_value_and_grad(spec: StateSpec, *, accumulate: int = 1) -> Callable:
   def value_and_grad(trained, frozen, batch: Batch, key, factors=None, remembered=None):
     counts = objective.counts(batch)
 
-    def model_of(trained):
-      return dual_encoder.merge(graphdef, towers(optimizers.combine(trained, frozen)))
-
     def run(trained, rows: _Rows):
+      model = dual_encoder.merge(graphdef, towers(optimizers.combine(trained, frozen)))
       keys = {"image_keys": rows.image_keys, "text_keys": rows.text_keys}
       with jax.named_scope("towers"), jax.sharding.use_abstract_mesh(spec.mesh.abstract_mesh):
-        outputs = model_of(trained)(rows.batch.image, rows.batch.text, **keys)
-      return {name: output.embedding for name, output in outputs.items()}, outputs
+        outputs = model(rows.batch.image, rows.batch.text, **keys)
+      return {name: output.embedding for name, output in outputs.items()}, (model, outputs)
 
     def global_loss(trained, embeddings):
       params = optimizers.combine(trained, frozen)
@@ -87,10 +85,11 @@ def make_value_and_grad(spec: StateSpec, *, accumulate: int = 1) -> Callable:
       metrics = {**metrics, "logit_scale": scale} | ({} if bias is None else {"logit_bias": bias})
       return loss, (metrics, after or None)
 
-    def local_loss(trained, outputs, rows: _Rows):
+    def local_loss(trained, made, rows: _Rows):
+      model, outputs = made
       params = optimizers.combine(trained, frozen).get(OBJECTIVE)
       with jax.named_scope("loss"), jax.sharding.use_abstract_mesh(spec.mesh.abstract_mesh):
-        return objective.local_loss(model_of(trained), outputs, rows.batch, counts, params=params, factors=factors)
+        return objective.local_loss(model, outputs, rows.batch, counts, params=params, factors=factors)
 
     image_key, text_key = jax.random.split(key)
     rows = _Rows(batch, _row_keys(image_key, batch.image.patches), _row_keys(text_key, batch.text.tokens))
@@ -103,9 +102,9 @@ def make_value_and_grad(spec: StateSpec, *, accumulate: int = 1) -> Callable:
       return (value, (metrics | more, after)), gradients
 
     def loss_fn(trained):
-      embeddings, outputs = run(trained, rows)
+      embeddings, made = run(trained, rows)
       loss, (metrics, after) = global_loss(trained, embeddings)
-      local, more = local_loss(trained, outputs, rows)
+      local, more = local_loss(trained, made, rows)
       return loss + local, (metrics | more, after)
 
     return jax.value_and_grad(loss_fn, has_aux=True)(trained)
