@@ -63,4 +63,4 @@ def require_known(field: str, name: str, options: Iterable[str]) -> None:
   """Raises a `UserError` that lists `options` and names the nearest when `name` is not one of them."""
   known = [str(option) for option in options]
   if name not in known:
-    raise UserError(f"{field}='{name}' is unknown{nearest(name, known)}: choose one of {', '.join(known)}")
+    raise UserError(f"{field}={name!r} is unknown{nearest(name, known)}: choose one of {', '.join(known)}")

@@ -237,12 +237,26 @@ class Model:
       A row for each image, which sums to one over the classes.
 
     Raises:
-      UserError: if the classes are fewer than two or not distinct, or a template has not exactly one `{}`.
+      UserError: if the classes are fewer than two or not distinct for the model's tokenizer too, or a template has not
+        exactly one `{}`.
     """
     classes, templates = inputs.class_names(classes), inputs.templates(templates)
+    self._require_told_apart(classes, templates)
     logits = self.logit_scale * self.encode_image(images) @ classifier(self, classes, templates).T
     unnormalised = np.exp(logits - logits.max(axis=1, keepdims=True))
     return unnormalised / unnormalised.sum(axis=1, keepdims=True)
+
+  def _require_told_apart(self, classes: Sequence[str], templates: Sequence[str]) -> None:
+    """Raises a `UserError` for two classes of the same tokens, which would share the probability of one."""
+    first: dict[bytes, int] = {}
+    for index, name in enumerate(classes):
+      tokens, mask = self.tokenizer([template.replace("{}", name) for template in templates], self.config.text.length)
+      same = first.setdefault(np.where(mask, tokens, -1).tobytes(), index)
+      if same != index:
+        raise UserError(
+          f"classes[{same}] {classes[same]!r} and classes[{index}] {name!r} are the same tokens to the model, which"
+          f" reads {self.config.text.length} of them: leave one of them out, or name it otherwise"
+        )
 
   def similarity(self, images: AnyImages, texts: Iterable[str]) -> Float[np.ndarray, "images texts"]:
     """Returns the cosine similarity of each image to each text, from -1 to 1.

@@ -138,7 +138,9 @@ def image(item: Any, index: int, field: str = "images") -> Any:
     pixels = np.asarray(item)
   except Exception as error:  # Arrays of other libraries raise what they like.
     reason = " ".join(str(error).splitlines()[:1]) or type(error).__name__
-    raise UserError(f"{where} cannot become a NumPy array on this host ({reason}): move it to the CPU first") from error
+    raise UserError(
+      f"{where} cannot become a NumPy array on this host ({reason}): pass uint8 pixels in the memory of the CPU"
+    ) from error
   if np.issubdtype(pixels.dtype, np.floating) or pixels.dtype.name == "bfloat16":
     raise UserError(
       f"{where} is {pixels.dtype.name}{list(pixels.shape)}, whose scale is unknown: pass uint8 pixels from 0 to 255, "
@@ -151,7 +153,7 @@ def image(item: Any, index: int, field: str = "images") -> Any:
   channels = pixels.shape[-1] if pixels.ndim > 2 else 1
   if pixels.ndim not in (2, 3, 4) or not pixels.size or channels not in ((3, 4) if pixels.ndim == 4 else (1, 3, 4)):
     remedy = "pass [height, width, 3 or 4], or [frames, height, width, 3 or 4] for a clip"
-    if pixels.ndim == 3 and pixels.size and pixels.shape[0] in (1, 3, 4):
+    if pixels.ndim == 3 and pixels.size and pixels.shape[0] in (1, 3, 4) and pixels.shape[-1] > 2:
       remedy = "its channels come first, move them last with transpose(1, 2, 0)"
     raise UserError(f"{where} has the shape {list(pixels.shape)}: {remedy}")
   return pixels
@@ -189,6 +191,8 @@ def _ordered(values: Any, field: str, what: str) -> Any:
   if hasattr(values, "iloc"):
     # A Series looks up labels where a list looks up positions; it is iterated in the order of its positions.
     return list(values)
+  if callable(getattr(values, "to_pylist", None)):
+    return values.to_pylist()  # Columns of Arrow give scalars of their own, which are no strings.
   if hasattr(values, "__len__") and hasattr(values, "__getitem__"):
     return values
   if isinstance(values, Iterator | Iterable):

@@ -34,6 +34,8 @@ def typed(field: str, text: str | os.PathLike) -> Path:
     UserError: if the text is empty or blank, holds a NUL, has a name that is too long, names no known user, or leads
       round in a circle of links, lies below a folder that may not be entered, or is an address of another machine.
   """
+  if not isinstance(text, str | os.PathLike) or not isinstance(os.fspath(text), str):
+    raise UserError(f"{field}={text!r} is a {type(text).__name__} and no path: name one as text or Path")
   text = os.fspath(text)
   if not text.strip():
     raise UserError(f"{field}={text!r} is empty: name a path")

@@ -145,6 +145,7 @@ def train(config: ConfigDict, workdir: str | PathLike, *, data: Data) -> Outcome
     bad_records = BadRecords(listed, limit=config.data.max_bad_share)
     expected = metadata.get("tokenizer")
     tokenizer = find_tokenizer(config, workdir, restored is not None, expected, sources, bad_records, data)
+    tokenizers.check_length(tokenizer, config.model.text.length)
     teacher = None
     if config.distillation.teacher:
       teacher = load_teacher(config.distillation.teacher, mesh, accumulate=config.accumulation)
@@ -163,6 +164,8 @@ def train(config: ConfigDict, workdir: str | PathLike, *, data: Data) -> Outcome
       towers=config.init_towers,
       say=say,
     )
+    if restored is None and config.init_from:
+      say_if_scale_is_cut(state, config.max_logit_scale)
     model = Model(spec.model, state.evaluated(), tokenizer, mesh=mesh)
 
     def score(state: TrainState, names: Iterable[str]) -> list[Result]:
@@ -230,6 +233,13 @@ def train(config: ConfigDict, workdir: str | PathLike, *, data: Data) -> Outcome
       conclude(run, workdir, results, data.attribution(sources), count_parameters(spec))
     lock.confirm(here=True)
   return Outcome(int(state.step), tuple(results))
+
+
+def say_if_scale_is_cut(state: TrainState, most: float) -> None:
+  """Says that the first update lowers the logit scale of the weights that a run starts from, where it does."""
+  scale = math.exp(float(state.params["log_logit_scale"]))
+  if scale > most * (1 + 1e-6):
+    say(f"The first update lowers the logit scale from {scale:.1f} to max_logit_scale={most:g}; raise that to keep it.")
 
 
 def check_sample_counts(counts: Mapping[str, int], metadata: Mapping[str, Any]) -> None:

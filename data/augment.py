@@ -20,9 +20,9 @@ Size = tuple[int, int]
 # Uniform draws that a view uses, a multiple of 4.
 DRAWS = 28
 _LUMA = np.array([0.299, 0.587, 0.114])
-# Below this scale bilinear sampling skips pixels; the image is first shrunk by area averaging.
 # OpenCV addresses the pixels that it warps with 16 bits.
 _LONGEST_WARPED = 32_000
+# Below this scale bilinear sampling skips pixels; the image is first shrunk by area averaging.
 _SHRINK_BELOW = 0.6
 
 

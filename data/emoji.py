@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from contrastive_jax import inputs
 from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess.images import decode, trim
 from data.sources import Example, Text, stable_hash
@@ -107,10 +108,9 @@ class CaptionMix:
     object.__setattr__(self, "templates", tuple(self.templates))
     for field in ("english", "aliases", "bare"):
       if not 0 <= getattr(self, field) <= 1:
-        raise UserError(f"captions.{field} is {getattr(self, field)}, it must be a share between 0 and 1")
-    for template in self.templates:
-      if template.count("{}") != 1:
-        raise UserError(f"captions.templates holds {template!r}, a template has one {{}} for the name")
+        raise UserError(f"data.captions.{field} is {getattr(self, field)}, it must be a share between 0 and 1")
+    if self.templates:
+      inputs.templates(self.templates, "data.captions.templates", distinct=False)
 
   def text(self, concept: Concept) -> Text:
     """Returns the captions of a concept and how likely each is."""
@@ -121,7 +121,7 @@ class CaptionMix:
     english = [(concept.name, 1 - aliases)] + [(alias, aliases / len(concept.aliases)) for alias in concept.aliases]
     others = [concept.names[language] for language in LANGUAGES if language in concept.names]
     share = self.english if others else 1.0
-    weighted = [(template.format(name), share * p * q) for name, p in english for template, q in around]
+    weighted = [(template.replace("{}", name), share * p * q) for name, p in english for template, q in around]
     weighted += [(name, (1 - share) / len(others)) for name in others]
     weighted = [(caption, weight) for caption, weight in weighted if weight > 0]
     cumulative = np.cumsum([weight for _, weight in weighted])

@@ -27,7 +27,10 @@ def karpathy(folder: pathlib.Path, split: str) -> PairSet:
 
   def rows_of(text: str) -> list[tuple[str, str, list[str]]]:
     entries = json.loads(text)["images"]
-    return [(row["split"], row["filename"], [said["raw"] for said in row["sentences"]]) for row in entries]
+    return [
+      (_text(row["split"]), _text(row["filename"]), [_text(said["raw"]) for said in row["sentences"]])
+      for row in entries
+    ]
 
   table = f"dataset_{folder.name}.json"
   rows = _read(folder, table, "the table of Karpathy and Li's splits", rows_of)
@@ -54,7 +57,10 @@ def sugarcrepe(folder: pathlib.Path, subset: str) -> ChoiceSet:
   """
 
   def rows_of(text: str) -> list[tuple[str, list[str]]]:
-    return [(row["filename"], [row["caption"], row["negative_caption"]]) for row in json.loads(text).values()]
+    return [
+      (_text(row["filename"]), [_text(row["caption"]), _text(row["negative_caption"])])
+      for row in json.loads(text).values()
+    ]
 
   rows = _read(folder, f"{subset}.json", "SugarCrepe's table", rows_of)
   pictures = _Pictures(folder, [file for file, _ in rows])
@@ -73,11 +79,28 @@ def winoground(folder: pathlib.Path) -> ChoiceSet:
 
   def rows_of(text: str) -> list[tuple[list[str], list[str]]]:
     rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    return [([f"{row[f'image_{k}']}.png" for k in (0, 1)], [row[f"caption_{k}"] for k in (0, 1)]) for row in rows]
+    return [
+      ([f"{row[f'image_{k}']}.png" for k in (0, 1)], [_text(row[f"caption_{k}"]) for k in (0, 1)]) for row in rows
+    ]
 
   rows = _read(folder, "examples.jsonl", "Winoground's table", rows_of)
   pictures = _Pictures(folder, [file for files, _ in rows for file in files])
   return ChoiceSet(folder.name, pictures, [said for _, said in rows])
+
+
+def _text(value: object) -> str:
+  """Returns a value that has to be text, as a file name and a caption are.
+
+  Raises:
+    TypeError: if it is something else.
+    ValueError: if it holds what no text has.
+  """
+  if not isinstance(value, str):
+    raise TypeError(f"{value!r} in place of a text")
+  if "\0" in value:
+    raise ValueError(f"{value!r} in place of a text")
+  value.encode()  # Refuses lone surrogates.
+  return value
 
 
 class _Pictures(Sequence):
@@ -105,7 +128,7 @@ def _read(folder: pathlib.Path, table: str, what: str, rows_of: Callable[[str], 
     )
   try:
     rows = rows_of(path.read_text(encoding="utf-8"))
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     raise UserError(f"{path} is not {what} ({error!r}): put that there") from error
   if not rows:
     raise UserError(f"{path} has no rows: put {what} there")

@@ -61,6 +61,8 @@ def rows(path: Path, column: str) -> Iterator[dict[str, Any]]:
     if not isinstance(row[column], str):
       what = "nothing" if row[column] is None else f"a {type(row[column]).__name__}"
       raise UserError(f"row {number} of {path} has no '{column}' but {what}: write text there, or leave out the row")
+    if "\0" in row[column]:
+      raise UserError(f"row {number} of {path} has a NUL in its '{column}': save the table as text, in UTF-8")
     yield row
 
 
@@ -153,12 +155,17 @@ def _json(path: Path) -> list[Any]:
 
   if text.lstrip().startswith("["):
     return json.loads(text, object_pairs_hook=no_key_twice)
-  try:
-    rows = (line for line in io.StringIO(text, newline=None) if line.strip())
-    return [json.loads(line, object_pairs_hook=no_key_twice) for line in rows]
-  except json.JSONDecodeError:
-    whole = json.loads(text)
-  raise UserError(f"{path} holds a {type(whole).__name__}: write a list with one object a row")
+  found = []
+  for number, line in enumerate(io.StringIO(text, newline=None), 1):
+    try:
+      if line.strip():
+        found.append(json.loads(line, object_pairs_hook=no_key_twice))
+    except json.JSONDecodeError as error:
+      if found:
+        raise UserError(f"line {number} of {path} is no JSON ({error.msg}): mend or remove it") from None
+      whole = json.loads(text)
+      raise UserError(f"{path} holds a {type(whole).__name__}: write a list with one object a row") from None
+  return found
 
 
 def _parquet(path: Path, column: str) -> list[dict[str, Any]]:

@@ -231,7 +231,15 @@ def test_a_picture_that_cannot_be_decoded_is_named(model, pictures, tmp_path):
     model.encode_image([pictures[0], pictures[1] / 255])
 
 
-@pytest.mark.parametrize("arguments", [("cat",), (["cat"],), (["a", "b"], ["{0}"]), (["a", "b"], "{}")])
+@pytest.mark.parametrize(
+  "arguments",
+  [
+    ("cat",), (["cat"],), (["a", "b"], ["{0}"]), (["a", "b"], "{}"),
+    # What is one text to the model: it reads so many tokens, and this tokenizer makes one of "a" and the letter 96 on.
+    (["one", "a " * 40 + "x", "a " * 40 + "y"],), (["a", "b"], ["the " * 40 + "{}"]),
+    (["a", "\N{LATIN CAPITAL LETTER A WITH ACUTE}"],),
+  ],
+)  # fmt: skip
 def test_zero_shot_refuses_what_would_give_wrong_probabilities(model, pictures, arguments):
   with pytest.raises(UserError, match=r"classes|templates"):
     model.zero_shot(pictures[:1], *arguments)

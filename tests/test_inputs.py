@@ -6,6 +6,7 @@ import io
 
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -68,6 +69,8 @@ class Frame:
     [Letter.A, Letter.B],
     Letter,
     {0: "a", 1: "b"}.values(),
+    pa.array(["a", "b"]),
+    pa.chunked_array([["a"], ["b"]]).dictionary_encode(),
   ],
 )
 def test_texts_come_by_position(values):
@@ -92,6 +95,7 @@ def test_no_text_is_no_row():
     (Frame(), r"shape \[3, 2\]"),
     (["a", None], r"texts\[1\] is None"),
     (["a", float("nan")], r"texts\[1\] is the float nan"),
+    (pa.array(["a", None]), r"texts\[1\] is None"),
     ([b"a"], r"texts\[0\] is the bytes b'a', not a string: decode"),
     (["a", "b", 3], r"texts\[2\] is the int 3"),
     ([["a"]], r"texts\[0\] is the list"),
@@ -205,6 +209,7 @@ def test_pixels_of_16_bits_are_taken_in_any_byte_order():
     (np.zeros((1, 2, 3, 4, 3), np.uint8), r"shape \[1, 2, 3, 4, 3\]"),
     (np.zeros((2, 4, 5, 1), np.uint8), "for a clip"),
     (PIXELS[0, 0], r"shape \[3\]"),
+    (np.zeros((4, 4, 2), np.uint8), r"pass \[height, width, 3 or 4\]"),
     (np.array(["a.png"]), "pass uint8"),
     (np.uint8(3), "pass a path"),
     (None, r"images\[7\] is None"),

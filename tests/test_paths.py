@@ -1,5 +1,6 @@
 """What a person types as a path is that path, whatever it is called, or is refused in one sentence before any work."""
 
+import inspect
 import os
 from urllib.parse import unquote_to_bytes
 
@@ -50,6 +51,13 @@ def test_what_is_no_path_is_refused_by_every_reading(text, tmp_path, monkeypatch
     with pytest.raises(UserError, match=r"^--flag=") as refused:
       read("--flag", text)
     assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("path", [None, 3, True, b"runs/a", ["runs/a"]])
+def test_what_is_neither_text_nor_a_path_is_refused(path):
+  unchecked = inspect.unwrap(paths.typed)  # Outside of tests nothing compares arguments with their types.
+  with pytest.raises(UserError, match=rf"^--flag=.* is a {type(path).__name__} and no path"):
+    unchecked("--flag", path)
 
 
 def test_places_that_cannot_be_written_are_refused(tmp_path, monkeypatch):

@@ -38,11 +38,13 @@ class Tokenizer(abc.ABC):
     vocab_size: the number of ids.
     pad_id: the id that fills a caption up to its length.
     fingerprint: SHA-256 of the tokenizer's definition; a checkpoint keeps it.
+    special_count: the number of tokens that every caption gets beside its own.
   """
 
   vocab_size: int
   pad_id: int
   fingerprint: str
+  special_count: int = 0
 
   def __call__(
     self, texts: Sequence[str], length: int
@@ -55,9 +57,13 @@ class Tokenizer(abc.ABC):
 
     Returns:
       int32 ids and the mask of those that are not padding.
+
+    Raises:
+      UserError: if the length leaves no room for a token of the caption itself.
     """
     if isinstance(texts, str):
       raise ValueError("texts is a sequence of captions, got one string")
+    check_length(self, length)
     tokens = np.full((len(texts), length), self.pad_id, np.int32)
     mask = np.zeros((len(texts), length), bool)
     for row, ids in enumerate(self._encode(list(texts), length)):
@@ -131,6 +137,7 @@ class JsonTokenizer(Tokenizer):
     self.pad_id = next((i for i in ids if i is not None), 0)
     self.pad_token = self._tokenizer.id_to_token(self.pad_id)
     self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+    self.special_count = self._tokenizer.num_special_tokens_to_add(is_pair=False)
     self._check()
     self.fingerprint = self._fingerprint()
 
@@ -142,7 +149,7 @@ class JsonTokenizer(Tokenizer):
     self._tokenizer.post_processor = post_processor
     for encoding in plain:
       ids = self._tokenizer.post_process(encoding).ids
-      if len(ids) != len(encoding.ids) + self._tokenizer.num_special_tokens_to_add(is_pair=False):
+      if len(ids) != len(encoding.ids) + self.special_count:
         raise UserError(
           f"the post_processor of the tokenizer.json makes {len(ids)} tokens of a caption of {len(encoding.ids)}: it"
           " must hold the caption once, beside its special tokens"
@@ -161,14 +168,11 @@ class JsonTokenizer(Tokenizer):
     return self._tokenizer.id_to_token(number)
 
   def _encode(self, texts: list[str], length: int) -> Iterable[list[int]]:
-    room = length - self._tokenizer.num_special_tokens_to_add(is_pair=False)
-    if room < 0:
-      raise UserError(f"model.text.length={length}: this tokenizer's special tokens alone need {length - room}")
     if self._options["lowercase"] and not self._options["mended"]:
       texts = [_lower(text) for text in texts]
     texts = _prepared(texts, self._options["lowercase"], self._options["canonical"], self._options["mended"])
     for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False):
-      encoding.truncate(room)
+      encoding.truncate(length - self.special_count)
       yield self._tokenizer.post_process(encoding).ids
 
   def definition(self) -> tuple[str, str, bytes, dict[str, Any]]:
@@ -183,6 +187,8 @@ class SentencePieceTokenizer(Tokenizer):
   Follows SigLIP's tokenisation (big_vision, `eos="sticky", pad_value=1`). SigLIP's captions are lower-cased, and padded
   with the end of text although its model, T5's, has a token for padding.
   """
+
+  special_count = 1
 
   def __init__(
     self,
@@ -249,6 +255,8 @@ class ClipTokenizer(Tokenizer):
   full-width characters and Unicode's NFC are kept: text that was decoded with a wrong encoding stays as it is.
   """
 
+  special_count = 2
+
   def __init__(self, content: bytes, mended: bool = True):
     """Reads the file.
 
@@ -277,8 +285,6 @@ class ClipTokenizer(Tokenizer):
     self.fingerprint = self._fingerprint()
 
   def _encode(self, texts: list[str], length: int) -> Iterable[list[int]]:
-    if length < 2:
-      raise UserError(f"model.text.length={length}: the CLIP tokenizer needs room for its start and end tokens")
     cleaned = [_clip_clean(text) if self._mended else _lower(text) for text in texts]
     for encoding in self._tokenizer.encode_batch(cleaned, add_special_tokens=False):
       yield [self._start, *encoding.ids[: length - 2], self._end]
@@ -443,4 +449,14 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
   if tokenizer.vocab_size > vocab_size:
     raise UserError(
       f"model.text.vocab_size={vocab_size} is too small for a tokenizer of {tokenizer.vocab_size} tokens: raise it"
+    )
+
+
+def check_length(tokenizer: Tokenizer, length: int) -> None:
+  """Raises a `UserError` when captions of so many tokens hold special tokens alone, so that all are one caption."""
+  least = tokenizer.special_count + 1
+  if length < least:
+    raise UserError(
+      f"model.text.length={length} has no room for a caption beside the {least - 1} special tokens of this tokenizer:"
+      f" use at least {least}"
     )

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import logging
+import numbers
 import re
 import shutil
 import time
@@ -276,6 +277,8 @@ def restore_params(workdir: Path, step: int | None, place: Callable[[Any], Any] 
   Raises:
     UserError: if the run has no such checkpoint, or it is damaged.
   """
+  if step is not None and (isinstance(step, bool) or not isinstance(step, numbers.Integral)):
+    raise UserError(f"step={step!r} must be a whole number, that of a checkpoint")
   directory = (Path(workdir) / "checkpoints").absolute()
   if not directory.is_dir():
     raise UserError(f"{workdir} has no checkpoints: train a model there first, or name another run")

@@ -106,12 +106,18 @@ RANGES: Mapping[str, Range] = {
   r"model\.\w+\.transformer\.norm_eps": Range(0, 1, above=True, below=True),
   r"data\.max_bad_share": SHARE,
   r"data\.prefetch_bytes": COUNT,
-  r"data\.(threads|workers|pack_pairs|text_rows|text_row_length)": NOT_NEGATIVE,
+  # More of them than any machine runs at once would only end it.
+  r"data\.(threads|workers)": Range(0, 1024),
+  r"data\.(pack_pairs|text_rows|text_row_length)": NOT_NEGATIVE,
   r"data\.sources\..+": POSITIVE,
   r"data\.captions\.\w+": SHARE,
   r"data\.augment\.(rotate|hue)": DEGREES,
-  r"data\.augment\.zoom": POSITIVE,
-  r"data\.augment\.(contrast|saturation|brightness|shift|shear|stretch)": NOT_NEGATIVE,
+  # Beyond these nothing of a picture is left to see: it lies outside the frame, in one pixel, or at black and white.
+  r"data\.augment\.zoom": Range(0.01, 100),
+  r"data\.augment\.(contrast|saturation)": Range(0, 100),
+  r"data\.augment\.(shear|stretch)": Range(0, 4),
+  r"data\.augment\.shift": SHARE,
+  r"data\.augment\.brightness": Range(0, 255),
   r"data\.augment\.(background|blur|colour|flatten|flip|grey|outline|unfill)": SHARE,
   # The last stage may say 0, which is the rest of the run.
   r"curriculum\.\d+\.steps": NOT_NEGATIVE,

@@ -1,6 +1,7 @@
 """Resolves and checks a config once, into the `Run` that the commands and a script of one's own start from."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from contrastive_jax.training import growth, host_memory
 from contrastive_jax.training import optimizer as optimizers
 from contrastive_jax.training.checkpoint import has_checkpoint
 from contrastive_jax.training.growth import Growths
-from contrastive_jax.training.initialize import with_initial_model
+from contrastive_jax.training.initialize import MODELS, with_initial_model
 from contrastive_jax.training.loop import LoopOptions
 from contrastive_jax.training.stage_factors import check_weights, learning_rate, term_factors
 from contrastive_jax.training.state import StateSpec
@@ -85,6 +86,7 @@ class Run:
       teacher_dims=_teacher_dims(config, objective),
     )
     check_pairs(run.segments, objective)
+    check_scale(run.model, config)
     check_weights(run.stages, objective)
     for segment in run.segments:
       check_model_fits(segment, run.model)
@@ -231,13 +233,28 @@ def _check_choices(config: ConfigDict) -> None:
   for name in ("compute_dtype", "loss_dtype"):
     require_known(name, config[name], ("float32", "bfloat16"))
   require_known("init_towers", config.init_towers, ("all", "image", "text"))
+  require_known("init_model", config.init_model, MODELS)
   require_known("schedule.on_growth", config.schedule.get("on_growth", growth.DEFAULT), growth.WAYS)
   require_known("optimizer.name", config.optimizer.name, optimizers.OPTIMIZERS)
   steps = tuple(config.profile_steps)
   if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
     raise UserError(f"profile_steps={steps} must be empty or (first, last), counted from 1")
+  if steps and steps[0] > config.total_steps:
+    raise UserError(f"profile_steps={steps} begins after total_steps={config.total_steps}: name steps of the run")
   if not weighted_sources("data.sources", config.data.sources.to_dict()):
     raise UserError("data.sources={} needs at least one source, each with a weight above 0")
+
+
+def check_scale(model: DualEncoderConfig, config: ConfigDict) -> None:
+  """Raises a `UserError` for a logit scale that begins where no update would leave it."""
+  if config.init_from and config.init_towers == "all":
+    return  # It is that of the weights.
+  scale, most = math.exp(model.init_logit_scale), config.max_logit_scale
+  if not 1 - 1e-6 <= scale <= most * (1 + 1e-6):
+    raise UserError(
+      f"model.init_logit_scale={model.init_logit_scale} is a scale of {scale:.4g}, and updates keep it from 1 to"
+      f" max_logit_scale={most}: begin between 0 and {math.log(most):.3f}, or raise max_logit_scale"
+    )
 
 
 def check_pairs(segments: Sequence[Segment], objective: Objective) -> None:

@@ -1,14 +1,13 @@
 """A folder of clips with a table of captions: video-text pairs of one's own."""
 
-import csv
-import json
 import os
 import pathlib
 from collections.abc import Iterator
 
-from contrastive_jax import paths
+from contrastive_jax import inputs, paths
 from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess.video import open_clip
+from data import tables
 from data.sources import Example, Text, names_a_side, stable_hash
 
 TABLES = ("clips.jsonl", "clips.csv")
@@ -30,18 +29,24 @@ class ClipSource:
       flip: whether clips may be mirrored; those whose captions name left or right never are.
 
     Raises:
-      UserError: if there is none, or a row lacks a file or a caption.
+      UserError: if there is none, a row lacks a file or a caption, or a file is not there.
     """
     self.name = f"clips/{folder}"
     self._flip = flip
     self._folder = paths.typed("clips/<folder>", folder)
     captions: dict[str, list[str]] = {}
-    for file, caption in _rows(self._folder):
-      captions.setdefault(file, []).append(caption)
+    for file, said in _rows(self._folder):
+      captions.setdefault(os.fspath(file), []).extend(said)
     self._files = list(captions)
     self._texts = [
       Text(tuple(dict.fromkeys(said)), stable_hash("clips", os.fspath(folder), file)) for file, said in captions.items()
     ]
+    missing = [file for file in self._files if not (self._folder / file).is_file()]
+    if missing:
+      raise UserError(
+        f"{len(missing):,} of the {len(self._files):,} clips of {self._folder} are missing, such as {missing[0]!r}: put"
+        " them there, or leave out their rows"
+      )
 
   def __len__(self) -> int:
     return len(self._files)
@@ -56,21 +61,18 @@ class ClipSource:
     return self._texts[index]
 
 
-def _rows(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
-  """Yields (file, caption) of the table, one for each caption."""
-  path = next((folder / name for name in TABLES if (folder / name).is_file()), None)
-  if path is None:
+def _rows(folder: pathlib.Path) -> Iterator[tuple[pathlib.Path, list[str]]]:
+  """Yields the file and the captions of each row of the table."""
+  table = next((folder / name for name in TABLES if (folder / name).is_file()), None)
+  if table is None:
     raise UserError(f"{folder} has no table of clips: write {' or '.join(TABLES)} with a file and a caption a row")
-  with open(path, encoding="utf-8", newline="") as file:
-    rows = csv.DictReader(file) if path.suffix == ".csv" else (line for line in file if line.strip())
-    for number, row in enumerate(rows, 1):
-      try:
-        fields = row if isinstance(row, dict) else json.loads(row)
-        name, captions = fields["file"], fields["caption"]
-      except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"row {number} of {path} is no file with a caption ({error!r}): give it both") from error
-      captions = [captions] if isinstance(captions, str) else captions
-      if not name or not captions or not all(isinstance(caption, str) and caption for caption in captions):
-        raise UserError(f"row {number} of {path} has file={name!r} and caption={captions!r}: give it both")
-      for caption in captions:
-        yield name, caption
+  number = 0
+  for number, row in enumerate(tables.rows(table, "file"), 1):
+    where = f"row {number} of {table}"
+    captions = row.get("caption")
+    captions = inputs.texts([captions] if isinstance(captions, str) else captions or [], f"{where}: caption")
+    if not row["file"].strip() or not captions or not all(caption.strip() for caption in captions):
+      raise UserError(f"{where} has file={row['file']!r} and caption={row.get('caption')!r}: give it both")
+    yield paths.typed(f"{where}: file", row["file"]), captions
+  if not number:
+    raise UserError(f"{table} has no rows: write one with a file and a caption for each clip")

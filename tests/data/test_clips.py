@@ -49,8 +49,10 @@ def test_a_csv_says_the_same(folder):
 
 def test_a_bad_file_is_bad_for_good_and_a_missing_one_is_not(folder):
   (folder / "c.mp4").write_bytes(b"no video" * 20)
+  (folder / "d.mp4").touch()
   (folder / "clips.csv").write_text("file,caption\nc.mp4,bad\nd.mp4,missing\n")
   source = ClipSource(folder)
+  (folder / "d.mp4").unlink()
   with pytest.raises(DecodeError):
     source[0]
   with pytest.raises(FileNotFoundError):
@@ -62,13 +64,42 @@ def test_a_bad_file_is_bad_for_good_and_a_missing_one_is_not(folder):
   [
     ("other.txt", "", "no table of clips: write clips.jsonl or clips.csv"),
     ("clips.jsonl", '{"file": "a.gif", "caption": "x"}\n{"file": "a.gif"}', "row 2 of"),
-    ("clips.jsonl", "a.gif", "row 1 of"),
+    ("clips.jsonl", "a.gif", "clips.jsonl cannot be read"),
+    ("clips.jsonl", '{"file": "a.gif", "caption": "x"}\n{"file": "a.g', "line 2 of .* is no JSON"),
     ("clips.jsonl", '{"file": "a.gif", "caption": []}', "row 1 of"),
+    ("clips.jsonl", '{"file": "a.gif", "caption": 7}', "row 1 of .* int 7"),
+    ("clips.jsonl", '{"file": "a.gif", "caption": {"en": "x"}}', "row 1 of .* dict"),
+    ("clips.jsonl", '{"file": "a.gif", "caption": ["x", " "]}', "row 1 of"),
+    ("clips.jsonl", '{"file": "a.gif", "caption": "\\ud800"}', "row 1 of .* lone surrogate"),
+    ("clips.jsonl", '{"file": "a.gif", "caption": "x", "caption": "y"}', "'caption' more than once"),
+    ("clips.jsonl", '{"file": 3, "caption": "x"}', "row 1 of .* has no 'file' but a int"),
+    ("clips.jsonl", '{"file": "a\\u0000.gif", "caption": "x"}', "row 1 of .* NUL"),
+    ("clips.jsonl", '{"file": "http://a.org/a.gif", "caption": "x"}', "row 1 of .* an address"),
+    ("clips.jsonl", '{"file": "b/a.gif", "caption": "x"}', "1 of the 1 clips of .* are missing, such as 'b/a.gif'"),
+    ("clips.jsonl", '{"file": ".", "caption": "x"}', "1 of the 1 clips of .* are missing"),
+    ("clips.csv", "", "no column 'file'"),
+    ("clips.csv", "file,caption\n", "no rows"),
     ("clips.csv", "file,caption\na.gif,\n", "row 1 of"),
-    ("clips.csv", "name,caption\na.gif,x\n", "row 1 of"),
+    ("clips.csv", "file,caption\na.gif,a dog, running\n", "row 1 of .* more fields"),
+    ("clips.csv", "name,caption\na.gif,x\n", "no column 'file'"),
+    ("clips.csv", b"file,caption\na.gif,caf\xe9\n", "cannot be read"),
   ],
 )
 def test_a_wrong_table_is_refused(folder, name, text, message):
-  (folder / name).write_text(text)
-  with pytest.raises(UserError, match=message):
+  (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+  with pytest.raises(UserError, match=message) as refused:
     ClipSource(folder)
+  assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    "file;caption\na.gif;grey\n".encode("utf-8-sig"), "file\tcaption\r\na.gif\tgrey\r\n".encode("utf-16"),
+    b'caption,file\n"grey",./a.gif\n',
+  ],
+)  # fmt: skip
+def test_tables_are_read_as_programs_save_them(folder, content):
+  (folder / "clips.csv").write_bytes(content)
+  source = ClipSource(folder)
+  assert len(source) == 1 and source.text(0).captions == ("grey",) and source[0].image.count == 3

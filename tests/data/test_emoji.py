@@ -145,9 +145,15 @@ def test_english_alone_is_english():
   assert set(texts.captions) == {"cat", *concepts()["🐈"].aliases}
 
 
-@pytest.mark.parametrize("fields", [{"english": 1.1}, {"templates": ("an emoji",)}])
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"english": 1.1},
+    *({"templates": ("{}", text)} for text in ("an emoji", "{} {0}", "{} {x}", "{} }", "{} {{", "{:>5}")),
+  ],
+)
 def test_impossible_mixes_are_refused(fields):
-  with pytest.raises(UserError, match=f"captions.{next(iter(fields))}"):
+  with pytest.raises(UserError, match=rf"data\.captions\.{next(iter(fields))}"):
     CaptionMix(**fields)
 
 

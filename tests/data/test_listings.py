@@ -82,6 +82,8 @@ def test_a_parquet_file_is_known_by_its_content(tmp_path):
     ("t.json", '{\n"text": {"0": "one"}}', "holds a dict"),
     ("t.json", '["one"]', "row 1 of .* is a str"),
     ("t.json", "[", "cannot be read"),
+    ("t.jsonl", '{"text": "a"}\n\n{"text": "b', "line 3 of .* is no JSON"),
+    ("t.csv", "text\na\0b\n", "row 1 of .* has a NUL in its 'text'"),
     ("t.txt", "one".encode("utf-16-le"), "holds a NUL"),
     ("t.csv", "text\none\n".encode("utf-16-be"), "has no column"),
     ("t.txt", b"caf\xe9", "cannot be read"),

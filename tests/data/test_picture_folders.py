@@ -98,6 +98,10 @@ def test_winoground_is_a_folder_with_its_table(tmp_path):
     ("sugarcrepe/swap_obj", "swap_obj.json", '{"0": {"filename": "a.jpg", "caption": "a"}}'),
     ("flickr30k", "dataset_flickr30k.json", '{"images": [{"split": "test"}]}'),
     ("winoground", "examples.jsonl", ""),
+    ("winoground", "examples.jsonl", '{"image_0": "a", "image_1": "b", "caption_0": "x", "caption_1": null}'),
+    ("sugarcrepe/swap_obj", "swap_obj.json", '{"0": {"filename": 3, "caption": "a", "negative_caption": "b"}}'),
+    ("flickr30k", "dataset_flickr30k.json", '{"images": [{"split": null, "filename": "a", "sentences": []}]}'),
+    ("flickr30k", "dataset_flickr30k.json", "[" * 100_000),
   ],
 )
 def test_another_table_is_an_error(name, table, text, tmp_path):

@@ -298,9 +298,14 @@ def test_too_small_a_vocabulary():
     train_bpe(CAPTIONS, 200)
 
 
-def test_no_room_for_special_tokens(clip_file):
-  with pytest.raises(UserError, match=r"model\.text\.length=1:"):
-    ClipTokenizer(clip_file)(["cat"], 1)
+def test_a_length_of_special_tokens_alone_is_refused(bpe, clip_file):
+  """It would make one caption of all."""
+  for tokenizer, special in ((ClipTokenizer(clip_file), 2), (bpe, 1)):
+    for length in range(1, special + 1):
+      with pytest.raises(UserError, match=rf"model\.text\.length={length} has no room .* use at least {special + 1}"):
+        tokenizer(["cat"], length)
+    tokens, _ = tokenizer(["cat", "dog"], special + 1)
+    assert (tokens[0] != tokens[1]).any()
 
 
 def test_saved_description_is_readable(bpe, tmp_path):

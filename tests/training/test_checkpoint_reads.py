@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import inspect
 import json
 import os
 import re
@@ -188,3 +189,11 @@ def test_two_processes_take_the_same_checkpoint(call, error, times, said, left, 
   for output in outputs:
     assert said in output, output
   assert {path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()} == left
+
+
+@pytest.mark.parametrize("step", ["2", 2.0, True, [1]])
+def test_a_step_that_is_no_whole_number_is_refused_as_such(step, run):
+  """True is no step 1, and 2.0 is no folder."""
+  unchecked = inspect.unwrap(restore_params)  # Outside of tests nothing compares arguments with their types.
+  with pytest.raises(UserError, match="must be a whole number"):
+    unchecked(run, step)

@@ -148,6 +148,23 @@ def test_a_value_of_another_type_is_one_sentence(name, value, kind):
   assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+  ("name", "value", "said"),
+  [
+    ("init_model", "confg", "init_model='confg' is unknown"),
+    ("profile_steps", (10**6, 10**6 + 2), "begins after total_steps"),
+    ("model.init_logit_scale", 10.0, r"a scale of 2\.203e\+04, .* or raise max_logit_scale"),
+    ("model.init_logit_scale", -1.0, "a scale of 0.3679"),
+    ("max_logit_scale", 2.0, "updates keep it from 1 to max_logit_scale=2.0"),
+    ("optimizer.name", "adam\nw", r"optimizer.name='adam\\nw' is unknown"),
+  ],
+)
+def test_what_no_run_could_do_is_one_sentence(name, value, said):
+  with pytest.raises(UserError, match=said) as refused:
+    Run.from_config(changed(put(name, value)))
+  assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize("name", ["optimizer", "schedule", "data", "tokenizer", "distillation"])
 def test_a_part_that_was_replaced_whole_lacks_fields(name):
   with pytest.raises(UserError, match=rf"the config lacks {name}\.\w+: start from"):
