@@ -9,13 +9,11 @@ its step and the version are in the metadata of the Parquet schema, or in NAME.a
 out, and listed in OUTPUT.bad_records.jsonl. Tables end in .csv, .tsv, .json, .jsonl or .parquet.
 """
 
-import importlib.metadata
-import tomllib
 from pathlib import Path
 
 from absl import flags
 
-from contrastive_jax import cli, paths
+from contrastive_jax import __version__, cli, paths
 from contrastive_jax.errors import UserError
 from contrastive_jax.loading import load
 from data import embedding_files, listings
@@ -51,7 +49,7 @@ def main() -> None:
   if not ids:
     raise UserError(f"--{flag.name}={source} holds nothing to embed")
   model = load(workdir, STEP.value, batch_size=BATCH_SIZE.value, progress=True)
-  about = {"model": WORKDIR.value, "step": str(model.step), "version": version()}
+  about = {"model": WORKDIR.value, "step": str(model.step), "version": __version__}
   unreadable = embedding_files.write(output, model, ids, items, about)
   written = len(ids) - len(unreadable)
   print(f"{output} holds {written:,} embedding{'s' * (written != 1)} of {model.config.embed_dim} numbers.")
@@ -76,14 +74,6 @@ def output_to_write(source: Path) -> Path:
   if there and any(path.exists() and path.samefile(source) for path in written if source.exists()):
     raise UserError(f"--output={output} would replace what is to be embedded: name another file")
   return output
-
-
-def version() -> str:
-  """The version of the library, installed or in this checkout."""
-  try:
-    return importlib.metadata.version("contrastive_jax")
-  except importlib.metadata.PackageNotFoundError:
-    return tomllib.loads((Path(__file__).parent / "pyproject.toml").read_text())["project"]["version"]
 
 
 def shown(ids: list[str]) -> str:

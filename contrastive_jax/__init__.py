@@ -9,6 +9,7 @@ if TYPE_CHECKING:
   from contrastive_jax.pretrain import train
 
 __all__ = ["Model", "load", "train"]
+__version__ = "0.1.0"
 
 # Public name -> its module, which is imported when the name is used: JAX and Flax take seconds.
 _MODULES = {

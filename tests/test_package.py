@@ -2,14 +2,20 @@
 
 import ast
 import importlib.metadata
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 
 import pytest
 
+import contrastive_jax
+from contrastive_jax.interop import imports
 from tests import runs
+from tests.interop import checkpoints
 
 
 def test_importing_it_loads_only_what_is_used():
@@ -67,6 +73,17 @@ def test_the_dependencies_are_what_the_library_imports():
 
 
 @pytest.mark.slow
+def test_a_command_that_was_copied_out_of_the_checkout_knows_the_version(tmp_path):
+  shutil.copy(runs.ROOT / "embed.py", tmp_path)
+  imports.save(imports.Imported("small", *checkpoints.model("siglip_ti16"), checkpoints.tokenizer()), tmp_path / "run")
+  (tmp_path / "texts.txt").write_text("a dog\n")
+  command = [sys.executable, "embed.py", "--workdir=run", "--texts=texts.txt", "--output=out.npy"]
+  subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(runs.ROOT)})
+  about = json.loads((tmp_path / "out.about.json").read_text())
+  assert about["version"] == contrastive_jax.__version__
+
+
+@pytest.mark.slow
 def test_it_installs_without_data_and_configs(tmp_path):
   target = tmp_path / "site"
   command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(runs.ROOT)]
@@ -82,3 +99,5 @@ def test_it_installs_without_data_and_configs(tmp_path):
   )
   subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, env={"PYTHONPATH": str(target)})
   assert (target / "contrastive_jax" / "evaluation" / "report.html.j2").is_file()
+  (installed,) = importlib.metadata.distributions(name="contrastive_jax", path=[str(target)])
+  assert installed.version == contrastive_jax.__version__
