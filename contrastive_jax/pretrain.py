@@ -140,7 +140,7 @@ def train(config: ConfigDict, workdir: str | PathLike, *, data: Data) -> Outcome
     if len(growths) > max(len(metadata.get("plans", ())), 1):
       say(growth.announced(run.schedule, growths, start))
     segments = run.segments_after(metadata, start, data_changed=data_changed)
-    sources = data.open_sources(config, {name for segment in segments for name in segment.all_sources()})
+    sources = data.open_sources(config, dict.fromkeys(name for segment in segments for name in segment.all_sources()))
     listed = workdir / (FILE if distributed.is_main() else f"{jax.process_index()}.{FILE}")
     bad_records = BadRecords(listed, limit=config.data.max_bad_share)
     expected = metadata.get("tokenizer")

@@ -1,13 +1,17 @@
 """Data workers end with the process that they read for, whatever ends it, and not before it."""
 
+import atexit
+import gc
 import multiprocessing
 import os
 import signal
 import threading
 from multiprocessing import connection, resource_tracker
 
+from grain.multiprocessing import SharedMemoryArray
+
 _POLL_SECONDS = 1.0
-_following = False
+_following = _tracking = False
 
 
 def follow_parent() -> None:
@@ -31,16 +35,34 @@ def follow_parent() -> None:
 
 
 def start_tracker() -> None:
-  """Starts the process in which `multiprocessing` counts shared memory, so that a closed terminal does not end it.
+  """Starts the process in which `multiprocessing` counts shared memory, and leaves it nothing to count in the end.
 
-  It outlives SIGINT and SIGTERM by itself. Were it gone, each block of memory that workers hand over would print a
-  traceback.
+  A closed terminal does not end it, and it outlives SIGINT and SIGTERM by itself. Were it gone, each block of memory
+  that workers hand over would print a traceback.
   """
+  global _tracking
+  if not _tracking:
+    _tracking = True
+    atexit.register(_free_shared_memory)
   before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
   try:
     resource_tracker.ensure_running()
   finally:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _free_shared_memory() -> None:
+  """Frees the batches that worker processes handed over and that something still holds.
+
+  Circles of references hold the last one, and JAX until its next call. When Python frees them at its very end, the
+  thread to which Grain leaves that work is gone, and the tracker prints a warning of leaked memory.
+  """
+  remover = SharedMemoryArray._del_thread_pool
+  SharedMemoryArray._del_thread_pool = None  # From here on it is freed at once.
+  gc.collect()
+  if remover is not None:
+    remover.close()
+    remover.join()
 
 
 def _watch(sentinel: int, parent: int) -> None:

@@ -46,14 +46,17 @@ def config():
   made = tiny.get_config()
   made.total_steps, made.batch_size, made.checkpoint_every = 4, 16, 2
   made.schedule.warmup_steps = 1
-  made.data.sources = {"squares": 1.0}
+  made.data.sources = dict.fromkeys(("squares", "fields", "tiles", "blanks"), 1.0)
   return made
 
 
 def test_a_call_trains_and_another_goes_on_with_data_of_ones_own(config, tmp_path, capsys):
   outcome = cj.train(config, tmp_path / "run", data=OwnData())
   assert (outcome.step, outcome.exit_code, outcome.results) == (4, 0, ())
-  assert "16 x" not in capsys.readouterr().err
+  said = capsys.readouterr()
+  assert "16 x" not in said.err
+  # Sources are told in one order, whatever the hashes of their names.
+  assert "on blanks 200 + fields 200 + squares 200 + tiles 200." in said.out
   longer = config.copy_and_resolve_references()
   longer.total_steps, longer.schedule.on_growth = 6, "stretch"
   assert cj.train(longer, str(tmp_path / "run"), data=OwnData()).step == 6

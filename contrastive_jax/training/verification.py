@@ -116,6 +116,17 @@ def plain_name(name: str) -> str:
   return "/".join(re.findall(r"[^\[\]'.]+", name))
 
 
+def _alone() -> ocp.Context:
+  """Makes the context of a process that reads by itself.
+
+  Orbax would have each process wait for the others, of which one may have found an error.
+  """
+  context = ocp.Context()
+  context.multiprocessing.primary_host = jax.process_index()
+  context.multiprocessing.active_processes = {jax.process_index()}
+  return context
+
+
 def verified(directory: Path, step: int, choose: Callable[[Any], Any]) -> tuple[Any, dict[str, Any]]:
   """Reads leaves of a checkpoint and compares each with its checksum; all processes together, with the same outcome.
 
@@ -133,16 +144,14 @@ def verified(directory: Path, step: int, choose: Callable[[Any], Any]) -> tuple[
     UserError: if it cannot be read now, for a reason that is not in it.
   """
   path = directory / str(step)
-  # Orbax would have each process wait for the others, of which one may have found an error.
-  alone = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
 
   def describe() -> tuple[dict[str, Any], Any]:
-    with ocp.Context(multiprocessing_options=alone):
+    with _alone():
       described = ocp.checkpointables_metadata(path)
     return dict(described.custom_metadata), choose(described.metadata["state"])
 
   def load() -> Any:
-    with ocp.Context(multiprocessing_options=alone):
+    with _alone():
       return ocp.load_checkpointables(path, {"state": wanted})["state"]
 
   metadata, wanted = _together(describe, step)

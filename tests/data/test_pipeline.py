@@ -2,6 +2,10 @@
 
 import dataclasses
 import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,6 +19,7 @@ from data import pipeline as pipeline_module
 from data.augment import DRAWINGS
 from data.pipeline import Pipeline
 from data.sources import Source
+from tests import runs
 
 SEGMENTS = (
   Segment(4, 24, (("a", 2), ("b", 1)), 16),
@@ -78,6 +83,21 @@ def test_iterating_from_anywhere_gives_the_batches(options, monkeypatch):
 def test_worker_processes_give_the_same_batches():
   items = list(make(workers=2, threads=1).iterate(1, 4))
   assert_same([batch for _, batch in items], [make().batch(step) for step in range(1, 4)])
+
+
+def test_a_batch_of_workers_that_is_held_to_the_end_of_python_is_no_leak():
+  program = (
+    "import test_pipeline\n"
+    "if __name__ == '__main__':\n"
+    "  *_, (_, batch) = test_pipeline.make(workers=1, threads=1).iterate(0, 2)\n"
+    "  assert batch.ids.shm.name\n"
+    "  held = [batch]\n"
+    "  held.append(held)\n"
+    "  del batch, held\n"
+  )
+  environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(runs.ROOT), str(Path(__file__).parent)])}
+  ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=600)
+  assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_leaving_an_iteration_early_is_clean():

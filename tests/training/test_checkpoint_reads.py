@@ -77,6 +77,11 @@ def restored(run):
     return int(checkpoints.restore(state())[0].step)
 
 
+def test_a_sound_checkpoint_is_read_without_a_word(run, caplog):
+  assert restored(run) == restore_params(run, None).step == 2
+  assert not caplog.records
+
+
 CALLS = pytest.mark.parametrize("call", ["checkpointables_metadata", "load_checkpointables"])
 
 
