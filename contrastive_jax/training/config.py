@@ -96,9 +96,16 @@ def check_resume(workdir: Path, config: Any, saved: Mapping[str, Any] | None = N
     if name.startswith("data."):
       data_changed = True
     elif name != "total_steps":
+      start_anew = f"start a new run from its weights with --config.init_from={workdir} and another --workdir"
+      try:
+        check_ranges({name: old.get(name)})
+      except UserError as error:
+        raise UserError(
+          f"{workdir} cannot go on, since it was started by an older version and now {error}: {start_anew}"
+        ) from None
       raise UserError(
-        f"{workdir} was started with {name}={old.get(name)!r}, not {new.get(name)!r}: give the old value, or start a"
-        f" new run from its weights with --config.init_from={workdir} and another --workdir"
+        f"{workdir} was started with {name}={old.get(name)!r}, not {new.get(name)!r}: give the old value, or"
+        f" {start_anew}"
       )
     elif new[name] < old[name]:
       raise UserError(f"total_steps={new[name]} is less than the {old[name]} of {workdir}: a run may only grow")

@@ -38,6 +38,20 @@ def test_a_field_of_the_towers_that_did_not_exist_then_is_at_its_default(started
     run_config.check_resume(workdir, config)
 
 
+def test_a_run_that_was_started_out_of_range_is_not_asked_for_its_old_value(started):
+  config = tiny.get_config()
+  workdir = started(lambda content: content.update(seed=-1))
+  with pytest.raises(UserError, match=r"now seed=-1 must be at least 0 .* start a new run from its weights") as told:
+    run_config.check_resume(workdir, config)
+  assert "give the old value" not in str(told.value)
+  # A start that made no checkpoint binds nobody, and its seed is refused all the same.
+  (workdir / "checkpoints" / "8").rmdir()
+  assert not run_config.check_resume(workdir, config)
+  config.seed = -1
+  with pytest.raises(UserError, match=r"^seed=-1 must be at least 0 and at most 4294967295$"):
+    Run.from_config(config, workdir)
+
+
 def test_an_option_of_a_loss_that_did_not_exist_then_is_at_its_default(started):
   def forget(content):
     content["loss_options"] = {"softmax": {"strategy": "gather", "label_smoothing": 0.1}}
