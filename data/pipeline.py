@@ -367,11 +367,7 @@ class Pipeline:
           f"the {segment.batch_size // self._host_count} pairs of each of {self._host_count} hosts are not whole packs"
           f" of data.pack_pairs={segment.pack_pairs}"
         )
-      for modality in segment.modalities:
-        resolution = segment.inputs(modality).resolution
-        if resolution.mode == "fixed" and resolution.size < self._patch_size:
-          stage = f" of stage '{segment.name}'" if segment.name else ""
-          raise UserError(f"size={resolution.size}{stage} is less than model.image.patch_size={self._patch_size}")
+      segment.check_patches(self._patch_size)
 
 
 def pair_keys(groups: Sequence[int], captions: Sequence[str]) -> UInt32[np.ndarray, "pairs 2 2"]:

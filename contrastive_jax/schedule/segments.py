@@ -195,6 +195,20 @@ class Segment:
     """Returns the names of the sources of all modalities, each once."""
     return tuple(dict.fromkeys(name for m in self.modalities for name, _ in self.inputs(m).sources))
 
+  def check_patches(self, patch_size: int) -> None:
+    """Raises a `UserError` where images or clips are squares smaller than one patch.
+
+    Args:
+      patch_size: side of a patch in pixels.
+    """
+    for modality in self.modalities:
+      resolution = self.inputs(modality).resolution
+      if resolution.mode == "fixed" and resolution.size < patch_size:
+        stage = f" of stage '{self.name}'" if self.name else ""
+        raise UserError(
+          f"size={resolution.size}{stage} is less than model.image.patch_size={patch_size}: use at least that"
+        )
+
   def to_dict(self) -> dict[str, Any]:
     """Describes the segment in a dictionary that JSON can hold and `from_dict` understands."""
     return dataclasses.asdict(self)

@@ -280,15 +280,13 @@ def check_model_fits(segment: Segment, model: DualEncoderConfig) -> None:
       f"{stage} packs captions (data.text_rows={segment.text_rows.count}), which needs model.text.attend_padding=False"
       " and a model.text.pool other than 'last'"
     )
+  segment.check_patches(model.image.patch_size)
   for inputs in all_inputs:
     times = inputs.times(model.image.tubelet)
     if model.image.time_position == "learned" and times > model.image.max_time:
       raise UserError(
         f"{stage} has clips of {times} tubelets, more than model.image.max_time={model.image.max_time}: raise that"
       )
-    side = model.image.patch_size
-    if inputs.resolution.mode == "fixed" and inputs.resolution.size < side:
-      raise UserError(f"{stage} has size={inputs.resolution.size}, less than model.image.patch_size={side}")
     if inputs.rows and inputs.resolution.mode == "native" and inputs.resolution.max_tokens > inputs.rows.length:
       raise UserError(
         f"{stage} allows max_tokens={inputs.resolution.max_tokens}, more than its row_length={inputs.rows.length}: an"

@@ -62,6 +62,10 @@ def test_stages_become_segments():
     ({"model.image.time_position": "learned", "model.image.max_time": 3}, "clips of 4 tubelets"),
     ({"model.image.tubelet": 1}, "tubelet=1 reads single images"),
     ({"model.image.class_token": True}, "no place in packed rows"),
+    (
+      {"curriculum": (common.stage("v", 0, size=3),)},
+      r"size=3 of stage 'v' is less than model\.image\.patch_size=\d+: use",
+    ),
     ({"model.text.pool": "last"}, "other than 'last'"),
   ],
 )
