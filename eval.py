@@ -33,7 +33,8 @@ from contrastive_jax.evaluation.tasks import EvaluationSet, LabelledSet
 from contrastive_jax.inference import Model
 from contrastive_jax.loading import load
 from contrastive_jax.parallel import distributed
-from contrastive_jax.runs import read_config, write_atomically
+from contrastive_jax.runs import write_atomically
+from contrastive_jax.training.fields import read_config
 from data import kinds, task_list, tasks
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The run, or weights imported by convert.py.")
@@ -116,7 +117,7 @@ def main() -> None:
   # A set is scored by the features that the run trained on, unless others are named.
   hints = [kinds.feature_names(run, name) for name in names]
   sets = [tasks.load(name, DATA_DIR.value, keys, own) for name, own in zip(names, hints, strict=True)]
-  architecture = run["name"] or workdir.resolve().name
+  architecture = run.get("name") or workdir.resolve().name
   about = {"workdir": workdir, "step": model.step, "architecture": architecture, "keep_in_run": keep_in_run}
   if PROBE.value:
     results = [

@@ -15,7 +15,7 @@ from PIL import Image
 
 from contrastive_jax import inputs
 from contrastive_jax import progress as progress_bar
-from contrastive_jax.errors import UserError
+from contrastive_jax.errors import NonFiniteError, UserError
 from contrastive_jax.evaluation.tasks import Images
 from contrastive_jax.evaluation.zero_shot import classifier
 from contrastive_jax.models import dual_encoder
@@ -291,6 +291,13 @@ class Model:
         collect()
     while pending:
       collect()
+    # What overflows becomes NaN in the tower or, divided by an infinite norm, a vector of zeros.
+    sound = int((np.abs(np.linalg.norm(embeddings, axis=1) - 1) < 0.1).sum())
+    if sound < count:
+      raise NonFiniteError(
+        f"{count - sound:,} of {count:,} embeddings are no unit vectors, since the model computes zeros or numbers that"
+        " are not finite: take an earlier checkpoint, or put back the original weights"
+      )
     return embeddings
 
   @property

@@ -15,8 +15,10 @@ from contrastive_jax.models.presets import model_config
 from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.resolution import Resolution
-from contrastive_jax.runs import read_config, read_json
+from contrastive_jax.runs import read_json
+from contrastive_jax.schedule.stages import Stage
 from contrastive_jax.training.checkpoint import restore_params
+from contrastive_jax.training.fields import read_config
 
 
 def load(
@@ -85,11 +87,11 @@ def _last_stage(run: Mapping[str, Any], config: DualEncoderConfig) -> dict[str, 
   """Returns the resolutions and frames that a run ends with, as arguments of `Model`."""
   if not run.get("curriculum"):
     return {}
-  stage = run["curriculum"][-1]
-  size = stage["size"] or config.image.image_size
-  tokens = stage["video_max_tokens"]
+  fields = run["curriculum"][-1].items()
+  stage = Stage(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields})
+  size, tokens = stage.size or config.image.image_size, stage.video_max_tokens
   return {
-    "resolution": Resolution(stage["mode"], size, stage["min_tokens"], stage["max_tokens"], tuple(stage["lengths"])),
-    "clips": Resolution("native", max_tokens=tokens) if tokens else Resolution.fixed(stage["video_size"] or size),
-    "frames": stage["frames"],
+    "resolution": Resolution(stage.mode, size, stage.min_tokens, stage.max_tokens, tuple(stage.lengths)),
+    "clips": Resolution("native", max_tokens=tokens) if tokens else Resolution.fixed(stage.video_size or size),
+    "frames": stage.frames,
   }

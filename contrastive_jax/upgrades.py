@@ -51,8 +51,10 @@ def config(content: Mapping[str, Any], source: str) -> Config:
   version = upgraded.pop(_KEY, 0)
   if not isinstance(version, int) or version > VERSION:
     raise UserError(f"{source} was written by a newer version ({version=}; this one reads up to {VERSION}): update")
-  for step in _STEPS[version:]:
-    step(upgraded)
+  # What is no config at all is for those to say who know its fields.
+  if all(isinstance(upgraded.get(part, {}), dict) for part in ("model", "schedule", "data")):
+    for step in _STEPS[version:]:
+      step(upgraded)
   return upgraded
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contrastive_jax.errors import UserError
+from contrastive_jax.errors import NonFiniteError, UserError
 from contrastive_jax.evaluation.tasks import Encoder
 from contrastive_jax.inference import Model
 from contrastive_jax.loading import load
@@ -253,3 +253,12 @@ def test_weights_of_another_library_say_what_to_run(tmp_path, name, content, kin
   (tmp_path / name).write_text(content)
   with pytest.raises(UserError, match=rf"convert\.py --from={kind}:.* --to=FOLDER"):
     load(tmp_path)
+
+
+def test_embeddings_that_overflow_are_refused(params, pictures):
+  """Parameters may all be finite, and what they compute is not."""
+  huge = {**params, "text": jax.tree.map(lambda leaf: leaf * 1e30, params["text"])}
+  model = Model(CONFIG, huge, Letters(), batch_size=8)
+  with pytest.raises(NonFiniteError, match="3 of 3 embeddings are no unit vectors"):
+    model.encode_text(TEXTS[:3])
+  assert model.encode_image(pictures[:2]).shape == (2, CONFIG.embed_dim)

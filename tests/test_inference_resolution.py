@@ -142,6 +142,8 @@ STAGE = {
   ("stages", "resolution", "clip_resolution", "frames"),
   [
     ([], Resolution.fixed(8), Resolution.fixed(8), 8),
+    # A stage of a config may leave fields at their defaults.
+    ([{"steps": 3}], Resolution.fixed(8), Resolution.fixed(8), 8),
     ([{}, STAGE], Resolution("native", 8, 2, 20), Resolution("native", max_tokens=24), 4),
     ([STAGE | {"mode": "naflex", "lengths": [9, 16], "video_max_tokens": 0, "size": 12}],
      Resolution("naflex", 12, 2, 20, (9, 16)), Resolution.fixed(12), 4),

@@ -13,9 +13,12 @@ import pytest
 from contrastive_jax import losses, runs
 from contrastive_jax.errors import NonFiniteError, SaveError, UserError
 from contrastive_jax.preprocess import tokenizers
+from contrastive_jax.training import config as run_config
+from contrastive_jax.training import fields
 from contrastive_jax.training.checkpoint import Checkpoints, restore_params
 from contrastive_jax.training.metrics import Board, Writer
 from contrastive_jax.training.state import TrainState
+from tests import tiny
 
 
 def state(step=1, value=0.5):
@@ -185,6 +188,29 @@ def test_a_damaged_config_is_one_sentence(tmp_path, content):
   (tmp_path / "config.json").write_bytes(content)
   with pytest.raises(UserError, match="is damaged"):
     runs.read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("change", "said"),
+  [
+    (lambda config: config.update(data=3), "data=3 must be a part"),
+    (lambda config: config.update(model="siglip_b16"), "model='siglip_b16' must be a part"),
+    (lambda config: config.update(loss_options=None), "loss_options=None must be a part"),
+    (lambda config: config.update(total_steps="8"), "total_steps='8' must be a whole number"),
+    (lambda config: config.update(compute_dtype=None), "compute_dtype=None must be text"),
+    (lambda config: config["model"]["image"]["transformer"].update(depth="4"), r"depth='4' must be a whole number"),
+    (lambda config: config.update(curriculum=[{"step": 3}]), r"no field 'curriculum\.0\.step'"),
+  ],
+)
+def test_a_config_that_a_person_edited_is_read_or_one_sentence(change, said, tmp_path):
+  """Without its digest, as the error about one that differs says."""
+  config = run_config.as_json(tiny.get_config())
+  runs.write_atomically(tmp_path / "config.json", json.dumps(config | {"log_every": 7, "of_another_version": 1}))
+  assert fields.read_config(tmp_path)["log_every"] == 7
+  change(config)
+  runs.write_atomically(tmp_path / "config.json", json.dumps(config))
+  with pytest.raises(UserError, match=rf"config\.json .*{said}.*put back the original"):
+    fields.read_config(tmp_path)
 
 
 @pytest.mark.parametrize(

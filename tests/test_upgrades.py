@@ -52,9 +52,10 @@ def test_a_config_of_a_newer_version_is_refused(version, tmp_path):
 
 
 def test_imported_weights_get_no_fields_of_training(tmp_path):
-  content = {"name": "imported", "model": {"vision": {"patch_size": 16}, "embed_dim": 8}}
-  runs.write_object(tmp_path / "config.json", content)
-  assert runs.read_config(tmp_path) == {"name": "imported", "model": {"embed_dim": 8, "image": {"patch_size": 16}}}
+  content = {"name": "imported", "compute_dtype": "float32"}
+  runs.write_object(tmp_path / "config.json", {**content, "model": {"vision": {"patch_size": 16}, "embed_dim": 8}})
+  expected = {**content, "model": {"embed_dim": 8, "image": {"patch_size": 16}}}
+  assert runs.read_config(tmp_path) == expected
 
 
 def test_a_config_file_may_call_the_image_tower_vision():

@@ -210,6 +210,13 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
 
 
 def model_config(config: Any) -> DualEncoderConfig:
-  """Returns the dual encoder of a resolved config (a `ConfigDict`, or the dictionary read from `config.json`)."""
+  """Returns the dual encoder of a resolved config (a `ConfigDict`, or the dictionary read from `config.json`).
+
+  Raises:
+    UserError: if it describes no model.
+  """
+  for field in ("model", "compute_dtype"):
+    if field not in config:
+      raise UserError(f"the config lacks {field}: put back the original config.json")
   model = config["model"].to_dict() if hasattr(config["model"], "to_dict") else config["model"]
   return dataclasses.replace(resolve("siglip_b16", model), dtype=config["compute_dtype"])

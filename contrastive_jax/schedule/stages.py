@@ -193,8 +193,8 @@ def source_options(config: Mapping[str, Any] | Any) -> dict[str, dict[str, Any]]
     UserError: if two entries give one set other options.
   """
   config = _plain(config)
-  fields = {"data.sources": config["data"]["sources"]}
-  for number, stage in enumerate(map(_plain, config["curriculum"])):
+  fields = {"data.sources": config["data"].get("sources", {})}
+  for number, stage in enumerate(map(_plain, config.get("curriculum", ()))):
     fields |= {f"curriculum.{number}.{name}": stage.get(name) or {} for name in ("sources", "video_sources")}
   found: dict[str, dict[str, Any]] = {}
   for field, sources in fields.items():

@@ -10,9 +10,8 @@ from contrastive_jax import upgrades
 from contrastive_jax.errors import UserError
 from contrastive_jax.models.presets import model_config
 from contrastive_jax.objectives import term_options
-from contrastive_jax.runs import read_config
 from contrastive_jax.training.checkpoint import has_checkpoint
-from contrastive_jax.training.fields import check_fields
+from contrastive_jax.training.fields import check_fields, read_config
 from contrastive_jax.training.ranges import check_ranges
 
 # What may differ when a run is resumed: where and how it runs and what it reports, not what it computes.
@@ -76,6 +75,11 @@ def check_resume(workdir: Path, config: Any, saved: Mapping[str, Any] | None = N
   if not has_checkpoint(workdir) or (saved is None and not (workdir / "config.json").exists()):
     return False  # What a start that failed left behind binds nobody.
   started = read_config(workdir) if saved is None else upgrades.config(saved, f"the checkpoint of {workdir}")
+  if "total_steps" not in started:
+    raise UserError(
+      f"{workdir} holds imported weights and no run: name another --workdir, and start from them with"
+      f" --config.init_from={workdir}"
+    )
   # Fields that towers and losses have got since then are at their defaults.
   model = dataclasses.asdict(model_config(started))
   del model["dtype"]

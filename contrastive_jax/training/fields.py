@@ -4,12 +4,15 @@ A field of `configs/common.py` that is missing here, or the other way round, fai
 """
 
 import dataclasses
+import os
 import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from contrastive_jax import runs
 from contrastive_jax.errors import UserError, closest, nearest
 from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.objectives import TERMS, term_options
@@ -138,6 +141,22 @@ def check_fields(config: Mapping[str, Any]) -> None:
   _check(config, known(), "")
 
 
+def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
+  """Returns the config of a run as `runs.read_config` does, once the types of its fields are those of the table.
+
+  Fields may be missing or unknown: other versions have others, and imported weights have none of training.
+
+  Raises:
+    UserError: if the directory is not a run, or its `config.json` is damaged or has a field of another type.
+  """
+  config = runs.read_config(workdir)
+  try:
+    _check(config, known(), "", stored=True)
+  except UserError as error:
+    raise UserError(f"{Path(workdir) / 'config.json'} is no config: {error}; put back the original") from None
+  return config
+
+
 def unknown_field(name: str, siblings: Iterable[str] = ()) -> str:
   """Returns a sentence about a field that a config does not have, with the nearest name.
 
@@ -169,7 +188,8 @@ def names(node: Node | None = None, prefix: str = "") -> Iterator[str]:
       yield from names(kind.every or kind, f"{prefix}{name}.")
 
 
-def _check(value: Any, kind: Any, name: str) -> None:
+def _check(value: Any, kind: Any, name: str, *, stored: bool = False) -> None:
+  """Raises a `UserError` for a value that does not fit; of what is `stored`, fields may be missing or unknown."""
   if not isinstance(kind, Node):
     if not _is_a(value, kind):
       raise UserError(f"{name}={value!r} must be {_said(kind)}")
@@ -182,13 +202,13 @@ def _check(value: Any, kind: Any, name: str) -> None:
     if not isinstance(value, Mapping):
       raise UserError(f"{name}={value!r} must be a part with the fields {', '.join(kind.fields)}")
     for field in value:
-      if field not in kind.fields:
+      if field not in kind.fields and not stored:
         raise UserError(_unknown(field, kind, name))
     for field, inner in kind.fields.items():
       full = f"{name}.{field}" if name else field
       if field in value:
-        _check(value[field], inner, full)
-      elif kind.complete:
+        _check(value[field], inner, full, stored=stored)
+      elif kind.complete and not stored:
         raise UserError(f"the config lacks {full}: start from configs/common.py, which has every field")
 
 

@@ -17,8 +17,8 @@ from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.models import presets, resizing
 from contrastive_jax.models.config import ImageConfig
 from contrastive_jax.preprocess import tokenizers
-from contrastive_jax.runs import read_config
 from contrastive_jax.training.checkpoint import has_checkpoint, restore_params
+from contrastive_jax.training.fields import read_config
 from contrastive_jax.training.state import OBJECTIVE, StateSpec, TrainState
 
 Parameters = dict[tuple[str, ...], Any]

@@ -18,7 +18,7 @@ from contrastive_jax.models.presets import model_config
 from contrastive_jax.objectives import Objective, Sizes, check_teacher, make_objective
 from contrastive_jax.objectives.term import STATE_ROWS, TEACHER_TEXT
 from contrastive_jax.parallel.mesh import MeshSpec, batch_shards
-from contrastive_jax.runs import read_config, read_object
+from contrastive_jax.runs import read_object
 from contrastive_jax.schedule import shapes
 from contrastive_jax.schedule.segments import Segment, resume
 from contrastive_jax.schedule.shapes import TeacherDims
@@ -27,6 +27,7 @@ from contrastive_jax.training import config as configs
 from contrastive_jax.training import growth, host_memory
 from contrastive_jax.training import optimizer as optimizers
 from contrastive_jax.training.checkpoint import has_checkpoint
+from contrastive_jax.training.fields import read_config
 from contrastive_jax.training.growth import Growths
 from contrastive_jax.training.initialize import MODELS, with_initial_model
 from contrastive_jax.training.loop import LoopOptions

@@ -115,6 +115,17 @@ def test_data_may_change_and_a_run_may_grow_but_nothing_that_it_computes(started
     run_config.check_resume(workdir, config)
 
 
+def test_imported_weights_are_no_run_to_resume(started):
+  def keep_model(content):
+    for name in [*content]:
+      if name not in ("name", "model", "compute_dtype"):
+        del content[name]
+
+  workdir = started(keep_model)
+  with pytest.raises(UserError, match=r"holds imported weights and no run: .*--config\.init_from="):
+    run_config.check_resume(workdir, tiny.get_config())
+
+
 def test_nothing_is_pinned_before_the_first_checkpoint(started):
   workdir, config = started(), tiny.get_config()
   config.batch_size, config.optimizer.name, config.total_steps = 64, "lion", 8
