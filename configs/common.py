@@ -53,6 +53,8 @@ def as_config(node: Any) -> ConfigDict:
       value = as_config(value)
     elif isinstance(value, dict):
       value = ConfigDict(value)
+    elif isinstance(value, tuple):
+      value = tuple(as_config(item) if dataclasses.is_dataclass(item) else item for item in value)
     config[field.name] = _typed(value, hints[field.name])
   return config
 

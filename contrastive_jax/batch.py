@@ -1,6 +1,7 @@
 """The batch that flows from the data pipeline into the train step."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -89,6 +90,8 @@ class Batch:
     state_rows: int32 `[pairs]` rows of per-sample objective state, for the objectives that keep any.
     teacher: inputs of a frozen teacher, when it runs beside the student.
     targets: outputs of a frozen teacher, from its own step or from a cache.
+    others: what the towers of `DualEncoderConfig.others` read, by the name of the tower: trees of arrays `[pairs, ...]`
+      of the shapes that `OtherConfig.inputs` describes.
   """
 
   image: ImageBatch
@@ -98,6 +101,7 @@ class Batch:
   state_rows: AnyArray | None = None
   teacher: TeacherInputs | None = None
   targets: Targets | None = None
+  others: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def pairs(self) -> int:

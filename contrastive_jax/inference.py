@@ -15,7 +15,7 @@ from PIL import Image
 
 from contrastive_jax import inputs
 from contrastive_jax import progress as progress_bar
-from contrastive_jax.errors import NonFiniteError, UserError
+from contrastive_jax.errors import NonFiniteError, UserError, require_known
 from contrastive_jax.evaluation.tasks import Images
 from contrastive_jax.evaluation.zero_shot import classifier
 from contrastive_jax.models import dual_encoder
@@ -105,6 +105,13 @@ class Model:
       )
 
     self._image_towers = {projected: image_tower(projected) for projected in (True, False)}
+    self._other_towers = {
+      other.name: jax.jit(
+        lambda params, rows, name=other.name: getattr(dual_encoder.merge(graphdef, params), name)(rows).embedding,
+        **shardings,
+      )
+      for other in config.others
+    }
     self._text_tower = jax.jit(
       lambda params, text: dual_encoder.merge(graphdef, params).encode_text(*text), **shardings
     )
@@ -221,6 +228,29 @@ class Model:
       for rows in self._shown(self._rows(len(texts)), len(texts), "texts")
     )
     return self._encode(self._text_tower, batches, len(texts), self.config.embed_dim)
+
+  def encode_other(self, tower: str, items: Sequence[Any]) -> Float[np.ndarray, "items dim"]:
+    """Embeds what a tower beside those of images and texts reads, such as sounds.
+
+    Args:
+      tower: the name of the tower.
+      items: trees of arrays of the shapes that `OtherConfig.inputs` describes, one an item.
+
+    Returns:
+      L2-normalised float32 embeddings, one row for each item.
+
+    Raises:
+      UserError: if the model has no such tower, or an item is of another shape or type.
+    """
+    others = {other.name: other for other in self.config.others}
+    require_known("tower", tower, others)
+    for place, item in enumerate(items):
+      others[tower].check(item, f"item {place}")
+    batches = (
+      (rows.ravel(), jax.tree.map(lambda *leaves: np.stack(leaves), *(items[row] for row in rows[self._host])))
+      for rows in self._shown(self._rows(len(items)), len(items), "items")
+    )
+    return self._encode(self._other_towers[tower], batches, len(items), self.config.embed_dim)
 
   def zero_shot(
     self, images: AnyImages, classes: Iterable[str], templates: Iterable[str] = ("{}",)

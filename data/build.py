@@ -126,6 +126,7 @@ def make_pipeline(
     patch_size=config.model.image.patch_size,
     seed=config.seed,
     tubelet=config.model.image.tubelet,
+    others=run.model.others,
     teacher=teacher and _view_of(teacher, run.objective.needs(TEACHER_TEXT)),
     bad_records=bad_records,
     state_rows=run.needs_state_rows,

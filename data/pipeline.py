@@ -8,6 +8,7 @@ step gives what `batch` gives for each.
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from jaxtyping import Int, UInt32
 from contrastive_jax.bad_records import BadRecords
 from contrastive_jax.batch import Batch, Targets, TeacherInputs, TextBatch
 from contrastive_jax.errors import UserError, nearest
+from contrastive_jax.models.config import OtherConfig
 from contrastive_jax.preprocess import packing
 from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.schedule.segments import Inputs, Segment, segment_at, total_steps
@@ -72,6 +74,7 @@ class Pipeline:
     patch_size: int,
     seed: int,
     tubelet: int = 1,
+    others: Sequence[OtherConfig] = (),
     augment: Augment | None = None,
     teacher: TeacherView | None = None,
     targets: Callable[[Int[np.ndarray, "pairs"]], Targets] | None = None,
@@ -93,6 +96,7 @@ class Pipeline:
       patch_size: side of a patch in pixels.
       seed: seed of shuffling, captions and augmentation.
       tubelet: number of frames of a patch of a clip.
+      others: the towers beside those of images and texts, which read `Example.others`.
       augment: the random views; None only resizes, onto white.
       teacher: the views of a frozen teacher, whose inputs are then part of every batch.
       targets: a function that looks up outputs of a frozen teacher by sample ids, for every batch.
@@ -111,6 +115,7 @@ class Pipeline:
     self._sources = dict(sources)
     self._tokenizer = tokenizer
     self._text_length = text_length
+    self._others = tuple(others)
     self._patch_size = patch_size
     self._seed = seed
     self._augment = augment or Augment()
@@ -122,6 +127,9 @@ class Pipeline:
     self._tokens: dict[tuple[str, int, str], tuple[np.ndarray, np.ndarray]] = {}
     self.substituted = self.shrunk = self.truncated = 0
     self._check()
+    for name, source in self._sources.items() if self._others else ():
+      # What a tower reads is compared with what the source gives before anything is compiled.
+      self._check_others(name, read_or_substitute(source, 0, lambda example: example)[0])
     self._lengths = {name: len(source) for name, source in self._sources.items()}
     self._id_base = id_bases(self._segments)
     self._row_base = row_bases(self._lengths) if state_rows else None
@@ -238,6 +246,7 @@ class Pipeline:
     return {
       "image": image,
       "text": text,
+      "others": self._stacked([plan.names[s] for s in plan.source], examples),
       "teacher": self._teacher_inputs(examples, captions, draws) if self._teacher and segment.taught else None,
       "ids": np.array([base + e.id for base, e in zip(bases, examples, strict=True)], np.int64),
       "state_rows": self._state_rows([plan.names[s] for s in plan.source], examples),
@@ -246,6 +255,20 @@ class Pipeline:
       "shrunk": np.array([shrunk]),
       "truncated": np.array([truncated]),
     }
+
+  def _stacked(self, names: list[str], examples: list[Example]) -> dict[str, Any]:
+    """Returns what other towers read of the examples, stacked along a new first axis."""
+    for name, example in zip(names, examples, strict=True):
+      self._check_others(name, example)
+    towers = [other.name for other in self._others]
+    return {
+      tower: jax.tree.map(lambda *leaves: np.stack(leaves), *(example.others[tower] for example in examples))
+      for tower in towers
+    }
+
+  def _check_others(self, name: str, example: Example) -> None:
+    for other in self._others:
+      other.check(example.others.get(other.name), f"a sample of data source {name!r}")
 
   def _state_rows(self, names: list[str], examples: list[Example]) -> Int[np.ndarray, "pairs"] | None:
     if self._row_base is None:
@@ -300,6 +323,7 @@ class Pipeline:
       keys=fields["keys"],
       ids=fields["ids"],
       state_rows=fields["state_rows"],
+      others=fields["others"],
       teacher=fields["teacher"],
       targets=self._targets(fields["ids"]) if self._targets and self._segment(step).taught else None,
     )
@@ -322,7 +346,9 @@ class Pipeline:
     own = pairs * max(self._row_lengths(inputs))
     tokens = own if inputs.rows is None else inputs.rows.count * inputs.rows.length
     bytes_of_token = 3 * patch * patch * (1 if inputs.frames == 1 else self._render.tubelet) + 8
-    return tokens * bytes_of_token + 5 * pairs * self._text_length
+    inputs = jax.tree.leaves([other.inputs() for other in self._others])
+    bytes_of_others = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in inputs)
+    return tokens * bytes_of_token + pairs * (5 * self._text_length + bytes_of_others)
 
   def _share(self, step: int) -> int:
     return self._segment(step).batch_size // self._host_count

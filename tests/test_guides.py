@@ -1,15 +1,29 @@
 """The code of the guides is run: its files become modules, and its tests are tests."""
 
+import dataclasses
+import functools
 import inspect
 import re
+import shutil
 import sys
 import types
 
+import jax
+import numpy as np
 import pytest
 
+from contrastive_jax import pretrain
 from contrastive_jax.errors import UserError
+from contrastive_jax.models import dual_encoder
+from contrastive_jax.models.others import OTHERS
 from contrastive_jax.objectives import TERMS, make_objective
+from contrastive_jax.parallel.mesh import put_batch
+from contrastive_jax.runs import read_json_lines
+from contrastive_jax.training.run import Run
+from contrastive_jax.training.step import make_value_and_grad
+from data import build, kinds
 from tests import runs
+from tests.keys import keys_of
 
 
 def blocks(guide):
@@ -72,7 +86,6 @@ def test_add_a_data_format(module_of, monkeypatch, tmp_path):
 
   # The line that the guide adds to the table, in the table.
   from configs.common import get_config
-  from data import kinds
 
   line = eval("{" + blocks(guide)["data/kinds.py"] + "}", vars(kinds) | {"TextFileSource": module.TextFileSource})
   for key, kind in line.items():
@@ -81,3 +94,87 @@ def test_add_a_data_format(module_of, monkeypatch, tmp_path):
   (tmp_path / "dog.txt").write_text("a dog")
   name = f"text_files/{tmp_path}"
   assert kinds.open_sources(get_config(), [name])[name].text(0).captions == ("a dog",)
+
+
+@pytest.fixture
+def sounds(module_of, monkeypatch):
+  """The config of the guide's tower, with the tower and its source in their tables."""
+  guide = "add_a_tower.md"
+  tower, source = (module_of(guide, file) for file in ("contrastive_jax/models/audio.py", "data/sources/tones.py"))
+  tables = {"contrastive_jax/models/others.py, in OTHERS": OTHERS, "data/kinds.py": kinds.KINDS}
+  for block, table in tables.items():
+    names = {**vars(tower), **vars(source), "Kind": kinds.Kind}
+    for name, entry in eval("{" + blocks(guide)[block] + "}", names).items():
+      monkeypatch.setitem(table, name, entry)
+  return module_of(guide, "configs/tones.py").get_config()
+
+
+def losses_of(workdir):
+  return {row["step"]: row["loss"] for row in read_json_lines(workdir / "metrics.jsonl") if "loss" in row}
+
+
+@pytest.mark.slow
+def test_add_a_tower(module_of, sounds, tmp_path):
+  for file in ("contrastive_jax/models/audio.py", "data/sources/tones.py"):
+    assert not (runs.ROOT / file).exists(), "the example is part of the project now: choose another"
+  run_tests(module_of("add_a_tower.md", "tests/models/test_audio.py"), tmp_path)
+  # From a checkpoint on it goes on with the same bits.
+  workdir = tmp_path / "0"
+  whole = losses_of(workdir)
+  shutil.rmtree(workdir / "checkpoints" / "80")
+  pretrain.train(sounds, workdir, data=build)
+  again = losses_of(workdir)
+  assert again.pop(41) < whole[40] and again == whole  # A session logs its first step.
+
+
+@pytest.mark.slow
+def test_another_tower_counts_in_the_loss_however_the_batch_is_cut(sounds):
+  found = []
+  for devices, accumulation, dropout in ((1, 1, 0.0), (1, 1, 0.3), (2, 4, 0.3)):
+    sounds.accumulation = accumulation
+    sounds.model.others[0].transformer.dropout = dropout
+    run = Run.from_config(sounds)
+    mesh = run.make_mesh(jax.devices()[:devices])
+    spec, _ = run.build(mesh)
+    sources = build.open_sources(run.config, run.source_names())
+    tokenizer = build.make_tokenizer(run.config.tokenizer, 300, sources.values())
+    batch = build.make_pipeline(run, run.segments, sources, tokenizer, (0, 1)).batch(0).on_device()
+    batch = put_batch(mesh, dataclasses.replace(batch, keys=keys_of(np.arange(32))))
+    params = spec.create(0).params
+    differentiate = jax.jit(make_value_and_grad(spec, accumulate=accumulation))
+    found.append(jax.device_get(differentiate(params, {}, batch, jax.random.key(1))))
+    if not dropout:
+      model = dual_encoder.merge(dual_encoder.abstract(spec.model)[0], params)
+      embeddings = {name: np.float64(outputs.embedding) for name, outputs in model(batch).items()}
+      scale, bias = np.exp(np.float64(params["log_logit_scale"])), np.float64(params["logit_bias"])
+
+  sign = 2 * np.eye(32) - 1
+  parts = {}
+  for name in ("image", "audio"):
+    logits = scale * embeddings["text"] @ embeddings[name].T + bias
+    parts[name] = np.sum(np.logaddexp(0, -sign * logits)) / 32
+  (loss, (metrics, _)), _ = found[0]
+  np.testing.assert_allclose(loss, sum(parts.values()), rtol=1e-5)
+  assert {name.partition("/")[0] for name in metrics if "/" in name} == {"image", "audio"}
+  ((one, _), ones), ((other, _), others) = found[1:]
+  assert one == pytest.approx(float(other), rel=1e-5) and abs(float(one) - float(loss)) > 1e-5
+  for few, many in zip(jax.tree.leaves(ones["audio"]), jax.tree.leaves(others["audio"]), strict=True):
+    np.testing.assert_allclose(few, many, rtol=1e-3, atol=1e-6)
+
+
+def test_a_tower_that_cannot_learn_or_read_is_one_sentence(sounds, tmp_path):
+  wrong = functools.partial(dict, sounds.model.others[0].to_dict())
+  for change, said in (
+    (lambda config: config.loss_options.sigmoid.update(towers=("text", "image")), "no term .* reads the audio tower"),
+    (lambda config: config.loss_options.sigmoid.update(towers=("text", "sound")), "sigmoid.towers='sound' is unknown"),
+    (lambda config: config.loss_options.sigmoid.update(towers=("text",)), "at least two different towers"),
+    (lambda config: config.model.update(others=[wrong(name="adio")]), "others.0.name='adio' .*'audio'"),
+    (lambda config: config.model.update(others=[wrong(patch_size=7)]), "patch_size=7 must divide"),
+    (lambda config: config.model.update(others=[wrong(binz=7)]), "binz"),
+    (lambda config: config.model.update(others=[wrong(), wrong()]), "twice"),
+    (lambda config: config.data.update(sources={"noto": 1.0}), "data source 'noto' has None for the audio tower"),
+  ):
+    config = sounds.copy_and_resolve_references()
+    change(config)
+    with pytest.raises(UserError, match=said):
+      pretrain.train(config, tmp_path / "run", data=build)

@@ -1,9 +1,11 @@
 """Configuration of a dual encoder: the fields of its towers, checked when they are set."""
 
+import abc
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from contrastive_jax.errors import UserError, nearest
@@ -247,13 +249,57 @@ class TextConfig:
       raise UserError(f"model.text.transformer.rope='{rope}' has no meaning for text: set it to None")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OtherConfig(abc.ABC):
+  """A tower of inputs that are neither images nor texts, such as sounds; `models.others` has the table of them.
+
+  The fields of a subclass have defaults and are those of an entry of `model.others` in a config. Lists of numbers are
+  not among them, and other configs, such as a `TransformerConfig`, may be.
+
+  Attributes:
+    name: the name of the tower, by which its parameters, inputs and embeddings are found.
+  """
+
+  name: str
+
+  @abc.abstractmethod
+  def make(self, embed_dim: int, *, dtype: str, make: Any) -> Any:
+    """Makes the tower: an NNX module called with (inputs of the rows, keys=) that returns `TowerOutputs`.
+
+    Args:
+      embed_dim: number of features of the space that the towers share.
+      dtype: type of matrix products and activations.
+      make: the `ParameterMaker`.
+    """
+
+  @abc.abstractmethod
+  def inputs(self) -> Any:
+    """Describes what the tower reads of one pair: a tree of `jax.ShapeDtypeStruct`."""
+
+  def check(self, found: Any, whose: str) -> None:
+    """Raises a `UserError` unless `found` is what the tower reads of one pair.
+
+    Args:
+      found: a tree of arrays.
+      whose: what it was found in, for the error.
+    """
+    kinds = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), np.asarray(leaf).dtype), found)
+    if kinds != self.inputs():
+      raise UserError(f"{whose} has {kinds} for the {self.name} tower, which reads {self.inputs()}")
+
+  @abc.abstractmethod
+  def forward_flops(self, embed_dim: int) -> float:
+    """Counts the FLOPs of the matrix products that embed the inputs of one pair, as `models.flops` counts them."""
+
+
 @dataclasses.dataclass(frozen=True)
 class DualEncoderConfig:
-  """An image and a text tower that share an embedding space.
+  """An image and a text tower that share an embedding space, and perhaps others.
 
   Attributes:
     image: the image tower.
     text: the text tower.
+    others: the towers beside these two, each of another name.
     embed_dim: number of features of the shared space.
     init_logit_scale: initial logarithm of the logit scale.
     init_logit_bias: initial logit bias (sigmoid loss); None has no bias.
@@ -266,13 +312,22 @@ class DualEncoderConfig:
   init_logit_scale: float = float(np.log(1 / 0.07))
   init_logit_bias: float | None = None
   dtype: str = "float32"
+  others: tuple[OtherConfig, ...] = ()
 
   def __post_init__(self):
     _check_choices("model", self, {"dtype": ("float32", "bfloat16")})
     _check_positive("model", self, "embed_dim")
+    for place, other in enumerate(self.others):
+      if other.name in self.names[: 2 + place]:
+        raise UserError(f"model.others has the tower '{other.name}' twice: name each tower once")
     for name, tower in (("image", self.image), ("text", self.text)):
       if not tower.projection and tower.transformer.width != self.embed_dim:
         raise UserError(
           f"model.{name}.projection=False needs model.{name}.transformer.width={tower.transformer.width} to equal"
           f" model.embed_dim={self.embed_dim}"
         )
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """The names of all towers."""
+    return "image", "text", *(other.name for other in self.others)

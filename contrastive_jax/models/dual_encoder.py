@@ -1,13 +1,13 @@
 """The dual encoder, and its parameters as a pure tree: shapes, logical axes, initial values."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from contrastive_jax.batch import ImageBatch, TextBatch
+from contrastive_jax.batch import Batch, ImageBatch
 from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.models.image import ImageTower
 from contrastive_jax.models.layers import ParameterMaker, constant, l2_normalize
@@ -16,41 +16,39 @@ from contrastive_jax.models.text import TextTower
 
 
 class DualEncoder(nnx.Module):
-  """An image and a text tower into one space of unit vectors, with the scale and bias of their logits."""
+  """Towers into one space of unit vectors, of images, texts and perhaps others, with the scale and bias of logits."""
 
   def __init__(self, config: DualEncoderConfig, *, rngs: nnx.Rngs):
     make = ParameterMaker(rngs)
     self.config = config
     self.image = ImageTower(config.image, config.embed_dim, dtype=config.dtype, make=make)
     self.text = TextTower(config.text, config.embed_dim, dtype=config.dtype, make=make)
+    for other in config.others:
+      setattr(self, other.name, other.make(config.embed_dim, dtype=config.dtype, make=make))
     self.log_logit_scale = make((), constant(config.init_logit_scale), ())
     bias = config.init_logit_bias
     self.logit_bias = None if bias is None else make((), constant(bias), ())
 
-  def __call__(
-    self,
-    image: ImageBatch,
-    text: TextBatch,
-    *,
-    image_keys: Key[Array, "image_rows"] | None = None,
-    text_keys: Key[Array, "text_rows"] | None = None,
-  ) -> dict[str, TowerOutputs]:
-    """Runs both towers.
+  def __call__(self, batch: Batch, *, keys: Mapping[str, Key[Array, "rows"]] | None = None) -> dict[str, TowerOutputs]:
+    """Runs all towers.
 
     Args:
-      image: the images, as `encode_image` takes them.
-      text: the captions.
-      image_keys: the random key of each row of images, for dropout and drop path; None is deterministic.
-      text_keys: the same of each row of captions.
+      batch: the pairs.
+      keys: the random key of each row of a tower, for dropout and drop path, by the name of the tower; towers without
+        keys are deterministic.
 
     Returns:
-      The outputs of each tower, by its name among the parameters.
+      The outputs of each tower, by its name, which is also that of its parameters.
     """
+    keys, text = keys or {}, batch.text
     placed = {"segment_ids": text.segment_ids, "locations": text.locations}
-    return {
-      "image": self.image(image, keys=image_keys),
-      "text": self.text(text.tokens, text.mask, **placed, keys=text_keys),
+    outputs = {
+      "image": self.image(batch.image, keys=keys.get("image")),
+      "text": self.text(text.tokens, text.mask, **placed, keys=keys.get("text")),
     }
+    for other in self.config.others:
+      outputs[other.name] = getattr(self, other.name)(batch.others[other.name], keys=keys.get(other.name))
+    return outputs
 
   def encode_image(
     self, image: ImageBatch, *, keys: Key[Array, "rows"] | None = None, projected: bool = True

@@ -8,7 +8,14 @@ def _mlp_flops(config: TransformerConfig, tokens: int) -> int:
   return 2 * tokens * kernels * config.width * config.mlp_dim
 
 
-def _block_flops(config: TransformerConfig, tokens: int, sequence: int) -> int:
+def block_flops(config: TransformerConfig, tokens: int, sequence: int) -> int:
+  """Counts the FLOPs of the matrix products of one block.
+
+  Args:
+    config: the blocks.
+    tokens: number of tokens.
+    sequence: number of tokens that each attends to.
+  """
   projections = 2 * tokens * 4 * config.width**2
   attention = 2 * 2 * tokens * sequence * config.width
   return projections + attention + _mlp_flops(config, tokens)
@@ -21,7 +28,8 @@ def _attention_pool_flops(config: TransformerConfig, tokens: int, pairs: int) ->
 
 
 def forward_flops_per_pair(config: DualEncoderConfig) -> float:
-  """Counts the FLOPs of the matrix products (2 m n k each) that embed one fixed-resolution image and one full caption.
+  """Counts the FLOPs of the matrix products (2 m n k each) that embed one fixed-resolution image and one full caption,
+  and what other towers read of the pair.
 
   Causal attention counts in full. Training costs three times as much. The query of attention pooling, one a batch, is
   left out. With tubelets it is still an image, whose patches have one frame.
@@ -61,9 +69,9 @@ def forward_flops(
     (vision, patches + first, image_sequence + vision.class_token),
     (text, tokens, text_sequence),
   ):
-    total += tower.transformer.depth * _block_flops(tower.transformer, count, sequence)
+    total += tower.transformer.depth * block_flops(tower.transformer, count, sequence)
     if tower.pool == "map":
       total += _attention_pool_flops(tower.transformer, count, pairs)
     if tower.projection:
       total += pairs * 2 * tower.transformer.width * config.embed_dim
-  return float(total)
+  return float(total + pairs * sum(other.forward_flops(config.embed_dim) for other in config.others))

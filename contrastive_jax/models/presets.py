@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from contrastive_jax.errors import UserError, nearest
-from contrastive_jax.models.config import DualEncoderConfig, ImageConfig, TextConfig, TransformerConfig
+from contrastive_jax.errors import UserError, nearest, require_known
+from contrastive_jax.models.config import DualEncoderConfig, ImageConfig, OtherConfig, TextConfig, TransformerConfig
+from contrastive_jax.models.others import OTHERS
 
 
 class Size(typing.NamedTuple):
@@ -185,13 +186,27 @@ def _override(config: Any, overrides: Mapping[str, Any], where: str) -> Any:
   for name, value in overrides.items():
     if name not in fields:
       raise UserError(f"{where}.{name} is not a field{nearest(name, fields)}: {where} has {', '.join(fields)}")
-    if dataclasses.is_dataclass(fields[name]):
+    if fields[name] == tuple[OtherConfig, ...]:
+      values[name] = _others(value, f"{where}.{name}")
+    elif dataclasses.is_dataclass(fields[name]):
       if not isinstance(value, Mapping):
         raise UserError(f"{where}.{name}={value!r} must be a mapping of fields to override")
       values[name] = _override(getattr(config, name), value, f"{where}.{name}")
     else:
       values[name] = _convert(value, fields[name], f"{where}.{name}")
   return dataclasses.replace(config, **values)
+
+
+def _others(entries: Any, where: str) -> tuple[OtherConfig, ...]:
+  """Returns the towers that entries describe: mappings with the name of each, and the fields that differ."""
+  if not isinstance(entries, list | tuple) or not all(isinstance(entry, Mapping) for entry in entries):
+    raise UserError(f"{where}={entries!r} must be a list of towers, each with its name and fields")
+  made = []
+  for place, entry in enumerate(entries):
+    name = entry.get("name")
+    require_known(f"{where}.{place}.name", name, OTHERS)
+    made.append(_override(OTHERS[name](name=name), entry, f"{where}.{place}"))
+  return tuple(made)
 
 
 def _convert(value: Any, kind: Any, where: str) -> Any:
@@ -218,5 +233,12 @@ def model_config(config: Any) -> DualEncoderConfig:
   for field in ("model", "compute_dtype"):
     if field not in config:
       raise UserError(f"the config lacks {field}: put back the original config.json")
-  model = config["model"].to_dict() if hasattr(config["model"], "to_dict") else config["model"]
-  return dataclasses.replace(resolve("siglip_b16", model), dtype=config["compute_dtype"])
+  return dataclasses.replace(resolve("siglip_b16", _plain(config["model"])), dtype=config["compute_dtype"])
+
+
+def _plain(node: Any) -> Any:
+  """Returns a part of a config without `ConfigDict`s, which may stand in lists as well."""
+  node = node.to_dict() if hasattr(node, "to_dict") else node
+  if isinstance(node, Mapping):
+    return {name: _plain(value) for name, value in node.items()}
+  return [_plain(item) for item in node] if isinstance(node, list | tuple) else node

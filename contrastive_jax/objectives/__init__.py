@@ -1,6 +1,6 @@
 """Objectives: terms that own their options, their parameters and their state, and their weighted sum."""
 
-from contrastive_jax.objectives.objective import Objective, check_teacher, make_objective, term_options
+from contrastive_jax.objectives.objective import Objective, check_teacher, check_towers, make_objective, term_options
 from contrastive_jax.objectives.table import TERMS
 from contrastive_jax.objectives.term import GlobalTerm, LocalTerm, Pairs, Sizes, Term, Variable
 
@@ -14,6 +14,7 @@ __all__ = [
   "Term",
   "Variable",
   "check_teacher",
+  "check_towers",
   "make_objective",
   "term_options",
 ]

@@ -5,15 +5,25 @@ import dataclasses
 import jax.numpy as jnp
 
 from contrastive_jax import losses
-from contrastive_jax.objectives.term import LocalTerm
+from contrastive_jax.objectives.term import LocalTerm, check_towers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Alignment(LocalTerm):
-  """The mean squared distance of the two embeddings of a pair, which `losses.squared_distances` computes."""
+  """The mean squared distance of the embeddings of a pair, which `losses.squared_distances` computes.
+
+  Attributes:
+    towers: the towers that are compared: the first with each other one, in a sum of distances.
+  """
+
+  towers: tuple[str, ...] = ("image", "text")
+
+  def __post_init__(self):
+    check_towers(self.towers)
 
   def total(self, model, outputs, batch, params):
-    return jnp.sum(losses.squared_distances(outputs["image"].embedding, outputs["text"].embedding))
+    first, *others = (outputs[name].embedding for name in self.towers)
+    return sum(jnp.sum(losses.squared_distances(first, other)) for other in others)
 
   def count(self, batch):
     return jnp.float32(batch.pairs)

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 from contrastive_jax import losses
+from contrastive_jax.bounds import COUNT, within
 from contrastive_jax.objectives.term import TEACHER_IMAGE, GlobalTerm, Pairs
 
 
@@ -17,7 +18,7 @@ class DistillRelational(GlobalTerm):
   """
 
   strategy: str = "ring"
-  tile: int | None = None
+  tile: int | None = within(COUNT, None)
 
   needs: ClassVar[frozenset[str]] = frozenset({TEACHER_IMAGE})
   compares_pairs: ClassVar[bool] = True

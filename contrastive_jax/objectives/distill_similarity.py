@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 from contrastive_jax import losses
+from contrastive_jax.bounds import COUNT, POSITIVE, within
 from contrastive_jax.objectives.term import TEACHER_IMAGE, TEACHER_TEXT, GlobalTerm, Pairs
 
 
@@ -18,10 +19,10 @@ class DistillSimilarity(GlobalTerm):
     tile: largest number of rows and columns of logits that exist at once; None lets the library choose.
   """
 
-  temperature: float | None = None
-  teacher_temperature: float = 0.05
+  temperature: float | None = within(POSITIVE, None)
+  teacher_temperature: float = within(POSITIVE, 0.05)
   strategy: str = "ring"
-  tile: int | None = None
+  tile: int | None = within(COUNT, None)
 
   needs: ClassVar[frozenset[str]] = frozenset({TEACHER_IMAGE, TEACHER_TEXT})
   compares_pairs: ClassVar[bool] = True

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from contrastive_jax.bounds import COUNT, FINITE, POSITIVE, Range, within
 from contrastive_jax.errors import UserError
 from contrastive_jax.losses import pairwise
 from contrastive_jax.losses.individual_temperatures import Samples, individual_temperature_loss
@@ -34,16 +35,16 @@ class IndividualTemperatures(GlobalTerm):
   The defaults are those of the authors' script for CC3M.
   """
 
-  gamma: float = 0.8
-  rho: float = 6.0
-  temperature: float = 0.01
-  smallest: float = 0.005
-  largest: float = 1.0
-  rate: float = 0.03
-  momentum: float = 0.9
-  samples: int | None = None
+  gamma: float = within(Range(0, 1, above=True), 0.8)
+  rho: float = within(FINITE, 6.0)
+  temperature: float = within(POSITIVE, 0.01)
+  smallest: float = within(POSITIVE, 0.005)
+  largest: float = within(POSITIVE, 1.0)
+  rate: float = within(POSITIVE, 0.03)
+  momentum: float = within(Range(0, 1, above=True), 0.9)
+  samples: int | None = within(COUNT, None)
   strategy: str = "gather"
-  tile: int | None = None
+  tile: int | None = within(COUNT, None)
 
   needs: ClassVar[frozenset[str]] = frozenset({STATE_ROWS})
   separates: ClassVar[bool] = True

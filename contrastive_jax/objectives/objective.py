@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -131,15 +131,12 @@ class Objective:
       return total, metrics, after
 
     split, everywhere = PartitionSpec(BATCH_AXES), PartitionSpec()
-    pairs = Pairs(
-      embeddings["image"], embeddings["text"], batch.keys, logit_scale, logit_bias, state_rows=batch.state_rows
-    )
+    narrow = jax.tree.map(lambda embedding: embedding.astype(self.dtype), dict(embeddings))
+    image, text = narrow.pop("image"), narrow.pop("text")
+    pairs = Pairs(image, text, batch.keys, logit_scale, logit_bias, state_rows=batch.state_rows, others=narrow)
     if targets is not None:
-      pairs = dataclasses.replace(pairs, teacher_image=targets.image, teacher_text=targets.text)
-    narrow = ("image", "text", "teacher_image", "teacher_text")
-    pairs = dataclasses.replace(
-      pairs, **{name: getattr(pairs, name).astype(self.dtype) for name in narrow if getattr(pairs, name) is not None}
-    )
+      teacher = jax.tree.map(lambda embedding: embedding.astype(self.dtype), targets)
+      pairs = dataclasses.replace(pairs, teacher_image=teacher.image, teacher_text=teacher.text)
     where = dataclasses.replace(jax.tree.map(lambda _: split, pairs), logit_scale=everywhere)
     where = dataclasses.replace(where, logit_bias=None if logit_bias is None else everywhere)
     states = jax.tree.map(
@@ -250,7 +247,8 @@ def _make_term(name: str, options: Mapping[str, Any]) -> Term:
       known = f"it takes {', '.join(allowed)}" if allowed else "it takes none"
       raise UserError(f"loss_options.{name}.{option} is not an option of '{name}'{nearest(option, allowed)}: {known}")
   with fields_of(f"loss_options.{name}"):
-    term = TERMS[name](**options)
+    # JSON has lists where dataclasses have tuples.
+    term = TERMS[name](**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
     if isinstance(term, GlobalTerm):
       _try(term)
   return term
@@ -262,13 +260,33 @@ def _try(term: GlobalTerm) -> None:
   sizes = Sizes(2, 2, samples=1)
   side, rows = jax.ShapeDtypeStruct((2, 2), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
   keys = jax.ShapeDtypeStruct((2, 2, 2), jnp.uint32)
-  pairs = Pairs(side, side, keys, 1.0, 0.0, side, side, rows)
+  others = {name: side for name in term.towers if name not in ("image", "text")}
+  pairs = Pairs(side, side, keys, 1.0, 0.0, side, side, rows, others)
   # The key is made within the trace: one made outside would start JAX, and fix its devices and processes.
   arrays = [
     jax.eval_shape(lambda kind=kind: create({"": kind}, jax.random.key(0))[""])
     for kind in (term.params(sizes), term.state(sizes))
   ]
   jax.eval_shape(lambda *arguments: term(*arguments, axis_name=None)[0], pairs, *arrays)
+
+
+def check_towers(objective: Objective, towers: Sequence[str]) -> None:
+  """Raises a `UserError` where a term reads a tower that the model lacks, or no term reads one that it has.
+
+  Args:
+    objective: the objective of the run.
+    towers: the names of the towers of the model.
+  """
+  for name, (_, term) in objective.terms.items():
+    for tower in term.towers:
+      require_known(f"loss_options.{name}.towers", tower, towers)
+  read = {tower for _, term in objective.terms.values() for tower in term.towers}
+  for tower in towers:
+    if tower not in read:
+      raise UserError(
+        f"no term of the objective reads the {tower} tower, which would never learn: add it to the towers of a term,"
+        " such as loss_options.sigmoid.towers, or leave it out of the model"
+      )
 
 
 def check_teacher(objective: Objective, *, teacher: str, targets: str) -> None:

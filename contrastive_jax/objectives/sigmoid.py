@@ -1,10 +1,12 @@
 """The term of the sigmoid loss."""
 
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 from contrastive_jax import losses
-from contrastive_jax.objectives.term import GlobalTerm, Pairs
+from contrastive_jax.bounds import COUNT, within
+from contrastive_jax.objectives.term import GlobalTerm, Pairs, against_first, check_towers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -14,21 +16,27 @@ class Sigmoid(GlobalTerm):
   Attributes:
     strategy: "ring" passes blocks of texts around, "gather" holds them all.
     tile: largest number of rows and columns of logits that exist at once; None lets the library choose.
+    towers: the towers that are compared: the first with each other one, in a sum of losses.
   """
 
   strategy: str = "ring"
-  tile: int | None = None
+  tile: int | None = within(COUNT, None)
+  towers: tuple[str, ...] = ("image", "text")
 
   separates: ClassVar[bool] = True
 
+  def __post_init__(self):
+    check_towers(self.towers)
+
   def __call__(self, pairs: Pairs, params, state, **exchange: Any):
-    loss, metrics = losses.sigmoid_loss(
-      pairs.image,
-      pairs.text,
+    loss = functools.partial(
+      losses.sigmoid_loss,
       logit_scale=pairs.logit_scale,
       logit_bias=pairs.logit_bias,
       group=pairs.keys,
-      **dataclasses.asdict(self),
+      strategy=self.strategy,
+      tile=self.tile,
       **exchange,
     )
-    return loss, state, metrics
+    value, metrics = against_first(pairs, self.towers, loss)
+    return value, state, metrics

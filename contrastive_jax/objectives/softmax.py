@@ -1,10 +1,12 @@
 """The term of the softmax loss."""
 
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 from contrastive_jax import losses
-from contrastive_jax.objectives.term import GlobalTerm, Pairs
+from contrastive_jax.bounds import BELOW_ONE, COUNT, within
+from contrastive_jax.objectives.term import GlobalTerm, Pairs, against_first, check_towers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,22 +17,29 @@ class Softmax(GlobalTerm):
     label_smoothing: share of the target spread evenly over all classes that are not masked, the right one included.
     strategy: "gather" holds the texts of all devices, "ring" passes them around in blocks.
     tile: largest number of rows and columns of logits that exist at once; None lets the library choose.
+    towers: the towers that are compared: the first with each other one, in a sum of losses.
   """
 
-  label_smoothing: float = 0.0
+  label_smoothing: float = within(BELOW_ONE, 0.0)
   strategy: str = "gather"
-  tile: int | None = None
+  tile: int | None = within(COUNT, None)
+  towers: tuple[str, ...] = ("image", "text")
 
   separates: ClassVar[bool] = True
   compares_pairs: ClassVar[bool] = True
 
+  def __post_init__(self):
+    check_towers(self.towers)
+
   def __call__(self, pairs: Pairs, params, state, **exchange: Any):
-    loss, metrics = losses.softmax_loss(
-      pairs.image,
-      pairs.text,
+    loss = functools.partial(
+      losses.softmax_loss,
       logit_scale=pairs.logit_scale,
       group=pairs.keys,
-      **dataclasses.asdict(self),
+      label_smoothing=self.label_smoothing,
+      strategy=self.strategy,
+      tile=self.tile,
       **exchange,
     )
-    return loss, state, metrics
+    value, metrics = against_first(pairs, self.towers, loss)
+    return value, state, metrics

@@ -12,6 +12,8 @@ import jax
 from jaxtyping import Array, Float
 
 from contrastive_jax.batch import AnyArray, Batch
+from contrastive_jax.errors import UserError
+from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.models.dual_encoder import DualEncoder
 from contrastive_jax.models.outputs import TowerOutputs
 
@@ -36,11 +38,13 @@ class Sizes:
     embed_dim: size of the model's embeddings.
     teacher_dim: size of the teacher's embeddings, None without a teacher.
     samples: number of samples in all sources of the run; 0 where no term asks.
+    model: the sizes of all towers; None where a term is tried by itself.
   """
 
   embed_dim: int
   teacher_dim: int | None = None
   samples: int = 0
+  model: DualEncoderConfig | None = None
 
 
 class Variable(NamedTuple):
@@ -72,6 +76,7 @@ class Pairs:
     teacher_image: `[pairs, teacher_dim]`, L2-normalised embeddings that a frozen teacher makes of the images, or None.
     teacher_text: the same of the texts, or None.
     state_rows: int32 `[pairs]`, the row of each pair's sample in the state that terms keep for every sample, or None.
+    others: `[pairs, dim]`, L2-normalised embeddings that other towers make of the pairs, by the name of the tower.
   """
 
   image: AnyArray
@@ -82,6 +87,11 @@ class Pairs:
   teacher_image: AnyArray | None = None
   teacher_text: AnyArray | None = None
   state_rows: AnyArray | None = None
+  others: Mapping[str, AnyArray] = dataclasses.field(default_factory=dict)
+
+  def of(self, tower: str) -> AnyArray:
+    """Returns the embeddings that a tower makes, by its name."""
+    return {"image": self.image, "text": self.text, **self.others}[tower]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,11 +102,13 @@ class Term:
     needs: those of `TEACHER_IMAGE`, `TEACHER_TEXT` and `STATE_ROWS` that a batch must bring.
     separates: whether it keeps the embeddings of different pairs apart; an objective needs one such term.
     compares_pairs: whether it is always 0 for a batch of one pair.
+    towers: the names of the towers whose outputs it reads.
   """
 
   needs: ClassVar[frozenset[str]] = frozenset()
   separates: ClassVar[bool] = False
   compares_pairs: ClassVar[bool] = False
+  towers: ClassVar[tuple[str, ...]] = ("image", "text")
 
   @property
   def distils(self) -> bool:
@@ -155,3 +167,32 @@ class LocalTerm(Term, abc.ABC):
   @abc.abstractmethod
   def count(self, batch: Batch) -> Float[Array, ""]:
     """Computes the divisor of the sum from the batch alone; the counts of its parts add up to it."""
+
+
+def check_towers(towers: tuple[str, ...]) -> None:
+  """Raises a `UserError` for an option `towers` with which there is nothing to compare."""
+  if len(towers) < 2 or len(set(towers)) < len(towers):
+    raise UserError(f"towers={towers} must name at least two different towers")
+
+
+def against_first(
+  pairs: Pairs, towers: tuple[str, ...], loss: Callable[..., tuple[Float[Array, ""], Metrics]]
+) -> tuple[Float[Array, ""], Metrics]:
+  """Adds up a loss of the embeddings of the first tower and of each other one.
+
+  Args:
+    pairs: the pairs.
+    towers: the names of the towers.
+    loss: a function of two towers' embeddings to a loss and its metrics.
+
+  Returns:
+    The sum, and the metrics; those of several comparisons begin with the name of the second tower and a slash.
+  """
+  first, *others = towers
+  found = {name: loss(pairs.of(first), pairs.of(name)) for name in others}
+  metrics = {
+    name if len(others) == 1 else f"{tower}/{name}": value
+    for tower, (_, own) in found.items()
+    for name, value in own.items()
+  }
+  return sum(value for value, _ in found.values()), metrics

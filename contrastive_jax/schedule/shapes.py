@@ -75,4 +75,8 @@ def abstract_batch(
   if teacher_dims is not None and segment.taught:
     targets = Targets(*(dim and array(jnp.float32, pairs, dim) for dim in teacher_dims))
   rows = array(jnp.int32, pairs) if state_rows else None
-  return Batch(image, text, array(jnp.uint32, pairs, 2, 2), state_rows=rows, targets=targets)
+  others = {
+    other.name: jax.tree.map(lambda one: array(one.dtype, pairs, *one.shape), other.inputs()) for other in model.others
+  }
+  keys = array(jnp.uint32, pairs, 2, 2)
+  return Batch(image, text, keys, state_rows=rows, targets=targets, others=others)

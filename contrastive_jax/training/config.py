@@ -52,6 +52,18 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
       yield f"{prefix}{name}", value
 
 
+def _with_all_fields(content: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a config in which fields of towers and losses that it leaves out, or has got since, have their defaults."""
+  model = dataclasses.asdict(model_config(content))
+  del model["dtype"]
+  given = content.get("loss_options", {})  # Imported weights have none.
+  options = {
+    term: {name: option.default for name, option in known.items()} | given.get(term, {})
+    for term, known in term_options().items()
+  }
+  return json.loads(json.dumps({**content, "model": model, "loss_options": options}))
+
+
 def as_json(config: Any) -> dict[str, Any]:
   """Returns the resolved config as JSON would give it back."""
   return json.loads(config.to_json())
@@ -80,16 +92,7 @@ def check_resume(workdir: Path, config: Any, saved: Mapping[str, Any] | None = N
       f"{workdir} holds imported weights and no run: name another --workdir, and start from them with"
       f" --config.init_from={workdir}"
     )
-  # Fields that towers and losses have got since then are at their defaults.
-  model = dataclasses.asdict(model_config(started))
-  del model["dtype"]
-  given = started.get("loss_options", {})  # Imported weights have none.
-  options = {
-    term: {name: option.default for name, option in known.items()} | given.get(term, {})
-    for term, known in term_options().items()
-  }
-  old = dict(_flat(json.loads(json.dumps({**started, "model": model, "loss_options": options}))))
-  new = dict(_flat(as_json(config)))
+  old, new = (dict(_flat(_with_all_fields(content))) for content in (started, as_json(config)))
   # A field that did not exist then and is off now changes nothing.
   compared = {*old, *(name for name, value in new.items() if value)}
   changed = [name for name in sorted(compared) if old.get(name) != new.get(name)]

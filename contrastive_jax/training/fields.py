@@ -15,6 +15,7 @@ from typing import Any
 from contrastive_jax import runs
 from contrastive_jax.errors import UserError, closest, nearest
 from contrastive_jax.models.config import DualEncoderConfig
+from contrastive_jax.models.others import OTHERS
 from contrastive_jax.objectives import TERMS, term_options
 from contrastive_jax.schedule.stages import Stage
 
@@ -51,6 +52,14 @@ def _dataclass(kind: type, *left_out: str) -> Node:
   return Node(nested, complete=False)
 
 
+def _model() -> Node:
+  """Returns the fields of a model; an entry of `others` may have those of any tower in the table."""
+  model = _dataclass(DualEncoderConfig, "dtype", "others")
+  others = {name: kind for tower in OTHERS.values() for name, kind in _dataclass(tower).fields.items()}
+  entry = Node({"name": str, **others}, complete=False)
+  return dataclasses.replace(model, fields={**model.fields, "others": Node(every=entry)})
+
+
 def known() -> Node:
   """Returns the fields of a run's config."""
   options = {
@@ -69,7 +78,7 @@ def known() -> Node:
       "loss_dtype": str,
       "loss_options": Node(options, complete=False),
       # `compute_dtype` of the run is the type of its model.
-      "model": _dataclass(DualEncoderConfig, "dtype"),
+      "model": _model(),
       "compute_dtype": str,
       "max_logit_scale": float,
       "frozen": Names,

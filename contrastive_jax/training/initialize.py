@@ -52,7 +52,8 @@ def with_initial_model(
   ours, theirs = (dataclasses.asdict(presets.model_config(content)) for content in (config, read_config(source)))
   default = dataclasses.asdict(presets.resolve(DEFAULT_PRESET))
   towers = {"all": ("image", "text"), "image": ("image",), "text": ("text",)}[config.init_towers]
-  rest = [name for name in ours if name not in ("image", "text", "dtype")] if len(towers) > 1 else ["embed_dim"]
+  kept = ("image", "text", "others", "dtype")
+  rest = [name for name in ours if name not in kept] if len(towers) > 1 else ["embed_dim"]
   untouched = {name for name in ours if ours[name] == default[name]}
   if config.init_model == "auto":
     if not untouched.issuperset(towers):
@@ -83,7 +84,8 @@ def initial_state(
     init_from: a run directory; empty takes nothing.
     towers: "all", or "image" or "text" for one tower without logit scale and bias.
     say: is told in a sentence of each parameter that had to be adapted: those of an image tower of another patch size,
-      tubelet or grid, see `models.resizing`, and positions of captions longer than ours.
+      tubelet or grid, see `models.resizing`, and positions of captions longer than ours; and of each of the towers
+      beside images and texts that the weights lack.
 
   Raises:
     UserError: naming every parameter that is missing there, unexpected here, or of another shape; or if the tokenizer
@@ -101,7 +103,9 @@ def initial_state(
   if towers != "image":
     theirs, cut = _cut(theirs, init_from, spec.model.text.length)
     sentences += cut
-  params = _taken(theirs, init_from, towers, state.params)
+  new = [other.name for other in spec.model.others if other.name not in found.params] if towers == "all" else []
+  sentences += [f"The {name} tower begins anew, since {init_from} has none." for name in new]
+  params = _taken(theirs, init_from, towers, state.params, (*new, OBJECTIVE))
   for sentence in sentences:
     say(sentence)
   average = state.average
@@ -113,11 +117,12 @@ def initial_state(
   return dataclasses.replace(state, params=params, average=average)
 
 
-def _taken(theirs: Parameters, init_from: str, towers: str, params: dict[str, Any]) -> dict[str, Any]:
-  """Returns our parameters with theirs in their place, where `towers` says so."""
+def _taken(
+  theirs: Parameters, init_from: str, towers: str, params: dict[str, Any], new: tuple[str, ...]
+) -> dict[str, Any]:
+  """Returns our parameters with theirs in their place, where `towers` says so; the parts named `new` begin anew."""
   ours = traverse_util.flatten_dict(params)
-  # What terms learn belongs to their objective: it begins anew.
-  wanted = {path for path in ours if towers in ("all", path[0]) and path[0] != OBJECTIVE}
+  wanted = {path for path in ours if towers in ("all", path[0]) and path[0] not in new}
   offered = {path for path in theirs if towers in ("all", path[0])}
   misfits = [f"{'/'.join(path)} is missing there" for path in sorted(wanted - offered)]
   misfits += [f"{'/'.join(path)} is unknown here" for path in sorted(offered - wanted)]

@@ -3,67 +3,14 @@
 A field of the config that holds numbers and has no row here fails `tests/training/test_ranges.py`.
 """
 
-import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
+from contrastive_jax.bounds import BELOW_ONE, COUNT, DEGREES, FINITE, NOT_NEGATIVE, POSITIVE, SHARE, Range, as_float32
 from contrastive_jax.errors import UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class Range:
-  """The range of a finite number.
-
-  Attributes:
-    least: the smallest value.
-    most: the largest value.
-    above: excludes `least` itself.
-    below: excludes `most` itself.
-  """
-
-  least: float | int = -math.inf
-  most: float | int = math.inf
-  above: bool = False
-  below: bool = False
-
-  def holds(self, value: float | int) -> bool:
-    """Says whether a number is finite and within the range, also as the float32 that a train step computes with.
-
-    A decay of 0.99999999 is 1 there, and an eps of 1e-60 is 0.
-    """
-    return self._contains(value) and (isinstance(value, int) or self._contains(_as_float32(value)))
-
-  def _contains(self, value: float | int) -> bool:
-    low = value > self.least if self.above else value >= self.least
-    high = value < self.most if self.below else value <= self.most
-    return math.isfinite(value) and low and high
-
-  def __str__(self) -> str:
-    low = f"{'above' if self.above else 'at least'} {_written(self.least)}" if math.isfinite(self.least) else ""
-    high = f"{'below' if self.below else 'at most'} {_written(self.most)}" if math.isfinite(self.most) else ""
-    return " and ".join(part for part in (low, high) if part) or "finite"
-
-
-def _written(bound: float | int) -> str:
-  return str(bound) if isinstance(bound, int) else f"{bound:g}"
-
-
-def _as_float32(value: float) -> float:
-  with np.errstate(over="ignore", under="ignore"):
-    return float(np.float32(value))
-
-
-FINITE = Range()
-NOT_NEGATIVE = Range(0)
-POSITIVE = Range(0, above=True)
-COUNT = Range(1)
-SHARE = Range(0, 1)
-BELOW_ONE = Range(0, 1, below=True)
-DEGREES = Range(0, 360)
+from contrastive_jax.objectives import term_options
 
 # Regular expressions of whole field names -> range; the first that matches holds.
 RANGES: Mapping[str, Range] = {
@@ -83,12 +30,6 @@ RANGES: Mapping[str, Range] = {
   r"schedule\.(warmup_steps|cooldown_steps)": NOT_NEGATIVE,
   r"schedule\.end_factor": SHARE,
   r"schedule\.timescale": POSITIVE,
-  r"loss_options\.\w+\.tile": COUNT,
-  r"loss_options\.\w+\.(temperature|teacher_temperature|smallest|largest|rate)": POSITIVE,
-  r"loss_options\.\w+\.(gamma|momentum)": Range(0, 1, above=True),
-  r"loss_options\.\w+\.rho": FINITE,
-  r"loss_options\.\w+\.samples": COUNT,
-  r"loss_options\.\w+\.label_smoothing": BELOW_ONE,
   r"distillation\.dim": NOT_NEGATIVE,
   r"model\.embed_dim|model\.text\.(length|vocab_size)": COUNT,
   # The scale is a logarithm.
@@ -98,12 +39,14 @@ RANGES: Mapping[str, Range] = {
   # Pixels are scaled to [0, 1] before the mean is taken off.
   r"model\.image\.mean": SHARE,
   r"model\.image\.std": Range(0, 1, above=True),
-  r"model\.\w+\.transformer\.(width|depth|heads|mlp_dim)": COUNT,
-  r"model\.\w+\.transformer\.attention_length": NOT_NEGATIVE,
-  r"model\.\w+\.transformer\.(drop_path|dropout)": BELOW_ONE,
-  r"model\.\w+\.transformer\.layer_scale": POSITIVE,
+  r"model\.(others\.\d+|\w+)\.transformer\.(width|depth|heads|mlp_dim)": COUNT,
+  r"model\.(others\.\d+|\w+)\.transformer\.attention_length": NOT_NEGATIVE,
+  r"model\.(others\.\d+|\w+)\.transformer\.(drop_path|dropout)": BELOW_ONE,
+  r"model\.(others\.\d+|\w+)\.transformer\.layer_scale": POSITIVE,
   # A variance of 1 or more that is added leaves nothing of what is normalised.
-  r"model\.\w+\.transformer\.norm_eps": Range(0, 1, above=True, below=True),
+  r"model\.(others\.\d+|\w+)\.transformer\.norm_eps": Range(0, 1, above=True, below=True),
+  # Towers beside those of images and texts check their fields themselves.
+  r"model\.others\.\d+\..+": FINITE,
   r"data\.max_bad_share": SHARE,
   r"data\.prefetch_bytes": COUNT,
   # More of them than any machine runs at once would only end it.
@@ -130,7 +73,14 @@ RANGES: Mapping[str, Range] = {
 
 
 def range_of(name: str) -> Range | None:
-  """Returns the range of a field by its full name, such as "optimizer.b1"; None where the table has none."""
+  """Returns the range of a field by its full name, such as "optimizer.b1"; None where it has none.
+
+  Those of the options of terms stand beside the options.
+  """
+  if name.startswith("loss_options."):
+    _, term, option = name.split(".", 2)
+    field = term_options().get(term, {}).get(option)
+    return field and field.metadata.get("range")
   return next((limits for pattern, limits in RANGES.items() if re.fullmatch(pattern, name)), None)
 
 
@@ -147,7 +97,7 @@ def check_ranges(config: Mapping[str, Any]) -> None:
     limits = range_of(name) or FINITE
     if not limits.holds(value):
       finite = "" if math.isfinite(value) or limits == FINITE else "finite and "
-      rounded = "" if not limits._contains(value) else f", and it is {_as_float32(value)} as the float32 that steps use"
+      rounded = "" if not limits.contains(value) else f", and it is {as_float32(value)} as the float32 that steps use"
       raise UserError(f"{name}={value} must be {finite}{limits}{rounded}")
 
 

@@ -15,7 +15,7 @@ from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.models import flops
 from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.models.presets import model_config
-from contrastive_jax.objectives import Objective, Sizes, check_teacher, make_objective
+from contrastive_jax.objectives import Objective, Sizes, check_teacher, check_towers, make_objective
 from contrastive_jax.objectives.term import STATE_ROWS, TEACHER_TEXT
 from contrastive_jax.parallel.mesh import MeshSpec, batch_shards
 from contrastive_jax.runs import read_object
@@ -89,6 +89,7 @@ class Run:
     check_pairs(run.segments, objective)
     check_scale(run.model, config)
     check_weights(run.stages, objective)
+    check_towers(objective, run.model.names)
     for segment in run.segments:
       check_model_fits(segment, run.model)
     run.schedule()

@@ -130,7 +130,7 @@ class StateSpec:
     """Returns the parameters and the state of the objective's terms."""
     if self.objective is None:
       return {}, {}
-    sizes = self.sizes or Sizes(self.model.embed_dim)
+    sizes = dataclasses.replace(self.sizes or Sizes(self.model.embed_dim), model=self.model)
     return self.objective.params(sizes), self.objective.state(sizes)
 
   def _place_remembered(self, remembered: Mapping[str, Any]) -> dict[str, Any]:

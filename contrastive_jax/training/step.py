@@ -1,8 +1,8 @@
 """One update: towers, loss across the mesh, gradients, optimiser; compiled once with the state donated."""
 
 import dataclasses
-import functools
 import math
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,15 +24,19 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-  """A batch with the key of each row's noise."""
+  """A batch with the key of the noise of each row that a tower reads, by the name of the tower."""
 
   batch: Batch
-  image_keys: Any
-  text_keys: Any
+  keys: dict[str, jax.Array]
 
-
-def _row_keys(key: jax.Array, rows: Any) -> jax.Array:
-  return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows.shape[0]))
+  @classmethod
+  def of(cls, batch: Batch, key: jax.Array) -> "_Rows":
+    image, text = jax.random.split(key)
+    keys = {"image": (image, batch.image.patches), "text": (text, batch.text.tokens)}
+    for name, inputs in batch.others.items():
+      keys[name] = jax.random.fold_in(key, zlib.crc32(name.encode())), jax.tree.leaves(inputs)[0]
+    every = jax.vmap(jax.random.fold_in, (None, 0))
+    return cls(batch, {name: every(key, jnp.arange(rows.shape[0])) for name, (key, rows) in keys.items()})
 
 
 def _are_finite(tree: Any) -> jax.Array:
@@ -62,9 +66,8 @@ def make_value_and_grad(spec: StateSpec, *, accumulate: int = 1) -> Callable:
 
     def run(trained, rows: _Rows):
       model = dual_encoder.merge(graphdef, towers(optimizers.combine(trained, frozen)))
-      keys = {"image_keys": rows.image_keys, "text_keys": rows.text_keys}
       with jax.named_scope("towers"), jax.sharding.use_abstract_mesh(spec.mesh.abstract_mesh):
-        outputs = model(rows.batch.image, rows.batch.text, **keys)
+        outputs = model(rows.batch, keys=rows.keys)
       return {name: output.embedding for name, output in outputs.items()}, (model, outputs)
 
     def global_loss(trained, embeddings):
@@ -91,11 +94,9 @@ def make_value_and_grad(spec: StateSpec, *, accumulate: int = 1) -> Callable:
       with jax.named_scope("loss"), jax.sharding.use_abstract_mesh(spec.mesh.abstract_mesh):
         return objective.local_loss(model, outputs, rows.batch, counts, params=params, factors=factors)
 
-    image_key, text_key = jax.random.split(key)
-    rows = _Rows(batch, _row_keys(image_key, batch.image.patches), _row_keys(text_key, batch.text.tokens))
+    rows = _Rows.of(batch, key)
     if accumulate > 1:
-      cut = functools.partial(accumulation.split, count=accumulate, mesh=spec.mesh)
-      parts = _Rows(accumulation.split_batch(batch, accumulate, spec.mesh), cut(rows.image_keys), cut(rows.text_keys))
+      parts = accumulation.split_batch(rows, accumulate, spec.mesh)
       (value, ((metrics, after), more)), gradients = accumulation.value_and_grad(
         run, global_loss, local_loss, trained, parts, mesh=spec.mesh, shardings=gradient_shardings
       )

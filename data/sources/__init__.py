@@ -4,8 +4,8 @@ import dataclasses
 import hashlib
 import re
 from bisect import bisect_right
-from collections.abc import Iterable
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -45,12 +45,14 @@ class Example:
     text: its captions.
     id: number that identifies the sample within its source, below 2**40.
     flip: whether the mirrored image still fits every caption.
+    others: what towers beside those of images and texts read of it, by the name of the tower: trees of arrays.
   """
 
   image: np.ndarray | Clip
   text: Text
   id: int
   flip: bool = False
+  others: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @runtime_checkable
