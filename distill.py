@@ -7,10 +7,10 @@ An interrupted command resumes with the source at which it stopped. It runs in o
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
 from contrastive_jax import cli, paths, progress
 from contrastive_jax.bad_records import FILE, BadRecord, BadRecords, retried
@@ -93,7 +93,7 @@ def write(output: Path, model: Model, sources: Mapping[str, Source], bad_records
     print(f"{name}: {written:,} samples" + (f", {unread:,} could not be read or repeat another's id" if unread else ""))
 
 
-def taught_sources(config: Any) -> list[str]:
+def taught_sources(config: ConfigDict) -> list[str]:
   """The sources of the stages that distil."""
   stages = zip(stages_of(config), segments_of(config), strict=True)
   names = [name for stage, segment in stages if max(stage.distillation) > 0 for name in segment.all_sources()]

@@ -17,6 +17,7 @@ import json
 from typing import Any
 
 from absl import flags
+from ml_collections import ConfigDict
 from rich.console import Console
 
 from contrastive_jax import cli, paths
@@ -64,7 +65,7 @@ def main() -> None:
     output.write_text(json.dumps(plan, indent=2) + "\n")
 
 
-def attempt(config: Any, topology: Topology, console: Console) -> dict[str, Any]:
+def attempt(config: ConfigDict, topology: Topology, console: Console) -> dict[str, Any]:
   """The plan of a config, with a sign of life while it compiles."""
   memory = None if MEMORY.value is None else MEMORY.value * topologies.GIB
   waiting = f"Compiling {config.name} for {topology.name}: seconds to a few minutes"
@@ -79,7 +80,7 @@ def attempt(config: Any, topology: Topology, console: Console) -> dict[str, Any]
   return plan
 
 
-def search(config: Any, topology: Topology, console: Console) -> dict[str, Any]:
+def search(config: ConfigDict, topology: Topology, console: Console) -> dict[str, Any]:
   """The plan of the largest batch that fits, with all that was tried."""
   if not (MEMORY.value or topology.chip.memory):
     raise UserError(f"--find_max_batch needs to know the memory of {topology.name}: say it with --memory=GIB")

@@ -54,7 +54,7 @@ class Data(Protocol):
     ...
 
   def make_tokenizer(
-    self, options: Any, vocab_size: int, sources: Iterable[Any], bad_records: BadRecords | None
+    self, options: ConfigDict, vocab_size: int, sources: Iterable[Any], bad_records: BadRecords | None
   ) -> Tokenizer:
     """Returns the tokenizer that `config.tokenizer` names, or one trained on the captions of the sources."""
     ...
@@ -293,7 +293,7 @@ def resolutions_at(segments: Sequence[Segment], step: int) -> dict[str, Any]:
 
 
 def find_tokenizer(
-  config: Any,
+  config: ConfigDict,
   workdir: Path,
   resumed: bool,
   expected: str | None,

@@ -2,7 +2,8 @@
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+
+from ml_collections import ConfigDict
 
 from contrastive_jax import paths
 from contrastive_jax.bad_records import BadRecords, readable
@@ -69,7 +70,7 @@ def captions_to_learn(
 
 
 def make_tokenizer(
-  options: Any, vocab_size: int, sources: Iterable[Source], bad_records: BadRecords | None = None
+  options: ConfigDict, vocab_size: int, sources: Iterable[Source], bad_records: BadRecords | None = None
 ) -> Tokenizer:
   """Makes the tokenizer that `config.tokenizer` names, or trains one on the captions of the sources.
 
@@ -158,6 +159,6 @@ def evaluation_names(names: Iterable[str]) -> tuple[str, ...]:
   return tuple(tasks.expand(names))
 
 
-def evaluation_set(config: Any, name: str) -> ReadSet:
+def evaluation_set(config: ConfigDict, name: str) -> ReadSet:
   """Opens an evaluation set of a run, read by the features that the run trains with; see `tasks.opened`."""
   return tasks.opened(name, config.data.data_dir, hints=feature_names(config, name))

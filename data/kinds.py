@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args
 
+from ml_collections import ConfigDict
+
 from contrastive_jax.errors import UserError, nearest, require_known
 from contrastive_jax.inputs import templates
 from contrastive_jax.schedule.stages import source_options
@@ -101,7 +103,7 @@ def kind_of(name: str) -> Kind:
   return KINDS[key]
 
 
-def open_sources(config: Any, names: Iterable[str]) -> dict[str, Source]:
+def open_sources(config: ConfigDict, names: Iterable[str]) -> dict[str, Source]:
   """Opens sets by name, each with the options that its entry in the config gives it.
 
   Args:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from contrastive_jax.errors import UserError, nearest, require_known
 from contrastive_jax.models.config import DualEncoderConfig, ImageConfig, OtherConfig, TextConfig, TransformerConfig
@@ -224,7 +225,7 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
   raise UserError(f"{where}={value!r} must be of type {expected}")
 
 
-def model_config(config: Any) -> DualEncoderConfig:
+def model_config(config: ConfigDict | Mapping[str, Any]) -> DualEncoderConfig:
   """Returns the dual encoder of a resolved config (a `ConfigDict`, or the dictionary read from `config.json`).
 
   Raises:
@@ -233,12 +234,12 @@ def model_config(config: Any) -> DualEncoderConfig:
   for field in ("model", "compute_dtype"):
     if field not in config:
       raise UserError(f"the config lacks {field}: put back the original config.json")
-  return dataclasses.replace(resolve("siglip_b16", _plain(config["model"])), dtype=config["compute_dtype"])
+  return dataclasses.replace(resolve("siglip_b16", plain(config["model"])), dtype=config["compute_dtype"])
 
 
-def _plain(node: Any) -> Any:
-  """Returns a part of a config without `ConfigDict`s, which may stand in lists as well."""
+def plain(node: Any) -> Any:
+  """Returns a part of a config with dictionaries for the `ConfigDict`s in it; what JSON holds stays as it is."""
   node = node.to_dict() if hasattr(node, "to_dict") else node
   if isinstance(node, Mapping):
-    return {name: _plain(value) for name, value in node.items()}
-  return [_plain(item) for item in node] if isinstance(node, list | tuple) else node
+    return {name: plain(value) for name, value in node.items()}
+  return type(node)(plain(item) for item in node) if isinstance(node, list | tuple) else node

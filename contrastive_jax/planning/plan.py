@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from contrastive_jax.planning import costs, hlo
 from contrastive_jax.planning.compiling import Compiled, compile_step, device_bytes
@@ -20,7 +21,7 @@ _HAND_WRITTEN = re.compile(r'custom_call_target="(?:tpu_custom_call|__gpu\$xla\.
 
 
 def make_plan(
-  config: Any, topology: Topology, *, memory: float | None = None, stage: str | None = None
+  config: ConfigDict, topology: Topology, *, memory: float | None = None, stage: str | None = None
 ) -> tuple[dict[str, Any], Compiled]:
   """Compiles a config's step and reads its needs and costs off the result.
 

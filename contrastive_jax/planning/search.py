@@ -4,6 +4,8 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.planning.compiling import kinds_of_batch
 from contrastive_jax.training.run import Run
@@ -13,7 +15,7 @@ GRANULARITY = 1 / 8
 Attempt = Callable[[int], dict[str, Any]]
 
 
-def batch_to_search(config: Any, stage: str | None, shards: int) -> tuple[int, int, Callable[[int], Any]]:
+def batch_to_search(config: ConfigDict, stage: str | None, shards: int) -> tuple[int, int, Callable[[int], Any]]:
   """Returns the smallest batch size that divides, the config's own, and a function that sets another in the config.
 
   A stage of the curriculum that sets `batch_size` itself does not follow that of the run: its own is searched.

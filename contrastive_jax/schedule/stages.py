@@ -6,7 +6,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from contrastive_jax.errors import UserError, fields_of
+from contrastive_jax.models.presets import plain
 from contrastive_jax.preprocess.resolution import Resolution
 from contrastive_jax.schedule.segments import Clips, Rows, Segment
 
@@ -85,13 +88,13 @@ class Stage:
     return float(ends[0]), float(ends[1])
 
 
-def stages_of(config: Any) -> tuple[Stage, ...]:
+def stages_of(config: ConfigDict) -> tuple[Stage, ...]:
   """Returns the stages of a config, a single one where `curriculum` is empty.
 
   Raises:
     UserError: if their steps do not add up to `total_steps`.
   """
-  listed = map(_plain, config.curriculum)
+  listed = map(plain, config.curriculum)
   stages = [Stage(**stage) for stage in listed] or [Stage()]
   rest = config.total_steps - sum(stage.steps for stage in stages[:-1])
   last = stages[-1]
@@ -107,12 +110,12 @@ def stages_of(config: Any) -> tuple[Stage, ...]:
   return (*stages[:-1], dataclasses.replace(last, steps=rest))
 
 
-def segments_of(config: Any) -> tuple[Segment, ...]:
+def segments_of(config: ConfigDict) -> tuple[Segment, ...]:
   """Returns the segment that each stage of a config becomes."""
   return tuple(_segment(config, stage, f"curriculum.{number}") for number, stage in enumerate(stages_of(config)))
 
 
-def _segment(config: Any, stage: Stage, where: str) -> Segment:
+def _segment(config: ConfigDict, stage: Stage, where: str) -> Segment:
   size = stage.size or config.model.image.image_size
   text = _rows("data.text_", config.data.text_rows, config.data.text_row_length)
   clips = None
@@ -192,9 +195,9 @@ def source_options(config: Mapping[str, Any] | Any) -> dict[str, dict[str, Any]]
   Raises:
     UserError: if two entries give one set other options.
   """
-  config = _plain(config)
+  config = plain(config)
   fields = {"data.sources": config["data"].get("sources", {})}
-  for number, stage in enumerate(map(_plain, config.get("curriculum", ()))):
+  for number, stage in enumerate(map(plain, config.get("curriculum", ()))):
     fields |= {f"curriculum.{number}.{name}": stage.get(name) or {} for name in ("sources", "video_sources")}
   found: dict[str, dict[str, Any]] = {}
   for field, sources in fields.items():
@@ -204,11 +207,6 @@ def source_options(config: Mapping[str, Any] | Any) -> dict[str, dict[str, Any]]
           f"{field} gives {name!r} the options {own}, and an entry before it {found[name]}: make them equal"
         )
   return found
-
-
-def _plain(node: Any) -> Any:
-  """Returns a part of a config as dictionaries, whether it is a `ConfigDict` or was read from JSON."""
-  return node.to_dict() if hasattr(node, "to_dict") else node
 
 
 def _entries(field: str, sources: Mapping[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:

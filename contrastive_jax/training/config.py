@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from contrastive_jax import upgrades
 from contrastive_jax.errors import UserError
 from contrastive_jax.models.presets import model_config
@@ -37,7 +39,7 @@ _FREE_ON_RESUME = (
 )
 
 
-def check_names_and_numbers(config: Any) -> None:
+def check_names_and_numbers(config: ConfigDict) -> None:
   """Raises a `UserError` for a field that no config has, one that is missing, of another type or out of its range."""
   content = as_json(config)
   check_fields(content)
@@ -64,12 +66,12 @@ def _with_all_fields(content: Mapping[str, Any]) -> dict[str, Any]:
   return json.loads(json.dumps({**content, "model": model, "loss_options": options}))
 
 
-def as_json(config: Any) -> dict[str, Any]:
+def as_json(config: ConfigDict) -> dict[str, Any]:
   """Returns the resolved config as JSON would give it back."""
   return json.loads(config.to_json())
 
 
-def check_resume(workdir: Path, config: Any, saved: Mapping[str, Any] | None = None) -> bool:
+def check_resume(workdir: Path, config: ConfigDict, saved: Mapping[str, Any] | None = None) -> bool:
   """Compares the config with the one that `workdir` was started with, once there is a checkpoint.
 
   Args:

@@ -31,7 +31,7 @@ _LISTED = 8
 
 
 def with_initial_model(
-  config: Any, workdir: Path | None = None, say: Callable[[str], None] = lambda sentence: None
+  config: ConfigDict, workdir: Path | None = None, say: Callable[[str], None] = lambda sentence: None
 ) -> Any:
   """Returns the config with the model that `init_from` brings, or the config itself where it brings none.
 

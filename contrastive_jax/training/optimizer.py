@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from flax import traverse_util
 from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
 
 from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.models.dual_encoder import is_stacked
@@ -225,7 +226,7 @@ def _with_rms(rms: float, orthogonal: Float[Array, "*layers rows columns"]) -> F
 OPTIMIZERS = {"adamw": _adamw, "lion": _lion, "adafactor": _adafactor, "muon": _muon}
 
 
-def make_optimizer(options: Any, schedule: Schedule) -> optax.GradientTransformation:
+def make_optimizer(options: ConfigDict, schedule: Schedule) -> optax.GradientTransformation:
   """Makes the optimiser of `config.optimizer`, which clips gradients first.
 
   Args:

@@ -70,7 +70,12 @@ def test_every_option_of_a_loss_is_a_field_with_a_type():
   given = {"softmax.tile": 256, "softmax.label_smoothing": 0.2, "distill_similarity.temperature": 0.1}
   config.loss_options.update_from_flattened_dict(given)
   _, term = Run.from_config(config).objective.terms["softmax"]
-  assert dataclasses.asdict(term) == {"strategy": "gather", "tile": 256, "label_smoothing": 0.2}
+  assert dataclasses.asdict(term) == {
+    "strategy": "gather",
+    "tile": 256,
+    "label_smoothing": 0.2,
+    "towers": ("image", "text"),
+  }
   with pytest.raises(TypeError):
     config.loss_options.softmax.tile = "small"
 
