@@ -95,12 +95,21 @@ def _parse(arguments: list[str]) -> list[str]:
     said = error.__context__ if isinstance(error.__context__, UserError) else error
     if isinstance(error, flags.UnrecognizedFlagError) and error.flagname.removeprefix("no").startswith("config."):
       said = "--config is missing: name a file such as --config=configs/emoji.py"
+    if isinstance(error, flags.IllegalFlagValueError):
+      said = _of_another_type(str(said)) or said
     _fail(_with_dot(" ".join(str(said).split())))
   except Exception as error:
     # A value that a field refuses is told by ml_collections with errors of Python.
     if not _was_raised_by(error, ml_collections):
       raise
     _fail(_with_dot(" ".join(str(error.args[0] if error.args else error).split())))
+
+
+def _of_another_type(said: str) -> str | None:
+  """Returns the sentence about a value that a field of the config cannot have, in place of what Python says of it."""
+  found = re.match(r"flag --config\.(\S+?)=(.*?): ", said, flags=re.DOTALL)
+  kind = fields.kind_in_words(found[1]) if found else None
+  return kind and f"--config.{found[1]}={found[2]} must be {kind}"
 
 
 def _with_dot(said: str) -> str:

@@ -109,6 +109,8 @@ def ids(path: Path, rows: Sequence[dict[str, Any]], otherwise: Sequence[Any]) ->
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
   """Makes one sentence of whatever goes wrong while a file is read."""
+  if path.is_dir():
+    raise UserError(f"{path} is a folder: name a table or a file")
   if not path.is_file():
     raise UserError(f"{path} does not exist: name a folder, a table or a file")
   try:

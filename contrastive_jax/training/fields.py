@@ -189,6 +189,18 @@ def unknown_field(name: str, siblings: Iterable[str] = ()) -> str:
   return _unknown(last, node, ".".join(parents))
 
 
+def kind_in_words(name: str) -> str | None:
+  """Returns what the value of a field is, such as "a whole number", by its full name; None for an unknown field."""
+  node: Any = known()
+  for part in re.findall(r"[^.\[\]]+", name):
+    if not isinstance(node, Node):
+      return None
+    node = node.every if node.every is not None and part.isdecimal() else node.fields.get(part)
+  if isinstance(node, Node):
+    return "a list of stages" if node.every else f"a part with the fields {', '.join(node.fields)}"
+  return None if node is None else _said(node)
+
+
 def names(node: Node | None = None, prefix: str = "") -> Iterator[str]:
   """Yields the full name of every field; those of a list's items once, with its name alone."""
   for name, kind in (known() if node is None else node).fields.items():

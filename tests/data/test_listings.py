@@ -18,6 +18,11 @@ def test_lines_end_where_editors_end_them(tmp_path):
   assert listings.texts(tmp_path / "captions.csv") == (["1"], ["one"])
 
 
+def test_a_folder_of_texts_is_refused_as_one(tmp_path):
+  with pytest.raises(UserError, match="is a folder: name a table or a file"):
+    listings.texts(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["bad.jsonl", "bad.parquet", "bad.txt"])
 def test_a_damaged_list_is_one_sentence(tmp_path, name):
   (tmp_path / name).write_bytes(b"{\xff")
