@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import sentencepiece
+
 from contrastive_jax.errors import UserError
 from contrastive_jax.interop import checkpoint_files, tokenizer_options
 from contrastive_jax.interop.options import check
@@ -24,6 +26,10 @@ _CLIP_PACKAGES = ("open_clip", "clip")
 # Classes of tokenizers that lower-case what their file leaves as it is; the first also drops punctuation, reads no
 # tokenizer.json, and pads with T5's end of text unless it is told otherwise.
 _SIGLIP_PAD = "</s>"
+_SPACES = (
+  "treats spaces otherwise than transformers' SiglipTokenizer, which puts one before every caption and drops repeated"
+  " ones whatever its model says"
+)
 _CANONICAL, _LOWERCASE = ("SiglipTokenizer",), ("SiglipTokenizer", "Siglip2Tokenizer")
 
 
@@ -50,10 +56,19 @@ def read(folder: Path, *, clean: str = "", mended: bool = False, unnamed: str = 
   }
   model = folder / "spiece.model"
   if model.is_file() and (kind in _CANONICAL or not (folder / "tokenizer.json").is_file()):
-    pad = text_of(settings.get("pad_token")) or (_SIGLIP_PAD if kind in _CANONICAL else "")
-    joined = kind in _CANONICAL and clean != "canonicalize"
-    pieces = tokenizers.load(f"sentencepiece:{model}", pad=pad, joined=joined, **prepared)
+    named = f"read it as the model itself says with --tokenizer=sentencepiece:{model}"
+    if kind not in _CANONICAL:
+      found = f"tokenizer_class={kind!r}" if kind else "no class"
+      # The other classes take nothing but the pieces from it, and build a normalisation of their own.
+      raise UserError(
+        f"{folder} has a spiece.model without a tokenizer.json, and {found} where SiglipTokenizer alone reads"
+        f" such a model: save it again with transformers, or {named}"
+      )
+    pad = text_of(settings.get("pad_token")) or _SIGLIP_PAD
+    pieces = tokenizers.load(f"sentencepiece:{model}", pad=pad, joined=clean != "canonicalize", **prepared)
     _check_pieces(pieces, settings, source)
+    if not _spaced_as_siglip(pieces):
+      raise UserError(f"{model} {_SPACES}: {named}")
     return _checked(pieces, settings, folder)
   if (folder / "tokenizer.json").is_file():
     path = folder / "tokenizer.json"
@@ -120,6 +135,22 @@ def canonicalises(tokenizer: Tokenizer) -> bool:
   return bool(tokenizer.definition()[3].get("canonical"))
 
 
+def cleaned_otherwise(tokenizer: Tokenizer, library: str) -> list[str]:
+  """Names what a library to which a tokenizer is exported mends in captions where we do not, or the other way round.
+
+  Args:
+    tokenizer: our tokenizer.
+    library: "huggingface" or "open_clip".
+  """
+  options, there = tokenizer.definition()[3], library == "open_clip"
+  here = options.get("mended", isinstance(tokenizer, ClipTokenizer))
+  found = ["HTML entities"] if here != there else []
+  # open_clip makes a space of them, and SiglipTokenizer drops them.
+  if canonicalises(tokenizer) and options.get("joined", False) == there:
+    found.append("underscores")
+  return found
+
+
 def write(tokenizer: Tokenizer, folder: Path, length: int) -> None:
   """Writes the files from which `transformers` makes the same tokenizer, but for a `tokenizer.json` that canonicalises.
 
@@ -144,6 +175,8 @@ def write(tokenizer: Tokenizer, folder: Path, length: int) -> None:
   _, _, content, options = tokenizer.definition()
   match tokenizer:
     case SentencePieceTokenizer():
+      if not _spaced_as_siglip(tokenizer):
+        raise UserError(f"the run's SentencePiece model {_SPACES}: it cannot be exported")
       (folder / "spiece.model").write_bytes(content)
       settings |= {"tokenizer_class": "SiglipTokenizer", "do_lower_case": options["lowercase"]}
       settings |= tokenizer.special_tokens()
@@ -229,6 +262,18 @@ def _check_pieces(tokenizer: SentencePieceTokenizer, settings: dict[str, Any], s
       )
   if settings.get("add_eos_token") is False:
     raise UserError(f"{source} has add_eos_token=False, and captions of a SentencePiece model end in a token here")
+
+
+def _spaced_as_siglip(tokenizer: SentencePieceTokenizer) -> bool:
+  """Says whether a SentencePiece model treats spaces as transformers' SiglipTokenizer has it do."""
+  pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.definition()[2])
+  unknown = tokenizer.special_tokens()["unk_token"]
+
+  def theirs(caption: str) -> list[int]:
+    # Behind the unknown token, which is cut off again, a model leaves a space in its place.
+    return pieces.encode(f"{unknown}\u2581{caption}")[len(pieces.encode(unknown)) :]
+
+  return all(theirs(caption) == pieces.encode(caption) for caption in ("", "a", " a", "a  a"))
 
 
 def _check_merges(tokenizer: ClipTokenizer, settings: dict[str, Any], folder: Path) -> None:

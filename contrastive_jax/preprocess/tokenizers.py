@@ -117,7 +117,8 @@ class JsonTokenizer(Tokenizer):
     Args:
       content: of the file.
       literal: special tokens that are spelled out in a caption are plain text.
-      lowercase: captions are lower-cased, beside what the file says, letter by letter as a step of the file does it.
+      lowercase: captions are lower-cased, beside what the file says, as by a step of the file: special tokens that are
+        spelled in capitals are plain text.
       canonical: and lose their punctuation, see `canonical`.
       pad: the token for padding; empty takes what the file or custom calls so.
       mended: captions are mended, and lower-cased as whole texts, as open_clip does before any of its tokenizers; see
@@ -127,6 +128,9 @@ class JsonTokenizer(Tokenizer):
     self._options = {"lowercase": lowercase, "canonical": canonical, "pad": pad, "mended": mended}
     self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
     self._tokenizer.encode_special_tokens = literal
+    if lowercase and not mended:
+      steps = [self._tokenizer.normalizer] if self._tokenizer.normalizer else []
+      self._tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
     padding = self._tokenizer.padding
     self._tokenizer.no_padding()
     self._tokenizer.no_truncation()
@@ -168,9 +172,8 @@ class JsonTokenizer(Tokenizer):
     return self._tokenizer.id_to_token(number)
 
   def _encode(self, texts: list[str], length: int) -> Iterable[list[int]]:
-    if self._options["lowercase"] and not self._options["mended"]:
-      texts = [_lower(text) for text in texts]
-    texts = _prepared(texts, self._options["lowercase"], self._options["canonical"], self._options["mended"])
+    mend = self._options["mended"]
+    texts = _prepared(texts, self._options["lowercase"] and mend, self._options["canonical"], mend)
     for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False):
       encoding.truncate(length - self.special_count)
       yield self._tokenizer.post_process(encoding).ids

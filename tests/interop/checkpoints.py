@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -121,15 +122,20 @@ def _write_bert(folder: Path) -> Path:
   return folder
 
 
-def _pieces(folder: Path) -> None:
+def sentencepiece_model(captions: Sequence[str], **options) -> bytes:
+  """A SentencePiece model with the special tokens of T5's, and with options of the trainer."""
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(["a dog", "two cats"] * 20),
+    sentence_iterator=iter([*captions] * 20),
     model_writer=model,
-    **{"vocab_size": 20, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},
+    **{"vocab_size": 20, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1} | options,
     **{"minloglevel": 2, "hard_vocab_limit": False},
   )
-  (folder / "spiece.model").write_bytes(model.getvalue())
+  return model.getvalue()
+
+
+def _pieces(folder: Path) -> None:
+  (folder / "spiece.model").write_bytes(sentencepiece_model(["a dog", "two cats"]))
   # That of google/siglip-base-patch16-224, but for its token decoder.
   settings = {
     **{"additional_special_tokens": [], "clean_up_tokenization_spaces": True, "do_lower_case": True},

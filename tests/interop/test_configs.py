@@ -1,7 +1,6 @@
 """Published configs, as their repositories hold them, become the towers and the preprocessing that they describe."""
 
 import dataclasses
-import io
 import json
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import jax
 import numpy as np
 import optax
 import pytest
-import sentencepiece
 
 from contrastive_jax.errors import UserError
 from contrastive_jax.interop import (
@@ -29,6 +27,7 @@ from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.resolution import Resolution
 from contrastive_jax.training.initialize import initial_state
 from contrastive_jax.training.state import StateSpec
+from tests.interop import checkpoints
 
 SQUARE = {"height": 224, "width": 224}
 # openai/clip-vit-base-patch32, of 2021: sizes are plain numbers.
@@ -231,6 +230,8 @@ def test_tokenizer_settings_are_honoured_or_refused(tmp_path):
   cased, lowered = tokenizer_files.read(right), tokenizer_files.read(right, clean="lower")
   assert (cased(["A Dog"], 8)[0] != cased(["a dog"], 8)[0]).any()
   np.testing.assert_array_equal(lowered(["A Dog"], 8)[0], cased(["a dog"], 8)[0])
+  # As transformers does, which looks for special tokens before it lower-cases.
+  assert [(lowered([text], 16)[0] == lowered.token_id("<eos>")).sum() for text in ("a <eos>", "a <EOS>")] == [2, 1]
   with pytest.raises(UserError, match="tokenizer_class='GemmaTokenizer' pads them at their beginning"):
     tokenizer_files.read(bpe_folder(tmp_path / "left", tokenizer_class="GemmaTokenizer"))
   with pytest.raises(UserError, match="add_bos_token=True"):
@@ -247,19 +248,7 @@ def test_clips_merges_beside_the_weights_come_first(tmp_path):
 @pytest.fixture(scope="module")
 def t5_model() -> bytes:
   """A SentencePiece model with the special tokens of T5's, which is SigLIP's: it pads, and SigLIP does not use that."""
-  model = io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(["a dog"] * 20),
-    model_writer=model,
-    vocab_size=12,
-    pad_id=0,
-    eos_id=1,
-    unk_id=2,
-    bos_id=-1,
-    minloglevel=2,
-    hard_vocab_limit=False,
-  )
-  return model.getvalue()
+  return checkpoints.sentencepiece_model(["a dog"])
 
 
 @pytest.mark.parametrize("settings", [{}, {"pad_token": "</s>"}, {"pad_token": {"content": "</s>"}}])
@@ -271,6 +260,47 @@ def test_siglip_pads_with_the_end_of_text(settings, t5_model, tmp_path):
   tokens, mask = tokenizer_files.read(tmp_path)(["A dog!", ""], 16)
   assert (tokens[~mask] == 1).all() and mask.sum() < 16
   np.testing.assert_array_equal(tokens[1], 1)
+
+
+@pytest.mark.parametrize("kind", ["", "T5Tokenizer", "GemmaTokenizer"])
+def test_a_lone_sentencepiece_model_is_siglips_or_refused(kind, t5_model, tmp_path):
+  (tmp_path / "spiece.model").write_bytes(t5_model)
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind or None}))
+  with pytest.raises(UserError, match=rf"and {f'tokenizer_class={kind!r}' if kind else 'no class'} where SiglipT"):
+    tokenizer_files.read(tmp_path)
+
+
+CLEANED = {"HTML entities": "a &amp; d", "underscores": "a_d"}
+
+
+@pytest.mark.parametrize("library", ["huggingface", "open_clip"])
+@pytest.mark.parametrize("mended", [False, True])
+@pytest.mark.parametrize("kind", ["bpe", "clip", "siglip", "big_vision"])
+def test_captions_that_an_exported_tokenizer_reads_otherwise_are_named(kind, mended, library, tmp_path):
+  if kind == "bpe":
+    ours = tokenizers.JsonTokenizer(checkpoints.tokenizer().definition()[2], literal=True, mended=mended)
+  elif kind == "clip":
+    ours = tokenizers.ClipTokenizer(b"#version: 0.2\na b</w>\n", mended=mended)
+  else:
+    model = checkpoints.sentencepiece_model(["a d", "a amp d"])
+    ours = tokenizers.SentencePieceTokenizer(model, True, True, "</s>", mended=mended, joined=kind == "siglip")
+  tokenizer_files.write(ours, tmp_path, 16)
+  clean = "canonicalize" if tokenizer_files.canonicalises(ours) else ""
+  there = {"clean": clean, "mended": True} if library == "open_clip" else {}
+  theirs = tokenizer_files.read(tmp_path, **there)
+  odd = [name for name, text in CLEANED.items() if (ours([text], 16)[0] != theirs([text], 16)[0]).any()]
+  assert tokenizer_files.cleaned_otherwise(ours, library) == odd
+
+
+@pytest.mark.parametrize("option", ["add_dummy_prefix", "remove_extra_whitespaces"])
+def test_a_sentencepiece_model_whose_spaces_siglip_would_change_is_refused(option, tmp_path):
+  model = checkpoints.sentencepiece_model(["a dog"], **{option: False})
+  (tmp_path / "spiece.model").write_bytes(model)
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "SiglipTokenizer"}))
+  with pytest.raises(UserError, match=r"treats spaces otherwise .* with --tokenizer=sentencepiece:"):
+    tokenizer_files.read(tmp_path)
+  with pytest.raises(UserError, match=r"treats spaces otherwise .* cannot be exported"):
+    tokenizer_files.write(tokenizers.SentencePieceTokenizer(model, canonical=True), tmp_path, 8)
 
 
 @pytest.mark.parametrize(("vocab_size", "pad_id"), [(300, 1), (256_000, 0)])

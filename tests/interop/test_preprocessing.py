@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contrastive_jax.errors import UserError
 from contrastive_jax.interop import tokenizer_files
-from contrastive_jax.preprocess import images
+from contrastive_jax.preprocess import images, tokenizers
 from contrastive_jax.preprocess.native import fit_to_length
 from contrastive_jax.preprocess.resolution import Resolution
 from contrastive_jax.preprocess.views import Views
@@ -198,6 +199,39 @@ def test_siglip_captions_are_those_of_transformers(tmp_path):
   (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "SiglipTokenizer"}')
   tokens, _ = tokenizer_files.read(tmp_path)(ODD_CAPTIONS, 64)
   np.testing.assert_array_equal(tokens, np.array(theirs["input_ids"]))
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    {},
+    {"add_dummy_prefix": False},
+    {"remove_extra_whitespaces": False},
+    {"normalization_rule_name": "identity"},
+    {"normalization_rule_name": "nmt_nfkc_cf", "model_type": "bpe"},
+    {"treat_whitespace_as_suffix": True},
+    {"user_defined_symbols": ["<extra>"]},
+  ],
+  ids=str,
+)
+def test_every_sentencepiece_model_gives_the_tokens_of_transformers_or_is_refused(options, tmp_path):
+  pytest.importorskip("google.protobuf")
+  from transformers import SiglipTokenizer
+
+  captions = [caption.lower() for caption in ODD_CAPTIONS if caption.strip()]
+  options = {"vocab_size": 200, "character_coverage": 1.0} | options
+  (tmp_path / "spiece.model").write_bytes(checkpoints.sentencepiece_model(captions, **options))
+  (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "SiglipTokenizer"}')
+  texts = [*ODD_CAPTIONS, " ", "  a photo", "a\u2581photo", "two_spaces", "a <extra>photo", ".", "<pad> a photo"]
+  theirs = SiglipTokenizer.from_pretrained(tmp_path)(texts, padding="max_length", truncation=True, max_length=64)
+  try:
+    tokens, _ = tokenizer_files.read(tmp_path)(texts, 64)
+  except UserError as error:
+    assert "treats spaces otherwise" in str(error)
+    pieces = tokenizers.SentencePieceTokenizer((tmp_path / "spiece.model").read_bytes(), True, True, "</s>")
+    assert (pieces(texts, 64)[0] != np.array(theirs["input_ids"])).any()
+  else:
+    np.testing.assert_array_equal(tokens, np.array(theirs["input_ids"]))
 
 
 def trained_sentencepiece(folder: Path) -> Path:

@@ -231,6 +231,33 @@ def test_sentencepiece_ends_and_pads_as_siglip(sentencepiece_model, tmp_path):
 
 
 @pytest.mark.parametrize(
+  "options",
+  [
+    {"add_dummy_prefix": False},
+    {"remove_extra_whitespaces": False},
+    {"normalization_rule_name": "identity"},
+    {"normalization_rule_name": "nmt_nfkc_cf", "model_type": "unigram"},
+    {"treat_whitespace_as_suffix": True, "user_defined_symbols": ["<eos>"]},
+  ],
+  ids=str,
+)
+def test_sentencepiece_models_normalise_as_they_say(options):
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(CAPTIONS), model_writer=model, **{"vocab_size": 120, "model_type": "bpe"} | options,
+    pad_id=0, eos_id=1, unk_id=2, bos_id=-1, character_coverage=1.0, minloglevel=2, hard_vocab_limit=False,
+  )  # fmt: skip
+  own = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+  texts = ["a cat", "  A   Cat ", "", " ", "a\tcat\n", "a\u2581cat", "ﬁsh", "cafe\u0301", "a <unk>cat", "<eos> a"]
+  # Tokens that end and pad captions are text where a caption spells them, as in big_vision.
+  texts += ["</s>", "a cat </s>", "<pad> a </s> cat"]
+  tokens, mask = SentencePieceTokenizer(model.getvalue())(texts, 40)
+  for row, text in enumerate(texts):
+    assert tokens[row][mask[row]].tolist() == [*own.encode(text), 1]
+    assert (tokens[row][mask[row]] == 1).sum() == 1
+
+
+@pytest.mark.parametrize(
   "text",
   [
     *sorted(set(CAPTIONS)),
