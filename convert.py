@@ -10,7 +10,7 @@ from absl import flags
 
 from contrastive_jax import cli, paths
 from contrastive_jax.errors import UserError
-from contrastive_jax.interop import checkpoint_files, exports, imports
+from contrastive_jax.interop import checkpoint_files, exports, imports, tokenizer_files
 from contrastive_jax.loading import load
 
 FROM = flags.DEFINE_string("from", None, "A run, or KIND:PATH with KIND huggingface, open_clip or big_vision.")
@@ -49,6 +49,9 @@ def main() -> None:
     f"{kind}:{target}", model.config, model.params, model.tokenizer, resolution=model.views.resolution
   )
   print(f"{TO.value} holds step {model.step} of {FROM.value} as {family}.")
+  odd = tokenizer_files.cleaned_otherwise(model.tokenizer, kind)
+  if odd:
+    print(f"Its tokenizer there reads {' and '.join(odd)} in captions otherwise than the run's: see docs/interop.md.")
 
 
 def _is_foreign(spec: str, kinds: dict) -> bool:
