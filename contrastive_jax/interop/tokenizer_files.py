@@ -39,7 +39,7 @@ def read(folder: Path, *, clean: str = "", mended: bool = False, unnamed: str = 
   Args:
     folder: the folder, which holds `tokenizer.json`, `spiece.model` or `merges.txt`.
     clean: "lower" lower-cases captions whatever the files say, "canonicalize" also drops punctuation.
-    mended: captions are mended first, as open_clip does with those of all tokenizers; see `tokenizers.mended`.
+    mended: captions are mended first, as open_clip does with those of all tokenizers; see `cleaning.mended`.
     unnamed: the class of a tokenizer whose files name none, such as "BertTokenizer" beside a BERT.
 
   Raises:

@@ -1,16 +1,14 @@
 """Tokenizers: a BPE trained on the run's captions, `tokenizer.json`, SentencePiece, and CLIP's BPE."""
 
 import abc
+import dataclasses
 import functools
 import gzip
 import hashlib
-import html
 import itertools
 import json
 import os
 import pathlib
-import string
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -23,11 +21,11 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from contrastive_jax import paths
 from contrastive_jax.errors import UserError, nearest
 from contrastive_jax.preprocess import panics
+from contrastive_jax.preprocess.cleaning import STRAIGHT_QUOTES, Cleaning, lowered
 
 PAD, EOS = "<pad>", "<eos>"
 _KIND_FILE = "tokenizer_kind.json"
 _CLIP_MERGES = 49152 - 256 - 2
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _CLIP_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
@@ -119,13 +117,14 @@ class JsonTokenizer(Tokenizer):
       literal: special tokens that are spelled out in a caption are plain text.
       lowercase: captions are lower-cased, beside what the file says, as by a step of the file: special tokens that are
         spelled in capitals are plain text.
-      canonical: and lose their punctuation, see `canonical`.
+      canonical: and lose their punctuation, see `cleaning.canonical`.
       pad: the token for padding; empty takes what the file or custom calls so.
       mended: captions are mended, and lower-cased as whole texts, as open_clip does before any of its tokenizers; see
-        `mended`.
+        `cleaning.mended`.
     """
     self._content, self._literal = content, literal
     self._options = {"lowercase": lowercase, "canonical": canonical, "pad": pad, "mended": mended}
+    self._clean = Cleaning(mended, lowercase and mended, canonical)
     self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
     self._tokenizer.encode_special_tokens = literal
     if lowercase and not mended:
@@ -172,9 +171,7 @@ class JsonTokenizer(Tokenizer):
     return self._tokenizer.id_to_token(number)
 
   def _encode(self, texts: list[str], length: int) -> Iterable[list[int]]:
-    mend = self._options["mended"]
-    texts = _prepared(texts, self._options["lowercase"] and mend, self._options["canonical"], mend)
-    for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False):
+    for encoding in self._tokenizer.encode_batch([self._clean(text) for text in texts], add_special_tokens=False):
       encoding.truncate(length - self.special_count)
       yield self._tokenizer.post_process(encoding).ids
 
@@ -207,17 +204,16 @@ class SentencePieceTokenizer(Tokenizer):
     Args:
       content: of the file.
       lowercase: captions are lower-cased.
-      canonical: and lose their punctuation, see `canonical`.
+      canonical: and lose their punctuation, see `cleaning.canonical`.
       pad: the token for padding; empty takes the model's own or, where it has none, the end of text.
-      mended: captions are mended, see `mended`.
-      joined: of what `canonical` drops, an underscore joins the words beside it, as in transformers, instead of parting
-        them, as in big_vision.
+      mended: captions are mended, see `cleaning.mended`.
+      joined: an underscore joins the words beside it where captions lose their punctuation, see `cleaning.canonical`.
 
     Raises:
       UserError: if the model has no end of text or not this token.
     """
-    self._content, self._lowercase, self._canonical, self._pad = content, lowercase, canonical, pad
-    self._mended, self._joined = mended, joined
+    self._content, self._pad = content, pad
+    self._clean = Cleaning(mended, lowercase, canonical, joined)
     self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
     self._eos = self._processor.eos_id()
     if self._eos < 0:
@@ -231,15 +227,14 @@ class SentencePieceTokenizer(Tokenizer):
     self.fingerprint = self._fingerprint()
 
   def _encode(self, texts: list[str], length: int) -> Iterable[list[int]]:
-    texts = [text.replace("_", "") for text in texts] if self._canonical and self._joined else texts
-    texts = _prepared(texts, self._lowercase, self._canonical, self._mended)
-    for ids in self._processor.encode(texts, out_type=int):
+    for ids in self._processor.encode([self._clean(text) for text in texts], out_type=int):
       yield [*ids[: length - 1], self._eos]
 
   def definition(self) -> tuple[str, str, bytes, dict[str, Any]]:
-    options = {"canonical": self._canonical, "pad": self._pad, "mended": self._mended, "joined": self._joined}
+    options = {**dataclasses.asdict(self._clean), "pad": self._pad}
+    lowercase = options.pop("lowercase")
     extra = {name: value for name, value in options.items() if value}
-    return "sentencepiece", "sentencepiece.model", self._content, {"lowercase": self._lowercase, **extra}
+    return "sentencepiece", "sentencepiece.model", self._content, {"lowercase": lowercase, **extra}
 
   def token_id(self, token: str) -> int | None:
     number = self._processor.piece_to_id(token)
@@ -265,9 +260,10 @@ class ClipTokenizer(Tokenizer):
 
     Args:
       content: of the file.
-      mended: captions are mended as in the original, see `mended`; transformers hands them on as they are.
+      mended: captions are mended as in the original, see `cleaning.mended`; transformers hands them on as they are.
     """
     self._content, self._mended = content, mended
+    self._clean = Cleaning(mended=True, lowercase=True) if mended else lowered
     lines = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode("utf-8").split("\n")
     merges = [tuple(line.split()) for line in lines[1 : _CLIP_MERGES + 1] if line.strip()]
     if any(len(pair) != 2 for pair in merges):
@@ -288,8 +284,7 @@ class ClipTokenizer(Tokenizer):
     self.fingerprint = self._fingerprint()
 
   def _encode(self, texts: list[str], length: int) -> Iterable[list[int]]:
-    cleaned = [_clip_clean(text) if self._mended else _lower(text) for text in texts]
-    for encoding in self._tokenizer.encode_batch(cleaned, add_special_tokens=False):
+    for encoding in self._tokenizer.encode_batch([self._clean(text) for text in texts], add_special_tokens=False):
       yield [self._start, *encoding.ids[: length - 2], self._end]
 
   def definition(self) -> tuple[str, str, bytes, dict[str, Any]]:
@@ -330,7 +325,7 @@ def train_bpe(
   tokenizer = tokenizers.Tokenizer(models.BPE())
   steps = [normalizers.NFC(), *([normalizers.Lowercase()] if lowercase else [])]
   if straight_quotes:
-    steps += [normalizers.Replace(chr(code), quote) for code, quote in _quotes().items()]
+    steps += [normalizers.Replace(chr(code), quote) for code, quote in STRAIGHT_QUOTES.items()]
   tokenizer.normalizer = normalizers.Sequence(steps)
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
   tokenizer.decoder = decoders.ByteLevel()
@@ -388,54 +383,6 @@ def load(spec: str | os.PathLike, **options: Any) -> Tokenizer:
     raise UserError(
       f"tokenizer file {path} cannot be read as {kind} ({(str(error) or type(error).__name__).splitlines()[0]})"
     ) from error
-
-
-def canonical(text: str) -> str:
-  """Removes ASCII punctuation and repeated spaces, as big_vision does with SigLIP's prompts.
-
-  Examples:
-    >>> canonical("A photo of  a dog.")
-    'A photo of a dog'
-  """
-  return " ".join(text.replace("_", " ").translate(_NO_PUNCTUATION).split())
-
-
-def mended(text: str) -> str:
-  """Replaces HTML's entities and what ftfy would, and makes white space single, as open_clip does with captions.
-
-  Examples:
-    >>> mended("  salt &amp; pepper\\n")
-    'salt & pepper'
-  """
-  return " ".join(html.unescape(html.unescape(text.translate(_repairs()))).split())
-
-
-def _prepared(texts: list[str], lowercase: bool, canonically: bool, mend: bool) -> list[str]:
-  texts = [mended(text) for text in texts] if mend else texts
-  texts = [text.lower() for text in texts] if lowercase else texts
-  return [canonical(text) for text in texts] if canonically else texts
-
-
-def _lower(text: str) -> str:
-  """Lower-cases letter by letter, where Python knows a Greek letter that is another at the end of a word."""
-  return normalizers.Lowercase().normalize_str(text)
-
-
-def _clip_clean(text: str) -> str:
-  return mended(text).lower()
-
-
-def _quotes() -> dict[int, str]:
-  """Curly quotes, and the straight ones that ftfy makes of them."""
-  return dict.fromkeys([0x02BC, *range(0x2018, 0x201C)], "'") | dict.fromkeys(range(0x201C, 0x2020), '"')
-
-
-@functools.cache
-def _repairs() -> dict[int, str]:
-  """Characters that ftfy replaces: curly quotes, Latin ligatures, full-width and half-width forms."""
-  compatible = [0x0132, 0x0133, *range(0x01C4, 0x01CD), *range(0x01F1, 0x01F4), *range(0xFB00, 0xFB07), 0x3000]
-  compatible += range(0xFF01, 0xFFF0)
-  return _quotes() | {code: unicodedata.normalize("NFKC", chr(code)) for code in compatible}
 
 
 @functools.cache
