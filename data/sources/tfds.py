@@ -15,9 +15,10 @@ from contrastive_jax.evaluation.benchmarks import GENERIC, GENERIC_TEMPLATES
 from contrastive_jax.evaluation.tasks import LabelledSet, PairSet, ReadSet
 from contrastive_jax.evaluation.unreadable import UnreadableSet
 from contrastive_jax.preprocess.decoding import DecodeError
-from contrastive_jax.preprocess.images import WHITE, decode
+from contrastive_jax.preprocess.images import WHITE
 from data.sources import Example, Text, names_a_side, stable_hash, stores
 from data.sources.answers import answers, refuse_most, when_scored
+from data.sources.features import described, holds_pictures, holds_text, is_image, is_picture, read_picture, read_texts
 from data.sources.frames import StoredFrames, read_videos_as_frames
 from data.sources.splits import Range, ranges
 
@@ -77,7 +78,7 @@ class TfdsSource:
     record = self._records[index]
     text = self._text(index, record)
     flip = self._flip and not names_a_side(text.captions)
-    return Example(_shown(record[self._image_key], None), text, index, flip)
+    return Example(read_picture(record[self._image_key], None), text, index, flip)
 
   def text(self, index: int) -> Text:
     return self._text(index, self._records[index])
@@ -92,7 +93,7 @@ class TfdsSource:
       if np.ndim(value) or not 0 <= value < len(self._of_class):
         raise DecodeError(f"label {value} is none of {len(self._of_class)} classes")
       return self._of_class[int(value)]
-    captions = tuple(caption for caption in _strings(value) if caption.strip())
+    captions = tuple(caption for caption in read_texts(value) if caption.strip())
     if not captions:
       raise DecodeError("the record has no caption")
     return Text(captions, (self._salt + index) & (2**63 - 1))
@@ -149,18 +150,18 @@ class Records(Sequence):
     """Raises UserError if a feature holds neither pictures, nor clips, nor the uint8 or uint16 pixels of pictures."""
     import tensorflow_datasets as tfds
 
-    if not _holds_pictures(self.features[key], tfds.features):
-      pictures = [name for name, feature in self.features.items() if _holds_pictures(feature, tfds.features)]
+    if not holds_pictures(self.features[key], tfds.features):
+      pictures = [name for name, feature in self.features.items() if holds_pictures(feature, tfds.features)]
       raise UserError(
-        f"feature {key!r} of the TFDS set {self.name!r} holds no pictures, it is {_described(self.features[key])}: "
+        f"feature {key!r} of the TFDS set {self.name!r} holds no pictures, it is {described(self.features[key])}: "
         f"name one of {', '.join(sorted(pictures)) or 'another set, this one has none'}"
       )
 
   def require_texts(self, key: str) -> None:
     """Raises UserError if a feature holds anything but text, or a sequence of texts."""
-    if not _holds_text(self.features[key]):
+    if not holds_text(self.features[key]):
       raise UserError(
-        f"feature {key!r} of the TFDS set {self.name!r} holds no text, it is {_described(self.features[key])}: "
+        f"feature {key!r} of the TFDS set {self.name!r} holds no text, it is {described(self.features[key])}: "
         f"name one of {', '.join(self.text_keys) or 'another set, this one has none'}"
       )
 
@@ -169,12 +170,12 @@ class Records(Sequence):
     """Names of the features that hold pictures or clips."""
     import tensorflow_datasets as tfds
 
-    return sorted(key for key, feature in self.features.items() if _is_picture(feature, tfds.features))
+    return sorted(key for key, feature in self.features.items() if is_picture(feature, tfds.features))
 
   @property
   def text_keys(self) -> list[str]:
     """Names of the features that hold text."""
-    return sorted(key for key, feature in self.features.items() if _holds_text(feature))
+    return sorted(key for key, feature in self.features.items() if holds_text(feature))
 
   def require_one_class(self, key: str) -> None:
     """Raises UserError if a feature holds a class for each of several things, such as the pixels of a mask."""
@@ -207,7 +208,7 @@ class Records(Sequence):
     except Exception as error:  # TFDS raises what its parsers do for files that are damaged.
       raise stores.unopened(self.name, self._data_dir, error, command) from error
     expected = sum(part.stop - part.start for part in ranges(self._split, builder.info.splits, self.name))
-    images = [key for key, feature in builder.info.features.items() if _is_image(feature, tfds.features)]
+    images = [key for key, feature in builder.info.features.items() if is_image(feature, tfds.features)]
     try:
       records = builder.as_data_source(split=self._split, decoders=dict.fromkeys(images, _AsStored()))
     except NotImplementedError:
@@ -247,7 +248,7 @@ class Images(Sequence):
   def __getitem__(self, index: int) -> np.ndarray | StoredFrames:
     if index in self._bad:
       raise DecodeError(self._bad[index])
-    shown = _shown(self._records[index][self._image_key], WHITE)
+    shown = read_picture(self._records[index][self._image_key], WHITE)
     return shown if self._pixel_scale == 1 else shown * np.uint8(self._pixel_scale)
 
 
@@ -261,64 +262,6 @@ class _AsStored:
     return example
 
   decode_batch_example_np = decode_example_np
-
-
-def _is_image(feature: Any, features: Any) -> bool:
-  """Says whether a feature is stored as TFDS stores images, which may show distances or classes of pixels."""
-  return isinstance(getattr(feature, "feature", feature), features.Image)
-
-
-def _is_picture(feature: Any, features: Any) -> bool:
-  """Says whether a feature shows colours or grey levels, and not the bytes of a float32 in the channels of a PNG."""
-  if not _is_image(feature, features):
-    return False
-  image = getattr(feature, "feature", feature)
-  return not isinstance(image, features.LabeledImage) and image.np_dtype in (np.uint8, np.uint16)
-
-
-def _holds_pictures(feature: Any, features: Any) -> bool:
-  if _is_picture(feature, features):
-    return True
-  if not isinstance(feature, features.Tensor) or isinstance(feature, features.Text | features.ClassLabel):
-    return False
-  shape, dtype = feature.shape, feature.np_dtype
-  if not shape:
-    return _is_string(dtype)  # The bytes of a file.
-  return dtype in (np.uint8, np.uint16) and (len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3, 4)))
-
-
-def _holds_text(feature: Any) -> bool:
-  if hasattr(feature, "items"):
-    parts = dict(feature.items())  # As `_strings` reads them.
-    return _has_one(parts) and _holds_text(parts.get("text") or next(iter(parts.values())))
-  if hasattr(feature, "feature"):
-    return _holds_text(feature.feature)
-  return _is_string(getattr(feature, "np_dtype", None)) and not hasattr(feature, "encoding_format")
-
-
-def _has_one(parts: Mapping[str, Any]) -> bool:
-  """Whether it is clear which of several parts is the caption."""
-  return "text" in parts or len(parts) == 1
-
-
-def _is_string(dtype: Any) -> bool:
-  return dtype is not None and np.dtype(dtype).kind in "OSU"
-
-
-def _described(feature: Any) -> str:
-  return " ".join(repr(feature).split())
-
-
-def _shown(stored: Any, background: tuple[int, int, int] | None) -> np.ndarray | StoredFrames:
-  if isinstance(stored, bytes):
-    return decode(stored, background)
-  if isinstance(stored, np.ndarray) and stored.dtype.kind != "O":
-    return decode(stored, background)
-  if stored is None:
-    raise DecodeError("the record has no picture")
-  if not len(stored):
-    raise DecodeError("the clip has no frames")
-  return StoredFrames(list(stored))
 
 
 def labelled(
@@ -413,7 +356,7 @@ def captions_of(records: Sequence[Mapping[str, Any]], caption_key: str) -> tuple
 
 
 def _captions_in(record: Mapping[str, Any], caption_key: str) -> list[str]:
-  texts = [text for text in _strings(record[caption_key]) if text.strip()]
+  texts = [text for text in read_texts(record[caption_key]) if text.strip()]
   if not texts:
     raise DecodeError("the record has no caption")
   return texts
@@ -422,22 +365,3 @@ def _captions_in(record: Mapping[str, Any], caption_key: str) -> list[str]:
 def default_data_dir() -> str:
   """Returns the directory in which TFDS keeps its sets unless told otherwise."""
   return os.environ.get("TFDS_DATA_DIR") or str(pathlib.Path.home() / "tensorflow_datasets")
-
-
-def _strings(value: Any) -> list[str]:
-  """Reads one caption or several, stored as bytes or strings, alone, under the key "text" or under the only key."""
-  if isinstance(value, Mapping):
-    if not _has_one(value):
-      raise DecodeError(f"its caption has the keys {', '.join(map(str, value))}, where one of them should be text")
-    value = value["text"] if "text" in value else next(iter(value.values()))
-  items = list(value.reshape(-1)) if isinstance(value, np.ndarray) else value
-  items = list(items) if isinstance(items, list | tuple) else [items]
-  if not all(isinstance(item, str | bytes) for item in items):
-    raise DecodeError("a caption is no text")
-  try:
-    texts = [item.decode("utf-8") if isinstance(item, bytes) else str(item) for item in items]
-    for text in texts:
-      text.encode("utf-8")  # A lone surrogate is no text, and ends tokenizers and files that meet it later.
-  except UnicodeError as error:
-    raise DecodeError(f"a caption is not UTF-8 ({error})") from error
-  return texts

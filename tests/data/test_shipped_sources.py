@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from contrastive_jax.schedule.stages import segments_of
-from data.sources.tfds import _holds_pictures, _holds_text
+from data.sources.features import holds_pictures, holds_text
 from tests.data.test_benchmarks import structure
 
 CONFIGS = sorted(path for path in pathlib.Path("configs").glob("*.py") if path.stem != "common")
@@ -28,6 +28,6 @@ def test_the_features_are_there(path):
   names = {name for segment in segments_of(config) for name in segment.all_sources()}
   for name in sorted(name.removeprefix("tfds/") for name in names if name.startswith("tfds/")):
     features = structure({"coco_captions": "coco_captions/2014"}.get(name, name))
-    assert _holds_pictures(features[config.data.image_key], tfds.features), (name, config.data.image_key)
+    assert holds_pictures(features[config.data.image_key], tfds.features), (name, config.data.image_key)
     caption = features[config.data.caption_key]
-    assert _holds_text(caption) or getattr(caption, "names", None), (name, config.data.caption_key)
+    assert holds_text(caption) or getattr(caption, "names", None), (name, config.data.caption_key)
