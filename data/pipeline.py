@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
-import jax
 import numpy as np
 from absl import flags
 from jaxtyping import Int, UInt32
@@ -26,14 +25,13 @@ from contrastive_jax.preprocess import packing
 from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.schedule.segments import Inputs, Segment, segment_at, total_steps
 from data.augment import DRAWS, Augment
+from data.chunks import chunk_rows, joined, on_host
 from data.lifetime import follow_parent, start_tracker
 from data.mixture import drawn, uniforms
 from data.rendering import Renderer, with_frames
 from data.sources import Example, Source, stable_hash
 from data.substitution import note, read_or_substitute
 
-# Rows worked on at once. Small enough to share a batch among threads, large enough for vectorised work.
-CHUNK_ROWS = 64
 _CACHED_CAPTIONS = 1 << 18
 _SOURCE_IDS = 1 << 40
 
@@ -194,7 +192,7 @@ class Pipeline:
   def _iterate_segment(self, start: int, stop: int) -> Iterator[tuple[int, Batch]]:
     share = self._share(start)
     segment = self._segment(start)
-    chunk = segment.pack_pairs or _chunk_rows(share)
+    chunk = segment.pack_pairs or chunk_rows(share)
     samples = grain.MapDataset.range(start * share, stop * share)
     chunks = samples.batch(chunk).map(functools.partial(self._load_samples, share))
     chunk_bytes = max(self._chunk_bytes(segment, modality, chunk) for modality in segment.modalities)
@@ -311,15 +309,15 @@ class Pipeline:
     return TeacherInputs(view.squares(examples, draws, teacher.size), text)
 
   def _assemble(self, step: int, chunks: list[dict[str, Any]]) -> Batch:
-    fields = _joined(chunks)
+    fields = joined(chunks)
     self.substituted += int((fields["failed"] != "").sum())
     note(self._bad_records, fields["failed"])
     self.shrunk += int(fields["shrunk"].sum())
     self.truncated += int(fields["truncated"].sum())
     image, text = fields["image"], fields["text"]
     return Batch(
-      image=_on_host(image, image.patches, self._host_index),
-      text=_on_host(text, text.tokens, self._host_index),
+      image=on_host(image, image.patches, self._host_index),
+      text=on_host(text, text.tokens, self._host_index),
       keys=fields["keys"],
       ids=fields["ids"],
       state_rows=fields["state_rows"],
@@ -419,32 +417,3 @@ def row_bases(lengths: Mapping[str, int]) -> dict[str, int]:
   """
   names = sorted(lengths)
   return dict(zip(names, itertools.accumulate((lengths[name] for name in names), initial=0), strict=False))
-
-
-def _joined(chunks: list[Any]) -> Any:
-  """Concatenates chunks, and numbers the rows that their locations name through."""
-  if len(chunks) == 1:
-    return chunks[0]
-  joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *chunks)
-  for name, rows in (("image", "patches"), ("text", "tokens")):
-    batch = joined[name]
-    if batch.locations is not None:
-      per_chunk, pairs = len(getattr(chunks[0][name], rows)), len(chunks[0][name].locations)
-      joined[name] = _moved(batch, np.arange(len(batch.locations)) // pairs * per_chunk)
-  return joined
-
-
-def _on_host(batch: Any, rows: np.ndarray, host: int) -> Any:
-  """A host's rows, with locations that name rows of the global batch."""
-  return batch if batch.locations is None else _moved(batch, np.full(len(batch.locations), host * len(rows)))
-
-
-def _moved(batch: Any, rows: np.ndarray) -> Any:
-  moved = batch.locations + np.stack([rows, np.zeros_like(rows)], axis=1)
-  return dataclasses.replace(batch, locations=moved.astype(np.int32))
-
-
-def _chunk_rows(share: int) -> int:
-  """Returns the rows of a chunk: a divisor of the share of at most CHUNK_ROWS, or all when only slivers divide it."""
-  best = max(rows for rows in range(1, CHUNK_ROWS + 1) if share % rows == 0)
-  return best if best >= min(share, CHUNK_ROWS // 4) else share

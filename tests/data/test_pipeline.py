@@ -15,7 +15,7 @@ from toy import ToySource, WordTokenizer
 from contrastive_jax import bad_records
 from contrastive_jax.errors import UserError
 from contrastive_jax.schedule.segments import Segment, truncate
-from data import pipeline as pipeline_module
+from data import chunks
 from data.augment import DRAWINGS
 from data.pipeline import Pipeline
 from data.sources import Source
@@ -71,7 +71,7 @@ def test_hosts_share_the_batch_of_one_host(hosts):
 
 @pytest.mark.parametrize("options", [{"threads": 0}, {"threads": 3}, {"threads": 3, "prefetch_bytes": 1}])
 def test_iterating_from_anywhere_gives_the_batches(options, monkeypatch):
-  monkeypatch.setattr(pipeline_module, "CHUNK_ROWS", 6)
+  monkeypatch.setattr(chunks, "CHUNK_ROWS", 6)
   run = make(**options)
   for start, stop in ((0, 7), (2, 6), (5, 5)):
     items = list(run.iterate(start, stop))
