@@ -28,7 +28,7 @@ def main() -> None:
   config = cli.config_value(CONFIG)
   if not WORKDIR.value:
     raise UserError("--workdir is missing: name a directory for the run, such as --workdir=runs/emoji")
-  outcome = pretrain.train(config, paths.folder_to_write("--workdir", WORKDIR.value), data=build)
+  outcome = pretrain.train(config, paths.run_to_write("--workdir", WORKDIR.value), data=build)
   if outcome.exit_code:
     sys.exit(outcome.exit_code)
 

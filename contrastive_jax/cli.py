@@ -62,6 +62,8 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
       _fail("interrupted", INTERRUPTED)
     except OSError as error:
+      if isinstance(error, PermissionError) and error.filename:
+        _fail(f"{error.filename}: {error.strerror}; allow this user to read and write there, or name another path")
       if error.errno not in WRITE_ERRORS:
         raise
       where = f"{error.filename}: " if error.filename else ""

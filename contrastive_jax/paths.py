@@ -100,6 +100,18 @@ def file_to_write(field: str, text: str | os.PathLike) -> Path:
   return path
 
 
+def run_to_write(field: str, text: str | os.PathLike) -> Path:
+  """Returns the path of a run directory that can be written, whether or not it is there; makes nothing.
+
+  Raises:
+    UserError: as `folder_to_write` does, for the folder or for those in it that a run goes on writing to.
+  """
+  path = folder_to_write(field, text)
+  for inner in (path / "checkpoints", path / "eval"):
+    folder_to_write(field, inner)
+  return path
+
+
 def run_to_read(field: str, text: str | os.PathLike) -> Path:
   """Returns the path of a run directory, which has a `config.json`.
 

@@ -111,7 +111,7 @@ def train(config: ConfigDict, workdir: str | PathLike, *, data: Data) -> Outcome
     SaveError: if a file or a checkpoint cannot be written.
   """
   began = time.monotonic()
-  workdir = paths.folder_to_write("workdir", workdir)
+  workdir = paths.run_to_write("workdir", workdir)
   distributed.initialize()
   run = Run.from_config(config, workdir, say)
   config = run.config

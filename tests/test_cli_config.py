@@ -47,7 +47,7 @@ def test_what_a_config_file_raises_is_not_made_a_sentence(kind, tmp_path):
 
 
 SCRIPT = """
-import sys
+import subprocess, sys
 sys.argv[0] = "train.py"
 from contrastive_jax import cli
 from contrastive_jax.training.run import Run
@@ -55,6 +55,8 @@ CONFIG = cli.define_config("what to run")
 def main():
   if cli.config_value(CONFIG).name == "broken":
     {}["ours"]
+  if CONFIG.value.name == "closed":
+    subprocess.run(["./README.md"])  # Permission to run a text is denied to anybody.
   Run.from_config(CONFIG.value)
 cli.run(main)
 """
@@ -91,6 +93,12 @@ def test_a_config_file_that_ends_python_is_no_success(line, code, end, tmp_path)
 def test_an_error_of_ours_keeps_its_traceback():
   code, said = run("--config=configs/emoji.py", "--config.name=broken")
   assert code == 1 and said.endswith("KeyError: 'ours'") and "no field" not in said
+
+
+@pytest.mark.slow
+def test_a_place_that_this_user_may_not_use_is_a_sentence():
+  code, said = run("--config=configs/emoji.py", "--config.name=closed")
+  assert code == 2 and said.startswith("train.py: ./README.md: Permission denied; allow this user to")
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def test_a_home_folder_is_expanded_and_a_relative_path_stays_relative(monkeypatc
 def test_what_is_no_path_is_refused_by_every_reading(text, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   os.symlink("loop", "loop")
-  for read in (paths.typed, paths.folder_to_write, paths.file_to_write, paths.run_to_read):
+  for read in (paths.typed, paths.folder_to_write, paths.file_to_write, paths.run_to_write, paths.run_to_read):
     with pytest.raises(UserError, match=r"^--flag=") as refused:
       read("--flag", text)
     assert len(str(refused.value).splitlines()) == 1
@@ -72,6 +72,10 @@ def test_places_that_cannot_be_written_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError):
       paths.file_to_write("--output", bad)
   assert sorted(os.listdir()) == ["dangling", "file", "folder"] and not os.listdir("folder")
+  assert str(paths.run_to_write("--workdir", "folder")) == "folder"
+  os.symlink("/proc", "folder/checkpoints")  # A folder that takes no file from anybody.
+  with pytest.raises(UserError, match=r"^--workdir=folder/checkpoints cannot be written"):
+    paths.run_to_write("--workdir", "folder")
 
 
 @pytest.mark.parametrize("name", [r"back\slash", r"a\b/run", os.fsdecode(b"caf\xe9"), "gs:", "my-gs:/run"])
