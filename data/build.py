@@ -19,7 +19,8 @@ from contrastive_jax.training.targets import TargetCache
 from data import tasks
 from data.augment import Augment
 from data.kinds import feature_names, kind_of, open_sources
-from data.pipeline import Pipeline, TeacherView, id_bases
+from data.numbering import id_bases
+from data.pipeline import Pipeline, TeacherView
 from data.sources import Source
 
 # Records whose captions a tokenizer learns from.

@@ -7,7 +7,6 @@ step gives what `batch` gives for each.
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ import grain
 import jax
 import numpy as np
 from absl import flags
-from jaxtyping import Int, UInt32
+from jaxtyping import Int
 
 from contrastive_jax.bad_records import BadRecords
 from contrastive_jax.batch import Batch, Targets, TeacherInputs, TextBatch
@@ -29,12 +28,12 @@ from data.augment import DRAWS, Augment
 from data.chunks import chunk_rows, joined, on_host
 from data.lifetime import follow_parent, start_tracker
 from data.mixture import drawn, uniforms
+from data.numbering import id_bases, pair_keys, row_bases
 from data.rendering import Renderer, with_frames
-from data.sources import Example, Source, stable_hash
+from data.sources import Example, Source
 from data.substitution import note, read_or_substitute
 
 _CACHED_CAPTIONS = 1 << 18
-_SOURCE_IDS = 1 << 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -393,28 +392,3 @@ class Pipeline:
           f" of data.pack_pairs={segment.pack_pairs}"
         )
       segment.check_patches(self._patch_size)
-
-
-def pair_keys(groups: Sequence[int], captions: Sequence[str]) -> UInt32[np.ndarray, "pairs 2 2"]:
-  """Returns `Batch.keys`: the words of each pair's group, and those of a hash of its caption as it is chosen.
-
-  They depend on nothing but the pair, so that every host and every release makes the same.
-  """
-  numbers = [(int(group) % 2**64, stable_hash(caption)) for group, caption in zip(groups, captions, strict=True)]
-  return np.array(numbers, "<u8").reshape(-1, 2).view("<u4").reshape(-1, 2, 2)
-
-
-def id_bases(segments: Sequence[Segment]) -> dict[str, int]:
-  """Returns the number that a run adds to the ids of each source's samples, in the order in which sources appear."""
-  order = dict.fromkeys(name for segment in segments for name in segment.all_sources())
-  return {name: number * _SOURCE_IDS for number, name in enumerate(order)}
-
-
-def row_bases(lengths: Mapping[str, int]) -> dict[str, int]:
-  """Returns the row of each source's first sample in a state of all samples; the sources are sorted by name.
-
-  Args:
-    lengths: number of samples of every source of the run.
-  """
-  names = sorted(lengths)
-  return dict(zip(names, itertools.accumulate((lengths[name] for name in names), initial=0), strict=False))

@@ -1,0 +1,37 @@
+"""The numbers that samples have in a run: their ids, their rows in a state of all samples, and the keys of pairs."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import UInt32
+
+from contrastive_jax.schedule.segments import Segment
+from data.sources import stable_hash
+
+_SOURCE_IDS = 1 << 40
+
+
+def pair_keys(groups: Sequence[int], captions: Sequence[str]) -> UInt32[np.ndarray, "pairs 2 2"]:
+  """Returns `Batch.keys`: the words of each pair's group, and those of a hash of its caption as it is chosen.
+
+  They depend on nothing but the pair, so that every host and every release makes the same.
+  """
+  numbers = [(int(group) % 2**64, stable_hash(caption)) for group, caption in zip(groups, captions, strict=True)]
+  return np.array(numbers, "<u8").reshape(-1, 2).view("<u4").reshape(-1, 2, 2)
+
+
+def id_bases(segments: Sequence[Segment]) -> dict[str, int]:
+  """Returns the number that a run adds to the ids of each source's samples, in the order in which sources appear."""
+  order = dict.fromkeys(name for segment in segments for name in segment.all_sources())
+  return {name: number * _SOURCE_IDS for number, name in enumerate(order)}
+
+
+def row_bases(lengths: Mapping[str, int]) -> dict[str, int]:
+  """Returns the row of each source's first sample in a state of all samples; the sources are sorted by name.
+
+  Args:
+    lengths: number of samples of every source of the run.
+  """
+  names = sorted(lengths)
+  return dict(zip(names, itertools.accumulate((lengths[name] for name in names), initial=0), strict=False))
