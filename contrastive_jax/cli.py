@@ -97,9 +97,11 @@ def _parse(arguments: list[str]) -> list[str]:
     said = error.__context__ if isinstance(error.__context__, UserError) else error
     if isinstance(error, flags.UnrecognizedFlagError) and error.flagname.removeprefix("no").startswith("config."):
       said = "--config is missing: name a file such as --config=configs/emoji.py"
-    if isinstance(error, flags.IllegalFlagValueError):
-      said = _of_another_type(str(said)) or said
-    _fail(_with_dot(" ".join(str(said).split())))
+    said = " ".join(str(said).split())
+    way_out = _with_dot(said)
+    if way_out == said and isinstance(error, flags.IllegalFlagValueError):
+      way_out = _of_another_type(said) or said
+    _fail(way_out)
   except Exception as error:
     # A value that a field refuses is told by ml_collections with errors of Python.
     if not _was_raised_by(error, ml_collections):
