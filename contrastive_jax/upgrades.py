@@ -27,8 +27,14 @@ def _named_towers(config: Config) -> None:
   config.setdefault("data", {}).setdefault("max_bad_share", 0.1)
 
 
+def _other_towers(config: Config) -> None:
+  """There were no towers beside those of images and texts."""
+  if "total_steps" in config:
+    config["model"].setdefault("others", [])
+
+
 # Each brings a config to the form after its own; their number is that of today's form.
-_STEPS: tuple[Callable[[Config], None], ...] = (_named_towers,)
+_STEPS: tuple[Callable[[Config], None], ...] = (_named_towers, _other_towers)
 VERSION = len(_STEPS)
 
 
