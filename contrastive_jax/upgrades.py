@@ -30,7 +30,7 @@ def _named_towers(config: Config) -> None:
 def _other_towers(config: Config) -> None:
   """There were no towers beside those of images and texts."""
   if "total_steps" in config:
-    config["model"].setdefault("others", [])
+    config.get("model", {}).setdefault("others", [])
 
 
 # Each brings a config to the form after its own; their number is that of today's form.
