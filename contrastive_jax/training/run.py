@@ -333,4 +333,9 @@ def _features_of_teacher(distillation: ConfigDict) -> int:
     raise UserError(
       f"distillation.{field}={distillation[field]} has no {name}: name a run, or a folder that distill.py wrote"
     )
-  return model_config(read_config(folder)).embed_dim if distillation.teacher else read_object(folder / name)["dim"]
+  if distillation.teacher:
+    return model_config(read_config(folder)).embed_dim
+  dim = read_object(folder / name).get("dim")
+  if not isinstance(dim, int) or dim < 1:
+    raise UserError(f"{folder / name} has dim={dim!r} for the size of the embeddings: put back what distill.py wrote")
+  return dim

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from contrastive_jax.errors import UserError
+from contrastive_jax.training.run import Run
 from contrastive_jax.training.targets import TargetCache, describe, has_source, write_source
+from tests import tiny
 
 DIM = 7
 
@@ -121,3 +123,13 @@ def test_it_travels_to_worker_processes_without_its_embeddings(tmp_path, rng):
   parcel = pickle.dumps(cache)
   assert len(parcel) < 1000
   np.testing.assert_array_equal(pickle.loads(parcel).lookup(np.arange(9)).image, cache.lookup(np.arange(9)).image)
+
+
+@pytest.mark.parametrize("content", ['{"teacher": "runs/a"}', '{"dim": "24"}', '{"dim": 0}'])
+def test_targets_of_no_known_size_are_one_sentence(content, tmp_path):
+  (tmp_path / "teacher.json").write_text(content)
+  config = tiny.get_config()
+  config.objective = {"softmax": 1.0, "distill_features": 1.0}
+  config.distillation.targets = str(tmp_path)
+  with pytest.raises(UserError, match=r"teacher\.json has dim=.* put back what distill\.py wrote"):
+    Run.from_config(config)
