@@ -34,7 +34,7 @@ from contrastive_jax.inference import Model
 from contrastive_jax.loading import load
 from contrastive_jax.parallel import distributed
 from contrastive_jax.runs import write_atomically
-from contrastive_jax.training.fields import read_config
+from contrastive_jax.training.fields import checked_config
 from data import kinds, task_list, tasks
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The run, or weights imported by convert.py.")
@@ -113,7 +113,7 @@ def main() -> None:
   if not keep_in_run and not output:
     raise UserError(f"--workdir={workdir} cannot be written: name a file for the results with --output=FILE")
   model = load(workdir, STEP.value, batch_size=BATCH_SIZE.value, progress=distributed.is_main())
-  run = read_config(workdir)
+  run = checked_config(workdir)
   # A set is scored by the features that the run trained on, unless others are named.
   hints = [kinds.feature_names(run, name) for name in names]
   sets = [tasks.load(name, DATA_DIR.value, keys, own) for name, own in zip(names, hints, strict=True)]

@@ -11,14 +11,14 @@ from contrastive_jax import paths
 from contrastive_jax.errors import UserError
 from contrastive_jax.inference import Model, placed
 from contrastive_jax.models.config import DualEncoderConfig
-from contrastive_jax.models.presets import model_config
+from contrastive_jax.models.presets import model_config, with_tuples
 from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.resolution import Resolution
 from contrastive_jax.runs import read_json
 from contrastive_jax.schedule.stages import Stage
 from contrastive_jax.training.checkpoint import restore_params
-from contrastive_jax.training.fields import read_config
+from contrastive_jax.training.fields import checked_config
 
 
 def load(
@@ -43,7 +43,7 @@ def load(
   """
   path = paths.typed("the model's directory", path)
   _refuse_foreign(path)
-  run = read_config(path)
+  run = checked_config(path)
   config = model_config(run)
   tokenizer = tokenizers.load(path / "tokenizer")
   mesh = MeshSpec().make() if mesh is None else mesh
@@ -87,8 +87,7 @@ def _last_stage(run: Mapping[str, Any], config: DualEncoderConfig) -> dict[str, 
   """Returns the resolutions and frames that a run ends with, as arguments of `Model`."""
   if not run.get("curriculum"):
     return {}
-  fields = run["curriculum"][-1].items()
-  stage = Stage(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields})
+  stage = Stage(**with_tuples(run["curriculum"][-1]))
   size, tokens = stage.size or config.image.image_size, stage.video_max_tokens
   return {
     "resolution": Resolution(stage.mode, size, stage.min_tokens, stage.max_tokens, tuple(stage.lengths)),

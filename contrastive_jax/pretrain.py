@@ -29,7 +29,7 @@ from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.run_lock import RunLock
 from contrastive_jax.runs import read_json_lines, write_config, write_folder
-from contrastive_jax.schedule.segments import Segment, segment_at
+from contrastive_jax.schedule.segments import Segment, segment_at, source_names
 from contrastive_jax.training import growth, loop
 from contrastive_jax.training.checkpoint import Checkpoints
 from contrastive_jax.training.config import check_resume
@@ -140,7 +140,7 @@ def train(config: ConfigDict, workdir: str | PathLike, *, data: Data) -> Outcome
     if len(growths) > max(len(metadata.get("plans", ())), 1):
       say(growth.announced(run.schedule, growths, start))
     segments = run.segments_after(metadata, start, data_changed=data_changed)
-    sources = data.open_sources(config, dict.fromkeys(name for segment in segments for name in segment.all_sources()))
+    sources = data.open_sources(config, source_names(segments))
     listed = workdir / (FILE if distributed.is_main() else f"{jax.process_index()}.{FILE}")
     bad_records = BadRecords(listed, limit=config.data.max_bad_share)
     expected = metadata.get("tokenizer")

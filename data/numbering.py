@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import UInt32
 
-from contrastive_jax.schedule.segments import Segment
+from contrastive_jax.schedule.segments import Segment, source_names
 from data.sources import stable_hash
 
 _SOURCE_IDS = 1 << 40
@@ -23,8 +23,7 @@ def pair_keys(groups: Sequence[int], captions: Sequence[str]) -> UInt32[np.ndarr
 
 def id_bases(segments: Sequence[Segment]) -> dict[str, int]:
   """Returns the number that a run adds to the ids of each source's samples, in the order in which sources appear."""
-  order = dict.fromkeys(name for segment in segments for name in segment.all_sources())
-  return {name: number * _SOURCE_IDS for number, name in enumerate(order)}
+  return {name: number * _SOURCE_IDS for number, name in enumerate(source_names(segments))}
 
 
 def row_bases(lengths: Mapping[str, int]) -> dict[str, int]:

@@ -240,14 +240,14 @@ class Pipeline:
     draws = uniforms(self._seed, "augment", plan.position, count, DRAWS)
     image, shrunk = self._render(examples, inputs, draws, self._row_length(inputs, step))
     text, truncated = self._text(captions, segment)
-    bases = [self._id_base[plan.names[s]] for s in plan.source]
+    names = [plan.names[s] for s in plan.source]
     return {
       "image": image,
       "text": text,
-      "others": self._stacked([plan.names[s] for s in plan.source], examples),
+      "others": self._stacked(names, examples),
       "teacher": self._teacher_inputs(examples, captions, draws) if self._teacher and segment.taught else None,
-      "ids": np.array([base + e.id for base, e in zip(bases, examples, strict=True)], np.int64),
-      "state_rows": self._state_rows([plan.names[s] for s in plan.source], examples),
+      "ids": np.array([self._id_base[name] + e.id for name, e in zip(names, examples, strict=True)], np.int64),
+      "state_rows": self._state_rows(names, examples),
       "keys": pair_keys([example.text.group for example in examples], captions),
       "failed": np.array(failed),
       "shrunk": np.array([shrunk]),
@@ -258,10 +258,9 @@ class Pipeline:
     """Returns what other towers read of the examples, stacked along a new first axis."""
     for name, example in zip(names, examples, strict=True):
       self._check_others(name, example)
-    towers = [other.name for other in self._others]
     return {
-      tower: jax.tree.map(lambda *leaves: np.stack(leaves), *(example.others[tower] for example in examples))
-      for tower in towers
+      other.name: jax.tree.map(lambda *leaves: np.stack(leaves), *(example.others[other.name] for example in examples))
+      for other in self._others
     }
 
   def _check_others(self, name: str, example: Example) -> None:
@@ -344,8 +343,8 @@ class Pipeline:
     own = pairs * max(self._row_lengths(inputs))
     tokens = own if inputs.rows is None else inputs.rows.count * inputs.rows.length
     bytes_of_token = 3 * patch * patch * (1 if inputs.frames == 1 else self._render.tubelet) + 8
-    inputs = jax.tree.leaves([other.inputs() for other in self._others])
-    bytes_of_others = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in inputs)
+    leaves = jax.tree.leaves([other.inputs() for other in self._others])
+    bytes_of_others = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
     return tokens * bytes_of_token + pairs * (5 * self._text_length + bytes_of_others)
 
   def _share(self, step: int) -> int:

@@ -206,11 +206,11 @@ def test_a_config_that_a_person_edited_is_read_or_one_sentence(change, said, tmp
   """Without its digest, as the error about one that differs says."""
   config = run_config.as_json(tiny.get_config())
   runs.write_atomically(tmp_path / "config.json", json.dumps(config | {"log_every": 7, "of_another_version": 1}))
-  assert fields.read_config(tmp_path)["log_every"] == 7
+  assert fields.checked_config(tmp_path)["log_every"] == 7
   change(config)
   runs.write_atomically(tmp_path / "config.json", json.dumps(config))
   with pytest.raises(UserError, match=rf"config\.json .*{said}.*put back the original"):
-    fields.read_config(tmp_path)
+    fields.checked_config(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -243,3 +243,8 @@ def plain(node: Any) -> Any:
   if isinstance(node, Mapping):
     return {name: plain(value) for name, value in node.items()}
   return type(node)(plain(item) for item in node) if isinstance(node, list | tuple) else node
+
+
+def with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the fields of a dataclass that JSON may have held: its lists are tuples."""
+  return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}

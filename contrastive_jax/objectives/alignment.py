@@ -5,21 +5,16 @@ import dataclasses
 import jax.numpy as jnp
 
 from contrastive_jax import losses
-from contrastive_jax.objectives.term import LocalTerm, check_towers
+from contrastive_jax.objectives.term import ComparesTowers, LocalTerm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Alignment(LocalTerm):
+class Alignment(ComparesTowers, LocalTerm):
   """The mean squared distance of the embeddings of a pair, which `losses.squared_distances` computes.
 
   Attributes:
     towers: the towers that are compared: the first with each other one, in a sum of distances.
   """
-
-  towers: tuple[str, ...] = ("image", "text")
-
-  def __post_init__(self):
-    check_towers(self.towers)
 
   def total(self, model, outputs, batch, params):
     first, *others = (outputs[name].embedding for name in self.towers)

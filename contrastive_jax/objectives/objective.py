@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from contrastive_jax.batch import Batch
 from contrastive_jax.errors import UserError, fields_of, nearest, require_known
 from contrastive_jax.models.dual_encoder import DualEncoder
+from contrastive_jax.models.presets import with_tuples
 from contrastive_jax.objectives.table import TERMS
 from contrastive_jax.objectives.term import (
   SAMPLES,
@@ -247,8 +248,7 @@ def _make_term(name: str, options: Mapping[str, Any]) -> Term:
       known = f"it takes {', '.join(allowed)}" if allowed else "it takes none"
       raise UserError(f"loss_options.{name}.{option} is not an option of '{name}'{nearest(option, allowed)}: {known}")
   with fields_of(f"loss_options.{name}"):
-    # JSON has lists where dataclasses have tuples.
-    term = TERMS[name](**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
+    term = TERMS[name](**with_tuples(options))
     if isinstance(term, GlobalTerm):
       _try(term)
   return term

@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 from contrastive_jax import losses
 from contrastive_jax.bounds import COUNT, within
-from contrastive_jax.objectives.term import GlobalTerm, Pairs, against_first, check_towers
+from contrastive_jax.objectives.term import ComparesTowers, GlobalTerm, Pairs, against_first
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sigmoid(GlobalTerm):
+class Sigmoid(ComparesTowers, GlobalTerm):
   """The sigmoid loss, in which every pair of the batch is a binary classification of its own (`losses.sigmoid_loss`).
 
   Attributes:
@@ -21,12 +21,8 @@ class Sigmoid(GlobalTerm):
 
   strategy: str = "ring"
   tile: int | None = within(COUNT, None)
-  towers: tuple[str, ...] = ("image", "text")
 
   separates: ClassVar[bool] = True
-
-  def __post_init__(self):
-    check_towers(self.towers)
 
   def __call__(self, pairs: Pairs, params, state, **exchange: Any):
     loss = functools.partial(

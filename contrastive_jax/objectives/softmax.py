@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 from contrastive_jax import losses
 from contrastive_jax.bounds import BELOW_ONE, COUNT, within
-from contrastive_jax.objectives.term import GlobalTerm, Pairs, against_first, check_towers
+from contrastive_jax.objectives.term import ComparesTowers, GlobalTerm, Pairs, against_first
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Softmax(GlobalTerm):
+class Softmax(ComparesTowers, GlobalTerm):
   """The softmax loss, in which each image picks its text, and each text its image (`losses.softmax_loss`).
 
   Attributes:
@@ -23,13 +23,9 @@ class Softmax(GlobalTerm):
   label_smoothing: float = within(BELOW_ONE, 0.0)
   strategy: str = "gather"
   tile: int | None = within(COUNT, None)
-  towers: tuple[str, ...] = ("image", "text")
 
   separates: ClassVar[bool] = True
   compares_pairs: ClassVar[bool] = True
-
-  def __post_init__(self):
-    check_towers(self.towers)
 
   def __call__(self, pairs: Pairs, params, state, **exchange: Any):
     loss = functools.partial(

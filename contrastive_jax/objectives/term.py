@@ -132,6 +132,21 @@ class Term:
     return {}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComparesTowers(Term):
+  """Base of terms that compare the first of some towers with each other one, and add that up.
+
+  Attributes:
+    towers: the names of the towers.
+  """
+
+  towers: tuple[str, ...] = ("image", "text")
+
+  def __post_init__(self):
+    if len(self.towers) < 2 or len(set(self.towers)) < len(self.towers):
+      raise UserError(f"towers={self.towers} must name at least two different towers")
+
+
 class GlobalTerm(Term, abc.ABC):
   """A term that sees the embeddings of the whole batch at once."""
 
@@ -167,12 +182,6 @@ class LocalTerm(Term, abc.ABC):
   @abc.abstractmethod
   def count(self, batch: Batch) -> Float[Array, ""]:
     """Computes the divisor of the sum from the batch alone; the counts of its parts add up to it."""
-
-
-def check_towers(towers: tuple[str, ...]) -> None:
-  """Raises a `UserError` for an option `towers` with which there is nothing to compare."""
-  if len(towers) < 2 or len(set(towers)) < len(towers):
-    raise UserError(f"towers={towers} must name at least two different towers")
 
 
 def against_first(

@@ -263,6 +263,11 @@ def _round(seed: int, number: int, share: Fraction) -> np.ndarray:
   return order < share.numerator
 
 
+def source_names(segments: Sequence[Segment]) -> list[str]:
+  """Returns the names of the sources of all segments, each once, in the order in which they appear."""
+  return list(dict.fromkeys(name for segment in segments for name in segment.all_sources()))
+
+
 def total_steps(segments: Sequence[Segment]) -> int:
   """Returns the number of steps of the whole run."""
   return sum(segment.steps for segment in segments)

@@ -13,7 +13,7 @@ from contrastive_jax.errors import UserError
 from contrastive_jax.models.presets import model_config
 from contrastive_jax.objectives import term_options
 from contrastive_jax.training.checkpoint import has_checkpoint
-from contrastive_jax.training.fields import check_fields, read_config
+from contrastive_jax.training.fields import check_fields, checked_config
 from contrastive_jax.training.ranges import check_ranges
 
 # What may differ when a run is resumed: where and how it runs and what it reports, not what it computes.
@@ -88,7 +88,7 @@ def check_resume(workdir: Path, config: ConfigDict, saved: Mapping[str, Any] | N
   """
   if not has_checkpoint(workdir) or (saved is None and not (workdir / "config.json").exists()):
     return False  # What a start that failed left behind binds nobody.
-  started = read_config(workdir) if saved is None else upgrades.config(saved, f"the checkpoint of {workdir}")
+  started = checked_config(workdir) if saved is None else upgrades.config(saved, f"the checkpoint of {workdir}")
   if "total_steps" not in started:
     raise UserError(
       f"{workdir} holds imported weights and no run: name another --workdir, and start from them with"

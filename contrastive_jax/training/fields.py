@@ -39,6 +39,10 @@ class Node:
   complete: bool = True
   every: "Node | None" = None
 
+  def part(self, name: str) -> Any:
+    """Returns the type or the node of a field, or of an item of a list by its number; None where there is none."""
+    return self.every if self.every is not None and name.isdecimal() else self.fields.get(name)
+
 
 _SEE = "see configs/common.py for the fields"
 # Fields of dataclasses that a config says in another place.
@@ -150,7 +154,7 @@ def check_fields(config: Mapping[str, Any]) -> None:
   _check(config, known(), "")
 
 
-def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
+def checked_config(workdir: str | os.PathLike) -> dict[str, Any]:
   """Returns the config of a run as `runs.read_config` does, once the types of its fields are those of the table.
 
   Fields may be missing or unknown: other versions have others, and imported weights have none of training.
@@ -176,7 +180,7 @@ def unknown_field(name: str, siblings: Iterable[str] = ()) -> str:
   *parents, last = re.findall(r"[^.\[\]]+", name)
   node: Any = known()
   for parent in parents:
-    node = node.every if node.every is not None and parent.isdecimal() else node.fields.get(parent)
+    node = node.part(parent)
     if not isinstance(node, Node):
       where, entries = name.removesuffix(f".{last}"), list(siblings)
       return (
@@ -195,9 +199,7 @@ def kind_in_words(name: str) -> str | None:
   for part in re.findall(r"[^.\[\]]+", name):
     if not isinstance(node, Node):
       return None
-    node = node.every if node.every is not None and part.isdecimal() else node.fields.get(part)
-  if isinstance(node, Node):
-    return "a list of stages" if node.every else f"a part with the fields {', '.join(node.fields)}"
+    node = node.part(part)
   return None if node is None else _said(node)
 
 
@@ -216,12 +218,12 @@ def _check(value: Any, kind: Any, name: str, *, stored: bool = False) -> None:
       raise UserError(f"{name}={value!r} must be {_said(kind)}")
   elif kind.every is not None:
     if not isinstance(value, list | tuple):
-      raise UserError(f"{name}={value!r} must be a list, each item with the fields {', '.join(kind.every.fields)}")
+      raise UserError(f"{name}={value!r} must be {_said(kind)}")
     for index, item in enumerate(value):
       _check(item, kind.every, f"{name}.{index}")
   else:
     if not isinstance(value, Mapping):
-      raise UserError(f"{name}={value!r} must be a part with the fields {', '.join(kind.fields)}")
+      raise UserError(f"{name}={value!r} must be {_said(kind)}")
     for field in value:
       if field not in kind.fields and not stored:
         raise UserError(_unknown(field, kind, name))
@@ -266,7 +268,10 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 
 def _said(kind: Any) -> str:
-  """Puts a type in words."""
+  """Puts a type, or a part of a config, in words."""
+  if isinstance(kind, Node):
+    what, shown = ("a part", kind) if kind.every is None else ("a list, each item", kind.every)
+    return f"{what} with the fields {', '.join(shown.fields)}"
   origin, parts = typing.get_origin(kind), typing.get_args(kind)
   if origin in (types.UnionType, typing.Union):
     return " or ".join(_said(part) for part in parts)

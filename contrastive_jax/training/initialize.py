@@ -18,7 +18,7 @@ from contrastive_jax.models import presets, resizing
 from contrastive_jax.models.config import ImageConfig
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.training.checkpoint import has_checkpoint, restore_params
-from contrastive_jax.training.fields import read_config
+from contrastive_jax.training.fields import checked_config
 from contrastive_jax.training.state import OBJECTIVE, StateSpec, TrainState
 
 Parameters = dict[tuple[str, ...], Any]
@@ -28,6 +28,12 @@ MODELS = ("auto", "init_from", "config")
 DEFAULT_PRESET = "siglip_b16"
 # Misfits that an error lists.
 _LISTED = 8
+
+
+def check_choices(config: ConfigDict) -> None:
+  """Raises a `UserError` for an unknown `init_model` or `init_towers`."""
+  require_known("init_model", config.init_model, MODELS)
+  require_known("init_towers", config.init_towers, ("all", "image", "text"))
 
 
 def with_initial_model(
@@ -43,13 +49,12 @@ def with_initial_model(
   Raises:
     UserError: if `init_model` is unknown or `init_from` is not a run.
   """
-  require_known("init_model", config.init_model, MODELS)
-  require_known("init_towers", config.init_towers, ("all", "image", "text"))
+  check_choices(config)
   if not config.init_from or config.init_model == "config":
     return config
   resumed = workdir is not None and has_checkpoint(workdir)
   source = workdir if resumed else paths.run_to_read("init_from", config.init_from)
-  ours, theirs = (dataclasses.asdict(presets.model_config(content)) for content in (config, read_config(source)))
+  ours, theirs = (dataclasses.asdict(presets.model_config(content)) for content in (config, checked_config(source)))
   default = dataclasses.asdict(presets.resolve(DEFAULT_PRESET))
   towers = {"all": ("image", "text"), "image": ("image",), "text": ("text",)}[config.init_towers]
   kept = ("image", "text", "others", "dtype")
@@ -143,7 +148,7 @@ def _taken(
 
 def _adapted(theirs: Parameters, init_from: Path, vision: ImageConfig) -> tuple[Parameters, list[str]]:
   """Resizes their parameters that depend on sizes of patches, clips and grids; returns them and what was done."""
-  old = presets.model_config(read_config(init_from)).image
+  old = presets.model_config(checked_config(init_from)).image
   if old.channels != vision.channels:
     return theirs, []
   adapted, sentences = dict(theirs), []

@@ -20,16 +20,15 @@ from contrastive_jax.objectives.term import STATE_ROWS, TEACHER_TEXT
 from contrastive_jax.parallel.mesh import MeshSpec, batch_shards
 from contrastive_jax.runs import read_object
 from contrastive_jax.schedule import shapes
-from contrastive_jax.schedule.segments import Segment, resume
+from contrastive_jax.schedule.segments import Segment, resume, source_names
 from contrastive_jax.schedule.shapes import TeacherDims
 from contrastive_jax.schedule.stages import Stage, first_steps, segments_of, stages_of, weighted_sources
 from contrastive_jax.training import config as configs
-from contrastive_jax.training import growth, host_memory
+from contrastive_jax.training import growth, host_memory, initialize
 from contrastive_jax.training import optimizer as optimizers
 from contrastive_jax.training.checkpoint import has_checkpoint
-from contrastive_jax.training.fields import read_config
+from contrastive_jax.training.fields import checked_config
 from contrastive_jax.training.growth import Growths
-from contrastive_jax.training.initialize import MODELS, with_initial_model
 from contrastive_jax.training.loop import LoopOptions
 from contrastive_jax.training.stage_factors import check_weights, learning_rate, term_factors
 from contrastive_jax.training.state import StateSpec
@@ -75,7 +74,7 @@ class Run:
     """
     configs.check_names_and_numbers(config)
     if workdir is not None or _has_initial_model(config):
-      config = with_initial_model(config, workdir, say)
+      config = initialize.with_initial_model(config, workdir, say)
     _check_choices(config)
     objective = make_objective(term_weights(config), config.loss_options.to_dict(), config.loss_dtype)
     run = cls(
@@ -117,7 +116,7 @@ class Run:
 
   def source_names(self) -> list[str]:
     """Returns the names of the sources of all segments, each once."""
-    return list(dict.fromkeys(name for segment in self.segments for name in segment.all_sources()))
+    return source_names(self.segments)
 
   def make_mesh(self, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
     """Makes the mesh of the run, of all devices that JAX has unless some are given."""
@@ -234,8 +233,7 @@ def _check_choices(config: ConfigDict) -> None:
   require_known("on_nonfinite", config.on_nonfinite, ("stop", "skip"))
   for name in ("compute_dtype", "loss_dtype"):
     require_known(name, config[name], ("float32", "bfloat16"))
-  require_known("init_towers", config.init_towers, ("all", "image", "text"))
-  require_known("init_model", config.init_model, MODELS)
+  initialize.check_choices(config)
   require_known("schedule.on_growth", config.schedule.get("on_growth", growth.DEFAULT), growth.WAYS)
   require_known("optimizer.name", config.optimizer.name, optimizers.OPTIMIZERS)
   steps = tuple(config.profile_steps)
@@ -334,7 +332,7 @@ def _features_of_teacher(distillation: ConfigDict) -> int:
       f"distillation.{field}={distillation[field]} has no {name}: name a run, or a folder that distill.py wrote"
     )
   if distillation.teacher:
-    return model_config(read_config(folder)).embed_dim
+    return model_config(checked_config(folder)).embed_dim
   dim = read_object(folder / name).get("dim")
   if not isinstance(dim, int) or dim < 1:
     raise UserError(f"{folder / name} has dim={dim!r} for the size of the embeddings: put back what distill.py wrote")
