@@ -159,6 +159,16 @@ def test_config_is_protected_by_its_digest(tmp_path):
   assert runs.read_config(tmp_path) == {"name": "old"}
 
 
+def test_a_folder_within_a_run_is_told_the_run(tmp_path):
+  runs.write_config(tmp_path, {"name": "tiny"})
+  checkpoint = tmp_path / "checkpoints" / "8"
+  checkpoint.mkdir(parents=True)
+  with pytest.raises(UserError, match=f"but {tmp_path} has one"):
+    runs.read_config(checkpoint)
+  with pytest.raises(UserError, match=r"it has no config\.json$"):
+    runs.read_config(tmp_path / "a" / "b" / "c")
+
+
 DESCRIPTIONS = [
   b"",
   b"{",

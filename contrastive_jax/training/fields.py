@@ -157,7 +157,8 @@ def check_fields(config: Mapping[str, Any]) -> None:
 def checked_config(workdir: str | os.PathLike) -> dict[str, Any]:
   """Returns the config of a run as `runs.read_config` does, once the types of its fields are those of the table.
 
-  Fields may be missing or unknown: other versions have others, and imported weights have none of training.
+  Fields may be missing or unknown: other versions have others, and imported weights have none of training. Those of a
+  stage and of another tower are all known, since one that is misspelt would change how images are seen.
 
   Raises:
     UserError: if the directory is not a run, or its `config.json` is damaged or has a field of another type.
@@ -212,7 +213,7 @@ def names(node: Node | None = None, prefix: str = "") -> Iterator[str]:
 
 
 def _check(value: Any, kind: Any, name: str, *, stored: bool = False) -> None:
-  """Raises a `UserError` for a value that does not fit; of what is `stored`, fields may be missing or unknown."""
+  """Raises a `UserError` for a value that does not fit; outside lists, what is `stored` may have other fields."""
   if not isinstance(kind, Node):
     if not _is_a(value, kind):
       raise UserError(f"{name}={value!r} must be {_said(kind)}")
