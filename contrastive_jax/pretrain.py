@@ -1,7 +1,6 @@
 """Trains a config into a run directory, or resumes an unfinished run there; `train.py` calls this from a shell."""
 
 import dataclasses
-import math
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,7 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from ml_collections import ConfigDict
 
-from contrastive_jax import paths, sessions, upgrades
+from contrastive_jax import announcements, paths, sessions, upgrades
+from contrastive_jax.announcements import say
 from contrastive_jax.bad_records import FILE, BadRecords
 from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation.evaluate import evaluate, scalars
@@ -22,7 +22,6 @@ from contrastive_jax.evaluation.stages import stage_scores
 from contrastive_jax.evaluation.tasks import EvaluationSet, ReadSet
 from contrastive_jax.evaluation.unreadable import UnreadableSet
 from contrastive_jax.inference import Model
-from contrastive_jax.models import dual_encoder
 from contrastive_jax.parallel import distributed
 from contrastive_jax.parallel.mesh import host_share
 from contrastive_jax.preprocess import tokenizers
@@ -36,9 +35,8 @@ from contrastive_jax.training.config import check_resume
 from contrastive_jax.training.distillation import load_teacher
 from contrastive_jax.training.initialize import initial_state
 from contrastive_jax.training.metrics import Writer
-from contrastive_jax.training.optimizer import split_frozen
 from contrastive_jax.training.run import Run
-from contrastive_jax.training.state import StateSpec, TrainState
+from contrastive_jax.training.state import TrainState
 
 
 @runtime_checkable
@@ -165,7 +163,7 @@ def train(config: ConfigDict, workdir: str | PathLike, *, data: Data) -> Outcome
       say=say,
     )
     if restored is None and config.init_from:
-      say_if_scale_is_cut(state, config.max_logit_scale)
+      announcements.say_if_scale_is_cut(state, config.max_logit_scale)
     model = Model(spec.model, state.evaluated(), tokenizer, mesh=mesh)
 
     def score(state: TrainState, names: Iterable[str]) -> list[Result]:
@@ -177,23 +175,12 @@ def train(config: ConfigDict, workdir: str | PathLike, *, data: Data) -> Outcome
 
     writer = None
     if distributed.is_main():
-      if restored is None:
-        write_config(workdir, run.as_json())
-      else:  # Until this session has a checkpoint of its own, the run is what it was.
-        checkpoints.when_written(lambda: write_config(workdir, run.as_json()))
-      if restored is None and (workdir / "tokenizer").exists():
-        shutil.rmtree(workdir / "tokenizer")  # Of a start that made no checkpoint, maybe from other data.
-      if not (workdir / "tokenizer").exists():
-        write_folder(workdir / "tokenizer", tokenizer.save)
-      writer = Writer(
-        workdir,
-        restored_step=start,
-        wandb_project=config.wandb_project,
-        config=run.as_json(),
-        session=sessions.Session(workdir, began=began, start=start, devices=list(mesh.devices.flat)),
-      )
+      begin_run_directory(run, workdir, tokenizer, checkpoints, resumed=restored is not None)
+      session = sessions.Session(workdir, began=began, start=start, devices=list(mesh.devices.flat))
+      project = config.wandb_project
+      writer = Writer(workdir, restored_step=start, wandb_project=project, config=run.as_json(), session=session)
     distributed.barrier("run directory")
-    introduce(run, workdir, spec, mesh, sources, start, data.attribution(sources))
+    announcements.introduce(run, workdir, spec, mesh, sources, start, data.attribution(sources))
 
     stop = distributed.StopRequest(mesh)
     state, complete = loop.train(
@@ -205,20 +192,14 @@ def train(config: ConfigDict, workdir: str | PathLike, *, data: Data) -> Outcome
       writer,
       run.loop_options(),
       mesh=mesh,
-      metadata={
-        "segments": [segment.to_dict() for segment in segments],
-        "tokenizer": tokenizer.fingerprint,
-        **({"samples": counts} if counts else {}),
-        "plans": [dataclasses.asdict(grown) for grown in growths],
-        "config": upgrades.stamped(run.as_json()),
-      },
+      metadata=metadata_of(run, segments, growths, tokenizer, counts),
       evaluate=lambda state: scalars(score(state, evals)),
       teach=teacher and teacher.targets,
       ahead=(run.abstract_batch(*kind, mesh) for kind in pipeline.kinds(start)),
       stop=stop,
       confirm=lock.confirm,
     )
-    say_what_was_changed(pipeline)
+    announcements.say_what_was_changed(pipeline)
     if not complete:
       say(
         f"Stopped at step {int(state.step)} of {config.total_steps}, which is saved;"
@@ -230,16 +211,41 @@ def train(config: ConfigDict, workdir: str | PathLike, *, data: Data) -> Outcome
     if writer is not None:
       writer.write({"step": int(state.step), **scalars(results)})
       writer.close()
-      conclude(run, workdir, results, data.attribution(sources), count_parameters(spec))
+      conclude(run, workdir, results, data.attribution(sources), announcements.count_parameters(spec))
     lock.confirm(here=True)
   return Outcome(int(state.step), tuple(results))
 
 
-def say_if_scale_is_cut(state: TrainState, most: float) -> None:
-  """Says that the first update lowers the logit scale of the weights that a run starts from, where it does."""
-  scale = math.exp(float(state.params["log_logit_scale"]))
-  if scale > most * (1 + 1e-6):
-    say(f"The first update lowers the logit scale from {scale:.1f} to max_logit_scale={most:g}; raise that to keep it.")
+def begin_run_directory(
+  run: Run, workdir: Path, tokenizer: Tokenizer, checkpoints: Checkpoints, *, resumed: bool
+) -> None:
+  """Writes the config and the tokenizer of a run; the config of a resumed one with its first new checkpoint."""
+  stored = workdir / "tokenizer"
+  if resumed:  # Until this session has a checkpoint of its own, the run is what it was.
+    checkpoints.when_written(lambda: write_config(workdir, run.as_json()))
+  else:
+    write_config(workdir, run.as_json())
+    if stored.exists():
+      shutil.rmtree(stored)  # Of a start that made no checkpoint, maybe from other data.
+  if not stored.exists():
+    write_folder(stored, tokenizer.save)
+
+
+def metadata_of(
+  run: Run,
+  segments: Sequence[Segment],
+  growths: Sequence[growth.Growth],
+  tokenizer: Tokenizer,
+  counts: Mapping[str, int],
+) -> dict[str, Any]:
+  """Returns what every checkpoint of a run carries beside its state; `counts` are the samples that a state is for."""
+  return {
+    "segments": [segment.to_dict() for segment in segments],
+    "tokenizer": tokenizer.fingerprint,
+    **({"samples": dict(counts)} if counts else {}),
+    "plans": [dataclasses.asdict(grown) for grown in growths],
+    "config": upgrades.stamped(run.as_json()),
+  }
 
 
 def check_sample_counts(counts: Mapping[str, int], metadata: Mapping[str, Any]) -> None:
@@ -270,18 +276,6 @@ def read_sets(reads: Iterable[ReadSet]) -> Iterator[EvaluationSet]:
       say(str(error))
     else:
       yield scored
-
-
-def say_what_was_changed(pipeline: Any) -> None:
-  """Names the samples of this process that were not shown as they are."""
-  changed = {
-    "bad records replaced by others": pipeline.substituted,
-    "images made smaller to fit into the rows of their pack": pipeline.shrunk,
-    "captions cut to fit into theirs": pipeline.truncated,
-  }
-  for what, count in changed.items():
-    if count:
-      say(f"{count:,} {what}.")
 
 
 def resolutions_at(segments: Sequence[Segment], step: int) -> dict[str, Any]:
@@ -332,38 +326,6 @@ def is_reported(workdir: Path, sets: Iterable[str], step: int) -> bool:
   return (workdir / "report.html").exists() and all(result_path(workdir, name, step).exists() for name in sets)
 
 
-def count_parameters(spec: StateSpec) -> int:
-  """Parameters of both towers, logit scale and bias."""
-  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(dual_encoder.abstract(spec.model)[1]))
-
-
-def frozen_share(spec: StateSpec) -> float:
-  """Share of the dual encoder's parameters that is not trained."""
-  _, frozen = split_frozen(dual_encoder.abstract(spec.model)[1], spec.frozen) if spec.frozen else ({}, {})
-  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(frozen)) / count_parameters(spec)
-
-
-def introduce(
-  run: Run, workdir: Path, spec: StateSpec, mesh: jax.sharding.Mesh, sources: Mapping[str, Any], start: int, credit: str
-) -> None:
-  """Says what is about to run, and whose pictures it learns from."""
-  devices = f"{mesh.size} {mesh.devices.flat[0].device_kind} device{'s' * (mesh.size > 1)}"
-  config, weights = run.config, run.term_weights
-  terms = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items())
-  samples = " + ".join(f"{name} {len(source):,}" for name, source in sources.items())
-  begin = f"from step {start}" if start else "from the beginning"
-  say(f"{run.called(workdir)}: {count_parameters(spec):,} parameters, {terms} loss, on {devices}.")
-  frozen = frozen_share(spec)
-  if frozen:
-    say(f"{frozen:.1%} of the parameters are frozen: {', '.join(spec.frozen)}.")
-  if config.init_from and not start:
-    part = "" if config.init_towers == "all" else f"the {config.init_towers} tower of "
-    say(f"The weights begin as those of {part}{config.init_from}.")
-  say(f"Training {begin} to step {config.total_steps} on {samples}.")
-  if credit:
-    say(credit)
-
-
 def conclude(run: Run, workdir: Path, results: Sequence[Result], attribution: str, parameters: int) -> None:
   """Writes the report and prints the figures people ask for first."""
   stages = run.first_steps()
@@ -384,9 +346,3 @@ def conclude(run: Run, workdir: Path, results: Sequence[Result], attribution: st
     words = headline(result)
     say(f"{result.dataset}: {words['figure']} {words['sentence']}")
   say(f"Report: {report}")
-
-
-def say(message: str) -> None:
-  """Prints once, not once a host."""
-  if distributed.is_main():
-    print(message, flush=True)

@@ -9,6 +9,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,6 @@ from jaxtyping import Float
 from contrastive_jax import paths
 from contrastive_jax.bad_records import BadRecord, BadRecords
 from contrastive_jax.errors import UserError
-from contrastive_jax.inference import Model
 from contrastive_jax.preprocess.decoding import DecodeError
 from contrastive_jax.preprocess.images import decode
 from contrastive_jax.runs import write_atomically
@@ -28,6 +28,17 @@ Append = Callable[[list[str], Float[np.ndarray, "rows dim"]], None]
 CHUNK = 16_384
 
 
+@runtime_checkable
+class Embedder(Protocol):
+  """What embeds images and texts, such as a `Model`; `config.embed_dim` is the length of an embedding."""
+
+  config: Any
+
+  def encode_image(self, images: Sequence) -> Float[np.ndarray, "images dim"]: ...
+
+  def encode_text(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]: ...
+
+
 def beside(output: Path) -> tuple[Path, ...]:
   """Returns the files written next to an output: of a .npy its ids and its origin, and last what was left out."""
   ends = (".ids.txt", ".about.json") if output.suffix == ".npy" else ()
@@ -35,7 +46,7 @@ def beside(output: Path) -> tuple[Path, ...]:
 
 
 def write(
-  output: Path, model: Model, ids: Sequence[str], items: Sequence, about: Mapping[str, str] | None = None
+  output: Path, model: Embedder, ids: Sequence[str], items: Sequence, about: Mapping[str, str] | None = None
 ) -> list[str]:
   """Embeds items and writes their embeddings, some thousands at a time.
 

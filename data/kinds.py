@@ -134,7 +134,7 @@ def _checked(name: str, kind: Kind, key: str, value: Any) -> Any:
   return value
 
 
-def feature_names(config: Mapping[str, Any], task: str) -> dict[str, str]:
+def feature_names(config: ConfigDict | Mapping[str, Any], task: str) -> dict[str, str]:
   """Returns the names of features that a run trained with, for a task on one of its sets or on another.
 
   Args:

@@ -67,7 +67,7 @@ class Motion:
   height: int = SIDE
   width: int = SIDE
 
-  def read(self, indices: Sequence[int] | Int[np.ndarray, " n"], /) -> UInt8[np.ndarray, "n {SIDE} {SIDE} 4"]:
+  def read(self, indices: Sequence[int] | Int[np.ndarray, " n"], /) -> UInt8[np.ndarray, f"n {SIDE} {SIDE} 4"]:
     """Returns frames with colour multiplied by alpha."""
     distinct, position = np.unique(np.asarray(indices, int), return_inverse=True)
     return np.stack([self._frame(index) for index in distinct.tolist()])[position]
@@ -90,7 +90,7 @@ class Motion:
 def _hidden(time: float, *, rhythm: float, phase: float) -> bool:
   """Says whether a blinking drawing is off: half of each period, and never in the middle of the clip."""
   period = 0.55 + 0.2 * rhythm
-  return 0.25 < (time / period + 0.4 * (phase - 0.5)) % 1 < 0.75
+  return bool(0.25 < (time / period + 0.4 * (phase - 0.5)) % 1 < 0.75)
 
 
 def _placed(drawing: np.ndarray, x: float, y: float, size: float, degrees: float) -> np.ndarray:
@@ -167,7 +167,7 @@ class _Still:
   height: int = SIDE
   width: int = SIDE
 
-  def read(self, indices: Sequence[int] | Int[np.ndarray, " n"], /) -> UInt8[np.ndarray, "n {SIDE} {SIDE} 4"]:
+  def read(self, indices: Sequence[int] | Int[np.ndarray, " n"], /) -> UInt8[np.ndarray, f"n {SIDE} {SIDE} 4"]:
     """Returns the same frame for each index."""
     return self.clip.read(np.full(len(indices), self.count // 2))
 

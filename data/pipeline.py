@@ -22,7 +22,7 @@ from contrastive_jax.batch import Batch, Targets, TeacherInputs, TextBatch
 from contrastive_jax.errors import UserError, nearest
 from contrastive_jax.models.config import OtherConfig
 from contrastive_jax.preprocess import packing
-from contrastive_jax.preprocess.tokenizers import Tokenizer
+from contrastive_jax.preprocess.tokenizers import CaptionEncoder
 from contrastive_jax.schedule.segments import Inputs, Segment, segment_at, total_steps
 from data.augment import DRAWS, Augment
 from data.chunks import chunk_rows, joined, on_host
@@ -49,7 +49,7 @@ class TeacherView:
 
   size: int
   patch_size: int
-  tokenizer: Tokenizer | None = None
+  tokenizer: CaptionEncoder | None = None
   text_length: int = 0
 
 
@@ -66,7 +66,7 @@ class Pipeline:
     self,
     segments: Sequence[Segment],
     sources: Mapping[str, Source],
-    tokenizer: Tokenizer,
+    tokenizer: CaptionEncoder,
     *,
     text_length: int,
     patch_size: int,
@@ -325,7 +325,7 @@ class Pipeline:
       targets=self._targets(fields["ids"]) if self._targets and self._segment(step).taught else None,
     )
 
-  def _tokenize(self, tokenizer: Tokenizer, captions: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+  def _tokenize(self, tokenizer: CaptionEncoder, captions: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
     whose = tokenizer.fingerprint, length
     rows = {caption: self._tokens.get((*whose, caption)) for caption in captions}
     new = [caption for caption, row in rows.items() if row is None]

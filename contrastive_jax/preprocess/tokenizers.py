@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import sentencepiece
@@ -27,6 +27,17 @@ PAD, EOS = "<pad>", "<eos>"
 _KIND_FILE = "tokenizer_kind.json"
 _CLIP_MERGES = 49152 - 256 - 2
 _CLIP_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+
+
+@runtime_checkable
+class CaptionEncoder(Protocol):
+  """What encodes captions, with a name for all that decides how."""
+
+  fingerprint: str
+
+  def __call__(
+    self, texts: Sequence[str], length: int
+  ) -> tuple[Int[np.ndarray, "n length"], Bool[np.ndarray, "n length"]]: ...
 
 
 class Tokenizer(abc.ABC):

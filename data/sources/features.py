@@ -45,7 +45,7 @@ def holds_text(feature: Any) -> bool:
   return _is_string(getattr(feature, "np_dtype", None)) and not hasattr(feature, "encoding_format")
 
 
-def _has_one(parts: Mapping[str, Any]) -> bool:
+def _has_one(parts: Mapping[Any, Any]) -> bool:
   """Whether it is clear which of several parts is the caption."""
   return "text" in parts or len(parts) == 1
 

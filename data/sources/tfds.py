@@ -130,7 +130,7 @@ class Records(Sequence):
   @property
   def features(self) -> Mapping[str, Any]:
     """The TFDS features by key."""
-    return self._open[0].info.features
+    return dict(self._open[0].info.features)
 
   @property
   def ranges(self) -> list[Range]:
@@ -239,7 +239,7 @@ class Images(Sequence):
   Images whose answers are bad, as the numbers of their records and why, cannot be read either.
   """
 
-  def __init__(self, records: Records, image_key: str, pixel_scale: int = 1, bad: Mapping[int, str] | None = None):
+  def __init__(self, records: Sequence, image_key: str, pixel_scale: int = 1, bad: Mapping[int, str] | None = None):
     self._records, self._image_key, self._pixel_scale, self._bad = records, image_key, pixel_scale, bad or {}
 
   def __len__(self) -> int:
@@ -350,7 +350,7 @@ def paired(
   return when_scored(records, lambda record: _captions_in(record, caption_key), read)
 
 
-def captions_of(records: Sequence[Mapping[str, Any]], caption_key: str) -> tuple[list[list[str]], dict[int, str]]:
+def captions_of(records: Sequence[Any], caption_key: str) -> tuple[list[list[str]], dict[int, str]]:
   """Returns the captions of each record, and, by the number of a record, why it has none."""
   return answers(records, lambda record: _captions_in(record, caption_key), [])
 

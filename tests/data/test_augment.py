@@ -84,7 +84,7 @@ def test_saturation_contrast_and_brightness(photograph):
 def test_a_hue_rotation_keeps_grey_and_turns_red_to_green():
   image = np.zeros((2, 2, 3), np.uint8)
   image[0], image[1] = (255, 0, 0), 77
-  augment = Augment(colour=1.0, hue=120.0, saturation=(1, 1), contrast=(1, 1), brightness=0.0)
+  augment = Augment(colour=1.0, hue=120.0, saturation=(1.0, 1.0), contrast=(1.0, 1.0), brightness=0.0)
   view = augment([image], [False], 2, draws_of(1, _8=1.0))[0]
   np.testing.assert_allclose(view[0], np.broadcast_to((0, 255, 0), (2, 3)), atol=1)
   np.testing.assert_allclose(view[1], 77, atol=1)

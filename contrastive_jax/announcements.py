@@ -1,0 +1,71 @@
+"""What a run says of itself on the terminal, once and not once a host."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from contrastive_jax.models import dual_encoder
+from contrastive_jax.parallel import distributed
+from contrastive_jax.training.optimizer import split_frozen
+from contrastive_jax.training.run import Run
+from contrastive_jax.training.state import StateSpec, TrainState
+
+
+def introduce(
+  run: Run, workdir: Path, spec: StateSpec, mesh: jax.sharding.Mesh, sources: Mapping[str, Any], start: int, credit: str
+) -> None:
+  """Says what is about to run, and whose pictures it learns from."""
+  devices = f"{mesh.size} {mesh.devices.flat[0].device_kind} device{'s' * (mesh.size > 1)}"
+  config, weights = run.config, run.term_weights
+  terms = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items())
+  samples = " + ".join(f"{name} {len(source):,}" for name, source in sources.items())
+  begin = f"from step {start}" if start else "from the beginning"
+  say(f"{run.called(workdir)}: {count_parameters(spec):,} parameters, {terms} loss, on {devices}.")
+  frozen = frozen_share(spec)
+  if frozen:
+    say(f"{frozen:.1%} of the parameters are frozen: {', '.join(spec.frozen)}.")
+  if config.init_from and not start:
+    part = "" if config.init_towers == "all" else f"the {config.init_towers} tower of "
+    say(f"The weights begin as those of {part}{config.init_from}.")
+  say(f"Training {begin} to step {config.total_steps} on {samples}.")
+  if credit:
+    say(credit)
+
+
+def say_if_scale_is_cut(state: TrainState, most: float) -> None:
+  """Says that the first update lowers the logit scale of the weights that a run starts from, where it does."""
+  scale = math.exp(float(state.params["log_logit_scale"]))
+  if scale > most * (1 + 1e-6):
+    say(f"The first update lowers the logit scale from {scale:.1f} to max_logit_scale={most:g}; raise that to keep it.")
+
+
+def say_what_was_changed(pipeline: Any) -> None:
+  """Names the samples of this process that were not shown as they are."""
+  changed = {
+    "bad records replaced by others": pipeline.substituted,
+    "images made smaller to fit into the rows of their pack": pipeline.shrunk,
+    "captions cut to fit into theirs": pipeline.truncated,
+  }
+  for what, count in changed.items():
+    if count:
+      say(f"{count:,} {what}.")
+
+
+def count_parameters(spec: StateSpec) -> int:
+  """Parameters of both towers, logit scale and bias."""
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(dual_encoder.abstract(spec.model)[1]))
+
+
+def frozen_share(spec: StateSpec) -> float:
+  """Share of the dual encoder's parameters that is not trained."""
+  _, frozen = split_frozen(dual_encoder.abstract(spec.model)[1], spec.frozen) if spec.frozen else ({}, {})
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(frozen)) / count_parameters(spec)
+
+
+def say(message: str) -> None:
+  """Prints once, not once a host."""
+  if distributed.is_main():
+    print(message, flush=True)
