@@ -62,7 +62,7 @@ _MARKS = (b'"crc": "', b'"digest": "', b'"custom_metadata"')
 
 
 def _bits(tree: Any) -> str:
-  """SHA-256 of the names and bits of all leaves."""
+  """Returns the SHA-256 of the names and bits of all leaves."""
   total = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     total.update(jax.tree_util.keystr(path).encode())
@@ -101,7 +101,7 @@ def _report(workdir: Path) -> Any:
 
 
 def _log(path: Path) -> Callable[[], Any] | None:
-  """What reads a log; None for a file that nothing of ours reads."""
+  """Returns what reads a log; None for a file that nothing of ours reads."""
   if path.name == bad_records.FILE:
     return lambda: list(json_lines(path, "set", str))
   if path.suffix == ".jsonl":
@@ -128,7 +128,7 @@ def _make_logs(workdir: Path, step: int) -> None:
 
 
 def _layer(path: Path, workdir: Path, step: int, abstract: Any) -> tuple[str, Callable[[], Any]] | None:
-  """The name of what every reader opens a file by, and that; None for a file that decides nothing."""
+  """Returns the name of what every reader opens a file by, and that; None for a file that decides nothing."""
   if path.name == "config.json":
     return "config", lambda: digest(read_config(workdir))
   if "tokenizer" in path.parts:
@@ -159,7 +159,7 @@ class _Heard(logging.Handler):
 
 
 def outcome(read: Callable[[], Any], expected: Any, heard: _Heard, refused: bool = False) -> str:
-  """What a reader made of a damaged run; whether its answer is compared, and refused where it differs, by who asks."""
+  """Returns what a reader made of a damaged run; another answer counts as refused where `refused`."""
   heard.said = False
   try:
     found = read()

@@ -65,7 +65,7 @@ COMPARISONS = {
 
 
 def get_config(variant: str) -> ConfigDict:
-  """The config of one run."""
+  """Returns the config of one run."""
   config = univitar_emoji.get_config()
   config.name = variant
   _, native, video = config.curriculum
@@ -121,13 +121,13 @@ def train(root: Path, variant: str, seed: int, begins: str) -> Path:
 
 
 def score(workdir: Path, dataset: str, metric: str) -> float:
-  """A metric of a finished run, in percent."""
+  """Returns a metric of a finished run, in percent."""
   (path,) = (workdir / "eval").glob(f"{dataset}@*.json")
   return 100 * read_result(path)["metrics"][metric]
 
 
 def table(comparison: Comparison, scores: np.ndarray) -> str:
-  """The comparison in Markdown: mean over seeds, and each seed's difference to the first variant.
+  """Returns the comparison in Markdown: mean over seeds, and each seed's difference to the first variant.
 
   Args:
     comparison: what was compared.

@@ -58,7 +58,7 @@ def damaged(kind: str, rng: np.random.Generator) -> Damaged:
 
 
 def _picture(kind: str, rng: np.random.Generator) -> bytes:
-  """A picture of one or several frames, with EXIF where the format has a place of its own for it."""
+  """Returns a picture of one or several frames, with EXIF where the format has a place of its own for it."""
   height, width = rng.integers(1, 40, 2)
   modes = _MODES.get(kind, _OTHER_MODES)
   mode = modes[rng.integers(len(modes))]
@@ -79,14 +79,14 @@ def _picture(kind: str, rng: np.random.Generator) -> bytes:
 
 @functools.cache
 def _sound_exif() -> bytes:
-  """A block of one long text, as it stands in every file."""
+  """Returns a block of one long text, as it stands in every file."""
   exif = Image.Exif()
   exif[0x010F] = "maker" * 40
   return exif.tobytes()
 
 
 def _exif(rng: np.random.Generator, length: int) -> bytes:
-  """An EXIF block of tags of all types, counts and offsets, an orientation among them as often as not; or noise."""
+  """Returns an EXIF block of tags of all types, counts and offsets, often with an orientation; or noise."""
   if not rng.integers(8):
     return rng.bytes(length)
   order = "<>"[rng.integers(2)]
@@ -112,7 +112,7 @@ def _exif(rng: np.random.Generator, length: int) -> bytes:
 
 
 def _tags(kind: str, data: bytes) -> tuple[int, int]:
-  """Where a GIF has its extensions and a TIFF its tags."""
+  """Returns where a GIF has its extensions and a TIFF its tags."""
   if kind == "GIF":
     return max(0, data.find(b"!")), max(0, data.find(b"!")) + 32
   first = struct.unpack(("<" if data[:2] == b"II" else ">") + "I", data[4:8])[0]

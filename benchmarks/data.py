@@ -29,7 +29,7 @@ _PATCH = 16
 
 
 def direct(sources: list[emoji.EmojiSource], augment: Augment, steps: range) -> Iterator[int]:
-  """The image work alone: yields the images done."""
+  """Does the image work alone, and yields the images done."""
   rng = np.random.default_rng(0)
   for _ in steps:
     picked = [sources[k % len(sources)] for k in range(_BATCH.value)]
@@ -42,7 +42,7 @@ def direct(sources: list[emoji.EmojiSource], augment: Augment, steps: range) -> 
 
 
 def rate(run: Callable[[range], Iterator[int]]) -> tuple[float, float]:
-  """Median images a second of processor time and of wall time."""
+  """Returns the median of the images a second of processor time and of wall time."""
   processor, wall = [], []
   for repeat in range(_REPEATS.value):
     steps = range(repeat * _STEPS.value, (repeat + 1) * _STEPS.value)

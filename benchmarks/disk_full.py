@@ -69,7 +69,7 @@ def moment(disk: Path, step: int, delay: float) -> tuple[bool, str]:
 
 
 def final_sums(workdir: Path) -> object:
-  """The checksums of the newest checkpoint."""
+  """Returns the checksums of the newest checkpoint."""
   checkpoints = workdir / "checkpoints"
   newest = max((path for path in checkpoints.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
   about = json.loads((newest / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]

@@ -71,7 +71,7 @@ class Transformers:
 
 
 def random_model() -> Model:
-  """The preset with random weights and CLIP's tokenizer."""
+  """Returns the preset with random weights and CLIP's tokenizer."""
   config = presets.resolve(_PRESET.value)
   params = jax.jit(dual_encoder.init, static_argnums=0)(config, jax.random.key(0))
   return Model(config, params, tokenizer_files.clip(), batch_size=_BATCH.value)

@@ -35,12 +35,12 @@ CHECK = flags.DEFINE_bool("check", False, "Changes nothing; fails where a page a
 
 
 def pages(root: Path = ROOT) -> list[Path]:
-  """The pages that may hold figures."""
+  """Returns the pages that may hold figures."""
   return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
 
 
 def figures_of(runs: Sequence[Path]) -> dict[str, str]:
-  """The figures of some runs as text, by name: "openmoji_top1_seed0" and so on, and "minutes_seed0".
+  """Returns the figures of some runs as text, by name: "openmoji_top1_seed0" and so on, and "minutes_seed0".
 
   Args:
     runs: run directories that `train.py` has finished, each of another seed.
@@ -77,7 +77,7 @@ def differing(text: str, figures: Mapping[str, str]) -> list[str]:
 
 
 def filled(text: str, figures: Mapping[str, str]) -> str:
-  """The page with its marked figures replaced.
+  """Returns the page with its marked figures replaced.
 
   Raises:
     KeyError: for a mark whose figure the runs do not give.

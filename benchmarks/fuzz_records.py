@@ -83,7 +83,7 @@ class _Timed:
     self.found: dict[str, Counter] = {}
 
   def __call__(self, kind: str, read: Callable[[], Any], refusals: tuple[type, ...] = (DecodeError,)) -> Any:
-    """What was read; None where it was refused."""
+    """Returns what was read; None where it was refused."""
     counts, start, result = self.found.setdefault(kind, Counter()), time.perf_counter(), None
     signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT)
     try:
@@ -135,7 +135,7 @@ class Letters:
 
 @functools.cache
 def small_model() -> Model:
-  """The smallest model that embeds pictures and texts."""
+  """Returns the smallest model that embeds pictures and texts."""
   vision = {"image_size": 8, "patch_size": 4, "transformer": _TOWER}
   text = {"vocab_size": 97, "length": 6, "transformer": _TOWER}
   config = presets.resolve("siglip_ti16", {"image": vision, "text": text, "embed_dim": 16})
@@ -267,7 +267,7 @@ def _as_json(value: Any) -> Any:
 
 
 def peak_megabytes() -> float:
-  """Most memory that this process has held."""
+  """Returns the most memory that this process has held, in megabytes."""
   for line in Path("/proc/self/status").read_text().splitlines():
     if line.startswith("VmHWM"):
       return int(line.split()[1]) / 1e3

@@ -9,7 +9,7 @@ FORMS = {"none": None, "label": ((), jnp.int32), "keys": ((2, 2), jnp.uint32)}
 
 
 def abstract(form: str, pairs: int, sharding: jax.sharding.Sharding) -> tuple[jax.ShapeDtypeStruct, ...]:
-  """The group of all pairs as an argument that is compiled for; none where the form has none."""
+  """Returns the group of all pairs as an argument that is compiled for; none where the form has none."""
   if FORMS[form] is None:
     return ()
   shape, dtype = FORMS[form]

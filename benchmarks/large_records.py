@@ -56,7 +56,7 @@ def _changed(image: Image.Image, number: int) -> Image.Image:
 
 
 def interlaced_png(count: int) -> bytes:
-  """A PNG of RGBA in seven passes, which Pillow and OpenCV read but do not write."""
+  """Returns a PNG of RGBA in seven passes, which Pillow and OpenCV read but do not write."""
   levels = pixels(count, 4)
   packer = zlib.compressobj(1)
   packed = []
@@ -70,7 +70,7 @@ def interlaced_png(count: int) -> bytes:
 
 
 def deep_png(count: int) -> bytes:
-  """A PNG of 16 bits a channel, RGBA."""
+  """Returns a PNG of 16 bits a channel, RGBA."""
   levels = pixels(count, 8)
   packer = zlib.compressobj(1)
   rows = [packer.compress(b"\0" + row.tobytes()) for row in levels]
@@ -78,7 +78,7 @@ def deep_png(count: int) -> bytes:
 
 
 def png(width: int, height: int, *, depth: int = 8, colour: int = 2, interlaced: bool = False, body: bytes) -> bytes:
-  """A PNG of a header and a compressed body."""
+  """Returns a PNG of a header and a compressed body."""
   header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, int(interlaced))
   chunks = ((b"IHDR", header), (b"IDAT", body), (b"IEND", b""))
   return _SIGNATURE + b"".join(
@@ -87,7 +87,7 @@ def png(width: int, height: int, *, depth: int = 8, colour: int = 2, interlaced:
 
 
 def tiled_tiff(count: int) -> bytes:
-  """A TIFF of RGB in tiles of 256 x 256, deflated."""
+  """Returns a TIFF of RGB in tiles of 256 x 256, deflated."""
   across = max(1, int(count**0.5) // 256)
   tile = zlib.compress(np.tile(pixels(4096, 3), (4, 4, 1)).tobytes(), 1)
   tiles = across * across
@@ -138,20 +138,20 @@ def icon(kind: str, most: int) -> Maker:
 
 
 def plain_ppm(count: int) -> bytes:
-  """A PPM whose numbers are written out, with two bytes for most of them."""
+  """Returns a PPM whose numbers are written out, with two bytes for most of them."""
   side = max(1, int(count**0.5))
   row = b" ".join(b"%d" % level for level in pixels(64, 1).ravel() % 10)
   return b"P3 %d %d 255\n" % (side, side) + b"\n".join([row] * -(-3 * side * side // 64))
 
 
 def ppm_of_few_levels(count: int) -> bytes:
-  """A PPM of 100 levels, which have to be scaled."""
+  """Returns a PPM of 100 levels, which have to be scaled."""
   levels = pixels(count, 3) % 100
   return b"P6 %d %d 99\n" % (levels.shape[1], levels.shape[0]) + levels.tobytes()
 
 
 def bmp_of_runs(count: int) -> bytes:
-  """A BMP of a palette, whose rows are runs of one colour."""
+  """Returns a BMP of a palette, whose rows are runs of one colour."""
   runs = max(1, int(count**0.5) // 64)
   body = (b"\x40\x05" * runs + b"\0\0") * (64 * runs) + b"\0\1"
   header = struct.pack("<IiiHHIIiiII", 40, 64 * runs, 64 * runs, 1, 8, 1, len(body), 0, 0, 256, 0) + bytes(1024)
@@ -159,20 +159,20 @@ def bmp_of_runs(count: int) -> bytes:
 
 
 def black_png(side: int) -> bytes:
-  """A PNG whose body is all there and small, since it is black."""
+  """Returns a PNG whose body is all there and small, since it is black."""
   packer = zlib.compressobj(1)
   return png(side, side, body=b"".join([packer.compress(bytes(1 + 3 * side)) for _ in range(side)]) + packer.flush())
 
 
 def icon_that_lies(kind: str, inner: bytes) -> bytes:
-  """An icon of 64 x 64 pixels in an ICO, or 128 x 128 in an ICNS, that holds another picture."""
+  """Returns an icon of 64 x 64 pixels in an ICO, or 128 x 128 in an ICNS, that holds another picture."""
   if kind == "ICO":
     return struct.pack("<HHHBBBBHHII", 0, 1, 1, 64, 64, 0, 0, 1, 32, len(inner), 22) + inner
   return struct.pack(">4sI4sI", b"icns", 16 + len(inner), b"ic07", 8 + len(inner)) + inner
 
 
 def tile_that_lies(side: int) -> bytes:
-  """A TIFF of 100 x 100 pixels in one large tile."""
+  """Returns a TIFF of 100 x 100 pixels in one large tile."""
   data = tiled_tiff(65536)
   packer = zlib.compressobj(1)
   tile = b"".join([packer.compress(bytes(3 * side)) for _ in range(side)]) + packer.flush()
@@ -188,7 +188,7 @@ def tile_that_lies(side: int) -> bytes:
 
 
 def jpeg_that_lies(count: int) -> bytes:
-  """A JPEG of 8 x 8 pixels whose header promises 65500 x 65500."""
+  """Returns a JPEG of 8 x 8 pixels whose header promises 65500 x 65500."""
   file = io.BytesIO()
   Image.new("RGB", (8, 8)).save(file, "JPEG")
   data = file.getvalue()

@@ -38,14 +38,14 @@ _AXIS = "data"
 
 
 def dense_softmax(image, text, scale, bias):
-  """Log-sum-exp of the full logits both ways."""
+  """Computes the log-sum-exp of the full logits both ways."""
   logits = image @ text.T * scale + bias
   both = jax.nn.logsumexp(logits, axis=1) + jax.nn.logsumexp(logits, axis=0)
   return jnp.mean(both) / 2 - jnp.mean(jnp.diagonal(logits))
 
 
 def dense_sigmoid(image, text, scale, bias):
-  """Log-sigmoid of the signed full logits."""
+  """Computes the log-sigmoid of the signed full logits."""
   logits = image @ text.T * scale + bias
   signs = 2 * jnp.eye(len(image), dtype=logits.dtype) - 1
   return -jnp.sum(jax.nn.log_sigmoid(signs * logits)) / len(image)
@@ -55,7 +55,7 @@ DENSE = {"softmax": dense_softmax, "sigmoid": dense_sigmoid}
 
 
 def of_library(name: str, mesh: jax.sharding.Mesh, strategy: str, tile: int | None) -> Callable:
-  """The library's loss on global arrays: embeddings, scale, bias, and perhaps a group."""
+  """Returns the library's loss on global arrays: embeddings, scale, bias, and perhaps a group."""
 
   def local(image, text, scale, bias, group=None):
     options = {"logit_scale": scale, "logit_bias": bias, "axis_name": _AXIS, "strategy": strategy, "tile": tile}
@@ -77,7 +77,7 @@ def compiled(loss: Callable, arguments: tuple) -> Callable:
 
 
 def problem(pairs: int, mesh: jax.sharding.Mesh) -> tuple:
-  """Random unit embeddings on the mesh, scale 10 and bias -10."""
+  """Returns random unit embeddings on the mesh, scale 10 and bias -10."""
   generator = np.random.default_rng(0)
   embeddings = generator.standard_normal((2, pairs, _DIM.value), np.float32)
   embeddings /= np.linalg.norm(embeddings, axis=2, keepdims=True)
@@ -87,7 +87,7 @@ def problem(pairs: int, mesh: jax.sharding.Mesh) -> tuple:
 
 
 def torch_losses(arguments: tuple) -> dict[str, Callable]:
-  """The dense losses in PyTorch, as open_clip computes them on one device."""
+  """Returns the dense losses in PyTorch, as open_clip computes them on one device."""
   import torch
 
   image, text = (torch.from_numpy(np.array(side)).requires_grad_() for side in arguments[:2])

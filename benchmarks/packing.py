@@ -50,7 +50,7 @@ def native_grids(sizes: np.ndarray, patch: int) -> np.ndarray:
 
 
 def print_packed(title: str, packs: Sequence[np.ndarray], rows: int, length: int) -> None:
-  """One line: what packing does to packs of grids."""
+  """Prints one line: what packing does to packs of grids."""
   plans, milliseconds = [], []
   for grids in packs:
     started = time.process_time()
@@ -82,13 +82,13 @@ def print_padded(title: str, pairs: int, wanted: np.ndarray, got: np.ndarray, le
 
 
 def print_line(title: str, rows: int, fill: float, less: float, factor: float, dropped: float, scores: float, ms: str):
-  """A line of the table of images."""
+  """Prints a line of the table of images."""
   line = f"  {title:34}{rows:6}{fill:8.1%}{less:9.2%}{factor:8.4f}{dropped:9.2%}{scores:8.2f}{ms}"
   print(line, flush=True)
 
 
 def images_table(patch: int) -> None:
-  """Fill, shrinking and lost pixels for one patch size."""
+  """Prints fill, shrinking and lost pixels for one patch size."""
   rng = np.random.default_rng(0)
   sample = native_grids(image_sizes(rng, 20_000), patch)
   tokens = sample.prod(axis=1)
@@ -137,7 +137,7 @@ def captions_table() -> None:
 
 
 def drawn_batch(patch: int = 8, pairs: int = 26, length: int = 256) -> tuple[packing.PackedGrids, list]:
-  """A pack of strips of one to four emoji of many sizes, each in a row or a column: the plan and the patches."""
+  """Returns plan and patches of a pack of strips, each of one to four emoji of many sizes in a row or a column."""
   rng = np.random.default_rng(11)
   source = emoji.training_sources()["twemoji"]
   plain = Augment()

@@ -60,7 +60,7 @@ class Problem:
 
 
 def count(params: Any) -> int:
-  """Number of scalars in a tree of arrays."""
+  """Returns the number of scalars in a tree of arrays."""
   return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
@@ -94,7 +94,7 @@ def _import_big_vision(checkout: str) -> tuple[Any, Any, tuple[str, ...]]:
 
 
 def _require_siglip(problem: Problem, flag: str) -> None:
-  """The towers written here have SigLIP's heads and compute in float32."""
+  """Refuses a config whose towers are not those written here, which have SigLIP's heads and compute in float32."""
   model = problem.model
   if (model.image.pool, model.text.pool, model.dtype) != ("map", "last", "float32") or model.image.projection:
     raise UserError(f"{flag} runs beside SigLIP's towers in float32: leave --preset at a siglip one and --dtype")

@@ -53,13 +53,13 @@ def main(_: Sequence[str]) -> None:
 
 
 def path_of(row: str) -> Path:
-  """Where the plan of a row is kept."""
+  """Returns where the plan of a row is kept."""
   kept = "".join(letter if letter.isalnum() else "_" for letter in row.replace("--config=configs/", ""))
   return Path(PLANS.value) / f"{kept}.json"
 
 
 def table() -> str:
-  """The rows that were planned, as Markdown; each behind its arguments."""
+  """Returns the rows that were planned, as Markdown; each behind its arguments."""
   lines = [
     "| arguments of `plan.py` | pairs a device | GiB of state, batch | GiB at peak | verdict | compiled / model FLOPs"
     " | GiB sent | ms a step, at best | pairs/s | bound on MFU |",

@@ -58,7 +58,7 @@ def compiled(
 
 
 def hidden_sends(module: hlo.Module) -> tuple[int, int]:
-  """How many of the permutes inside loops have a loop or a matrix product between start and wait, and of how many."""
+  """Returns how many permutes inside loops have a loop or a product between start and wait, and of how many."""
   hidden = total = 0
   loops = {visit.instruction.called("body") for visit in module.visits() if visit.instruction.opcode == "while"}
   for name in loops:

@@ -49,7 +49,7 @@ def measure(ways: list[str], small: Path, large: Path, moving: bool) -> list[tup
 
 
 def _size(kind: str, folder: Path) -> tuple[Path, Path, int]:
-  """A small and the largest file of a kind that is read, and its number of pixels."""
+  """Returns a small and the largest file of a kind that is read, and its number of pixels."""
   moving = kind in large_records.MOVING
   make = (large_records.MOVING if moving else large_records.PICTURES)[kind]
   small, large = folder / "small", folder / "large"

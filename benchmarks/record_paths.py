@@ -46,7 +46,7 @@ class _One:
 
 
 def _train(path: Path, moving: bool, resolution: Resolution, augment: str = "none", teacher: bool = False) -> None:
-  """One batch of one pair, as training reads it."""
+  """Reads one batch of one pair as training reads it."""
   clips = Clips((("one", 1),), 1.0, resolution, 8) if moving else None
   segment = Segment(1, 1, (("one", 1),), resolution, clips=clips, taught=teacher)
   view = TeacherView(336, 14) if teacher else None

@@ -31,7 +31,7 @@ def scatter(model) -> None:
 
 
 def save_tokenizer(folder: Path, vocab_size: int, length: int) -> None:
-  """A BPE as `transformers` keeps one."""
+  """Returns a BPE as `transformers` keeps one."""
   from transformers import PreTrainedTokenizerFast
 
   folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def save_tokenizer(folder: Path, vocab_size: int, length: int) -> None:
 
 
 def huggingface(family: str, folder: Path, *, true_size: bool):
-  """A model of `transformers` in evaluation mode, saved with a tokenizer."""
+  """Returns a model of `transformers` in evaluation mode, saved with a tokenizer."""
   import transformers
 
   config_class, model_class = {
@@ -71,7 +71,7 @@ def huggingface(family: str, folder: Path, *, true_size: bool):
 
 
 def open_clip(family: str, folder: Path, *, true_size: bool):
-  """A model of open_clip in evaluation mode, saved as it is published."""
+  """Returns a model of open_clip in evaluation mode, saved as it is published."""
   import open_clip
   from safetensors.torch import save_file
 
@@ -103,12 +103,12 @@ def open_clip(family: str, folder: Path, *, true_size: bool):
 
 
 def pixels(size: int, count: int = 3) -> np.ndarray:
-  """Random pictures of the size that a model reads."""
+  """Returns random pictures of the size that a model reads."""
   return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
 
 
 def planes(images: np.ndarray, mean, std):
-  """The same pictures as PyTorch's models take them."""
+  """Returns the same pictures as PyTorch's models take them."""
   scaled = (images.astype(np.float32) / 255 - np.float32(mean)) / np.float32(std)
   return torch.from_numpy(scaled.transpose(0, 3, 1, 2).copy())
 
@@ -119,7 +119,7 @@ def unit(vectors) -> np.ndarray:
 
 
 def big_vision(config) -> dict[str, np.ndarray]:
-  """Random two-tower parameters under big_vision's names, in its shapes, for the sizes of a config."""
+  """Returns random two-tower parameters under big_vision's names, in its shapes, for the sizes of a config."""
   generator = np.random.default_rng(0)
   arrays = {}
 
@@ -174,7 +174,7 @@ def big_vision(config) -> dict[str, np.ndarray]:
 
 
 def outputs_of_huggingface(model, family: str, images: np.ndarray, tokens: np.ndarray, mask: np.ndarray):
-  """Image and text embeddings and logits."""
+  """Returns the image embeddings, the text embeddings and the logits."""
   clip = family == "clip"
   mean, std = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)) if clip else (0.5, 0.5)
   given = {"pixel_values": planes(images, mean, std), "input_ids": torch.from_numpy(tokens.astype(np.int64))}
@@ -203,7 +203,7 @@ def outputs_of_open_clip(model, images: np.ndarray, tokens: np.ndarray):
 
 
 def opened(library: str, folder: Path):
-  """What a library makes of a folder that we wrote, without code of its own."""
+  """Returns what a library makes of a folder that we wrote, without code of its own."""
   if library == "huggingface":
     import transformers
 

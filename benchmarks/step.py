@@ -44,7 +44,7 @@ _MATMUL = flags.DEFINE_integer("matmul", 2048, "Side of the square matrices whos
 
 
 def run(remat: str) -> ConfigDict:
-  """The config of our run."""
+  """Returns the config of our run."""
   config = common.get_config()
   config.data.sources = ConfigDict({"random": 1.0})  # What is drawn here; nothing reads it.
   config.model = common.model(_PRESET.value)
@@ -59,7 +59,7 @@ def run(remat: str) -> ConfigDict:
 
 
 def problem() -> peers.Problem:
-  """Random pixels and captions of full length."""
+  """Returns random pixels and captions of full length."""
   config = run("none")
   model = Run.from_config(config).model
   generator = np.random.default_rng(0)
@@ -89,7 +89,7 @@ def ours(remat: str, problem: peers.Problem) -> peers.Contestant:
 
 
 def matmul(size: int) -> Callable[[], Any]:
-  """A product of two square matrices in the compute dtype."""
+  """Returns a product of two square matrices in the compute dtype."""
   left, right = jax.random.normal(jax.random.key(0), (2, size, size), _DTYPE.value)
   product = jax.jit(jnp.matmul)
   return lambda: product(left, right)

@@ -24,7 +24,7 @@ class _Model(ConfigDict):
 
 
 def model(preset: str, **overrides: Any) -> ConfigDict:
-  """A preset as a config whose every field can be overridden on the command line.
+  """Returns a preset as a config whose every field can be overridden on the command line.
 
   Args:
     preset: a name in `contrastive_jax.models.presets.PRESETS`.
@@ -34,7 +34,7 @@ def model(preset: str, **overrides: Any) -> ConfigDict:
 
 
 def stage(name: str, steps: int, **overrides: Any) -> ConfigDict:
-  """A stage of `config.curriculum`; see `contrastive_jax.schedule.stages.Stage` for its fields."""
+  """Returns a stage of `config.curriculum`; see `contrastive_jax.schedule.stages.Stage` for its fields."""
   known = [field.name for field in dataclasses.fields(Stage)]
   for field in overrides:
     require_known(f"stage '{name}': field", field, known)
@@ -42,7 +42,7 @@ def stage(name: str, steps: int, **overrides: Any) -> ConfigDict:
 
 
 def as_config(node: Any) -> ConfigDict:
-  """A dataclass as a config with the same fields."""
+  """Returns a dataclass as a config with the same fields."""
   hints = typing.get_type_hints(type(node))
   config = ConfigDict()
   for field in dataclasses.fields(node):
@@ -60,7 +60,7 @@ def as_config(node: Any) -> ConfigDict:
 
 
 def loss_options() -> ConfigDict:
-  """The options of every term of an objective, at their defaults; `contrastive_jax.objectives` explains them."""
+  """Returns the options of every term at their defaults; `contrastive_jax.objectives` explains them."""
   return ConfigDict(
     {
       term: {name: _typed(option.default, option.type) for name, option in options.items()}
@@ -70,7 +70,7 @@ def loss_options() -> ConfigDict:
 
 
 def _typed(value: Any, hint: Any) -> Any:
-  """A field that is None still has a type, so that the command line can give it a value."""
+  """Gives a field a type even where it is None, so that the command line can give it a value."""
   if value is not None:
     return value
   kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]

@@ -11,7 +11,7 @@ from configs import common
 
 
 def config_of(preset: str, *, pack_pairs: int, accumulation: int) -> ConfigDict:
-  """The run of one of the published sizes, for one v5e-256 slice or 32 H100s.
+  """Returns the run of one of the published sizes, for one v5e-256 slice or 32 H100s.
 
   Args:
     preset: of the towers.

@@ -60,7 +60,7 @@ def count_parameters(spec: StateSpec) -> int:
 
 
 def frozen_share(spec: StateSpec) -> float:
-  """Share of the dual encoder's parameters that is not trained."""
+  """Returns the share of the dual encoder's parameters that is not trained."""
   _, frozen = split_frozen(dual_encoder.abstract(spec.model)[1], spec.frozen) if spec.frozen else ({}, {})
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(frozen)) / count_parameters(spec)
 

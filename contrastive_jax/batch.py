@@ -109,5 +109,5 @@ class Batch:
     return self.keys.shape[0]
 
   def on_device(self) -> "Batch":
-    """The part of the batch that travels to the accelerator."""
+    """Returns the part of the batch that travels to the accelerator."""
     return dataclasses.replace(self, ids=None)

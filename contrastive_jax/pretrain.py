@@ -279,7 +279,7 @@ def read_sets(reads: Iterable[ReadSet]) -> Iterator[EvaluationSet]:
 
 
 def resolutions_at(segments: Sequence[Segment], step: int) -> dict[str, Any]:
-  """What the stage that made update number `step` is evaluated at: the resolutions of images and clips."""
+  """Returns what the stage that made update number `step` is evaluated at: the resolutions of images and clips."""
   segment = segments[segment_at(segments, max(step, 1) - 1)[0]]
   if segment.clips is None:
     return {"resolution": segment.resolution}
@@ -295,7 +295,7 @@ def find_tokenizer(
   bad_records: BadRecords,
   data: Data,
 ) -> Tokenizer:
-  """The tokenizer of a resumed run; else that of the weights it starts from, else what the config names.
+  """Returns the tokenizer of a resumed run; else that of the weights it starts from, else what the config names.
 
   Until there is a checkpoint, what an earlier start left is not taken: its data may have been others.
 
@@ -322,7 +322,7 @@ def find_tokenizer(
 
 
 def is_reported(workdir: Path, sets: Iterable[str], step: int) -> bool:
-  """Whether the evaluation and the report of the finished run are there."""
+  """Says whether the evaluation and the report of the finished run are there."""
   return (workdir / "report.html").exists() and all(result_path(workdir, name, step).exists() for name in sets)
 
 

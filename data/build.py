@@ -149,7 +149,7 @@ def _taught_bases(segments: Sequence[Segment]) -> dict[str, int]:
 
 
 def _view_of(teacher: Teacher, with_text: bool) -> TeacherView:
-  """How a frozen teacher reads the pairs; captions only where a term asks for them."""
+  """Returns how a frozen teacher reads the pairs; captions only where a term asks for them."""
   vision, text = teacher.config.image, teacher.config.text
   tokenizer = teacher.tokenizer if with_text else None
   return TeacherView(vision.grid * vision.patch_size, vision.patch_size, tokenizer, text.length)

@@ -138,7 +138,7 @@ class Pipeline:
     return self._segments
 
   def __len__(self) -> int:
-    """The number of steps."""
+    """Returns the number of steps."""
     return total_steps(self._segments)
 
   def batch(self, step: int) -> Batch:

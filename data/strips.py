@@ -41,7 +41,7 @@ class Layout:
 
 
 def layout(name: str, index: int, drawings: int) -> Layout:
-  """The strip `index` of a set, as a function of the set's name alone.
+  """Returns the strip `index` of a set, as a function of the set's name alone.
 
   Args:
     name: name of the set.

@@ -173,7 +173,7 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-  """About `count` round numbers that enclose the interval, 1, 2 or 5 times a power of ten apart."""
+  """Returns about `count` round numbers that enclose the interval, 1, 2 or 5 times a power of ten apart."""
   if high <= low:
     high = low + (abs(low) or 1.0)
   rough = (high - low) / count

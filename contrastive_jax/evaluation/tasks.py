@@ -18,11 +18,11 @@ class Images(Protocol):
   """Random access to decoded pictures or clips: a list, or anything that reads item `i` when asked for it."""
 
   def __len__(self) -> int:
-    """Number of items."""
+    """Returns the number of items."""
     ...
 
   def __getitem__(self, index: int, /) -> np.ndarray | Clip:
-    """Item `index`: uint8 `[height, width, 3]`, or `[height, width, 4]` with alpha; or a clip. Sizes may differ."""
+    """Returns an item: uint8 `[height, width, 3]`, or `[height, width, 4]` with alpha; or a clip. Sizes may differ."""
     ...
 
 
@@ -54,11 +54,11 @@ class Encoder(Protocol):
     ...
 
   def encode_image(self, images: Images, /) -> np.ndarray:
-    """L2-normalised float32 `[images, dim]`."""
+    """Returns L2-normalised float32 `[images, dim]`."""
     ...
 
   def encode_text(self, texts: Sequence[str], /) -> np.ndarray:
-    """L2-normalised float32 `[texts, dim]`."""
+    """Returns L2-normalised float32 `[texts, dim]`."""
     ...
 
 

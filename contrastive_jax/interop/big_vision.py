@@ -118,14 +118,14 @@ def _patches(vision: ImageConfig) -> Form:
 
 
 def _heads(heads: int) -> Form:
-  """A form whose side in their file is `[..., heads, head_dim]`, and ours has all heads in one axis."""
+  """Returns a form whose side in their file is `[..., heads, head_dim]`, and ours has all heads in one axis."""
   return one(
     lambda array: array.reshape(*array.shape[:-2], -1), lambda array: array.reshape(*array.shape[:-1], heads, -1)
   )
 
 
 def _out_of(heads: int) -> Form:
-  """A form whose side in their file is `[heads, head_dim, width]`, and ours is a matrix."""
+  """Returns a form whose side in their file is `[heads, head_dim, width]`, and ours is a matrix."""
   return one(lambda array: array.reshape(-1, array.shape[-1]), lambda array: array.reshape(heads, -1, array.shape[-1]))
 
 

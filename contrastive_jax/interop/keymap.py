@@ -32,7 +32,7 @@ class Form:
 
 
 def one(read: Callable[[np.ndarray], np.ndarray], write: Callable[[np.ndarray], np.ndarray]) -> Form:
-  """A form of one array on both sides."""
+  """Returns a form of one array on both sides."""
   return Form(lambda arrays: [read(arrays[0])], lambda arrays: [write(arrays[0])])
 
 
@@ -41,12 +41,12 @@ TRANSPOSED = one(np.transpose, np.transpose)
 
 
 def extended(axes: int) -> Form:
-  """A form whose side in their file has so many axes of size one in front."""
+  """Returns a form whose side in their file has so many axes of size one in front."""
   return one(lambda array: array.reshape(array.shape[axes:]), lambda array: array.reshape((1,) * axes + array.shape))
 
 
 def convolution(patch_size: int) -> Form:
-  """A form whose side in their file is a convolution `[width, channels, patch, patch]`, and ours is a matrix."""
+  """Returns a form whose side in their file is a convolution `[width, channels, patch, patch]`, ours a matrix."""
 
   def write(kernel: np.ndarray) -> np.ndarray:
     return kernel.reshape(patch_size, patch_size, -1, kernel.shape[-1]).transpose(3, 2, 0, 1)
@@ -55,7 +55,7 @@ def convolution(patch_size: int) -> Form:
 
 
 def by_heads(heads: int, form: Form, parts: int) -> Form:
-  """A form of several of their projections, each read by `form` and joined head by head (`attention.fuse_heads`)."""
+  """Returns a form of several of their projections, read by `form` and joined head by head."""
 
   def read(arrays: Arrays) -> Arrays:
     split = [form.read([array])[0] for array in arrays]
@@ -72,12 +72,12 @@ def by_heads(heads: int, form: Form, parts: int) -> Form:
 
 
 def in_rows(form: Form, parts: int) -> Form:
-  """A form whose side in their file holds the arrays that `form` takes in one, below each other."""
+  """Returns a form whose side in their file holds the arrays that `form` takes in one, below each other."""
   return Form(lambda arrays: form.read(np.split(arrays[0], parts)), lambda arrays: [np.concatenate(form.write(arrays))])
 
 
 def beside(*forms: tuple[Form, int]) -> Form:
-  """A form of several forms, given with the number of their arrays that each takes; each gives one of ours."""
+  """Returns a form of several forms, given with the number of their arrays that each takes; each gives one of ours."""
 
   def read(arrays: Arrays) -> Arrays:
     taken, rest = [], list(arrays)

@@ -298,7 +298,7 @@ def _check_merges(tokenizer: ClipTokenizer, settings: dict[str, Any], folder: Pa
 
 
 def _ends(tokenizer: Tokenizer) -> list[int]:
-  """The tokens that are put around a caption."""
+  """Returns the tokens that are put around a caption."""
   tokens, mask = tokenizer([""], 8)
   return tokens[0][mask[0]].tolist()
 

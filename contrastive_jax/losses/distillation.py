@@ -257,7 +257,7 @@ def _divergences(sweep, teacher_scale, image, text, scale, teacher_image, teache
 
 
 def _logits(teacher_scale, scale, rows, columns):
-  """A tile's teacher and student logits."""
+  """Returns a tile's teacher and student logits."""
   student, teacher = (negatives.matmul(rows[k], columns[k], "id,jd->ij") for k in (0, 1))
   return teacher.astype(student.dtype) * teacher_scale, student * scale
 
@@ -283,7 +283,7 @@ def _divergences_backward(sweep, teacher_scale, residuals, cotangents):
     u, v = lax.optimization_barrier(_logits(teacher_scale, scale, rows, columns))
 
     def share(teacher, student, cotangent, axis):
-      """What a logit contributes to the divergence of its row or of its column: student minus teacher probability."""
+      """Returns what a logit adds to the divergence of its row or column: student minus teacher probability."""
       p, q = (
         jnp.exp(x - jnp.expand_dims(largest, axis)) / jnp.expand_dims(total, axis)
         for x, (largest, total) in ((u, teacher), (v, student))

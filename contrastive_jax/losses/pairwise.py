@@ -171,7 +171,7 @@ def _block(tile_fn: TileFn, rows: Any, columns: Packed, row_totals: Any, column_
   row_tiles, column_tiles = (math.ceil(count / size) for count, size in zip(counts, shape, strict=True))
 
   def window(index: Array, axis: int):
-    """Start of a tile, and which of its lines are new: the last tile moves back to stay inside and overlaps."""
+    """Returns the start of a tile, and which of its lines are new: the last tile moves back to stay inside."""
     nominal = index * shape[axis]
     start = jnp.minimum(nominal, counts[axis] - shape[axis])
     return start, start + jnp.arange(shape[axis]) >= nominal

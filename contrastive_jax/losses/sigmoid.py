@@ -64,7 +64,7 @@ def sigmoid_loss(
 
 
 def _softplus_and_sigmoid(logits: Float[Array, "a b"]) -> tuple[Float[Array, "a b"], Float[Array, "a b"]]:
-  """log(1 + e^x) and its derivative from one exponential that cannot overflow."""
+  """Computes log(1 + e^x) and its derivative from one exponential that cannot overflow."""
   # Not `abs`, whose derivative at 0 is 0: that of the sigmoid there is 1/4.
   small = jnp.exp(jnp.where(logits >= 0, -logits, logits))
   sigmoid = jnp.where(logits >= 0, 1, small) / (1 + small)

@@ -29,7 +29,7 @@ def attend(
   segment_ids: Int[Array, "rows length"] | None = None,
   sigmoid_length: int = 0,
 ) -> Float[Array, "rows length heads head_dim"]:
-  """Scaled dot-product attention; logits and weights are float32. A token sees what every rule given lets it see.
+  """Computes scaled dot-product attention in float32; a token sees what every rule given lets it see.
 
   Args:
     queries: the query of each token and head.

@@ -131,7 +131,7 @@ def mix_in_few_passes(
   values: Float[Array, "rows heads keys head_dim"],
   seen: Bool[Array, "... #queries keys"] | None,
 ) -> Float[Array, "rows heads queries head_dim"]:
-  """Softmax attention for TPUs, whose time goes into reading and writing logits and not into products.
+  """Computes softmax attention for TPUs, whose time goes into reading and writing logits and not into products.
 
   The backward pass makes the weights again, and what it hands on is stored once, in the dtype of the queries.
   """

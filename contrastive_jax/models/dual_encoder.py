@@ -116,7 +116,7 @@ def merge(graphdef: Any, params: dict[str, Any]) -> DualEncoder:
 
 
 def is_stacked(path: Sequence[str]) -> bool:
-  """Whether the parameter at `path` has a leading axis over depth."""
+  """Says whether the parameter at `path` has a leading axis over depth."""
   return "blocks" in path
 
 

@@ -46,12 +46,12 @@ def initialize() -> None:
 
 
 def is_main() -> bool:
-  """Whether this process writes the files that exist once."""
+  """Says whether this process writes the files that exist once."""
   return jax.process_index() == 0
 
 
 def is_several() -> bool:
-  """Whether the job has more than one process."""
+  """Says whether the job has more than one process."""
   return jax.process_count() > 1
 
 

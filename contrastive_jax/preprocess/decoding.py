@@ -197,12 +197,12 @@ def _in_strips(image: Image.Image, channels: int, convert: Callable[[Image.Image
 
 
 def orientation_of(image: Image.Image) -> int:
-  """The EXIF orientation, from 1 to 8; 1 where there is none that can be read, whatever the other tags hold."""
+  """Returns the EXIF orientation, from 1 to 8; 1 where there is none that can be read, whatever the other tags hold."""
   return _orientation(image.getexif)
 
 
 def _orientation(read: Callable[[], Image.Exif]) -> int:
-  """The orientation as a whole number of any of the types that EXIF has for numbers."""
+  """Returns the orientation as a whole number of any of the types that EXIF has for numbers."""
   try:
     value: Any = read().get(_ORIENTATION, 1)
     if isinstance(value, tuple | bytes) and len(value) == 1:
@@ -334,7 +334,7 @@ def _check_jpeg(data: bytes) -> None:
 
 
 def _jpeg_frame(data: bytes) -> tuple[int, int, int, list[tuple[int, int]]] | None:
-  """(kind of frame, height, width, sampling factors of each component) of the first frame header."""
+  """Returns (kind of frame, height, width, sampling factors of each component) of the first frame header."""
   for marker, at, _ in _jpeg_segments(data):
     if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
       height, width, count = struct.unpack_from(">HHB", data, at + 1)

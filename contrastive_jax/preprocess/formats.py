@@ -50,7 +50,7 @@ def suffixes() -> frozenset[str]:
 
 
 def is_picture(path: Path) -> bool:
-  """Whether a file is to be read as a picture: by its suffix in any case, or by its content where that says nothing."""
+  """Says whether a file is read as a picture: by its suffix in any case, or by its content where that says nothing."""
   known = path.suffix.lower()
   if known in suffixes():
     return True
@@ -65,7 +65,7 @@ def is_picture(path: Path) -> bool:
 
 
 def package_for(path: Path) -> str:
-  """The package that decodes a type of picture which cannot be decoded here; "" for anything else."""
+  """Returns the package that decodes a type of picture which cannot be decoded here; "" for anything else."""
   package = PACKAGES.get(path.suffix.lower(), "")
   return "" if not package or is_picture(path) else package
 

@@ -49,7 +49,7 @@ def without_side_notes(data: bytes) -> bytes:
 
 
 def ends_early(data: bytes) -> bool:
-  """Whether the stream of a PNG that can be decoded holds fewer bytes than its rows take.
+  """Says whether the stream of a PNG that can be decoded holds fewer bytes than its rows take.
 
   Pillow leaves such rows black and says nothing.
   """

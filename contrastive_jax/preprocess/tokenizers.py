@@ -90,7 +90,7 @@ class Tokenizer(abc.ABC):
 
   @abc.abstractmethod
   def token_id(self, token: str) -> int | None:
-    """The number of a token, special or not; None where there is none."""
+    """Returns the number of a token, special or not; None where there is none."""
 
   @abc.abstractmethod
   def _encode(self, texts: list[str], length: int) -> Iterable[list[int]]:
@@ -98,7 +98,7 @@ class Tokenizer(abc.ABC):
 
   @abc.abstractmethod
   def definition(self) -> tuple[str, str, bytes, dict[str, Any]]:
-    """Kind, file name, content of the file, and options for the constructor."""
+    """Returns the kind, file name and content of the file, and options for the constructor."""
 
   def __reduce__(self) -> tuple:
     kind, _, content, options = self.definition()
@@ -178,7 +178,7 @@ class JsonTokenizer(Tokenizer):
     return self._tokenizer.token_to_id(token)
 
   def token_of(self, number: int) -> str:
-    """The token of a number."""
+    """Returns the token of a number."""
     return self._tokenizer.id_to_token(number)
 
   def _encode(self, texts: list[str], length: int) -> Iterable[list[int]]:
@@ -252,7 +252,7 @@ class SentencePieceTokenizer(Tokenizer):
     return number if self._processor.id_to_piece(number) == token else None
 
   def special_tokens(self) -> dict[str, str]:
-    """The tokens for padding, the end of text and what is unknown, as `transformers` calls them."""
+    """Returns the tokens for padding, the end of text and what is unknown, as `transformers` calls them."""
     ids = {"pad_token": self.pad_id, "eos_token": self._eos, "unk_token": self._processor.unk_id()}
     return {name: self._processor.id_to_piece(number) for name, number in ids.items()}
 
@@ -305,7 +305,7 @@ class ClipTokenizer(Tokenizer):
     return self._tokenizer.token_to_id(token)
 
   def model(self) -> dict[str, Any]:
-    """Its "vocab", symbol to id, and its "merges", pairs of symbols."""
+    """Returns the tokenizer's "vocab", symbol to id, and its "merges", pairs of symbols."""
     return json.loads(self._tokenizer.to_str())["model"]
 
 

@@ -35,7 +35,7 @@ orbax_patches.apply()
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
-  """What is written: no class of ours, so that checkpoints outlive the code. Absent parts are left out."""
+  """Returns a state as it is written, without its absent parts: no class of ours, so that it outlives the code."""
   tree = {"step": state.step, "params": state.params, "opt_state": state.opt_state, "average": state.average}
   tree["objective"] = state.objective
   return {name: part for name, part in tree.items() if part is not None}
@@ -181,7 +181,7 @@ class Checkpoints:
       call()
 
   def newest_metadata(self) -> dict[str, Any]:
-    """The metadata of the newest checkpoint, unverified; empty where the main process can read none."""
+    """Returns the metadata of the newest checkpoint, unverified; empty where the main process can read none."""
     try:
       newest = dict(self._manager.checkpointables_metadata(self.steps[-1]).custom_metadata)
     except Exception:  # `restore` says what is wrong.

@@ -76,7 +76,7 @@ class Teacher:
     return self.config.embed_dim
 
   def targets(self, batch: Batch) -> Batch:
-    """The batch with the targets of its teacher's inputs in their place; a batch without such inputs as it is."""
+    """Returns the batch with targets in the place of its teacher's inputs; one without such inputs as it is."""
     if batch.teacher is None:
       return batch
     return dataclasses.replace(batch, teacher=None, targets=self._embed(self._params, batch.teacher))

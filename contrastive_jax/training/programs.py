@@ -47,7 +47,7 @@ class Programs:
     return self._programs[_key(batch)].result()(state, batch)
 
   def __len__(self) -> int:
-    """The number of programs that are compiled or being compiled."""
+    """Returns the number of programs that are compiled or being compiled."""
     return len(self._programs)
 
   def _compile(self, batch: Batch) -> Any:

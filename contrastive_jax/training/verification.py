@@ -112,7 +112,7 @@ def checksum(state: Any) -> tuple[dict[str, int], list[str]]:
 
 
 def plain_name(name: str) -> str:
-  """`opt_state/1/count` of `['opt_state'][1].count`: named tuples are read back as dictionaries with other names."""
+  """Returns `opt_state/1/count` of `['opt_state'][1].count`: named tuples are read back as dictionaries."""
   return "/".join(re.findall(r"[^\[\]'.]+", name))
 
 

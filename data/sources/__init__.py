@@ -66,7 +66,7 @@ class Source(Protocol):
   name: str
 
   def __len__(self) -> int:
-    """Number of samples."""
+    """Returns the number of samples."""
     ...
 
   def __getitem__(self, index: int, /) -> Example:

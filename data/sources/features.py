@@ -46,7 +46,7 @@ def holds_text(feature: Any) -> bool:
 
 
 def _has_one(parts: Mapping[Any, Any]) -> bool:
-  """Whether it is clear which of several parts is the caption."""
+  """Says whether it is clear which of several parts is the caption."""
   return "text" in parts or len(parts) == 1
 
 

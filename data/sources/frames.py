@@ -37,7 +37,7 @@ class StoredFrames:
     return self._first.shape[1]
 
   def read(self, indices: Sequence[int] | Int[np.ndarray, " n"], /) -> Frames:
-    """The frames, RGB. Raises DecodeError if one is bad."""
+    """Returns the frames, RGB. Raises DecodeError if one is bad."""
     indices = np.asarray(indices, int)
     check_frames(len(indices), self.height, self.width, 3)
     frames = np.empty((len(indices), self.height, self.width, 3), np.uint8)

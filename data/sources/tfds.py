@@ -84,7 +84,7 @@ class TfdsSource:
     return self._text(index, self._records[index])
 
   def shard_of(self, index: int) -> str:
-    """The file that holds a record."""
+    """Returns the file that holds a record."""
     return self._records.shard_of(index)
 
   def _text(self, index: int, record: Mapping[str, Any]) -> Text:
@@ -124,7 +124,7 @@ class Records(Sequence):
     return stores.read(self._open[1], index, self.name)
 
   def shard_of(self, index: int) -> str:
-    """The file that holds a record; "" where that is not known."""
+    """Returns the file that holds a record; "" where that is not known."""
     return stores.shard_of(self._open[1], index)
 
   @property
@@ -186,7 +186,7 @@ class Records(Sequence):
       )
 
   def label_names(self, key: str) -> list[str]:
-    """The names of a label's classes as TFDS has them, in the order of the labels."""
+    """Returns the names of a label's classes as TFDS has them, in the order of the labels."""
     feature = self.features[key]
     names = getattr(feature, "names", None)
     if not names:
@@ -194,7 +194,7 @@ class Records(Sequence):
     return list(names)
 
   def class_names(self, key: str) -> list[str]:
-    """The names of a label's classes as words, in the order of the labels."""
+    """Returns the names of a label's classes as words, in the order of the labels."""
     return [name.replace("_", " ") for name in self.label_names(key)]
 
   @functools.cached_property
