@@ -197,13 +197,13 @@ def torch_eager(problem: Problem) -> Contestant:
   class Towers(nn.Module):
     def __init__(self):
       super().__init__()
-      vision, text = config.image.transformer, config.text.transformer
-      self.patches = nn.Conv2d(3, vision.width, config.image.patch_size, config.image.patch_size)
-      self.places = nn.Parameter(torch.randn(config.image.grid**2, vision.width) * vision.width**-0.5)
-      self.image = nn.Sequential(*(Block(vision) for _ in range(vision.depth)), nn.LayerNorm(vision.width))
-      self.probe = nn.Parameter(torch.randn(1, 1, vision.width))
-      self.pool = nn.MultiheadAttention(vision.width, vision.heads, batch_first=True)
-      self.pool_norm, self.pool_mlp = nn.LayerNorm(vision.width), mlp(vision)
+      image, text = config.image.transformer, config.text.transformer
+      self.patches = nn.Conv2d(3, image.width, config.image.patch_size, config.image.patch_size)
+      self.places = nn.Parameter(torch.randn(config.image.grid**2, image.width) * image.width**-0.5)
+      self.image = nn.Sequential(*(Block(image) for _ in range(image.depth)), nn.LayerNorm(image.width))
+      self.probe = nn.Parameter(torch.randn(1, 1, image.width))
+      self.pool = nn.MultiheadAttention(image.width, image.heads, batch_first=True)
+      self.pool_norm, self.pool_mlp = nn.LayerNorm(image.width), mlp(image)
       self.tokens = nn.Embedding(config.text.vocab_size, text.width)
       self.positions = nn.Parameter(torch.randn(config.text.length, text.width) * text.width**-0.5)
       self.text = nn.Sequential(*(Block(text) for _ in range(text.depth)), nn.LayerNorm(text.width))

@@ -12,10 +12,10 @@ from configs import emoji
 def get_config() -> ConfigDict:
   config = emoji.get_config()
   config.name = "emoji_clip"
-  vision, text = config.model.image, config.model.text
-  vision.update({"class_token": True, "pool": "cls", "pre_norm": True, "patch_bias": False})
+  image, text = config.model.image, config.model.text
+  image.update({"class_token": True, "pool": "cls", "pre_norm": True, "patch_bias": False})
   text.update({"pool": "eos"})
-  for tower in (vision, text):
+  for tower in (image, text):
     tower.transformer.update({"activation": "quick_gelu", "norm_eps": 1e-5})
   text.transformer.causal = True
   config.model.init_logit_bias = None

@@ -299,12 +299,12 @@ class Model:
     return self.encode_image(images) @ self.encode_text(texts).T
 
   def __repr__(self) -> str:
-    vision, text = self.config.image, self.config.text
+    image, text = self.config.image, self.config.text
     count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
     step = "" if self.step is None else f"step={self.step}, "
     return (
-      f"Model({step}{count:,} parameters, embed_dim={self.config.embed_dim}, image_size={vision.image_size}, "
-      f"patch_size={vision.patch_size}, text_length={text.length}, devices={self.mesh.size})"
+      f"Model({step}{count:,} parameters, embed_dim={self.config.embed_dim}, image_size={image.image_size}, "
+      f"patch_size={image.patch_size}, text_length={text.length}, devices={self.mesh.size})"
     )
 
   def _encode(self, tower: Callable[[Any, Any], jax.Array], batches: Batches, count: int, dim: int) -> np.ndarray:
@@ -362,16 +362,16 @@ class Model:
 
 
 def _views(config: DualEncoderConfig, resolution: Resolution | None, clips: Resolution | None, frames: int) -> Views:
-  vision = config.image
-  resolution = resolution or Resolution.fixed(vision.image_size)
+  image = config.image
+  resolution = resolution or Resolution.fixed(image.image_size)
   return Views(
-    vision.patch_size,
-    vision.tubelet,
+    image.patch_size,
+    image.tubelet,
     resolution,
     clips or resolution,
     frames,
-    resize=vision.resize,
-    interpolation=vision.interpolation,
+    resize=image.resize,
+    interpolation=image.interpolation,
   )
 
 

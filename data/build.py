@@ -150,9 +150,9 @@ def _taught_bases(segments: Sequence[Segment]) -> dict[str, int]:
 
 def _view_of(teacher: Teacher, with_text: bool) -> TeacherView:
   """Returns how a frozen teacher reads the pairs; captions only where a term asks for them."""
-  vision, text = teacher.config.image, teacher.config.text
+  image, text = teacher.config.image, teacher.config.text
   tokenizer = teacher.tokenizer if with_text else None
-  return TeacherView(vision.grid * vision.patch_size, vision.patch_size, tokenizer, text.length)
+  return TeacherView(image.grid * image.patch_size, image.patch_size, tokenizer, text.length)
 
 
 def evaluation_names(names: Iterable[str]) -> tuple[str, ...]:

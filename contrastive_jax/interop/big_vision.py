@@ -73,18 +73,18 @@ def read_config(arrays: Mapping[str, np.ndarray], *, source: str) -> DualEncoder
 
 def entries(config: DualEncoderConfig) -> list[Entry]:
   """Returns the key map of two towers."""
-  vision, text = config.image, config.text
+  image, text = config.image, config.text
   table = [
-    entry("image/patch_embedding/kernel", "img/embedding/kernel", _patches(vision)),
+    entry("image/patch_embedding/kernel", "img/embedding/kernel", _patches(image)),
     entry("image/patch_embedding/bias", "img/embedding/bias"),
     entry("image/position", "img/pos_embedding", extended(1)),
-    *_encoder("image", "img/Transformer", vision.transformer),
+    *_encoder("image", "img/Transformer", image.transformer),
     entry("text/tokens", "txt/Embed_0/embedding"),
     entry("text/position", "txt/pos_embedding", extended(1)),
     *_encoder("text", "txt/Encoder_0", text.transformer),
     entry("log_logit_scale", "t", extended(1)),
   ]
-  for ours, theirs, tower in (("image", "img", vision), ("text", "txt", text)):
+  for ours, theirs, tower in (("image", "img", image), ("text", "txt", text)):
     if tower.pool == "map":
       table += _attention_pool(f"{ours}/pool", f"{theirs}/{_POOL}", tower.transformer)
     if tower.projection:
@@ -112,8 +112,8 @@ def _transformer(arrays: Mapping[str, np.ndarray], encoder: str, source: str) ->
   return TransformerConfig(width, 1 + max(layers), heads, mlp_dim, activation="gelu_tanh")
 
 
-def _patches(vision: ImageConfig) -> Form:
-  shape = (vision.patch_size, vision.patch_size, vision.channels, -1)
+def _patches(image: ImageConfig) -> Form:
+  shape = (image.patch_size, image.patch_size, image.channels, -1)
   return one(lambda kernel: kernel.reshape(-1, kernel.shape[-1]), lambda kernel: kernel.reshape(shape))
 
 

@@ -70,8 +70,8 @@ def _huggingface(
   if patches:
     # Neither matters to images of any aspect.
     side = config.image.grid * config.image.patch_size
-    vision = dataclasses.replace(config.image, resize="squash", image_size=side)
-    config = dataclasses.replace(config, image=vision)
+    image = dataclasses.replace(config.image, resize="squash", image_size=side)
+    config = dataclasses.replace(config, image=image)
 
   def read_back(family: str) -> DualEncoderConfig:
     preprocessing = huggingface.write_preprocessing(config, family, patches)

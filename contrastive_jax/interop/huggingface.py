@@ -138,14 +138,14 @@ def end_of_text(config: Mapping[str, Any]) -> int | None:
 
 def write_config(config: DualEncoderConfig, family: str) -> dict[str, Any]:
   """Writes the `config.json` of a family, which may not be able to describe ours: it is read back and compared."""
-  vision, text = config.image, config.text
+  image, text = config.image, config.text
   written: dict[str, Any] = {
     "model_type": family,
     "architectures": [{"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}[family]],
-    "vision_config": _tower(vision.transformer) | {"num_channels": vision.channels, "patch_size": vision.patch_size},
+    "vision_config": _tower(image.transformer) | {"num_channels": image.channels, "patch_size": image.patch_size},
     "text_config": _tower(text.transformer) | {"vocab_size": text.vocab_size, "max_position_embeddings": text.length},
   }
-  size = {"num_patches": vision.grid**2} if family == "siglip2" else {"image_size": vision.image_size}
+  size = {"num_patches": image.grid**2} if family == "siglip2" else {"image_size": image.image_size}
   written["vision_config"] |= size
   if family == "clip":
     written["projection_dim"] = config.embed_dim
@@ -153,19 +153,19 @@ def write_config(config: DualEncoderConfig, family: str) -> dict[str, Any]:
       written[tower]["projection_dim"] = config.embed_dim
   else:
     # Reading it back shows where `embed_dim` is another number, which the family does not allow.
-    written["text_config"]["projection_size"] = vision.transformer.width
+    written["text_config"]["projection_size"] = image.transformer.width
   return written
 
 
 def entries(config: DualEncoderConfig, family: str) -> list[Entry]:
   """Returns the key map of a family."""
-  vision, text, clip = config.image, config.text, family == "clip"
+  image, text, clip = config.image, config.text, family == "clip"
   embeddings = "vision_model.embeddings"
-  patches = TRANSPOSED if family == "siglip2" else convolution(vision.patch_size)
+  patches = TRANSPOSED if family == "siglip2" else convolution(image.patch_size)
   table = [
     entry("image/patch_embedding/kernel", f"{embeddings}.patch_embedding.weight", patches),
     entry("image/position", f"{embeddings}.position_embedding.weight"),
-    *_layers("image", "vision_model", vision.transformer),
+    *_layers("image", "vision_model", image.transformer),
     *layer_norm("image/post_norm", "vision_model.post_layernorm"),
     entry("text/tokens", "text_model.embeddings.token_embedding.weight"),
     entry("text/position", TEXT_POSITIONS),
@@ -189,7 +189,7 @@ def entries(config: DualEncoderConfig, family: str) -> list[Entry]:
     entry("logit_bias", "logit_bias", extended(1)),
     entry("image/patch_embedding/bias", f"{embeddings}.patch_embedding.bias"),
     entry("image/pool/probe", f"{head}.probe", extended(2)),
-    *pooling_attention("image/pool", f"{head}.attention", heads=vision.transformer.heads),
+    *pooling_attention("image/pool", f"{head}.attention", heads=image.transformer.heads),
     *layer_norm("image/pool/norm", f"{head}.layernorm"),
     *linear("image/pool/mlp/up", f"{head}.mlp.fc1"),
     *linear("image/pool/mlp/down", f"{head}.mlp.fc2"),
@@ -199,26 +199,26 @@ def entries(config: DualEncoderConfig, family: str) -> list[Entry]:
 
 def write_preprocessing(config: DualEncoderConfig, family: str, max_patches: int) -> dict[str, Any]:
   """Writes the `preprocessor_config.json` of a family; `max_patches` is the length of a row of "siglip2"."""
-  vision = config.image
+  image = config.image
   shared = {
     "image_processor_type": {
       "clip": "CLIPImageProcessor",
       "siglip": "SiglipImageProcessor",
       "siglip2": "Siglip2ImageProcessor",
     }[family],
-    "image_mean": list(vision.mean),
-    "image_std": list(vision.std),
+    "image_mean": list(image.mean),
+    "image_std": list(image.std),
     "rescale_factor": 1 / 255,
-    "resample": _RESAMPLING_NUMBERS[vision.interpolation],
+    "resample": _RESAMPLING_NUMBERS[image.interpolation],
     **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), True),
   }
   if family == "siglip2":
-    return {**shared, "patch_size": vision.patch_size, "max_num_patches": max_patches}
-  square = {"height": vision.image_size, "width": vision.image_size}
+    return {**shared, "patch_size": image.patch_size, "max_num_patches": max_patches}
+  square = {"height": image.image_size, "width": image.image_size}
   if family == "siglip":
     return {**shared, "size": square}
-  crop = vision.resize == "crop"
-  size = {"shortest_edge": vision.image_size} if crop else square
+  crop = image.resize == "crop"
+  size = {"shortest_edge": image.image_size} if crop else square
   return {**shared, "size": size, "do_center_crop": crop, "crop_size": square}
 
 

@@ -72,15 +72,15 @@ def read_config(config: Mapping[str, Any], preprocessing: Mapping[str, Any], *, 
 
 def write_config(config: DualEncoderConfig) -> dict[str, Any]:
   """Writes a model config of open_clip, which may not be able to describe ours: it is read back and compared."""
-  vision, text = config.image, config.text
-  quick = vision.transformer.activation == "quick_gelu"
-  if vision.pool == "map":
-    tower: dict[str, Any] = {"timm_model_name": _timm_name(vision), "timm_pool": "map", "timm_proj": "none"}
-    tower |= {"timm_model_pretrained": False, "image_size": vision.image_size}
+  image, text = config.image, config.text
+  quick = image.transformer.activation == "quick_gelu"
+  if image.pool == "map":
+    tower: dict[str, Any] = {"timm_model_name": _timm_name(image), "timm_pool": "map", "timm_proj": "none"}
+    tower |= {"timm_model_pretrained": False, "image_size": image.image_size}
   else:
-    tower = _sizes(vision.transformer) | {"patch_size": vision.patch_size, "image_size": vision.image_size}
-    tower["head_width"] = vision.transformer.head_dim
-    tower |= _kwargs(vision.transformer)
+    tower = _sizes(image.transformer) | {"patch_size": image.patch_size, "image_size": image.image_size}
+    tower["head_width"] = image.transformer.head_dim
+    tower |= _kwargs(image.transformer)
   written = {
     "embed_dim": config.embed_dim,
     "vision_cfg": tower,
@@ -96,7 +96,7 @@ def write_config(config: DualEncoderConfig) -> dict[str, Any]:
     written["quick_gelu"] = True
   if config.init_logit_bias is not None:
     written["init_logit_bias"] = config.init_logit_bias
-  if vision.pool == "map":
+  if image.pool == "map":
     written["custom_text"] = True
     written["text_cfg"] |= {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
   return written
@@ -104,21 +104,21 @@ def write_config(config: DualEncoderConfig) -> dict[str, Any]:
 
 def write_preprocessing(config: DualEncoderConfig) -> dict[str, Any]:
   """Writes a preprocessing config of open_clip."""
-  vision = config.image
+  image = config.image
   return {
-    "size": vision.image_size,
-    "mean": list(vision.mean),
-    "std": list(vision.std),
-    "interpolation": vision.interpolation,
-    "resize_mode": "shortest" if vision.resize == "crop" else "squash",
+    "size": image.image_size,
+    "mean": list(image.mean),
+    "std": list(image.std),
+    "interpolation": image.interpolation,
+    "resize_mode": "shortest" if image.resize == "crop" else "squash",
   }
 
 
 def entries(config: DualEncoderConfig, *, custom_text: bool) -> list[Entry]:
   """Returns the key map; `custom_text` puts the text tower's names below "text."."""
-  vision, text = config.image, config.text
+  image, text = config.image, config.text
   prefix = "text." if custom_text else ""
-  table = _timm_entries(vision) if vision.pool == "map" else _clip_entries(vision)
+  table = _timm_entries(image) if image.pool == "map" else _clip_entries(image)
   table += [
     entry("text/tokens", f"{prefix}token_embedding.weight"),
     entry("text/position", f"{prefix}positional_embedding"),
@@ -134,27 +134,27 @@ def entries(config: DualEncoderConfig, *, custom_text: bool) -> list[Entry]:
   return table + [entry("logit_bias", "logit_bias")] * (config.init_logit_bias is not None)
 
 
-def _clip_entries(vision: ImageConfig) -> list[Entry]:
+def _clip_entries(image: ImageConfig) -> list[Entry]:
   return [
     entry("image/class_token", "visual.class_embedding"),
-    entry("image/patch_embedding/kernel", "visual.conv1.weight", convolution(vision.patch_size)),
+    entry("image/patch_embedding/kernel", "visual.conv1.weight", convolution(image.patch_size)),
     entry("image/position", "visual.positional_embedding"),
     *layer_norm("image/pre_norm", "visual.ln_pre"),
-    *_blocks("image", "visual.transformer.resblocks", vision.transformer),
+    *_blocks("image", "visual.transformer.resblocks", image.transformer),
     *layer_norm("image/post_norm", "visual.ln_post"),
     entry("image/projection/kernel", "visual.proj"),
   ]
 
 
-def _timm_entries(vision: ImageConfig) -> list[Entry]:
-  trunk, heads, depth = "visual.trunk", vision.transformer.heads, vision.transformer.depth
+def _timm_entries(image: ImageConfig) -> list[Entry]:
+  trunk, heads, depth = "visual.trunk", image.transformer.heads, image.transformer.depth
   blocks, layer, pool = "image/transformer/blocks", f"{trunk}.blocks.{{layer}}", f"{trunk}.attn_pool"
   pooled = [
     Entry((f"image/pool/kv/{leaf}",), (f"{pool}.kv.{name}",), in_rows(by_heads(heads, form, parts=2), parts=2))
     for leaf, name, form in (("kernel", "weight", TRANSPOSED), ("bias", "bias", SAME))
   ]
   return [
-    entry("image/patch_embedding/kernel", f"{trunk}.patch_embed.proj.weight", convolution(vision.patch_size)),
+    entry("image/patch_embedding/kernel", f"{trunk}.patch_embed.proj.weight", convolution(image.patch_size)),
     entry("image/patch_embedding/bias", f"{trunk}.patch_embed.proj.bias"),
     entry("image/position", f"{trunk}.pos_embed", extended(1)),
     *layer_norm(f"{blocks}/norm1", f"{layer}.norm1", depth=depth),
@@ -228,16 +228,16 @@ def _timm(vision: Mapping[str, Any], size: int, preprocessing: Mapping[str, Any]
   )
 
 
-def _timm_name(vision: ImageConfig) -> str:
-  transformer = vision.transformer
+def _timm_name(image: ImageConfig) -> str:
+  transformer = image.transformer
   shape = (transformer.width, transformer.depth, transformer.heads, transformer.mlp_dim)
   for name, size in _TIMM_SIZES.items():
-    tower = f"{name}_patch{vision.patch_size}"
-    if tuple(SIZES[size]) == shape and vision.image_size in _TIMM_IMAGES.get(tower, ()):
-      return f"vit_{tower}_siglip_{vision.image_size}"
+    tower = f"{name}_patch{image.patch_size}"
+    if tuple(SIZES[size]) == shape and image.image_size in _TIMM_IMAGES.get(tower, ()):
+      return f"vit_{tower}_siglip_{image.image_size}"
   raise UserError(
     f"open_clip takes SigLIP's image tower from timm, which has none of width {shape[0]}, depth {shape[1]},"
-    f" {shape[2]} heads, patches of {vision.patch_size} and images of {vision.image_size} pixels: export to huggingface"
+    f" {shape[2]} heads, patches of {image.patch_size} and images of {image.image_size} pixels: export to huggingface"
   )
 
 

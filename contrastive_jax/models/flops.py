@@ -34,8 +34,8 @@ def forward_flops_per_pair(config: DualEncoderConfig) -> float:
   Causal attention counts in full. Training costs three times as much. The query of attention pooling, one a batch, is
   left out. With tubelets it is still an image, whose patches have one frame.
   """
-  vision, text = config.image, config.text
-  patches = vision.grid**2
+  image, text = config.image, config.text
+  patches = image.grid**2
   return forward_flops(
     config, pairs=1, patches=patches, image_sequence=patches, tokens=text.length, text_sequence=text.length
   )
@@ -62,11 +62,11 @@ def forward_flops(
     text_sequence: number of tokens that each token attends to.
     frames: number of frames of a patch.
   """
-  vision, text = config.image, config.text
-  total = 2 * patches * frames * vision.patch_dim * vision.transformer.width
-  first = pairs * vision.class_token
+  image, text = config.image, config.text
+  total = 2 * patches * frames * image.patch_dim * image.transformer.width
+  first = pairs * image.class_token
   for tower, count, sequence in (
-    (vision, patches + first, image_sequence + vision.class_token),
+    (image, patches + first, image_sequence + image.class_token),
     (text, tokens, text_sequence),
   ):
     total += tower.transformer.depth * block_flops(tower.transformer, count, sequence)

@@ -146,20 +146,20 @@ def _taken(
   return traverse_util.unflatten_dict({**ours, **taken})
 
 
-def _adapted(theirs: Parameters, init_from: Path, vision: ImageConfig) -> tuple[Parameters, list[str]]:
+def _adapted(theirs: Parameters, init_from: Path, image: ImageConfig) -> tuple[Parameters, list[str]]:
   """Resizes their parameters that depend on sizes of patches, clips and grids; returns them and what was done."""
   old = presets.model_config(checked_config(init_from)).image
-  if old.channels != vision.channels:
+  if old.channels != image.channels:
     return theirs, []
   adapted, sentences = dict(theirs), []
   kernel, position = ("image", "patch_embedding", "kernel"), ("image", "position")
-  if kernel in theirs and (old.patch_size, old.tubelet) != (vision.patch_size, vision.tubelet):
-    adapted[kernel] = resizing.patch_kernel(np.asarray(theirs[kernel]), old, vision)
-    sentences.append(f"Adapted the patch embedding of {init_from} from {_patch(old)} to {_patch(vision)}.")
-  if position in theirs and old.grid != vision.grid and old.class_token == vision.class_token:
-    adapted[position] = resizing.position_table(np.asarray(theirs[position]), old, vision)
+  if kernel in theirs and (old.patch_size, old.tubelet) != (image.patch_size, image.tubelet):
+    adapted[kernel] = resizing.patch_kernel(np.asarray(theirs[kernel]), old, image)
+    sentences.append(f"Adapted the patch embedding of {init_from} from {_patch(old)} to {_patch(image)}.")
+  if position in theirs and old.grid != image.grid and old.class_token == image.class_token:
+    adapted[position] = resizing.position_table(np.asarray(theirs[position]), old, image)
     sentences.append(
-      f"Resized the position table of {init_from} from {old.grid}x{old.grid} to {vision.grid}x{vision.grid} patches."
+      f"Resized the position table of {init_from} from {old.grid}x{old.grid} to {image.grid}x{image.grid} patches."
     )
   return adapted, sentences
 
@@ -174,6 +174,6 @@ def _cut(theirs: Parameters, init_from: str, length: int) -> tuple[Parameters, l
   ]
 
 
-def _patch(vision: ImageConfig) -> str:
-  frames = f", {vision.tubelet} frames" if vision.tubelet > 1 else ""
-  return f"{vision.patch_size} px{frames}"
+def _patch(image: ImageConfig) -> str:
+  frames = f", {image.tubelet} frames" if image.tubelet > 1 else ""
+  return f"{image.patch_size} px{frames}"
