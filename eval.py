@@ -115,7 +115,7 @@ def main() -> None:
   model = load(workdir, STEP.value, batch_size=BATCH_SIZE.value, progress=distributed.is_main())
   run = checked_config(workdir)
   # A set is scored by the features that the run trained on, unless others are named.
-  hints = [kinds.feature_names(run, name) for name in names]
+  hints = [kinds.hints(run, name) for name in names]
   sets = [tasks.load(name, DATA_DIR.value, keys, own) for name, own in zip(names, hints, strict=True)]
   architecture = run.get("name") or workdir.resolve().name
   about = {"workdir": workdir, "step": model.step, "architecture": architecture, "keep_in_run": keep_in_run}
@@ -140,11 +140,13 @@ def named_features(names: Sequence[str]) -> dict[str, str]:
   """Returns the features that flags name.
 
   Raises:
-    UserError: if a feature is named and no task is a TFDS set, so that the flag would be without effect.
+    UserError: if a feature is named and no task is a TFDS set or a table, so that the flag would be without effect.
   """
   keys = {flag.name: flag.value for flag in KEY_FLAGS if flag.value}
-  if keys and not any(name.startswith("tfds/") for name in names):
-    raise UserError(f"--{next(iter(keys))} names a feature of tfds/<set>, and none of --tasks={','.join(names)} is one")
+  if keys and not any(name.startswith(("tfds/", "table/")) for name in names):
+    raise UserError(
+      f"--{next(iter(keys))} names a feature of tfds/<set> or table/<file>: none of --tasks={','.join(names)} is one"
+    )
   return keys
 
 
@@ -156,7 +158,7 @@ def check_probe(names: Sequence[str]) -> None:
   """
   for name in names:
     benchmark = BENCHMARKS.get(tasks.parse(name)[0])
-    if name in tasks.EVALUATIONS or (benchmark and benchmark.kind != "classification"):
+    if name in tasks.EVALUATIONS or name.startswith(tasks.OWN) or (benchmark and benchmark.kind != "classification"):
       raise without_labels(name)
     if tasks.split_of(learned_by(name)) == tasks.split_of(name):
       raise UserError(f"--probe_split={PROBE_SPLIT.value} is what {name} is scored on: name another split")

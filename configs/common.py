@@ -139,10 +139,11 @@ def get_config() -> ConfigDict:
   # Name -> weight: {"noto": 1.0}, {"tfds/coco_captions": 1.0}. A name with a dot is a value, under a label of your own:
   # {"coco": {"name": "tfds/coco_captions:1.1.0", "weight": 1.0}}. Such an entry may give the set options of its own
   # in place of the fields below: image_key, caption_key, split, templates (for class names), flip; see data/kinds.py.
+  # Pairs of your own are "table/photos/captions.csv" and "folder/photos"; see configs/own_pairs.py.
   config.data.sources = ConfigDict()
   config.data.data_dir = ""  # Directory of the TFDS sets; empty is TFDS's default.
-  config.data.image_key = "image"  # Feature of TFDS sets that holds the image.
-  config.data.caption_key = "caption"  # Feature that holds the caption, a list of captions, or a class.
+  config.data.image_key = "image"  # Feature of TFDS sets, or column of tables, that holds the image.
+  config.data.caption_key = "caption"  # Feature or column that holds the caption, a list of captions, or a class.
   config.data.captions = as_config(CaptionMix())  # Shares of the kinds of captions that emoji sources give.
   config.data.augment = as_config(Augment())
   config.data.threads = 8

@@ -13,12 +13,13 @@ from contrastive_jax.objectives.term import TEACHER_TEXT
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.schedule.segments import Segment
+from contrastive_jax.schedule.stages import source_options
 from contrastive_jax.training.distillation import Teacher
 from contrastive_jax.training.run import Run
 from contrastive_jax.training.targets import TargetCache
 from data import tasks
 from data.augment import Augment
-from data.kinds import feature_names, kind_of, open_sources
+from data.kinds import hints, kind_of, open_sources
 from data.numbering import id_bases
 from data.pipeline import Pipeline, TeacherView
 from data.sources import Source
@@ -161,5 +162,14 @@ def evaluation_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def evaluation_set(config: ConfigDict, name: str) -> ReadSet:
-  """Opens an evaluation set of a run, read by the features that the run trains with; see `tasks.opened`."""
-  return tasks.opened(name, config.data.data_dir, hints=feature_names(config, name))
+  """Opens an evaluation set of a run, read as the run reads it for training; see `tasks.opened`.
+
+  Raises:
+    UserError: as `tasks.opened` does, and for a split of a set of which the run trains on all.
+  """
+  whole, at, _ = name.rpartition("@")
+  if at and name.startswith(tasks.OWN) and whole in source_options(config):
+    raise UserError(
+      f"data.sources has all of {whole!r}, which holds what {name!r} is scored on: train on '{whole}@train'"
+    )
+  return tasks.opened(name, config.data.data_dir, hints=hints(config, name))

@@ -15,6 +15,8 @@ from contrastive_jax.schedule.stages import source_options
 from data import emoji, motion, strips
 from data.sources import Source
 from data.sources.clips import ClipSource
+from data.sources.folder import open_folder
+from data.sources.table import TableSource
 from data.sources.tfds import TfdsSource
 
 # The options that an entry of `data.sources` gives a set, beside its name and weight.
@@ -61,6 +63,11 @@ def _tfds(wanted: Mapping[str, Options], data: Any) -> Opened:
   return {name: opened(name, options) for name, options in wanted.items()}
 
 
+def _table(wanted: Mapping[str, Options], data: Any) -> Opened:
+  keys = {"image_key": data.image_key, "caption_key": data.caption_key}
+  return {name: TableSource(name.partition("/")[2], **keys | options) for name, options in wanted.items()}
+
+
 def each(make: Callable[..., Source]) -> Open:
   """Returns what opens each set by itself: `make` gets what its name says behind the first slash, and its options."""
 
@@ -86,6 +93,8 @@ KINDS: dict[str, Kind] = {
     _tfds,
     {"image_key": str, "caption_key": str, "split": str, "templates": tuple[str, ...], "flip": bool},
   ),
+  "table/": Kind("table/<file>", _table, {"image_key": str, "caption_key": str, "root": str, "flip": bool}),
+  "folder/": Kind("folder/<folder>", each(open_folder), {"templates": tuple[str, ...], "flip": bool}),
   "clips/": Kind("clips/<folder>", each(ClipSource), {"flip": bool}),
 }
 
@@ -134,8 +143,8 @@ def _checked(name: str, kind: Kind, key: str, value: Any) -> Any:
   return value
 
 
-def feature_names(config: ConfigDict | Mapping[str, Any], task: str) -> dict[str, str]:
-  """Returns the names of features that a run trained with, for a task on one of its sets or on another.
+def hints(config: ConfigDict | Mapping[str, Any], task: str) -> dict[str, Any]:
+  """Returns how a run read a set that a task is on, its features above all; of another set, how it reads most sets.
 
   Args:
     config: a config, or the dictionary that was read from `config.json`; imported weights have no data in it.
@@ -146,5 +155,5 @@ def feature_names(config: ConfigDict | Mapping[str, Any], task: str) -> dict[str
   for name, own in source_options(config).items() if data else ():
     dataset = name.partition("@")[0]
     if task == dataset or task.startswith((f"{dataset}@", f"{dataset}:")):
-      names |= {key: own[key] for key in _FEATURES if key in own}
+      names |= own
   return names

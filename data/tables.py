@@ -31,12 +31,13 @@ def is_table(path: Path) -> bool:
   return _kind(path) in SUFFIXES
 
 
-def rows(path: Path, column: str) -> Iterator[dict[str, Any]]:
+def rows(path: Path, column: str, otherwise: str = "") -> Iterator[dict[str, Any]]:
   """Yields the rows of a table, each with text in `column`.
 
   Args:
     path: path of the table. CSV may be separated by commas, semicolons or tabs, whichever makes `column` a column.
     column: name of the column that has to be there.
+    otherwise: the end of the sentence about a column that is not there, such as " or name it with image_key".
 
   Raises:
     UserError: if the file cannot be read, has a column twice or lacks one, or a row is too long or has no text there.
@@ -46,9 +47,9 @@ def rows(path: Path, column: str) -> Iterator[dict[str, Any]]:
     raise UserError(f"{path} must be a folder, or a table that ends in {', '.join(SUFFIXES)}")
   with reading(path):
     if kind == ".parquet":
-      found = _parquet(path, column)
+      found = _parquet(path, column, otherwise)
     elif kind in _DELIMITERS:
-      found = _separated(path, column, _DELIMITERS[kind])
+      found = _separated(path, column, _DELIMITERS[kind], otherwise)
     else:
       found = _json(path)
   for number, row in enumerate(found, 1):
@@ -57,7 +58,8 @@ def rows(path: Path, column: str) -> Iterator[dict[str, Any]]:
     if None in row:
       raise UserError(f"row {number} of {path} has more fields than the header: put text that holds commas in quotes")
     if column not in row:
-      raise UserError(f"row {number} of {path} has no '{column}'{nearest(column, map(str, row))}: name its column so")
+      meant = nearest(column, map(str, row))
+      raise UserError(f"row {number} of {path} has no '{column}'{meant}: name its column so{otherwise}")
     if not isinstance(row[column], str):
       what = "nothing" if row[column] is None else f"a {type(row[column]).__name__}"
       raise UserError(f"row {number} of {path} has no '{column}' but {what}: write text there, or leave out the row")
@@ -137,12 +139,12 @@ def _text(path: Path) -> str:
   return data.decode(encoding)
 
 
-def _separated(path: Path, column: str, delimiters: Sequence[str]) -> list[dict[str, Any]]:
+def _separated(path: Path, column: str, delimiters: Sequence[str], otherwise: str) -> list[dict[str, Any]]:
   text = _text(path)
   headers = {each: next(csv.reader(io.StringIO(text, newline=""), delimiter=each), []) for each in delimiters}
   delimiter = next((each for each in delimiters if column in headers[each]), None)
   if delimiter is None:
-    raise UserError(_without(path, column, headers[delimiters[0]]))
+    raise UserError(_without(path, column, headers[delimiters[0]], otherwise))
   _no_column_twice(path, headers[delimiter])
   return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
 
@@ -170,19 +172,19 @@ def _json(path: Path) -> list[Any]:
   return found
 
 
-def _parquet(path: Path, column: str) -> list[dict[str, Any]]:
+def _parquet(path: Path, column: str, otherwise: str) -> list[dict[str, Any]]:
   # An open file, since Arrow takes some names for addresses.
   with open(path, "rb") as file:
     table = pq.ParquetFile(file).read()
   _no_column_twice(path, table.column_names)
   if column not in table.column_names:
-    raise UserError(_without(path, column, table.column_names))
+    raise UserError(_without(path, column, table.column_names, otherwise))
   return table.to_pylist()
 
 
-def _without(path: Path, column: str, header: Sequence[str]) -> str:
+def _without(path: Path, column: str, header: Sequence[str], otherwise: str) -> str:
   known = ", ".join(repr(name) for name in header[:8]) + (", ..." if len(header) > 8 else "")
-  return f"{path} has no column '{column}'{nearest(column, header)}: it has {known or 'none'}, name one so"
+  return f"{path} has no column '{column}'{nearest(column, header)}: it has {known or 'none'}, name one so{otherwise}"
 
 
 def _no_column_twice(path: Path, names: Sequence[str]) -> None:

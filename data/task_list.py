@@ -37,8 +37,13 @@ def rows() -> list[Row]:
   own = [_own(name) for name in EVALUATIONS]
   known = [_benchmark(benchmark) for benchmark in BENCHMARKS.values()]
   groups = [Row(name, "group", f"{len(members)} sets", _shortened(members)) for name, members in GROUPS.items()]
-  other = Row("tfds/<set>[@<split>]", "classification or retrieval", "", "any TFDS set prepared in --data_dir")
-  return [*own, *known, *groups, other]
+  kind = "classification or retrieval"
+  others = [
+    Row("tfds/<set>[@<split>]", kind, "", "any TFDS set prepared in --data_dir"),
+    Row("table/<file>[@<split>]", "retrieval", "", "pictures and captions that a table names"),
+    Row("folder/<folder>[@<split>]", kind, "", "pictures with captions beside them, or a folder for each class"),
+  ]
+  return [*own, *known, *groups, *others]
 
 
 def _own(name: str) -> Row:

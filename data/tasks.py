@@ -4,17 +4,21 @@ import dataclasses
 import functools
 import types
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from contrastive_jax.errors import UserError, require_known
-from contrastive_jax.evaluation.benchmarks import BENCHMARKS
+from contrastive_jax.evaluation.benchmarks import BENCHMARKS, GENERIC_TEMPLATES
 from contrastive_jax.evaluation.tasks import EvaluationSet, ReadSet
 from data import benchmarks, emoji_evaluation, motion, strips
 from data.emoji import LANGUAGES
-from data.sources import tfds
+from data.sources import folder, pictures, tfds
 from data.sources.splits import overlap
+from data.sources.table import TableSource
 
 EVALUATIONS = emoji_evaluation.EVALUATIONS | motion.EVALUATIONS | strips.EVALUATIONS
-# What may be named of a TFDS set: the features of its images, its captions and its classes.
+# Sets of a person's own, by the beginning of their names.
+OWN = ("table/", "folder/")
+# What may be named of a TFDS set: the features of its images, its captions and its classes; of a table the first two.
 KEYS = ("image_key", "caption_key", "label_key")
 NO_KEYS: Mapping[str, str] = types.MappingProxyType({})
 # Names that captions commonly have, the first that a set has is taken.
@@ -42,27 +46,29 @@ def expand(names: Iterable[str]) -> list[str]:
 
 
 def load(
-  name: str, data_dir: str = "", keys: Mapping[str, str] = NO_KEYS, hints: Mapping[str, str] = NO_KEYS
+  name: str, data_dir: str = "", keys: Mapping[str, str] = NO_KEYS, hints: Mapping[str, Any] = NO_KEYS
 ) -> EvaluationSet:
   """Opens an evaluation set, as `opened` does, and reads its labels or captions."""
   return opened(name, data_dir, keys, hints)()
 
 
 def opened(
-  name: str, data_dir: str = "", keys: Mapping[str, str] = NO_KEYS, hints: Mapping[str, str] = NO_KEYS
+  name: str, data_dir: str = "", keys: Mapping[str, str] = NO_KEYS, hints: Mapping[str, Any] = NO_KEYS
 ) -> ReadSet:
-  """Opens an evaluation set: one of `EVALUATIONS`; or one of `BENCHMARKS` or "tfds/<set>", with an optional "@<split>".
+  """Opens an evaluation set: one of `EVALUATIONS`; or one of `BENCHMARKS`, "tfds/<set>", "table/<file>" or
+  "folder/<folder>", with an optional "@<split>".
 
-  A TFDS set's features are named behind it, as in "tfds/<set>@test:caption_key=title:image_key=photo".
+  The features of a TFDS set and the columns of a table are named behind it, as in
+  "tfds/<set>@test:caption_key=title:image_key=photo".
 
-  A TFDS set with labels is for zero-shot classification, one with captions for retrieval. A benchmark has class names,
-  prompts and splits of its own; its "@train" is what a probe may learn from.
+  A TFDS set with labels and a folder of class folders are for zero-shot classification, sets with captions for
+  retrieval. A benchmark has class names, prompts and splits of its own; its "@train" is what a probe may learn from.
 
   Args:
     name: name of one set, as `expand` returns it.
     data_dir: TFDS's directory of sets, which also has the folders of pictures; "" is TFDS's own default.
-    keys: names of features, some of `KEYS`, for TFDS sets whose name does not say them. They must be there.
-    hints: names of features that are tried first where neither says them, such as those that a run trained with.
+    keys: names of features, some of `KEYS`, for sets whose name does not say them. They must be there.
+    hints: how a run read the set, such as the names of its features, which are tried first where neither says them.
 
   Returns:
     A function that reads the labels or captions of all records, once, and returns the set. For a TFDS set this can mean
@@ -79,6 +85,8 @@ def opened(
   where = (data_dir or None, split_of(name))
   if known in BENCHMARKS:
     read = benchmarks.opened(BENCHMARKS[known], *where)
+  elif name.startswith(OWN):
+    read = _own(name, {**keys, **named}, hints)
   else:
     read = _tfds(known.removeprefix("tfds/"), *where, {**keys, **named}, hints)
   # Results are filed under this name, and those of another split must not replace them.
@@ -100,7 +108,7 @@ def parse(name: str) -> tuple[str, str, dict[str, str]]:
     name: the task name, such as "tfds/<set>@test:caption_key=title".
 
   Raises:
-    UserError: if a feature is named that is none of `KEYS`, or of a set that is not TFDS's.
+    UserError: if a feature is named that is none of `KEYS`, or of a set that has none with names.
   """
   # A version also stands behind a colon, but holds no "=".
   parts = name.split(":")
@@ -111,8 +119,10 @@ def parse(name: str) -> tuple[str, str, dict[str, str]]:
     key, _, value = option.partition("=")
     require_known(f"task '{name}': feature", key, KEYS)
     named[key] = value
-  if named and not known.startswith("tfds/"):
-    raise UserError(f"task '{name}' names features, which only a set of the form tfds/<set> needs: leave them out")
+  if named and not known.startswith(("tfds/", "table/")):
+    raise UserError(
+      f"task '{name}' names features, which only sets of the forms tfds/<set> and table/<file> need: leave them out"
+    )
   return known, split, named
 
 
@@ -136,7 +146,18 @@ def shared_records(first: str, second: str, data_dir: str = "") -> int:
   return overlap(stored(first).ranges, stored(second).ranges)
 
 
-def _tfds(name: str, data_dir: str | None, split: str, keys: Mapping[str, str], hints: Mapping[str, str]) -> ReadSet:
+def _own(name: str, keys: Mapping[str, str], hints: Mapping[str, Any]) -> ReadSet:
+  known, split, _ = parse(name)
+  place = f"{known}@{split}".removesuffix("@").partition("/")[2]
+  if name.startswith("folder/"):
+    return folder.evaluated(folder.open_folder(place, templates=hints.get("templates", GENERIC_TEMPLATES)))
+  if "label_key" in keys:
+    raise UserError(f"task '{name}' is scored by its captions: leave label_key={keys['label_key']} out")
+  told = {key: hints[key] for key in ("image_key", "caption_key", "root") if hints.get(key)}
+  return pictures.paired(TableSource(place, **told | keys))
+
+
+def _tfds(name: str, data_dir: str | None, split: str, keys: Mapping[str, str], hints: Mapping[str, Any]) -> ReadSet:
   records = tfds.Records(name, data_dir, split)
   records.require(*keys.values())
   features = records.features
@@ -179,5 +200,5 @@ def _unless_common(name: str | None) -> str | None:
 
 def _check(name: str) -> None:
   known = parse(name)[0]
-  if not known.startswith("tfds/") and known not in BENCHMARKS:
-    require_known("task", name, (*EVALUATIONS, *GROUPS, *BENCHMARKS, "tfds/<set>"))
+  if not known.startswith(("tfds/", *OWN)) and known not in BENCHMARKS:
+    require_known("task", name, (*EVALUATIONS, *GROUPS, *BENCHMARKS, "tfds/<set>", "table/<file>", "folder/<folder>"))

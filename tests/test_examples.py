@@ -55,11 +55,12 @@ def flags_of(script: str) -> frozenset[str]:
 
 
 @functools.cache
-def config_of(path: str) -> ConfigDict:
+def config_of(config: str) -> ConfigDict:
+  path, *argument = config.split(":", 1)
   spec = importlib.util.spec_from_file_location("config_of_an_example", runs.ROOT / path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return module.get_config()
+  return module.get_config(*argument)
 
 
 def require_field(config: ConfigDict, dotted: str) -> None:
@@ -110,7 +111,7 @@ def test_the_example_names_what_exists(where, command):
     elif config:
       require_field(config_of(config), field)
   if config:
-    assert (runs.ROOT / config).is_file()
+    assert (runs.ROOT / config.partition(":")[0]).is_file()
 
 
 @pytest.mark.parametrize("path", [*SCRIPTS], ids=lambda path: path.name)

@@ -187,7 +187,7 @@ def weighted_sources(field: str, sources: Mapping[str, Any]) -> tuple[tuple[str,
 
 
 def source_options(config: Mapping[str, Any] | Any) -> dict[str, dict[str, Any]]:
-  """Returns the options that entries of sources give a set beside its name and weight, such as `caption_key`, by name.
+  """Returns the sources that a config names, and the options that entries give each beside its name and weight.
 
   Args:
     config: a config, or the dictionary that was read from `config.json`.
@@ -202,10 +202,10 @@ def source_options(config: Mapping[str, Any] | Any) -> dict[str, dict[str, Any]]
   found: dict[str, dict[str, Any]] = {}
   for field, sources in fields.items():
     for name, _, own in _entries(field, sources):
-      if own and found.setdefault(name, own) != own:
-        raise UserError(
-          f"{field} gives {name!r} the options {own}, and an entry before it {found[name]}: make them equal"
-        )
+      before = found.get(name)
+      if own and before and before != own:
+        raise UserError(f"{field} gives {name!r} the options {own}, and an entry before it {before}: make them equal")
+      found[name] = own or before or {}
   return found
 
 

@@ -90,16 +90,17 @@ def test_a_set_is_scored_by_the_features_that_it_was_trained_on(data_dir):
   mixed = config(data_dir, a={"name": "tfds/coloured@train[1:]", **CLASSES}, plain={"name": "tfds/plain"})
   for given in (mixed, mixed.to_dict()):
     named = {"image_key": "photo", "caption_key": "colour"}
-    assert kinds.feature_names(given, "tfds/coloured@test") == kinds.feature_names(given, "tfds/coloured") == named
-    assert kinds.feature_names(given, "tfds/plain") == {"image_key": "image", "caption_key": "caption"}
-    assert kinds.feature_names(given, "tfds/coloured_other") == {"image_key": "image", "caption_key": "caption"}
-  assert kinds.feature_names({"model": {}}, "tfds/plain") == {}
+    for task in ("tfds/coloured@test", "tfds/coloured"):
+      assert kinds.hints(given, task) == named | {"templates": CLASSES["templates"]}
+    assert kinds.hints(given, "tfds/plain") == {"image_key": "image", "caption_key": "caption"}
+    assert kinds.hints(given, "tfds/coloured_other") == {"image_key": "image", "caption_key": "caption"}
+  assert kinds.hints({"model": {}}, "tfds/plain") == {}
 
 
 def test_a_stage_has_the_options_that_the_run_gives_its_sets():
   staged = config(a={"name": "tfds/a", "caption_key": "title"})
   staged.curriculum = (common.stage("one", 1, sources={"tfds/a": 1.0}), common.stage("two", 0, sources={"noto": 1.0}))
-  assert source_options(staged) == {"tfds/a": {"caption_key": "title"}}
+  assert source_options(staged) == {"tfds/a": {"caption_key": "title"}, "noto": {}}
   staged.curriculum = (common.stage("one", 0, sources={"b": {"name": "tfds/a", "caption_key": "words"}}),)
   with pytest.raises(UserError, match=r"curriculum\.0\.sources gives 'tfds/a' the options .*'words'.*make them equal"):
     source_options(staged)

@@ -17,7 +17,7 @@ from tests import runs
 
 CONFIG = common.get_config()
 CONFIG.data.sources = {"noto": 1.0}
-SHIPPED = sorted(path.stem for path in (runs.ROOT / "configs").glob("*.py") if "def get_config" in path.read_text())
+SHIPPED = sorted(path.stem for path in (runs.ROOT / "configs").glob("*.py") if "def get_config()" in path.read_text())
 
 
 def changed(change):

@@ -1,0 +1,150 @@
+"""A folder of pictures: with their captions in files beside them, or in a folder for each class."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from contrastive_jax import paths
+from contrastive_jax.errors import UserError
+from contrastive_jax.evaluation.benchmarks import GENERIC, GENERIC_TEMPLATES
+from contrastive_jax.evaluation.tasks import LabelledSet, ReadSet
+from contrastive_jax.preprocess import formats
+from contrastive_jax.preprocess.decoding import DecodeError
+from data.sources import Text, stable_hash
+from data.sources.features import read_texts
+from data.sources.pictures import PictureSource, Shown, in_split, paired, place_and_split
+
+# What may stand beside a picture, the first that is there is taken; and the keys of its captions in the latter.
+_BESIDE = (".txt", ".json")
+_KEYS = ("caption", "captions", "text")
+
+
+class FolderSource(PictureSource):
+  """The pictures below a folder that have their captions in a file of the same name beside them.
+
+  In `dog.txt` each line that is not blank is a caption of `dog.jpg`. `dog.json` is a text, a list of them, or an object
+  with one of the two under "caption", "captions" or "text".
+  """
+
+  def __init__(self, name: str, folder: Path, split: str, pictures: Sequence[str], flip: bool):
+    """Opens the pictures of a split, of all `pictures` given by their paths below the folder; no captions are read."""
+    chosen = [picture for picture in pictures if in_split(name, split, picture)]
+    super().__init__(name, split, [folder / picture for picture in chosen], flip)
+    self._groups = [stable_hash("folder", os.fspath(folder), picture) for picture in chosen]
+
+  def text(self, index: int) -> Text:
+    file = next((file for end in _BESIDE if (file := self._files[index].with_suffix(end)).is_file()), None)
+    if file is None:
+      raise DecodeError(f"{self._files[index].stem}.txt is not beside it")
+    captions = tuple(dict.fromkeys(text for text in _captions_in(file) if text.strip()))
+    if not captions:
+      raise DecodeError(f"{file.name} holds no caption")
+    return Text(captions, self._groups[index])
+
+
+class ClassFolderSource(PictureSource):
+  """The pictures below a folder that has a folder for each class, whose name is put into templates.
+
+  Attributes:
+    classes: the names of the classes, sorted: those of their folders, with blanks for underscores.
+    labels: the class of each picture.
+    templates: prompts in which `{}` stands for the class name.
+  """
+
+  def __init__(
+    self, name: str, folder: Path, split: str, pictures: Sequence[str], templates: Sequence[str], flip: bool
+  ):
+    """Opens the pictures of a split; every split has the same classes.
+
+    Args:
+      name: name of the set, with its split.
+      folder: the folder.
+      split: the split, or "".
+      pictures: the paths of all pictures below the folder.
+      templates: prompts in which `{}` stands for the class name.
+      flip: whether pictures may be mirrored.
+
+    Raises:
+      UserError: if one lies in no folder of a class, or there are not two classes.
+    """
+    chosen = [picture for picture in pictures if in_split(name, split, picture)]
+    super().__init__(name, split, [folder / picture for picture in chosen], flip)
+    first = {picture: Path(picture).parts for picture in pictures}
+    alone = [picture for picture, parts in first.items() if len(parts) == 1]
+    if alone:
+      raise UserError(
+        f"{name}: {alone[0]} and {len(alone) - 1} more pictures have no caption: put {Path(alone[0]).stem}.txt beside"
+        " it, or the pictures of each class in a folder of its name"
+      )
+    folders = sorted({parts[0] for parts in first.values()})
+    self.classes = [paths.as_id(folder).replace("_", " ") for folder in folders]
+    if len(set(self.classes)) < 2:
+      raise UserError(f"{name} has one class, {self.classes[0]!r}: give it a folder for each of several classes")
+    self.labels = np.array([folders.index(first[picture][0]) for picture in chosen], np.int64)
+    self.templates = tuple(templates)
+    self._texts = [
+      Text(tuple(template.replace("{}", words) for template in templates), stable_hash("folder", "class", words))
+      for words in self.classes
+    ]
+
+  def text(self, index: int) -> Text:
+    return self._texts[self.labels[index]]
+
+
+def open_folder(
+  place: str, *, templates: Sequence[str] = GENERIC_TEMPLATES, flip: bool = True
+) -> FolderSource | ClassFolderSource:
+  """Opens the pictures below a folder; where none has a file of captions beside it, the folders in it are classes.
+
+  Args:
+    place: path of the folder. "@train" and "@test" behind it are splits, drawn by a hash of the pictures' paths.
+    templates: prompts in which `{}` stands for the name of a class.
+    flip: whether pictures may be mirrored; those whose captions name left or right never are.
+
+  Raises:
+    UserError: if there is no such folder, it holds no picture in the split, or pictures have neither caption nor class.
+  """
+  folder, split = place_and_split("folder/<folder>", place)
+  name = f"folder/{place}"
+  if not folder.is_dir():
+    raise UserError(f"{name}: {folder} is no folder: name one that is there")
+  files = list(paths.files_below(folder))
+  told = {file.with_suffix("") for file in files if file.suffix in _BESIDE}
+  found = [file for file in files if file.suffix not in _BESIDE and formats.is_picture(file)]
+  pictures = [file.relative_to(folder).as_posix() for file in found]
+  if not pictures:
+    needed = sorted({package for file in files if (package := formats.package_for(file))})
+    raise UserError(f"{name} holds no picture: put some there{', or pip install ' + needed[0] if needed else ''}")
+  if not any(in_split(name, split, picture) for picture in pictures):
+    raise UserError(f"{name} holds none of the {len(pictures)} pictures of {folder}: leave the split out")
+  if any(file.with_suffix("") in told for file in found):
+    return FolderSource(name, folder, split, pictures, flip)
+  return ClassFolderSource(name, folder, split, pictures, templates, flip)
+
+
+def evaluated(source: FolderSource | ClassFolderSource) -> ReadSet:
+  """Returns what reads a source as an evaluation set: for zero-shot classification if it has classes, or retrieval."""
+  if isinstance(source, FolderSource):
+    return paired(source)
+  return lambda: LabelledSet(
+    source.name, Shown(source, {}), source.labels, source.classes, source.templates, templates_source=GENERIC
+  )
+
+
+def _captions_in(file: Path) -> list[str]:
+  try:
+    text = file.read_text(encoding="utf-8-sig")
+    if file.suffix == ".txt":
+      return [line.strip() for line in text.split("\n")]
+    said: Any = json.loads(text)
+  except (ValueError, RecursionError) as error:
+    raise DecodeError(f"{file.name} cannot be read ({' '.join(str(error).split())[:100]})") from error
+  if isinstance(said, dict):
+    said = next((said[key] for key in _KEYS if key in said), None)
+    if said is None:
+      raise DecodeError(f"{file.name} has none of the keys {', '.join(_KEYS)}")
+  return read_texts(said)

@@ -1,0 +1,64 @@
+"""A person's own pictures, from a table to a report: trained, resumed with the same bits, scored and embedded."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import runs
+
+pytestmark = pytest.mark.slow
+COUNT = 60
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+  """Plain pictures and a table of their captions; one cannot be decoded and one is missing."""
+  folder = tmp_path_factory.mktemp("photos")
+  rng = np.random.default_rng(0)
+  with open(folder / "captions.csv", "w", newline="", encoding="utf-8") as file:
+    table = csv.writer(file)
+    table.writerow(["image", "caption"])
+    for number in range(COUNT):
+      level = rng.integers(0, 256, 3)
+      Image.new("RGB", (20 + number % 5, 16), tuple(map(int, level))).save(folder / f"{number}.png")
+      table.writerow([f"{number}.png", f"red {level[0]}, green {level[1]} and blue {level[2]}"])
+  (folder / "7.png").write_bytes(b"no picture")
+  (folder / "8.png").unlink()
+  return folder
+
+
+def test_a_run_resumes_with_the_same_bits_on_other_numbers_of_devices_and_workers(photos, tmp_path):
+  sources = json.dumps({"mine": {"name": f"table/{photos / 'captions.csv'}@train", "weight": 1.0}})
+  options = (
+    f"--config.data.sources={sources}", f"--config.evals=('table/{photos / 'captions.csv'}@test',)",
+    "--config.total_steps=12", "--config.checkpoint_every=6", "--config.data.max_bad_share=0.2",
+  )  # fmt: skip
+  runs.train(tmp_path / "whole", *options)
+  shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+  shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "12")
+  assert "from step 6" in runs.train(tmp_path / "resumed", *options, "--config.data.workers=2")
+  whole, resumed = runs.final_state(tmp_path / "whole"), runs.final_state(tmp_path / "resumed")
+  for name, leaf in whole.items():
+    np.testing.assert_array_equal(resumed[name], leaf, err_msg=name)
+  bad = {row["reason"].split()[-1] for row in runs.rows(tmp_path / "whole" / "bad_records.jsonl")}
+  assert "missing" in bad and len(bad) == 2
+  samples = runs.rows(tmp_path / "whole" / "sample_ids.jsonl")
+  runs.train(tmp_path / "wide", *options, devices=4)
+  assert [row["ids"] for row in runs.rows(tmp_path / "wide" / "sample_ids.jsonl")] == [row["ids"] for row in samples]
+
+
+def test_the_commands_of_the_readme_train_score_and_embed(photos, tmp_path):
+  table, workdir = photos / "captions.csv", tmp_path / "run"
+  small = [f"--config.model.{tower}.transformer.depth=1" for tower in ("image", "text")]
+  short = ("--config.total_steps=2", "--config.schedule.warmup_steps=1", "--config.batch_size=8", *small)
+  said = runs.run("train.py", f"--config=configs/own_pairs.py:{table}", f"--workdir={workdir}", *short)
+  assert "captions rank their image" in said and (workdir / "report.html").is_file()
+  said = runs.run("eval.py", f"--workdir={workdir}", f"--tasks=table/{table}")
+  assert "2 more cannot be read and were left out" in said
+  runs.run("embed.py", f"--workdir={workdir}", f"--images={photos}", f"--output={tmp_path / 'out.parquet'}")
+  said = runs.run("train.py", f"--config=configs/own_pairs.py:{photos / 'none.csv'}", "--workdir=x", expected=2)
+  assert "none.csv does not exist" in said
