@@ -185,7 +185,7 @@ def check_case(loss, case):
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(case=cases())
 def test_value_and_gradients_equal_float64(loss, case):
   check_case(loss, case)

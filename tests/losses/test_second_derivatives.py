@@ -213,10 +213,9 @@ def test_gradients_are_finite_where_nothing_counts(side, coefficient, scale, rng
     return losses.weighted_softmax_loss(image, text, logit_scale=scale, **how, **more)[0]
 
   for group in (None, jnp.zeros(6, jnp.int32)):  # With one group there are no negatives in the batch.
-    value, gradients = jax.value_and_grad(loss, argnums=(0, 1, 2, 3))(image, text, scale, jnp.asarray(extra), group)
-    second = jax.grad(lambda s, group=group: jax.grad(loss, argnums=2)(image, text, s, jnp.asarray(extra), group))(
-      scale
-    )
+    given = image, text, scale, jnp.asarray(extra), group
+    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))(*given)
+    second = jax.jit(jax.grad(jax.grad(loss, argnums=2), argnums=2))(*given)
     assert np.isfinite(value) and all(np.isfinite(part).all() for part in gradients) and np.isfinite(second)
     assert not np.asarray(gradients[3])[np.isneginf(extra)].any()
     if side == "all":
