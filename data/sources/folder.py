@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from data.sources.pictures import PictureSource, Shown, in_split, paired, place_
 # What may stand beside a picture, the first that is there is taken; and the keys of its captions in the latter.
 _BESIDE = (".txt", ".json")
 _KEYS = ("caption", "captions", "text")
+# Names of folders that hold splits of a set, and not classes.
+_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
 
 
 class FolderSource(PictureSource):
@@ -81,9 +84,14 @@ class ClassFolderSource(PictureSource):
         " it, or the pictures of each class in a folder of its name"
       )
     folders = sorted({parts[0] for parts in first.values()})
+    if _SPLITS.issuperset(map(str.lower, folders)):
+      raise UserError(f"{name} holds the splits {', '.join(folders)} and no classes: name one, {name}/{folders[0]}")
     self.classes = [paths.as_id(folder).replace("_", " ") for folder in folders]
-    if len(set(self.classes)) < 2:
+    if len(folders) < 2:
       raise UserError(f"{name} has one class, {self.classes[0]!r}: give it a folder for each of several classes")
+    twice = next((each for each, count in Counter(self.classes).items() if count > 1), None)
+    if twice:
+      raise UserError(f"{name} has two folders for the class {twice!r}: put their pictures into one, or rename one")
     self.labels = np.array([folders.index(first[picture][0]) for picture in chosen], np.int64)
     self.templates = tuple(templates)
     self._texts = [
@@ -100,6 +108,9 @@ def open_folder(
 ) -> FolderSource | ClassFolderSource:
   """Opens the pictures below a folder; where none has a file of captions beside it, the folders in it are classes.
 
+  Hidden files and folders, and those that a Mac puts into archives, are left out. Pictures of types that nothing here
+  decodes are there, and are bad records.
+
   Args:
     place: path of the folder. "@train" and "@test" behind it are splits, drawn by a hash of the pictures' paths.
     templates: prompts in which `{}` stands for the name of a class.
@@ -112,13 +123,16 @@ def open_folder(
   name = f"folder/{place}"
   if not folder.is_dir():
     raise UserError(f"{name}: {folder} is no folder: name one that is there")
-  files = list(paths.files_below(folder))
+  files = [file for file in paths.files_below(folder) if not _is_hidden(file.relative_to(folder))]
   told = {file.with_suffix("") for file in files if file.suffix in _BESIDE}
-  found = [file for file in files if file.suffix not in _BESIDE and formats.is_picture(file)]
+  others = [file for file in files if file.suffix not in _BESIDE]
+  readable = [file for file in others if formats.is_picture(file)]
+  needed = {file: package for file in others if (package := formats.package_for(file))}
+  if not readable:
+    remedy = f", or pip install {min(needed.values())}" if needed else ""
+    raise UserError(f"{name} holds no picture: put some there{remedy}")
+  found = sorted({*readable, *needed})
   pictures = [file.relative_to(folder).as_posix() for file in found]
-  if not pictures:
-    needed = sorted({package for file in files if (package := formats.package_for(file))})
-    raise UserError(f"{name} holds no picture: put some there{', or pip install ' + needed[0] if needed else ''}")
   if not any(in_split(name, split, picture) for picture in pictures):
     raise UserError(f"{name} holds none of the {len(pictures)} pictures of {folder}: leave the split out")
   if any(file.with_suffix("") in told for file in found):
@@ -133,6 +147,10 @@ def evaluated(source: FolderSource | ClassFolderSource) -> ReadSet:
   return lambda: LabelledSet(
     source.name, Shown(source, {}), source.labels, source.classes, source.templates, templates_source=GENERIC
   )
+
+
+def _is_hidden(path: Path) -> bool:
+  return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 def _captions_in(file: Path) -> list[str]:

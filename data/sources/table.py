@@ -71,11 +71,15 @@ def _rows(table: Path, split: str, name: str, image_key: str, caption_key: str) 
     columns |= row.keys()
     if number == 1 and SPLIT in row:
       told = set()
+    if told is not None and not isinstance(row.get(SPLIT), str):
+      raise UserError(f"row {number} of {table} has no {SPLIT!r}, and row 1 has one: give each row its split, or none")
+    if told is None and SPLIT in row:
+      raise UserError(f"row {number} of {table} has a {SPLIT!r}, and row 1 has none: give each row its split, or none")
     if not row[image_key].strip():
       raise UserError(f"row {number} of {table} has an empty {image_key!r}: name a picture, or leave out the row")
     if split and told is not None:
-      told.add(str(row.get(SPLIT)))
-      if str(row.get(SPLIT)) != split:
+      told.add(row[SPLIT])
+      if row[SPLIT] != split:
         continue
     elif not in_split(name, split, row[image_key]):
       continue

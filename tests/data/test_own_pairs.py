@@ -133,6 +133,13 @@ def test_a_path_with_an_at_sign_is_a_path(photos, tmp_path):
   assert TableSource(str(table)).split == ""
 
 
+@pytest.mark.parametrize("splits", [("train", None), (None, "train"), ("train", 3), ("train", ["a"])])
+def test_a_column_of_splits_is_whole_or_not_there(photos, splits):
+  rows = [row | ({} if split is None else {"split": split}) for row, split in zip(ROWS, splits, strict=False)]
+  with pytest.raises(UserError, match=r"row 2 of .* 'split', and row 1 has .*: give each row its split"):
+    TableSource(str(written(photos / "partly.jsonl", rows)))
+
+
 @pytest.mark.parametrize(
   ("rows", "said"),
   [
@@ -228,6 +235,33 @@ def test_folders_are_classes(tmp_path):
   assert sum(len(part.images) for part in parts) == 30 and list(parts[1].classes) == source.classes
 
 
+def test_what_systems_leave_in_folders_is_no_picture_and_no_class(tmp_path):
+  for name in ("cat/1.png", "dog/2.png", ".thumbnails/3.png", "__MACOSX/cat/._1.png", "dog/._2.png", "cat/.4.png"):
+    draw(tmp_path / name, 1)
+  source = open_folder(str(tmp_path))
+  assert source.classes == ["cat", "dog"] and len(source) == 2
+  (tmp_path / "cat" / "5.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+  source = open_folder(str(tmp_path))
+  assert len(source) == 3
+  with pytest.raises(DecodeError, match="pip install pillow-heif"):
+    source[1]
+
+
+@pytest.mark.parametrize(
+  ("folders", "said"),
+  [
+    (("train", "Val"), r"holds the splits Val, train and no classes: name one, folder/.*/Val"),
+    (("test",), "holds the splits test"),
+    (("ice_cream", "ice cream"), "two folders for the class 'ice cream'"),
+  ],
+)
+def test_folders_that_are_no_classes_are_told(tmp_path, folders, said):
+  for name in folders:
+    draw(tmp_path / name / "cat" / "1.png", 1)
+  with pytest.raises(UserError, match=said):
+    open_folder(str(tmp_path))
+
+
 def test_mistakes_are_said_when_a_folder_is_opened(tmp_path):
   with pytest.raises(UserError, match="is no folder"):
     open_folder(str(tmp_path / "none"))
@@ -237,6 +271,7 @@ def test_mistakes_are_said_when_a_folder_is_opened(tmp_path):
   (tmp_path / "a.heic").write_bytes(b"x")
   with pytest.raises(UserError, match="pip install pillow-heif"):
     open_folder(str(tmp_path))
+  (tmp_path / "a.heic").unlink()
   draw(tmp_path / "dog.png", 1)
   with pytest.raises(UserError, match=r"dog\.png and 0 more pictures have no caption: put dog\.txt beside it"):
     open_folder(str(tmp_path))
