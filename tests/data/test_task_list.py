@@ -12,7 +12,8 @@ def listed():
 
 
 def test_every_named_set_is_listed_with_kind_and_origin(listed):
-  assert set(listed) == {*tasks.EVALUATIONS, *tasks.GROUPS, *BENCHMARKS, "tfds/<set>[@<split>]"}
+  others = {"tfds/<set>[@<split>]", "table/<file>[@<split>]", "folder/<folder>[@<split>]"}
+  assert set(listed) == {*tasks.EVALUATIONS, *tasks.GROUPS, *BENCHMARKS, *others}
   assert all(row.kind and row.data for row in listed.values())
 
 
