@@ -55,7 +55,7 @@ def say_what_was_changed(pipeline: Any) -> None:
 
 
 def count_parameters(spec: StateSpec) -> int:
-  """Parameters of both towers, logit scale and bias."""
+  """Returns the number of parameters of both towers, logit scale and bias included."""
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(dual_encoder.abstract(spec.model)[1]))
 
 

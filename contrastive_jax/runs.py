@@ -133,8 +133,9 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
   """
   path = Path(workdir) / "config.json"
   if not path.is_file():
-    within = (parent for parent in list(Path(workdir).absolute().parents)[:2] if (parent / "config.json").is_file())
-    meant = "".join(f", but {run} has one (did you mean that?)" for run in list(within)[:1])
+    around = list(Path(workdir).absolute().parents)[:2]
+    run = next((folder for folder in around if (folder / "config.json").is_file()), None)
+    meant = f", but {run} has one (did you mean that?)" if run else ""
     raise UserError(f"{workdir} is not a run directory: it has no config.json{meant}")
   return upgrades.config(read_object(path), str(path))
 

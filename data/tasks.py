@@ -81,12 +81,12 @@ def opened(
   if name in EVALUATIONS:
     own = EVALUATIONS[name]()  # No record is read for the labels of these.
     return lambda: own
-  known, _, named = parse(name)
+  known, split, named = parse(name)
   where = (data_dir or None, split_of(name))
   if known in BENCHMARKS:
     read = benchmarks.opened(BENCHMARKS[known], *where)
   elif name.startswith(OWN):
-    read = _own(name, {**keys, **named}, hints)
+    read = _own(known, split, {**keys, **named}, hints)
   else:
     read = _tfds(known.removeprefix("tfds/"), *where, {**keys, **named}, hints)
   # Results are filed under this name, and those of another split must not replace them.
@@ -146,9 +146,8 @@ def shared_records(first: str, second: str, data_dir: str = "") -> int:
   return overlap(stored(first).ranges, stored(second).ranges)
 
 
-def _own(name: str, keys: Mapping[str, str], hints: Mapping[str, Any]) -> ReadSet:
-  known, split, _ = parse(name)
-  place = f"{known}@{split}".removesuffix("@").partition("/")[2]
+def _own(name: str, split: str, keys: Mapping[str, str], hints: Mapping[str, Any]) -> ReadSet:
+  place = f"{name}@{split}".removesuffix("@").partition("/")[2]
   if name.startswith("folder/"):
     return folder.evaluated(folder.open_folder(place, templates=hints.get("templates", GENERIC_TEMPLATES)))
   if "label_key" in keys:

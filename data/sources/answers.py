@@ -4,8 +4,10 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
+
 from contrastive_jax.bad_records import retried
-from contrastive_jax.evaluation.tasks import ReadSet
+from contrastive_jax.evaluation.tasks import Images, PairSet, ReadSet
 from contrastive_jax.evaluation.unreadable import UnreadableSet
 from contrastive_jax.preprocess.decoding import DecodeError
 
@@ -58,6 +60,20 @@ def when_scored(records: Sequence[Any], read_one: Callable[[Any], Any], read_set
   if 2 * len(bad) >= len(chosen):
     read_set()
   return read_set
+
+
+def pair_set(name: str, images: Images, captions: Sequence[Sequence[str]]) -> PairSet:
+  """Returns a set for retrieval, in which each image belongs with all its captions.
+
+  Args:
+    name: name of the set.
+    images: the images.
+    captions: the captions of each. An image without one is a bad record: it is left out when the set is scored, with
+      what stands for its caption.
+  """
+  whole = [texts or [""] for texts in captions]
+  owner = np.repeat(np.arange(len(whole)), [len(texts) for texts in whole])
+  return PairSet(name, images, [text for texts in whole for text in texts], np.arange(len(whole)), owner)
 
 
 def refuse_most(bad: dict[int, str], count: int, what: str, remedy: str) -> None:

@@ -34,10 +34,9 @@ class FolderSource(PictureSource):
   """
 
   def __init__(self, name: str, folder: Path, split: str, pictures: Sequence[str], flip: bool):
-    """Opens the pictures of a split, of all `pictures` given by their paths below the folder; no captions are read."""
-    chosen = [picture for picture in pictures if in_split(name, split, picture)]
-    super().__init__(name, split, [folder / picture for picture in chosen], flip)
-    self._groups = [stable_hash("folder", os.fspath(folder), picture) for picture in chosen]
+    """Opens the pictures, given by their paths below the folder; no captions are read yet."""
+    super().__init__(name, split, [folder / picture for picture in pictures], flip)
+    self._groups = [stable_hash("folder", os.fspath(folder), picture) for picture in pictures]
 
   def text(self, index: int) -> Text:
     file = next((file for end in _BESIDE if (file := self._files[index].with_suffix(end)).is_file()), None)
@@ -59,31 +58,21 @@ class ClassFolderSource(PictureSource):
   """
 
   def __init__(
-    self, name: str, folder: Path, split: str, pictures: Sequence[str], templates: Sequence[str], flip: bool
+    self,
+    name: str,
+    folder: Path,
+    split: str,
+    pictures: Sequence[str],
+    folders: Sequence[str],
+    templates: Sequence[str],
+    flip: bool,
   ):
-    """Opens the pictures of a split; every split has the same classes.
-
-    Args:
-      name: name of the set, with its split.
-      folder: the folder.
-      split: the split, or "".
-      pictures: the paths of all pictures below the folder.
-      templates: prompts in which `{}` stands for the class name.
-      flip: whether pictures may be mirrored.
+    """Opens the pictures, given by their paths below the folder, of which `folders` are those of the classes.
 
     Raises:
-      UserError: if one lies in no folder of a class, or there are not two classes.
+      UserError: if the folders are splits, or no two classes, or one class has two of them.
     """
-    chosen = [picture for picture in pictures if in_split(name, split, picture)]
-    super().__init__(name, split, [folder / picture for picture in chosen], flip)
-    first = {picture: Path(picture).parts for picture in pictures}
-    alone = [picture for picture, parts in first.items() if len(parts) == 1]
-    if alone:
-      raise UserError(
-        f"{name}: {alone[0]} and {len(alone) - 1} more pictures have no caption: put {Path(alone[0]).stem}.txt beside"
-        " it, or the pictures of each class in a folder of its name"
-      )
-    folders = sorted({parts[0] for parts in first.values()})
+    super().__init__(name, split, [folder / picture for picture in pictures], flip)
     if _SPLITS.issuperset(map(str.lower, folders)):
       raise UserError(f"{name} holds the splits {', '.join(folders)} and no classes: name one, {name}/{folders[0]}")
     self.classes = [paths.as_id(folder).replace("_", " ") for folder in folders]
@@ -92,7 +81,7 @@ class ClassFolderSource(PictureSource):
     twice = next((each for each, count in Counter(self.classes).items() if count > 1), None)
     if twice:
       raise UserError(f"{name} has two folders for the class {twice!r}: put their pictures into one, or rename one")
-    self.labels = np.array([folders.index(first[picture][0]) for picture in chosen], np.int64)
+    self.labels = np.array([folders.index(Path(picture).parts[0]) for picture in pictures], np.int64)
     self.templates = tuple(templates)
     self._texts = [
       Text(tuple(template.replace("{}", words) for template in templates), stable_hash("folder", "class", words))
@@ -133,11 +122,20 @@ def open_folder(
     raise UserError(f"{name} holds no picture: put some there{remedy}")
   found = sorted({*readable, *needed})
   pictures = [file.relative_to(folder).as_posix() for file in found]
-  if not any(in_split(name, split, picture) for picture in pictures):
+  chosen = [picture for picture in pictures if in_split(name, split, picture)]
+  if not chosen:
     raise UserError(f"{name} holds none of the {len(pictures)} pictures of {folder}: leave the split out")
   if any(file.with_suffix("") in told for file in found):
-    return FolderSource(name, folder, split, pictures, flip)
-  return ClassFolderSource(name, folder, split, pictures, templates, flip)
+    return FolderSource(name, folder, split, chosen, flip)
+  alone = [picture for picture in pictures if "/" not in picture]
+  if alone:
+    raise UserError(
+      f"{name}: {alone[0]} and {len(alone) - 1} more pictures have no caption: put {Path(alone[0]).stem}.txt beside it,"
+      " or the pictures of each class in a folder of its name"
+    )
+  # Of all pictures, since every split has the same classes.
+  folders = sorted({Path(picture).parts[0] for picture in pictures})
+  return ClassFolderSource(name, folder, split, chosen, folders, templates, flip)
 
 
 def evaluated(source: FolderSource | ClassFolderSource) -> ReadSet:

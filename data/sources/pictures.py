@@ -12,7 +12,7 @@ from contrastive_jax.evaluation.tasks import PairSet, ReadSet
 from contrastive_jax.preprocess.decoding import DecodeError
 from contrastive_jax.preprocess.images import WHITE, decode
 from data.sources import Example, Text, names_a_side, stable_hash
-from data.sources.answers import answers, refuse_most
+from data.sources.answers import answers, pair_set, refuse_most
 
 # Of the splits that are drawn where a set tells none of its own: "test" is every tenth picture, "train" the others.
 SPLITS = ("train", "test")
@@ -103,10 +103,7 @@ def paired(source: PictureSource) -> ReadSet:
   def read() -> PairSet:
     found, bad = answers(range(len(source)), lambda index: list(source.text(index).captions), [])
     refuse_most(bad, len(source), source.name, "without a caption, the first is number {first} ({why})")
-    captions = [texts or [""] for texts in found]
-    owner = np.repeat(np.arange(len(source)), [len(texts) for texts in captions])
-    flat = [text for texts in captions for text in texts]
-    return PairSet(source.name, Shown(source, bad), flat, np.arange(len(source)), owner)
+    return pair_set(source.name, Shown(source, bad), found)
 
   return read
 

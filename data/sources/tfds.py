@@ -17,7 +17,7 @@ from contrastive_jax.evaluation.unreadable import UnreadableSet
 from contrastive_jax.preprocess.decoding import DecodeError
 from contrastive_jax.preprocess.images import WHITE
 from data.sources import Example, Text, names_a_side, stable_hash, stores
-from data.sources.answers import answers, refuse_most, when_scored
+from data.sources.answers import answers, pair_set, refuse_most, when_scored
 from data.sources.features import described, holds_pictures, holds_text, is_image, is_picture, read_picture, read_texts
 from data.sources.frames import StoredFrames, read_videos_as_frames
 from data.sources.splits import Range, ranges
@@ -341,11 +341,7 @@ def paired(
     captions, bad = captions_of(records, caption_key)
     remedy = f"without a caption in {caption_key!r}, the first is record {{first}}: name another feature or split"
     refuse_most(bad, len(records), f"split {split!r} of the TFDS set {name!r}", remedy)
-    # A record without a caption is a bad one: it is left out when the set is scored, with what stands for its caption.
-    captions = [texts or [""] for texts in captions]
-    owner = np.repeat(np.arange(len(records)), [len(texts) for texts in captions])
-    flat = [text for texts in captions for text in texts]
-    return PairSet(f"tfds/{name}", Images(records, image_key, bad=bad), flat, np.arange(len(records)), owner)
+    return pair_set(f"tfds/{name}", Images(records, image_key, bad=bad), captions)
 
   return when_scored(records, lambda record: _captions_in(record, caption_key), read)
 

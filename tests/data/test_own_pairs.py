@@ -20,6 +20,7 @@ from contrastive_jax.training import fields, ranges
 from data import build, kinds, tasks
 from data.sources import Source
 from data.sources.folder import open_folder
+from data.sources.pictures import in_split
 from data.sources.table import TableSource
 
 COUNT = 40
@@ -112,8 +113,6 @@ def test_drawn_splits_share_no_picture_and_stay_when_rows_are_added(photos):
   # A tenth of many.
   many = [{"image": f"{number}", "caption": "x"} for number in range(20_000)]
   written(photos / "many.csv", [*ROWS, *many])
-  from data.sources.pictures import in_split
-
   assert sum(in_split("", "test", row["image"]) for row in many) == pytest.approx(2000, abs=4 * 1800**0.5)
 
 
