@@ -143,9 +143,9 @@ def named_features(names: Sequence[str]) -> dict[str, str]:
     UserError: if a feature is named and no task is a TFDS set or a table, so that the flag would be without effect.
   """
   keys = {flag.name: flag.value for flag in KEY_FLAGS if flag.value}
-  if keys and not any(name.startswith(("tfds/", "table/")) for name in names):
+  if keys and not any(name.startswith(tasks.WITH_KEYS) for name in names):
     raise UserError(
-      f"--{next(iter(keys))} names a feature of tfds/<set> or table/<file>: none of --tasks={','.join(names)} is one"
+      f"--{next(iter(keys))} names a feature of tfds/<set>, table/<file> or shards: --tasks={','.join(names)} has none"
     )
   return keys
 

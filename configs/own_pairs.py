@@ -1,12 +1,14 @@
-"""A small dual encoder of pairs of your own, in minutes on a laptop: pictures in a folder, or named by a table.
+"""A small dual encoder of pairs of your own, in minutes on a laptop: a folder, a table, or shards of an index.
 
   python train.py --config=configs/own_pairs.py:photos/captions.csv --workdir=runs/photos
   python train.py --config=configs/own_pairs.py:photos --workdir=runs/photos
+  python train.py --config='configs/own_pairs.py:webdataset/photos/{000..004}.tar' --workdir=runs/photos
   python train.py --config=configs/own_pairs.py:photos --workdir=runs/tuned --config.init_from=runs/imported
 
 The table has a column with the paths of the pictures and one with their captions, called "image" and "caption" unless
 --config.data.image_key and --config.data.caption_key say otherwise. In a folder, captions stand in `dog.txt` beside
-`dog.jpg`, or each folder in it is a class. A tenth of the pictures is held out, and the run is scored on it. With
+`dog.jpg`, or each folder in it is a class. Shards are named with their kind, and `python -m data.index` has indexed
+them. A tenth of the pictures is held out, and the run is scored on it. With
 weights to start from, the model is theirs, and the learning rate should be some hundred times lower.
 """
 
@@ -17,12 +19,17 @@ from ml_collections import ConfigDict
 from configs import common
 from contrastive_jax import paths
 from contrastive_jax.errors import UserError
+from data.sources.formats import FORMATS
 
 
 def get_config(place: str = "") -> ConfigDict:
   if not place:
     raise UserError("name a table or a folder behind the config file, as in configs/own_pairs.py:photos/captions.csv")
-  kind = "folder" if paths.typed("the place of the pairs", place).is_dir() else "table"
+  kind, _, rest = place.partition("/")
+  if kind in FORMATS:
+    place = rest
+  else:
+    kind = "folder" if paths.typed("the place of the pairs", place).is_dir() else "table"
 
   config = common.get_config()
   config.name = "own_pairs"

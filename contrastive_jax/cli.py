@@ -38,17 +38,23 @@ USER_ERROR, WRITE_ERROR, INTERRUPTED = 2, 4, 130
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
-def run(main: Callable[[], None]) -> None:
-  """Parses the flags and runs `main`; exits with 2 and one sentence after a user's mistake."""
+def run(main: Callable[..., None], *, named: bool = False) -> None:
+  """Parses the flags and runs `main`; exits with 2 and one sentence after a user's mistake.
+
+  Args:
+    main: what runs then.
+    named: whether arguments that are no flags are given to `main`, each as one of its own; otherwise they are mistakes.
+  """
 
   def guarded(arguments: list[str]) -> None:
-    if len(arguments) > 1:
+    names = arguments[1:] if named else []
+    if len(arguments) > 1 and not named:
       _fail(f"unexpected argument '{arguments[1]}': options start with --")
     # Orbax and absl report every save at level info; warnings are what a user must see.
     absl_logging.set_verbosity(absl_logging.WARNING)
     try:
       environment.check_names(os.environ)
-      main()
+      main(*names)
     except SaveError as error:
       # Tasks of the failed save still wait in threads, and Python's end would print a traceback for each.
       print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr, flush=True)

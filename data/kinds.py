@@ -4,6 +4,8 @@ A new format is one file in `data/sources` and one line in `KINDS`.
 """
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args
 
@@ -16,6 +18,8 @@ from data import emoji, motion, strips
 from data.sources import Source
 from data.sources.clips import ClipSource
 from data.sources.folder import open_folder
+from data.sources.formats import FORMATS
+from data.sources.indexed import IndexedSource
 from data.sources.table import TableSource
 from data.sources.tfds import TfdsSource
 
@@ -25,6 +29,8 @@ Opened = Mapping[str, Source]
 # Opens sets of one kind, given the options of each by its name, and `config.data`.
 Open = Callable[[Mapping[str, Options], Any], Opened]
 _FEATURES = ("image_key", "caption_key")
+# The name of a field, or weights of several.
+WEIGHTED = dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +99,21 @@ KINDS: dict[str, Kind] = {
     _tfds,
     {"image_key": str, "caption_key": str, "split": str, "templates": tuple[str, ...], "flip": bool},
   ),
-  "table/": Kind("table/<file>", _table, {"image_key": str, "caption_key": str, "root": str, "flip": bool}),
+  "table/": Kind(
+    "table/<file>",
+    _table,
+    {"image_key": str, "caption_key": WEIGHTED, "root": str, "filter": str, "flip": bool},
+  ),
   "folder/": Kind("folder/<folder>", each(open_folder), {"templates": tuple[str, ...], "flip": bool}),
   "clips/": Kind("clips/<folder>", each(ClipSource), {"flip": bool}),
+  **{
+    f"{kind}/": Kind(
+      f"{kind}/<files>",
+      each(functools.partial(IndexedSource, kind)),
+      {"index": str, "caption_key": WEIGHTED, "filter": str, "flip": bool},
+    )
+    for kind in FORMATS
+  },
 }
 
 
@@ -135,12 +153,28 @@ def _checked(name: str, kind: Kind, key: str, value: Any) -> Any:
     known = ", ".join(("name", "weight", *kind.options))
     raise UserError(f"data.sources gives {name!r} the option {key!r}{nearest(key, kind.options)}: it takes {known}")
   expected = kind.options[key]
+  if expected == WEIGHTED:
+    return _weighted(name, key, value)
   if get_args(expected):
     return tuple(templates(value, f"{key} of {name!r} in data.sources"))
   if not isinstance(value, expected) or value == "":
     kinds = {str: "a text that is not empty", bool: "True or False"}
     raise UserError(f"data.sources gives {name!r} {key}={value!r}, which must be {kinds[expected]}")
   return value
+
+
+def _weighted(name: str, key: str, value: Any) -> str | dict[str, float]:
+  if isinstance(value, str) and value:
+    return value
+  weights = dict(value) if isinstance(value, Mapping) else {}
+  for field, weight in weights.items():
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+      raise UserError(f"data.sources gives {name!r} {key} with {field}={weight!r}: a weight is a number above 0")
+  if not weights:
+    raise UserError(
+      f"data.sources gives {name!r} {key}={value!r}, which must be the name of a field or weights of some"
+    )
+  return {str(field): float(weight) for field, weight in weights.items()}
 
 
 def hints(config: ConfigDict | Mapping[str, Any], task: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import dataclasses
 from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation.benchmarks import BENCHMARKS, Benchmark, class_count
 from contrastive_jax.evaluation.tasks import ChoiceSet, EvaluationSet, LabelledSet, MultiLabelSet, kind_of
+from data.sources.formats import FORMATS
 from data.tasks import EVALUATIONS, GROUPS
 
 _KINDS = {
@@ -42,6 +43,7 @@ def rows() -> list[Row]:
     Row("tfds/<set>[@<split>]", kind, "", "any TFDS set prepared in --data_dir"),
     Row("table/<file>[@<split>]", "retrieval", "", "pictures and captions that a table names"),
     Row("folder/<folder>[@<split>]", kind, "", "pictures with captions beside them, or a folder for each class"),
+    *(Row(f"{kind}/<files>[@<split>]", "retrieval", "", "shards with an index of data.index") for kind in FORMATS),
   ]
   return [*own, *known, *groups, *others]
 

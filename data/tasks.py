@@ -12,13 +12,19 @@ from contrastive_jax.evaluation.tasks import EvaluationSet, ReadSet
 from data import benchmarks, emoji_evaluation, motion, strips
 from data.emoji import LANGUAGES
 from data.sources import folder, pictures, tfds
+from data.sources.formats import FORMATS
+from data.sources.indexed import IndexedSource
 from data.sources.splits import overlap
 from data.sources.table import TableSource
 
 EVALUATIONS = emoji_evaluation.EVALUATIONS | motion.EVALUATIONS | strips.EVALUATIONS
 # Sets of a person's own, by the beginning of their names.
-OWN = ("table/", "folder/")
-# What may be named of a TFDS set: the features of its images, its captions and its classes; of a table the first two.
+OWN = ("table/", "folder/", *(f"{kind}/" for kind in FORMATS))
+SHOWN_OWN = ("table/<file>", "folder/<folder>", *(f"{kind}/<files>" for kind in FORMATS))
+# Sets of which a task may name features or columns.
+WITH_KEYS = ("tfds/", "table/", *(f"{kind}/" for kind in FORMATS))
+# What may be named of a TFDS set: the features of its images, its captions and its classes; of a table the first two,
+# of a set in shards that of its captions.
 KEYS = ("image_key", "caption_key", "label_key")
 NO_KEYS: Mapping[str, str] = types.MappingProxyType({})
 # Names that captions commonly have, the first that a set has is taken.
@@ -55,8 +61,8 @@ def load(
 def opened(
   name: str, data_dir: str = "", keys: Mapping[str, str] = NO_KEYS, hints: Mapping[str, Any] = NO_KEYS
 ) -> ReadSet:
-  """Opens an evaluation set: one of `EVALUATIONS`; or one of `BENCHMARKS`, "tfds/<set>", "table/<file>" or
-  "folder/<folder>", with an optional "@<split>".
+  """Opens an evaluation set: one of `EVALUATIONS`; or one of `BENCHMARKS`, "tfds/<set>", "table/<file>",
+  "folder/<folder>" or a set in shards, such as "webdataset/<files>", with an optional "@<split>".
 
   The features of a TFDS set and the columns of a table are named behind it, as in
   "tfds/<set>@test:caption_key=title:image_key=photo".
@@ -119,9 +125,10 @@ def parse(name: str) -> tuple[str, str, dict[str, str]]:
     key, _, value = option.partition("=")
     require_known(f"task '{name}': feature", key, KEYS)
     named[key] = value
-  if named and not known.startswith(("tfds/", "table/")):
+  if named and not known.startswith(WITH_KEYS):
     raise UserError(
-      f"task '{name}' names features, which only sets of the forms tfds/<set> and table/<file> need: leave them out"
+      f"task '{name}' names features, which only sets of the forms tfds/<set>, table/<file> and of shards need: leave"
+      " them out"
     )
   return known, split, named
 
@@ -148,11 +155,16 @@ def shared_records(first: str, second: str, data_dir: str = "") -> int:
 
 def _own(name: str, split: str, keys: Mapping[str, str], hints: Mapping[str, Any]) -> ReadSet:
   place = f"{name}@{split}".removesuffix("@").partition("/")[2]
-  if name.startswith("folder/"):
+  kind = name.partition("/")[0]
+  if kind != "folder":
+    for key in {"label_key", *(["image_key"] if kind in FORMATS else [])} & keys.keys():
+      raise UserError(f"task '{name}' is scored by the captions of its pictures: leave {key}={keys[key]} out")
+  if kind in FORMATS:
+    told = {key: hints[key] for key in ("index", "filter", "caption_key") if hints.get(key)}
+    return pictures.paired(IndexedSource(kind, place, **told | keys))
+  if kind == "folder":
     return folder.evaluated(folder.open_folder(place, templates=hints.get("templates", GENERIC_TEMPLATES)))
-  if "label_key" in keys:
-    raise UserError(f"task '{name}' is scored by its captions: leave label_key={keys['label_key']} out")
-  told = {key: hints[key] for key in ("image_key", "caption_key", "root") if hints.get(key)}
+  told = {key: hints[key] for key in ("image_key", "caption_key", "root", "filter") if hints.get(key)}
   return pictures.paired(TableSource(place, **told | keys))
 
 
@@ -200,4 +212,4 @@ def _unless_common(name: str | None) -> str | None:
 def _check(name: str) -> None:
   known = parse(name)[0]
   if not known.startswith(("tfds/", *OWN)) and known not in BENCHMARKS:
-    require_known("task", name, (*EVALUATIONS, *GROUPS, *BENCHMARKS, "tfds/<set>", "table/<file>", "folder/<folder>"))
+    require_known("task", name, (*EVALUATIONS, *GROUPS, *BENCHMARKS, "tfds/<set>", *SHOWN_OWN))

@@ -66,7 +66,7 @@ def test_the_dependencies_are_what_the_library_imports():
   for name in optional:
     assert name not in listed
   commands = distributions(imported("data/**/*.py", "configs/*.py", "*.py"))
-  data = {plain(each) for each in extras["data"]}
+  data = {plain(each) for each in (*extras["data"], *extras["cluster"])}
   # The digits of scikit-learn are made by a command of their own, which says what it needs.
   del commands["sklearn"]
   assert not [name for name, found in commands.items() if not found & (listed | data)]

@@ -2,9 +2,10 @@
 
 import dataclasses
 import hashlib
+import itertools
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -34,6 +35,19 @@ class Text:
     last = len(self.captions) - 1
     index = int(draw * len(self.captions)) if self.cumulative is None else bisect_right(self.cumulative, draw)
     return self.captions[min(index, last)]
+
+
+def weighted(found: Sequence[tuple[float, Sequence[str]]], group: int) -> Text:
+  """Returns captions of several fields, of which one field is drawn by its weight, then one of its captions.
+
+  Args:
+    found: weight and captions of each field that has some.
+    group: the group of the sample.
+  """
+  total = sum(weight for weight, _ in found)
+  shares = [weight / total / len(captions) for weight, captions in found for _ in captions]
+  captions = tuple(caption for _, captions in found for caption in captions)
+  return Text(captions, group, tuple(itertools.accumulate(shares)) if len(found) > 1 else None)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from contrastive_jax.preprocess import formats
 from contrastive_jax.preprocess.decoding import DecodeError
 from data.sources import Text, stable_hash
 from data.sources.features import read_texts
-from data.sources.pictures import PictureSource, Shown, in_split, paired, place_and_split
+from data.sources.pictures import FilePictures, Shown, in_split, paired, place_and_split
 
 # What may stand beside a picture, the first that is there is taken; and the keys of its captions in the latter.
 _BESIDE = (".txt", ".json")
@@ -26,7 +26,7 @@ _KEYS = ("caption", "captions", "text")
 _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
 
 
-class FolderSource(PictureSource):
+class FolderSource(FilePictures):
   """The pictures below a folder that have their captions in a file of the same name beside them.
 
   In `dog.txt` each line that is not blank is a caption of `dog.jpg`. `dog.json` is a text, a list of them, or an object
@@ -48,7 +48,7 @@ class FolderSource(PictureSource):
     return Text(captions, self._groups[index])
 
 
-class ClassFolderSource(PictureSource):
+class ClassFolderSource(FilePictures):
   """The pictures below a folder that has a folder for each class, whose name is put into templates.
 
   Attributes:

@@ -1,8 +1,9 @@
-"""Pictures in files of their own, whose captions or classes a table or a folder tells."""
+"""Sources of pictures with captions of one's own, and the splits that are drawn of them."""
 
 import abc
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from contrastive_jax.preprocess.images import WHITE, decode
 from data.sources import Example, Text, names_a_side, stable_hash
 from data.sources.answers import answers, pair_set, refuse_most
 
+Draws = TypeVar("Draws", int, np.ndarray)
 # Of the splits that are drawn where a set tells none of its own: "test" is every tenth picture, "train" the others.
 SPLITS = ("train", "test")
 _TEST_OF_A_THOUSAND = 100
@@ -22,12 +24,51 @@ _GLANCE = 64
 
 
 class PictureSource(abc.ABC):
-  """Pictures in files; what a picture's captions are is for the format to say.
+  """Pictures with captions; where they are is for the format to say.
 
   Attributes:
     name: name of the set, with its split.
     split: the split, or "".
   """
+
+  def __init__(self, name: str, split: str, flip: bool):
+    """Keeps what all such sources have.
+
+    Args:
+      name: name of the set, with its split.
+      split: the split, or "".
+      flip: whether pictures may be mirrored; those whose captions name left or right never are.
+    """
+    self.name, self.split, self._flip = name, split, flip
+
+  @abc.abstractmethod
+  def __len__(self) -> int:
+    """Returns the number of pictures."""
+
+  @abc.abstractmethod
+  def text(self, index: int) -> Text:
+    """Returns the captions of a picture; raises `DecodeError` where it has none."""
+
+  @abc.abstractmethod
+  def picture(self, index: int, background: tuple[int, int, int] | None = None) -> np.ndarray:
+    """Returns a picture as `images.decode` does.
+
+    Raises:
+      DecodeError: if it is not there, or is none that can be decoded.
+      OSError: if it cannot be read.
+    """
+
+  @abc.abstractmethod
+  def shard_of(self, index: int) -> str:
+    """Returns the file that holds a picture."""
+
+  def __getitem__(self, index: int, /) -> Example:
+    text = self.text(index)
+    return Example(self.picture(index), text, index, self._flip and not names_a_side(text.captions))
+
+
+class FilePictures(PictureSource):
+  """Pictures in files of their own."""
 
   def __init__(self, name: str, split: str, files: Sequence[Path], flip: bool):
     """Looks for a few of the files.
@@ -41,8 +82,8 @@ class PictureSource(abc.ABC):
     Raises:
       UserError: if most of the files are not there.
     """
-    self.name, self.split = name, split
-    self._files, self._flip = files, flip
+    super().__init__(name, split, flip)
+    self._files = files
     looked_for = files[:: max(1, -(-len(files) // _GLANCE))]
     missing = [file for file in looked_for if not file.exists()]
     if 2 * len(missing) >= len(looked_for):
@@ -51,31 +92,16 @@ class PictureSource(abc.ABC):
         f" {missing[0]}: put them there, or say with root which folder the paths start from"
       )
 
-  @abc.abstractmethod
-  def text(self, index: int) -> Text:
-    """Returns the captions of a picture; raises `DecodeError` where it has none."""
-
   def __len__(self) -> int:
     return len(self._files)
 
-  def __getitem__(self, index: int, /) -> Example:
-    text = self.text(index)
-    return Example(self.picture(index), text, index, self._flip and not names_a_side(text.captions))
-
   def picture(self, index: int, background: tuple[int, int, int] | None = None) -> np.ndarray:
-    """Returns a picture as `images.decode` does.
-
-    Raises:
-      DecodeError: if it is not there, or is none that can be decoded.
-      OSError: if it cannot be read.
-    """
     try:
       return decode(self._files[index], background)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
       raise DecodeError(f"{self._files[index]} is missing") from None
 
   def shard_of(self, index: int) -> str:
-    """Returns the file that holds a picture."""
     return str(self._files[index])
 
 
@@ -133,10 +159,24 @@ def in_split(name: str, split: str, picture: str) -> bool:
   Raises:
     UserError: for another split.
   """
+  check_split(name, split)
+  return not split or drawn(split, draw_of(picture))
+
+
+def check_split(name: str, split: str) -> None:
+  """Raises a `UserError` for a split that is none of `SPLITS`, nor ""."""
   if split and split not in SPLITS:
     raise UserError(
       f"{name} has no split {split!r}{nearest(split, SPLITS)}: name @train or @test, which are drawn by a hash of the"
       " pictures' paths, or none"
     )
-  is_test = stable_hash("split", picture) % 1000 < _TEST_OF_A_THOUSAND
-  return not split or (split == "test") == is_test
+
+
+def draw_of(picture: str) -> int:
+  """Returns the number from 0 to 999 that a picture draws by its path, for good."""
+  return stable_hash("split", picture) % 1000
+
+
+def drawn(split: str, draws: Draws) -> Draws:
+  """Says for each number that a picture has drawn whether it is in a split, one of `SPLITS`."""
+  return (draws < _TEST_OF_A_THOUSAND) == (split == "test")

@@ -1,23 +1,27 @@
 """A table that names pictures and tells their captions: CSV, TSV, JSON, JSON lines or Parquet."""
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from contrastive_jax import paths
 from contrastive_jax.errors import UserError, nearest
 from contrastive_jax.preprocess.decoding import DecodeError
 from data import tables
-from data.sources import Text, stable_hash
+from data.sources import Text, stable_hash, weighted
 from data.sources.features import read_texts
-from data.sources.pictures import PictureSource, in_split, place_and_split
+from data.sources.keep import Filter
+from data.sources.pictures import FilePictures, in_split, place_and_split
 
 # A column that tells the split of each row, where a table has it.
 SPLIT = "split"
 
 
-class TableSource(PictureSource):
+class TableSource(FilePictures):
   """The pictures that a table names, each once, with the captions of all its rows."""
 
   def __init__(
@@ -25,8 +29,9 @@ class TableSource(PictureSource):
     place: str,
     *,
     image_key: str = "image",
-    caption_key: str = "caption",
+    caption_key: str | Mapping[str, float] = "caption",
     root: str = "",
+    filter: str = "",
     flip: bool = True,
   ):
     """Reads the table; pictures are read when they are asked for.
@@ -35,8 +40,10 @@ class TableSource(PictureSource):
       place: path of the table. With "@<split>" behind it the rows whose column "split" says so; or, in a table without
         that column, of "@train" and "@test" the pictures that a hash of their paths gives it.
       image_key: column of the picture's path.
-      caption_key: column of its caption, or of a list of captions.
+      caption_key: column of its caption or of a list of captions; or weights of several, of which one is drawn by its
+        weight among those that a picture has.
       root: the folder that paths start from; "" is that of the table.
+      filter: the rows that are kept, as `keep.Filter` reads it; "" keeps all. Columns of numbers may be text.
       flip: whether pictures may be mirrored; those whose captions name left or right never are.
 
     Raises:
@@ -45,9 +52,11 @@ class TableSource(PictureSource):
     table, split = place_and_split("table/<file>", place)
     name = f"table/{place}"
     folder = paths.typed(f"root of {name!r}", root) if root else table.parent
-    captions: dict[str, list[Any]] = {}
-    for picture, said in _rows(table, split, name, image_key, caption_key):
-      captions.setdefault(picture, []).append(said)
+    self._weights = {caption_key: 1.0} if isinstance(caption_key, str) else dict(caption_key)
+    rows = _rows(table, split, name, image_key, tuple(self._weights))
+    captions: dict[str, list[tuple[Any, ...]]] = {}
+    for row in _kept(list(rows), filter, name) if filter else rows:
+      captions.setdefault(row[image_key], []).append(tuple(row.get(key) for key in self._weights))
     if not captions:
       raise UserError(f"{name} has no rows: write one with a picture and a caption, or name another split")
     self._captions = list(captions.values())
@@ -55,15 +64,18 @@ class TableSource(PictureSource):
     super().__init__(name, split, [_file(folder, picture, table) for picture in captions], flip)
 
   def text(self, index: int) -> Text:
-    found = [text for said in self._captions[index] if said is not None for text in read_texts(said)]
-    captions = tuple(dict.fromkeys(text for text in found if text.strip()))
-    if not captions:
+    found = []
+    for weight, column in zip(self._weights.values(), zip(*self._captions[index], strict=True), strict=True):
+      texts = [text for said in column if said is not None for text in read_texts(said)]
+      if captions := list(dict.fromkeys(text for text in texts if text.strip())):
+        found.append((weight, captions))
+    if not found:
       raise DecodeError("its rows have no caption")
-    return Text(captions, self._groups[index])
+    return weighted(found, self._groups[index])
 
 
-def _rows(table: Path, split: str, name: str, image_key: str, caption_key: str) -> Iterator[tuple[str, Any]]:
-  """Yields the picture and the caption of each row of a split, as they stand there."""
+def _rows(table: Path, split: str, name: str, image_key: str, caption_keys: Sequence[str]) -> Iterator[dict[str, Any]]:
+  """Yields the rows of a split, as they stand there."""
   columns: set[str] = set()
   told: set[str] | None = None
   number = 0
@@ -83,10 +95,11 @@ def _rows(table: Path, split: str, name: str, image_key: str, caption_key: str) 
         continue
     elif not in_split(name, split, row[image_key]):
       continue
-    yield row[image_key], row.get(caption_key)
-  if number and caption_key not in columns:
+    yield row
+  absent = next((key for key in caption_keys if key not in columns), None)
+  if number and absent is not None:
     raise UserError(
-      f"{table} has no column {caption_key!r}{nearest(caption_key, columns)}: it has {', '.join(sorted(columns))}, name"
+      f"{table} has no column {absent!r}{nearest(absent, columns)}: it has {', '.join(sorted(columns))}, name"
       " that of the captions with caption_key"
     )
   if split and told is not None and split not in told:
@@ -94,6 +107,28 @@ def _rows(table: Path, split: str, name: str, image_key: str, caption_key: str) 
       f"{table} has no row of the split {split!r}{nearest(split, told)}: its column {SPLIT!r} has"
       f" {', '.join(sorted(told)[:8])}"
     )
+
+
+def _kept(rows: Sequence[dict[str, Any]], text: str, name: str) -> list[dict[str, Any]]:
+  known = list(dict.fromkeys(key for row in rows for key in row))
+  chosen = Filter(text, known, name)
+  keep = chosen.kept({column: _column([row.get(column) for row in rows], column, name) for column in chosen.columns})
+  found = [row for row, kept in zip(rows, keep, strict=True) if kept]
+  if rows and not found:
+    raise UserError(f"{name}: the filter {text!r} keeps none of {len(rows):,} rows: name another")
+  return found
+
+
+def _column(values: Sequence[Any], column: str, name: str) -> pa.Array:
+  """Returns a column for a filter; numbers that are written as text, as all are in CSV, become numbers."""
+  told = [value if value != "" else None for value in values]
+  if all(value is None or isinstance(value, str) for value in told):
+    with contextlib.suppress(ValueError):
+      told = [None if value is None else float(value) for value in told]
+  try:
+    return pa.array(told)
+  except pa.ArrowException:
+    raise UserError(f"{name}: the column {column!r} holds values of several types, which no filter can name") from None
 
 
 def _file(folder: Path, picture: str, table: Path) -> Path:

@@ -233,8 +233,8 @@ def test_features_are_named_behind_the_set_by_flags_or_by_the_config(builder):
     ("tfds/numbered:image_key=photo:label_key=number", "has no class names"),
     ("tfds/numbered:image_key=photo:label_key=kind:caption_key=title", "name one of the two"),
     ("tfds/numbered:image=photo", "feature='image' is unknown"),
-    ("cifar10:label_key=label", "only sets of the forms tfds/<set> and table/<file>"),
-    ("emoji_openmoji:label_key=label", "only sets of the forms tfds/<set> and table/<file>"),
+    ("cifar10:label_key=label", "only sets of the forms tfds/<set>, table/<file> and of shards"),
+    ("emoji_openmoji:label_key=label", "only sets of the forms tfds/<set>, table/<file> and of shards"),
   ],
 )
 def test_features_that_cannot_be_scored_are_one_sentence(builder, name, said):

@@ -4,6 +4,7 @@ import pytest
 
 from contrastive_jax.evaluation.benchmarks import BENCHMARKS
 from data import task_list, tasks
+from data.sources.formats import FORMATS
 
 
 @pytest.fixture(scope="module")
@@ -13,6 +14,7 @@ def listed():
 
 def test_every_named_set_is_listed_with_kind_and_origin(listed):
   others = {"tfds/<set>[@<split>]", "table/<file>[@<split>]", "folder/<folder>[@<split>]"}
+  others |= {f"{kind}/<files>[@<split>]" for kind in FORMATS}
   assert set(listed) == {*tasks.EVALUATIONS, *tasks.GROUPS, *BENCHMARKS, *others}
   assert all(row.kind and row.data for row in listed.values())
 

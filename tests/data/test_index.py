@@ -1,0 +1,450 @@
+"""Sets in shards: what their index says, against the files as their own libraries wrote and read them."""
+
+import concurrent.futures
+import io
+import json
+import os
+import pickle
+import shutil
+import struct
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import webdataset
+from PIL import Image
+from tensorboardX.record_writer import RecordWriter
+
+from configs import common
+from contrastive_jax.errors import UserError
+from contrastive_jax.preprocess.decoding import DecodeError
+from data import indexing, kinds, tasks
+from data.sources import Source, index
+from data.sources.formats import FORMATS
+from data.sources.indexed import IndexedSource, files_of, index_folder
+
+COUNT, A_SHARD = 40, 12
+
+
+class Here(concurrent.futures.Executor):
+  """Runs what is submitted at once, in this process."""
+
+  def submit(self, function, /, *arguments, **options):
+    future = concurrent.futures.Future()
+    try:
+      future.set_result(function(*arguments, **options))
+    except Exception as error:
+      future.set_exception(error)
+    return future
+
+
+def build(kind, named, output="", **options):
+  skip = options.pop("skip_damaged", False)
+  texts = options.pop("texts", FORMATS[kind].texts)
+  wanted = indexing.Wanted(kind, texts=tuple(texts), **options)
+  folder = Path(output or index_folder(str(named)))
+  return indexing.build(wanted, files_of(kind, str(named)), folder, Here(), skip_damaged=skip)
+
+
+def pixels(number):
+  return np.full((4 + number, 6, 3), number, np.uint8)
+
+
+def png(number):
+  out = io.BytesIO()
+  Image.fromarray(pixels(number)).save(out, "PNG")
+  return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+  """Tars by webdataset's own writer; picture k has k as its grey level."""
+  folder = tmp_path_factory.mktemp("shards")
+  with webdataset.ShardWriter(f"{folder}/%03d.tar", maxcount=A_SHARD, verbose=0) as writer:
+    for k in range(COUNT):
+      said = {"similarity": k / COUNT, "caption": [f"it says {k}", f"also {k}"], "nsfw": k % 2 == 0}
+      sample = {"__key__": f"{k:05d}", "png": png(k), "txt": f"picture {k}\n", "json": said}
+      writer.write(sample)
+  build("webdataset", f"{folder}/{{000..003}}.tar", columns=("similarity", "nsfw"))
+  return folder
+
+
+@pytest.fixture
+def name(shards):
+  return f"{shards}/{{000..003}}.tar"
+
+
+def test_every_sample_is_as_webdatasets_own_reader_gives_it(shards, name):
+  source = pickle.loads(pickle.dumps(IndexedSource("webdataset", name)))
+  assert isinstance(source, Source) and len(source) == COUNT
+  files = [f"{shards}/{number:03d}.tar" for number in range(4)]
+  theirs = list(webdataset.WebDataset(files, shardshuffle=False).decode("rgb8"))
+  assert len(theirs) == COUNT
+  for k, sample in enumerate(theirs):
+    example = source[k]
+    np.testing.assert_array_equal(example.image, sample["png"])
+    assert example.text.captions == (sample["txt"].strip(),) and example.id == k and example.text == source.text(k)
+    assert source.shard_of(k) == sample["__url__"]
+  assert len({source.text(k).group for k in range(COUNT)}) == COUNT
+
+
+def test_fields_are_drawn_by_their_weights(name):
+  text = IndexedSource("webdataset", name, caption_key={"txt": 1.0, "caption": 3.0}).text(7)
+  assert text.captions == ("picture 7", "it says 7", "also 7")
+  drawn = [text.choose((k + 0.5) / 800) for k in range(800)]
+  assert [drawn.count(caption) for caption in text.captions] == [200, 300, 300]
+
+
+@pytest.mark.parametrize(
+  ("text", "keeps"),
+  [
+    ("similarity > 0.5", lambda k: k / COUNT > 0.5),
+    ("similarity >= 0.5 and not nsfw == True", lambda k: k / COUNT >= 0.5 and k % 2),
+    ("height < 10 or similarity == 0.9", lambda k: k + 4 < 10 or k / COUNT == 0.9),
+    ("0.1 < similarity <= 0.3", lambda k: 0.1 < k / COUNT <= 0.3),
+    ("height != 11 and width == 6", lambda k: k + 4 != 11),
+  ],
+)
+def test_a_filter_keeps_what_python_would(name, text, keeps):
+  source = IndexedSource("webdataset", name, filter=text)
+  assert [source.text(k).captions[0] for k in range(len(source))] == [f"picture {k}" for k in range(COUNT) if keeps(k)]
+  assert [source[k].id for k in range(len(source))] == list(range(len(source)))
+
+
+def test_the_splits_part_the_set_and_stay_when_shards_are_added(shards, tmp_path):
+  for file in shards.glob("00[0-2].tar"):
+    shutil.copy(file, tmp_path)
+  texts = {}
+  for count in (2, 3):
+    named = f"{tmp_path}/{{000..00{count - 1}}}.tar"
+    build("webdataset", named)
+    parts = {split: IndexedSource("webdataset", f"{named}@{split}") for split in ("train", "test")}
+    texts[count] = {split: {part.text(k).captions for k in range(len(part))} for split, part in parts.items()}
+    assert len(texts[count]["train"] | texts[count]["test"]) == count * A_SHARD
+    assert not texts[count]["train"] & texts[count]["test"]
+  assert texts[2]["test"] <= texts[3]["test"] and texts[2]["train"] <= texts[3]["train"]
+
+
+@pytest.mark.parametrize(
+  ("options", "said"),
+  [
+    ({"filter": "similarty > 1"}, "did you mean 'similarity'"),
+    ({"filter": "similarity >"}, "cannot be read"),
+    ({"filter": "similarity > 'a'"}, "of another type"),
+    ({"filter": "similarity > 1"}, "keeps none of 40 samples"),
+    ({"filter": "1 < 2"}, "names no column"),
+    ({"filter": "similarity + 1 > 2"}, "cannot be read"),
+    ({"caption_key": "text"}, r"no captions in 'text' \(did you mean 'txt'"),
+    ({"index": "nowhere"}, "holds no index: build it with python -m data.index"),
+  ],
+)
+def test_mistakes_are_named(name, options, said):
+  with pytest.raises(UserError, match=said):
+    IndexedSource("webdataset", name, **options)
+
+
+def test_options_of_an_entry_reach_the_source_and_the_evaluation(name):
+  config = common.get_config()
+  entry = {"name": f"webdataset/{name}", "weight": 1.0, "filter": "similarity < 0.5", "caption_key": {"caption": 1.0}}
+  config.data.sources = {"mine": entry}
+  source = kinds.open_sources(config, [entry["name"]])[entry["name"]]
+  assert len(source) == 20 and source.text(3).captions == ("it says 3", "also 3")
+  scored = tasks.load(f"webdataset/{name}", hints=kinds.hints(config, f"webdataset/{name}"))
+  assert len(scored.images) == 20 and scored.captions[6:8] == ["it says 3", "also 3"]
+  np.testing.assert_array_equal(scored.images[3], pixels(3))
+
+
+def copied(shards, tmp_path):
+  for file in shards.glob("*.tar"):
+    shutil.copy(file, tmp_path)
+  return f"{tmp_path}/{{000..003}}.tar"
+
+
+def test_a_file_that_changed_or_went_or_came_is_named(shards, tmp_path):
+  named = copied(shards, tmp_path)
+  build("webdataset", named)
+  victim = tmp_path / "002.tar"
+  whole = victim.read_bytes()
+  victim.write_bytes(whole + bytes(10240))
+  with pytest.raises(UserError, match=r"002.tar has .* bytes, and had .* when it was indexed"):
+    IndexedSource("webdataset", named)
+  for start in range(512, len(whole), 512):  # Every picture of the file is another.
+    whole = whole[:start] + bytes(1) + whole[start + 1 :] if whole[start : start + 4] == b"\x89PNG" else whole
+  victim.write_bytes(whole)
+  with pytest.raises(UserError, match=r"of .*002.tar at .* are not those that were indexed: build the index anew"):
+    IndexedSource("webdataset", named)
+  victim.unlink()
+  with pytest.raises(UserError, match=r"002.tar"):
+    IndexedSource("webdataset", named)
+  shutil.copy(shards / "002.tar", victim)
+  shutil.copy(shards / "002.tar", tmp_path / "004.tar")
+  build("webdataset", f"{tmp_path}/*.tar", output=tmp_path / "all.index")
+  (tmp_path / "004.tar").rename(tmp_path / "005.tar")
+  with pytest.raises(UserError, match=r"does not know 1 files, such as .*005.tar"):
+    IndexedSource("webdataset", f"{tmp_path}/*.tar", index=str(tmp_path / "all.index"))
+
+
+def test_a_damaged_picture_is_a_bad_record_and_a_damaged_index_ends_the_run(shards, tmp_path):
+  named = copied(shards, tmp_path)
+  built = build("webdataset", named)
+  source = IndexedSource("webdataset", named)
+  place = source._index.value("offset", 3)
+  with open(tmp_path / "000.tar", "r+b") as file:
+    file.seek(place + 40)
+    file.write(b"\xff")
+  with pytest.raises(DecodeError, match=r"000.tar at .* are not those that were indexed"):
+    source[3]
+  np.testing.assert_array_equal(source[4].image, pixels(4))
+  (part,) = built.folder.glob("part-*.arrow")
+  whole = part.read_bytes()
+  for at in range(0, len(whole), max(1, len(whole) // 20)):
+    part.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+    with pytest.raises(UserError, match="is damaged, a part of an index"):
+      IndexedSource("webdataset", named).text(0)
+
+
+def tar_of(path, *members):
+  with tarfile.open(path, "w") as archive:
+    for name, data in members:
+      info = tarfile.TarInfo(name)
+      info.size = len(data)
+      archive.addfile(info, io.BytesIO(data))
+
+
+def test_what_a_tar_may_hold_beside_whole_samples(tmp_path):
+  long_name = "x" * 120
+  tar_of(
+    tmp_path / "a.tar",
+    ("readme", b"no end"),
+    ("in/a.PNG", png(1)), ("in/a.txt", b"\xef\xbb\xbfone"),
+    ("in/._a.png", b"a Mac's"),
+    ("b.txt", b"no picture"),
+    ("c.png", b"no picture either"), ("c.txt", b"three"),
+    ("d.png", png(4)), ("d.txt", b"\xff\xfe"),
+    ("e.png", png(5)), ("e.json", b"[1]"),
+    ("f.png", png(6)), ("f.png", png(6)), ("f.txt", b"six"),
+    (f"{long_name}.webp", png(7)), (f"{long_name}.txt", "sieben \u00fc".encode()),
+    ("h.png", png(8)),
+  )  # fmt: skip
+  built = build("webdataset", tmp_path / "a.tar")
+  assert built.left_out == {
+    "no picture": 1,
+    "bytes that are no picture which can be decoded here": 1,
+    "a txt that is not UTF-8": 1,
+    "a json that is no object": 1,
+    "two files of one name": 1,
+  }
+  source = IndexedSource("webdataset", str(tmp_path / "a.tar"))
+  assert [source._index.value("key", k) for k in range(len(source))] == ["in/a", long_name, "h"]
+  assert source.text(0).captions == ("one",) and source.text(1).captions == ("sieben \u00fc",)
+  with pytest.raises(DecodeError, match="no caption in txt"):
+    source.text(2)
+
+
+def damaged_tars():
+  whole = io.BytesIO()
+  with tarfile.open(fileobj=whole, mode="w") as archive:
+    for k in range(5):
+      for end, data in (("png", png(k)), ("txt", b"said")):
+        info = tarfile.TarInfo(f"{k}.{end}")
+        info.size = len(data)
+        archive.addfile(info, io.BytesIO(data))
+  data = whole.getvalue()
+  end = len(data.rstrip(b"\0")) // 512 * 512 + 512
+  return [
+    ("cut within '", data[:540]),
+    ("the mark of its end is missing", data[:end]),
+    ("damaged at byte 1,024", data[:1030] + b"\xff" + data[1031:]),
+    ("more follows the mark of its end", data + data),
+    ("no tar and packed", b"\x1f\x8b" + data),
+    ("no tar", b"hello" * 300),
+    ("no tar", b""),
+  ]
+
+
+@pytest.mark.parametrize(("said", "data"), damaged_tars())
+def test_a_damaged_tar_is_refused_by_name_or_left_out(tmp_path, said, data):
+  tar_of(tmp_path / "good.tar", ("a.png", png(1)), ("a.txt", b"one"))
+  (tmp_path / "bad.tar").write_bytes(data)
+  with pytest.raises(UserError, match=rf"bad.tar cannot be indexed, it .*{said}|bad.tar cannot be indexed, .*{said}"):
+    build("webdataset", tmp_path)
+  build("webdataset", tmp_path, skip_damaged=True)
+  assert len(IndexedSource("webdataset", str(tmp_path))) == 1
+
+
+def test_no_bit_of_a_header_changes_a_tar_unnoticed(tmp_path):
+  """A flip in a header is refused, or is in a byte that Python's tarfile itself takes for nothing."""
+  tar_of(
+    tmp_path / "a.tar",
+    *((f"{k}.{end}", png(k) if end == "png" else b"said") for k in range(3) for end in ("png", "txt")),
+  )
+  whole = (tmp_path / "a.tar").read_bytes()
+  build("webdataset", tmp_path / "a.tar")
+  before = [IndexedSource("webdataset", str(tmp_path / "a.tar"))[k].text.captions for k in range(3)]
+  with tarfile.open(tmp_path / "a.tar") as archive:
+    headers = [member.offset for member in archive]
+  rng = np.random.default_rng(0)
+  for at in rng.choice([header + k for header in headers for k in range(512)], 60, replace=False):
+    (tmp_path / "a.tar").write_bytes(whole[:at] + bytes([whole[at] ^ 1 << int(rng.integers(8))]) + whole[at + 1 :])
+    with pytest.raises(UserError):
+      build("webdataset", tmp_path / "a.tar")
+  (tmp_path / "a.tar").write_bytes(whole)
+  build("webdataset", tmp_path / "a.tar")
+  assert [IndexedSource("webdataset", str(tmp_path / "a.tar"))[k].text.captions for k in range(3)] == before
+
+
+def test_an_interrupted_build_goes_on_with_the_files_that_are_left(shards, tmp_path, monkeypatch):
+  named = copied(shards, tmp_path)
+  scanned = []
+  scan = indexing.scan_file
+
+  def counted(file, wanted):
+    scanned.append(os.path.basename(file))
+    if len(scanned) == 3:
+      raise KeyboardInterrupt
+    return scan(file, wanted)
+
+  monkeypatch.setattr(indexing, "scan_file", counted)
+  with pytest.raises(KeyboardInterrupt):
+    wanted = indexing.Wanted("webdataset", texts=("txt",))
+    folder = Path(index_folder(named))
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+      indexing.build(wanted, files_of("webdataset", named), folder, executor)
+  monkeypatch.setattr(indexing, "scan_file", scan)
+  os.utime(tmp_path / "000.tar", (time.time(), 1.0))  # It may have changed.
+  assert build("webdataset", named, texts=("txt",)).rows == COUNT
+  fresh = build("webdataset", named, texts=("txt",), output=tmp_path / "fresh")
+  tables = [pa.ipc.open_file(next(folder.glob("part-*"))).read_all() for folder in (folder, fresh.folder)]
+  assert tables[0].equals(tables[1]) and not (folder / "pieces").exists()
+
+
+def test_parts_and_batches_of_any_size_hold_the_same_rows(shards, tmp_path, monkeypatch):
+  monkeypatch.setattr(index, "PART_ROWS", 7)
+  monkeypatch.setattr(index, "_BATCH_ROWS", 3)
+  named = copied(shards, tmp_path)
+  built = build("webdataset", named, columns=("similarity",))
+  assert len(list(built.folder.glob("part-*"))) == -(-COUNT // 7)
+  source = IndexedSource("webdataset", named)
+  for k in range(COUNT):
+    np.testing.assert_array_equal(source[k].image, pixels(k))
+    assert source.text(k).captions == (f"picture {k}",)
+  assert len(IndexedSource("webdataset", named, filter="similarity >= 0.5")) == COUNT // 2
+
+
+def test_columns_of_two_types_and_fields_that_are_nowhere_are_named(tmp_path):
+  for number, value in enumerate(("1", '"a"')):
+    tar_of(tmp_path / f"{number}.tar", ("a.png", png(1)), ("a.json", f'{{"x": {value}, "caption": "one"}}'.encode()))
+  with pytest.raises(UserError, match=r"'x' is int64 in .*0.tar and large_string in .*1.tar"):
+    build("webdataset", tmp_path, columns=("x",))
+  with pytest.raises(UserError, match="no sample has the column 'y'"):
+    build("webdataset", tmp_path, columns=("y",))
+  with pytest.raises(UserError, match="no sample has a caption in txt: name its field with --texts"):
+    build("webdataset", tmp_path, texts=("txt",))
+
+
+def proto(number, data):
+  """Writes a field of a protocol buffer that holds bytes, by the rules of the wire format."""
+  length, varint = len(data), b""
+  while True:
+    length, low = length >> 7, length & 127
+    varint += bytes([low | (128 if length else 0)])
+    if not length:
+      return bytes([number << 3 | 2]) + varint + data
+
+
+def example(**features):
+  def of(value):
+    values = value if isinstance(value, list) else [value]
+    if isinstance(values[0], bytes):
+      return proto(1, b"".join(proto(1, each) for each in values))
+    if isinstance(values[0], float):
+      return proto(2, proto(1, struct.pack(f"<{len(values)}f", *values)))
+    return proto(3, b"".join(bytes([8, each]) for each in values))
+
+  entries = (proto(1, proto(1, key.encode()) + proto(2, of(value))) for key, value in features.items())
+  return proto(1, b"".join(entries))
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+  """TFRecord files in tensorboardX's framing."""
+  folder = tmp_path_factory.mktemp("records")
+  for shard in range(2):
+    writer = RecordWriter(str(folder / f"{shard}.tfrecord"))
+    for k in range(shard * 5, shard * 5 + 5):
+      said = {"caption": [f"picture {k}".encode(), b"also"], "score": k / 8, "kind": k, "label": b"a"}
+      writer.write(example(picture=png(k), **said))
+    writer.close()
+  return folder
+
+
+def test_tfrecords_are_read_without_tensorflow(records):
+  build("tfrecord", records, columns=("score", "kind", "label"))
+  source = IndexedSource("tfrecord", f"{records}", filter="score >= 0.25 and kind != 4 and label == 'a'")
+  assert len(source) == 7
+  for k, number in enumerate((2, 3, 5, 6, 7, 8, 9)):
+    np.testing.assert_array_equal(source[k].image, pixels(number))
+    assert source.text(k).captions == (f"picture {number}", "also")
+
+
+def test_what_tensorflow_wrote_is_read(tmp_path):
+  """`tensorflow.tfrecord` was written by TensorFlow 2.21, with features of every kind and one without a value."""
+  shutil.copy(Path(__file__).parent / "tensorflow.tfrecord", tmp_path)
+  build("tfrecord", tmp_path, texts=("captions",), columns=("similarity", "label"))
+  source = IndexedSource("tfrecord", str(tmp_path), filter="similarity > 0.2 and label >= -1")
+  assert [source.text(k).captions for k in range(len(source))] == [
+    ("the first of 2 \u00fc", "another of 2"), ("the first of 3 \u00fc", "another of 3"),
+  ]  # fmt: skip
+  for k, number in enumerate((2, 3)):
+    assert source[k].image.shape == (10 + number, 12, 3)
+    assert np.abs(source[k].image.astype(int) - 40 * number).max() <= 3
+
+
+def test_raw_pixels_are_read_by_the_shape_beside_them(tmp_path):
+  writer = RecordWriter(str(tmp_path / "raw.tfrecord"))
+  for k in range(3):
+    shape = {"image/height": 4 + k, "image/width": 6, "image/channels": 3}
+    writer.write(example(**{"image/raw": pixels(k).tobytes(), "image/caption": f"picture {k}".encode(), **shape}))
+  writer.close()
+  build("tfrecord", tmp_path)
+  source = IndexedSource("tfrecord", str(tmp_path))
+  for k in range(3):
+    np.testing.assert_array_equal(source[k].image, pixels(k))
+
+
+def test_damaged_tfrecords_are_refused_at_every_flip_and_cut(records, tmp_path):
+  whole = (records / "0.tfrecord").read_bytes()
+  rng = np.random.default_rng(0)
+  for at in rng.integers(0, len(whole), 40):
+    (tmp_path / "a.tfrecord").write_bytes(whole[:at] + bytes([whole[at] ^ 1 << int(rng.integers(8))]) + whole[at + 1 :])
+    with pytest.raises(UserError, match=r"a.tfrecord cannot be indexed, (a checksum differs|it is cut)"):
+      build("tfrecord", tmp_path)
+  for cut in rng.integers(1, len(whole) - 1, 20):
+    (tmp_path / "a.tfrecord").write_bytes(whole[:cut])
+    try:
+      build("tfrecord", tmp_path)
+    except UserError as error:
+      assert "it is cut" in str(error)
+    else:
+      assert whole[cut : cut + 12] and len(IndexedSource("tfrecord", str(tmp_path))) < 5  # Cut between two records.
+
+
+def test_the_picture_of_a_record_has_to_be_clear(tmp_path):
+  writer = RecordWriter(str(tmp_path / "a.tfrecord"))
+  writer.write(example(left=png(1), right=png(2), caption=b"two"))
+  writer.close()
+  with pytest.raises(UserError, match="the pictures left, right: name the feature of the picture with --image_key"):
+    build("tfrecord", tmp_path)
+  build("tfrecord", tmp_path, image_key="right")
+  np.testing.assert_array_equal(IndexedSource("tfrecord", str(tmp_path))[0].image, pixels(2))
+  with pytest.raises(UserError, match=r"no picture in 'rihgt' \(did you mean 'right'"):
+    build("tfrecord", tmp_path, image_key="rihgt")
+
+
+def test_an_index_tells_what_it_left_out(tmp_path):
+  tar_of(tmp_path / "a.tar", ("a.png", png(1)), ("a.txt", b"one"), ("b.txt", b"no picture"))
+  built = build("webdataset", tmp_path / "a.tar")
+  assert json.loads((built.folder / "index.json").read_text())["left_out"] == {"no picture": 1}
