@@ -1,8 +1,9 @@
 """The formats of sets in shards, of which an index is built. A new one is a file in `data/sources` and a line here."""
 
 import dataclasses
+from collections.abc import Callable
 
-from data.sources import tfrecord, webdataset
+from data.sources import huggingface, parquet, tfrecord, webdataset
 from data.sources.scan import Scan
 
 
@@ -14,14 +15,23 @@ class Format:
     scan: reads one of its files.
     suffix: how the names of its files mostly end.
     texts: fields that hold captions unless others are named, in the order in which they are looked for.
+    read: reads the bytes of a picture of a file by the field of the picture and its offset, where these are not simply
+      bytes of the file. The field is "" where none was named.
+    files_in: lists the files of a folder; None takes those that end in `suffix`.
   """
 
   scan: Scan
   suffix: str
   texts: tuple[str, ...]
+  read: Callable[[str, str, int], bytes] | None = None
+  files_in: Callable[[str], list[str]] | None = None
 
+
+_COLUMNS = ("caption", "captions", "text", "texts", "sentences")
 
 FORMATS = {
   "webdataset": Format(webdataset.scan, ".tar", ("txt", "text", "caption", "captions")),
   "tfrecord": Format(tfrecord.scan, ".tfrecord", ("caption", "captions", "text", "image/caption", "txt")),
+  "parquet": Format(parquet.scan, ".parquet", _COLUMNS, read=parquet.read),
+  "huggingface": Format(huggingface.scan, ".arrow", _COLUMNS, files_in=huggingface.files_in),
 }

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ MEASURED = {
   "draw": pa.int16(),
 }
 TEXTS = pa.large_list(pa.large_string())
+# Reads a picture of a file, given the field of the picture and its offset.
+Read = Callable[[str, str, int], bytes]
 # Samples whose bytes are compared when an index is opened, each of another file.
 _GLANCE = 32
 _CRC_BLOCK = 1 << 24
@@ -103,6 +105,7 @@ class Index:
         f"{folder} is an index of version {about.get('version')}, and this is version {VERSION}: build it anew with"
         f" {command}"
       )
+    self._image_key = about["image_key"]
     self.kind, self.texts, self.columns = about["kind"], tuple(about["texts"]), tuple(about["columns"])
     self.files = [
       IndexedFile(files.whole(files.join(folder, each["file"])), each["size"], each["rows"]) for each in about["files"]
@@ -144,8 +147,12 @@ class Index:
     """Returns the file that holds the picture of a sample."""
     return self.files[bisect.bisect_right(self._starts, row) - 1].file
 
-  def read(self, row: int) -> bytes:
+  def read(self, row: int, otherwise: Read | None = None) -> bytes:
     """Reads the bytes of a picture, and compares them with their checksum.
+
+    Args:
+      row: number of the sample.
+      otherwise: what reads them where they are not simply bytes of a file.
 
     Raises:
       ChangedBytes: if they are others than those that were indexed, twice.
@@ -154,13 +161,16 @@ class Index:
     offset, size, crc = (self.value(name, row) for name in ("offset", "size", "crc"))
     file = self.file_of(row)
     for _ in range(2):
-      data = files.read(file, offset, size)
+      data = otherwise(file, self._image_key, offset) if otherwise else files.read(file, offset, size)
       if zlib.crc32(data) == crc:
         return data
     raise ChangedBytes(f"{size:,} bytes of {file} at {offset:,} are not those that were indexed")
 
-  def check_files(self) -> None:
+  def check_files(self, otherwise: Read | None = None) -> None:
     """Compares the files of the set with the index: the sizes of all local ones, and the bytes of a picture in a few.
+
+    Args:
+      otherwise: as for `read`.
 
     Raises:
       UserError: if one is missing or has changed, by its name.
@@ -177,7 +187,7 @@ class Index:
       if rows := self.rows_of(number):
         try:
           self._check_size(self.files[number])
-          self.read(rows[len(rows) // 2])
+          self.read(rows[len(rows) // 2], otherwise)
         except FileNotFoundError as error:
           raise UserError(f"{error.filename or error} is missing: put it back, or {self._again}") from None
         except ChangedBytes as error:

@@ -56,6 +56,7 @@ class IndexedSource(PictureSource):
     self._index = Index(index or index_folder(files_named), f"python -m data.index '{kind}/{files_named}'")
     if self._index.kind != kind:
       raise UserError(f"{name}: {self._index.folder} is the index of a set of kind {self._index.kind}: name it so")
+    self._read = FORMATS[kind].read
     self._check_files(files_named)
     self._fields = self._weighted(caption_key)
     self._group = f"{kind}/{files_named}"
@@ -75,7 +76,7 @@ class IndexedSource(PictureSource):
   def picture(self, index: int, background: tuple[int, int, int] | None = None) -> np.ndarray:
     row = self._row(index)
     try:
-      data = self._index.read(row)
+      data = self._index.read(row, self._read)
     except FileNotFoundError:
       raise DecodeError(f"{self._index.file_of(row)} is missing") from None
     if channels := self._index.value("channels", row):
@@ -102,7 +103,7 @@ class IndexedSource(PictureSource):
             f"{self._index.folder} {what} {len(other)} files, such as {other[0]}: build it anew with"
             f" python -m data.index '{self._index.kind}/{named}'"
           )
-    self._index.check_files()
+    self._index.check_files(self._read)
 
   def _weighted(self, caption_key: str | Mapping[str, float]) -> dict[str, float]:
     if not caption_key:
@@ -160,5 +161,8 @@ def index_folder(named: str) -> str:
 
 def files_of(kind: str, named: str) -> list[str]:
   """Returns the files of a set: those that a pattern names, or those in a folder that end as its kind does."""
-  suffix = FORMATS[kind].suffix
-  return files.expand(f"{named.rstrip('/')}/*{suffix}" if files.is_folder(named) else named)
+  suffix, files_in = FORMATS[kind].suffix, FORMATS[kind].files_in
+  if files_in and files.is_folder(named):
+    return files_in(named)
+  found = files.expand(f"{named.rstrip('/')}/*{suffix}" if files.is_folder(named) else named)
+  return [file for file in found if not file.endswith(INDEX_SUFFIX)]
