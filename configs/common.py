@@ -145,6 +145,12 @@ def get_config() -> ConfigDict:
   config.data.image_key = "image"  # Feature of TFDS sets, or column of tables, that holds the image.
   config.data.caption_key = "caption"  # Feature or column that holds the caption, a list of captions, or a class.
   config.data.captions = as_config(CaptionMix())  # Shares of the kinds of captions that emoji sources give.
+  # What is read of a caption that is longer than the text tower reads: "truncate" its beginning, "sentence" one of its
+  # sentences, "span" all from one of its sentences on; each time the sample is drawn another.
+  config.data.long_captions = "truncate"
+  # Pairs that each drawn image makes, in consecutive rows and with different captions where it has several; they are
+  # never each other's negatives.
+  config.data.captions_per_image = 1
   config.data.augment = as_config(Augment())
   config.data.threads = 8
   config.data.workers = 0  # Processes that read and decode; 0 reads in `threads` threads of the run's own process.

@@ -133,6 +133,7 @@ def make_pipeline(
     teacher=teacher and _view_of(teacher, run.objective.needs(TEACHER_TEXT)),
     bad_records=bad_records,
     state_rows=run.needs_state_rows,
+    long_captions=config.data.long_captions,
     targets=TargetCache(cache, _taught_bases(segments)).lookup if cache else None,
     augment=Augment(**config.data.augment),
     host_index=share[0],

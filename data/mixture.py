@@ -88,12 +88,15 @@ class Drawn:
     names: the sources of the step's modality.
     source: for each position, an index into `names`.
     index: for each position, the sample's index in its source.
+    copy: for each position, how many positions before it in the step show the same drawn sample; 0 where each sample
+      makes one pair.
   """
 
   position: int
   names: tuple[str, ...]
   source: np.ndarray
   index: np.ndarray
+  copy: np.ndarray
 
 
 def drawn(segments: Sequence[Segment], lengths: Mapping[str, int], seed: int, step: int, rows: slice) -> Drawn:
@@ -110,8 +113,8 @@ def drawn(segments: Sequence[Segment], lengths: Mapping[str, int], seed: int, st
   segment = segments[at]
   modality, earlier = segment.modality_at(offset)
   sources = segment.inputs(modality).sources
-  first = earlier * segment.batch_size + rows.start
-  source, number = assign(sources, np.arange(first, first + rows.stop - rows.start))
+  image, copy = np.divmod(np.arange(rows.start, rows.stop), segment.captions_per_image)
+  source, number = assign(sources, earlier * segment.images + image)
   begun = cursors(segments, at)
   names = tuple(name for name, _ in sources)
   index = np.empty_like(number)
@@ -119,7 +122,7 @@ def drawn(segments: Sequence[Segment], lengths: Mapping[str, int], seed: int, st
     mine, name = source == k, names[k]
     index[mine] = shuffled(number[mine] + begun[name], lengths[name], seed, name)
   position = pairs_before(segments, at) + offset * segment.batch_size + rows.start
-  return Drawn(position, names, source, index)
+  return Drawn(position, names, source, index, copy)
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

@@ -27,7 +27,8 @@ from contrastive_jax.schedule.segments import Inputs, Segment, segment_at, total
 from data.augment import DRAWS, Augment
 from data.chunks import chunk_rows, joined, on_host
 from data.lifetime import follow_parent, start_tracker
-from data.mixture import drawn, uniforms
+from data.long_captions import fitted
+from data.mixture import Drawn, drawn, uniforms
 from data.numbering import id_bases, pair_keys, row_bases
 from data.rendering import Renderer, with_frames
 from data.sources import Example, Source
@@ -78,6 +79,7 @@ class Pipeline:
     targets: Callable[[Int[np.ndarray, "pairs"]], Targets] | None = None,
     bad_records: BadRecords | None = None,
     state_rows: bool = False,
+    long_captions: str = "truncate",
     host_index: int = 0,
     host_count: int = 1,
     threads: int = 2,
@@ -100,6 +102,7 @@ class Pipeline:
       targets: a function that looks up outputs of a frozen teacher by sample ids, for every batch.
       bad_records: counts and names what cannot be read, in this process wherever it was read; None counts alone.
       state_rows: names for every pair the row of its sample in the state of the objective, see `row_bases`.
+      long_captions: what is read of a caption that does not fit, one of `long_captions.WAYS`.
       host_index: number of this host, which serves the rows from `host_index * batch_size / host_count` on.
       host_count: number of hosts that share each batch.
       threads: number of threads that read in each process; 0 reads when asked.
@@ -113,6 +116,7 @@ class Pipeline:
     self._sources = dict(sources)
     self._tokenizer = tokenizer
     self._text_length = text_length
+    self._long_captions, self._remembers = long_captions, state_rows
     self._others = tuple(others)
     self._patch_size = patch_size
     self._seed = seed
@@ -224,19 +228,22 @@ class Pipeline:
     """Reads `count` of this host's rows of a step, from `row` on."""
     first = self._host_index * self._share(step) + row
     plan = drawn(self._segments, self._lengths, self._seed, step, slice(first, first + count))
-    chosen = uniforms(self._seed, "caption", plan.position, count, 4)[:, 0]
     at, offset = segment_at(self._segments, step)
     segment = self._segments[at]
     inputs = segment.inputs(segment.modality_at(offset)[0])
     frames = uniforms(self._seed, "frames", plan.position, count, 4)[:, 0]
-    examples, captions, failed = [], [], []
+    examples, failed = [], []
     for k in range(count):
+      if k and plan.copy[k] and isinstance(examples[-1].image, np.ndarray):
+        examples.append(examples[-1])
+        failed.append("")
+        continue
       source = self._sources[plan.names[plan.source[k]]]
       prepare = functools.partial(with_frames, inputs=inputs, draw=float(frames[k]))
       example, failures = read_or_substitute(source, int(plan.index[k]), prepare)
       failed.append(failures)
       examples.append(example)
-      captions.append(example.text.choose(chosen[k]))
+    captions = self._captions(examples, plan)
     draws = uniforms(self._seed, "augment", plan.position, count, DRAWS)
     image, shrunk = self._render(examples, inputs, draws, self._row_length(inputs, step))
     text, truncated = self._text(captions, segment)
@@ -253,6 +260,20 @@ class Pipeline:
       "shrunk": np.array([shrunk]),
       "truncated": np.array([truncated]),
     }
+
+  def _captions(self, examples: list[Example], plan: Drawn) -> list[str]:
+    """Returns the caption of each example, or what is read of it where it is too long."""
+    # An image that makes several pairs may have made some of them in rows before these.
+    before = int(plan.copy[0])
+    uniform = uniforms(self._seed, "caption", plan.position - before, before + len(examples), 4)
+    draws, parts = uniform[:, 0].tolist(), uniform[before:, 1].tolist()
+    captions = [
+      example.text.choose(draws[before + k])
+      if not copy
+      else example.text.choose_others(draws[before + k - copy : before + k + 1])[-1]
+      for k, (example, copy) in enumerate(zip(examples, plan.copy.tolist(), strict=True))
+    ]
+    return fitted(captions, parts, self._long_captions, self._tokenizer, self._text_length, self._tokenize)
 
   def _stacked(self, names: list[str], examples: list[Example]) -> dict[str, Any]:
     """Returns what other towers read of the examples, stacked along a new first axis."""
@@ -389,5 +410,10 @@ class Pipeline:
         raise UserError(
           f"the {segment.batch_size // self._host_count} pairs of each of {self._host_count} hosts are not whole packs"
           f" of data.pack_pairs={segment.pack_pairs}"
+        )
+      if self._remembers and segment.captions_per_image > 1:
+        raise UserError(
+          f"data.captions_per_image={segment.captions_per_image} shows a sample several times in a step, and the"
+          " objective remembers one value for it: leave it at 1"
         )
       segment.check_patches(self._patch_size)

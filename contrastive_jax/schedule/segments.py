@@ -121,6 +121,7 @@ class Segment:
     text_rows: the rows of a pack of captions; None gives each caption a row of its own.
     clips: the steps that show clips instead of images; None for images only.
     taught: whether a frozen teacher sees the pairs too.
+    captions_per_image: number of consecutive pairs that show one image, or clip, with captions of its own each.
 
   Raises:
     UserError: if a field is impossible.
@@ -136,6 +137,7 @@ class Segment:
   text_rows: Rows | None = None
   clips: Clips | None = None
   taught: bool = False
+  captions_per_image: int = 1
 
   def __post_init__(self):
     if isinstance(self.resolution, int):
@@ -155,6 +157,17 @@ class Segment:
       raise UserError(
         f"batch_size={self.batch_size}{stage} is not a multiple of data.pack_pairs={self.pack_pairs}: change either"
       )
+
+    if self.batch_size % self.captions_per_image:
+      raise UserError(
+        f"batch_size={self.batch_size} is not a multiple of data.captions_per_image={self.captions_per_image}: change"
+        " either"
+      )
+
+  @property
+  def images(self) -> int:
+    """The number of images, or clips, that are drawn for a step."""
+    return self.batch_size // self.captions_per_image
 
   @property
   def pairs(self) -> int:
@@ -299,8 +312,8 @@ def cursors(segments: Sequence[Segment], index: int) -> dict[str, int]:
   drawn: dict[str, int] = {name: 0 for segment in segments[: index + 1] for name in segment.all_sources()}
   for segment in segments[:index]:
     for modality in segment.modalities:
-      pairs = segment.steps_of(modality, segment.steps) * segment.batch_size
-      for name, count in draws(segment.inputs(modality).sources, pairs).items():
+      images = segment.steps_of(modality, segment.steps) * segment.images
+      for name, count in draws(segment.inputs(modality).sources, images).items():
         drawn[name] += count
   return drawn
 

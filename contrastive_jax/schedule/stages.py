@@ -157,6 +157,7 @@ def _segment(config: ConfigDict, stage: Stage, where: str) -> Segment:
     name=stage.name,
     rows=rows,
     pack_pairs=config.data.pack_pairs,
+    captions_per_image=config.data.captions_per_image,
     text_rows=text,
     clips=clips,
     taught=bool(config.distillation.teacher or config.distillation.targets) and max(stage.distillation) > 0,

@@ -121,6 +121,8 @@ def known() -> Node:
             },
             complete=False,
           ),
+          "long_captions": str,
+          "captions_per_image": int,
           **dict.fromkeys(("threads", "workers", "prefetch_bytes"), int),
           "max_bad_share": float,
           **dict.fromkeys(("pack_pairs", "text_rows", "text_row_length"), int),

@@ -48,7 +48,7 @@ RANGES: Mapping[str, Range] = {
   # Towers beside those of images and texts check their fields themselves.
   r"model\.others\.\d+\..+": FINITE,
   r"data\.max_bad_share": SHARE,
-  r"data\.prefetch_bytes": COUNT,
+  r"data\.(prefetch_bytes|captions_per_image)": COUNT,
   # More of them than any machine runs at once would only end it.
   r"data\.(threads|workers)": Range(0, 1024),
   r"data\.(pack_pairs|text_rows|text_row_length)": NOT_NEGATIVE,

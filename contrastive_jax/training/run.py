@@ -231,6 +231,7 @@ def _has_initial_model(config: ConfigDict) -> bool:
 def _check_choices(config: ConfigDict) -> None:
   """Raises a `UserError` for a field whose value is none of those it may have."""
   require_known("on_nonfinite", config.on_nonfinite, ("stop", "skip"))
+  require_known("data.long_captions", config.data.long_captions, ("truncate", "sentence", "span"))
   for name in ("compute_dtype", "loss_dtype"):
     require_known(name, config[name], ("float32", "bfloat16"))
   initialize.check_choices(config)

@@ -36,6 +36,23 @@ class Text:
     index = int(draw * len(self.captions)) if self.cumulative is None else bisect_right(self.cumulative, draw)
     return self.captions[min(index, last)]
 
+  def choose_others(self, draws: Sequence[float]) -> list[str]:
+    """Returns a caption for each uniform draw in [0, 1), none twice before all were chosen.
+
+    Each is drawn by the chances of those that are left; the first is `choose(draws[0])`.
+    """
+    ends = self.cumulative or [(k + 1) / len(self.captions) for k in range(len(self.captions))]
+    shares = np.diff(ends, prepend=0.0)
+    left, chosen = list(range(len(self.captions))), [self.choose(draws[0])]
+    left.remove(self.captions.index(chosen[0]))
+    for draw in draws[1:]:
+      left = left or list(range(len(self.captions)))
+      summed = np.cumsum(shares[left])
+      chosen.append(
+        self.captions[left.pop(min(int(np.searchsorted(summed, draw * summed[-1], "right")), len(left) - 1))]
+      )
+    return chosen
+
 
 def weighted(found: Sequence[tuple[float, Sequence[str]]], group: int) -> Text:
   """Returns captions of several fields, of which one field is drawn by its weight, then one of its captions.

@@ -306,3 +306,43 @@ def test_the_config_for_them_names_what_is_there(photos):
   assert own_pairs.get_config("a.csv").data.sources.own.name == "table/a.csv@train"
   with pytest.raises(UserError, match="behind the config file"):
     own_pairs.get_config()
+
+
+def test_columns_of_captions_have_weights_and_rows_are_filtered(photos):
+  rows = [
+    {"image": f"images/{k}.png", "title": f"photo {k}", "alt": "" if k % 3 else f"alt {k}", "score": f"{k / 10:.1f}"}
+    for k in range(COUNT)
+  ]
+  rows[5]["score"] = ""
+  source = TableSource(
+    str(written(photos / "weights.csv", rows)), caption_key={"title": 1.0, "alt": 3.0}, filter="score >= 0.3"
+  )
+  kept = [k for k in range(COUNT) if k >= 3 and k != 5]
+  assert [source[index].image[0, 0, 0] for index in range(len(source))] == kept
+  for index, k in enumerate(kept):
+    text = source.text(index)
+    assert text.captions == ((f"photo {k}",) if k % 3 else (f"photo {k}", f"alt {k}"))
+    assert text.cumulative == (None if k % 3 else (0.25, 1.0))
+
+
+@pytest.mark.parametrize(
+  ("options", "said"),
+  [
+    ({"filter": "scoer > 1"}, "did you mean 'score'"),
+    ({"filter": "title > 1"}, "compares title with 1, of another type"),
+    ({"filter": "score > 100"}, "keeps none of 40 rows"),
+    ({"caption_key": {"titel": 1.0}}, "has no column 'titel'.*did you mean 'title'"),
+  ],
+)
+def test_filters_and_weights_that_cannot_be_are_named(photos, options, said):
+  rows = [{"image": f"images/{k}.png", "title": f"photo {k}", "score": k} for k in range(COUNT)]
+  with pytest.raises(UserError, match=said):
+    TableSource(str(written(photos / "filters.jsonl", rows)), **{"caption_key": "title"} | options)
+
+
+@pytest.mark.parametrize("value", [{"a": 0.0}, {"a": "b"}, {}, "", 3, {"a": float("inf")}])
+def test_weights_of_columns_are_numbers_above_zero(value):
+  config = common.get_config()
+  config.data.sources = {"own": {"name": "table/x.csv", "weight": 1.0, "caption_key": value}}
+  with pytest.raises(UserError, match="caption_key"):
+    kinds.open_sources(config, ["table/x.csv"])
