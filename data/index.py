@@ -3,10 +3,11 @@
 python -m data.index 'webdataset/photos/{000..123}.tar'
 python -m data.index 'webdataset/photos/{000..123}.tar' --columns=similarity,license --processes=8
 python -m data.index tfrecord/photos --image_key=image/encoded --texts=image/caption
+python -m data.index 'webdataset/photos/{000..123}.tar' --join=recaptions.parquet
 python -m data.index 'webdataset/photos/{000..123}.tar' --scheduler=tcp://10.0.0.1:8786
 
 Put a name with braces or stars in quotes. The index lies beside the files, or where --output says. After an
-interruption the same command goes on with the files that are left.
+interruption the same command goes on with the files that are left. Later it reads files that are new or have changed.
 """
 
 import concurrent.futures
@@ -28,6 +29,8 @@ from data.sources.indexed import files_of, index_folder
 TEXTS = flags.DEFINE_list("texts", [], "Fields that hold captions; the usual ones of the kind if not given.")
 COLUMNS = flags.DEFINE_list("columns", [], "Other fields to keep, for filters: numbers, truth values, texts.")
 IMAGE_KEY = flags.DEFINE_string("image_key", "", "Field of the picture, where a sample has several.")
+JOIN = flags.DEFINE_list("join", [], "Tables of further captions of the samples, such as those that a model wrote.")
+JOIN_KEY = flags.DEFINE_string("join_key", "key", "Column of these tables, and of the index, that names the sample.")
 OUTPUT = flags.DEFINE_string("output", "", "Folder of the index; beside the files if not given.")
 PROCESSES = flags.DEFINE_integer("processes", os.cpu_count() or 1, "Processes that read files.", lower_bound=1)
 SCHEDULER = flags.DEFINE_string("scheduler", "", "Address of a Dask scheduler whose workers read the files instead.")
@@ -44,9 +47,12 @@ def main(*names: str) -> None:
   wanted = _wanted(kind)
   found = files_of(kind, named)
   folder = paths.folder_to_write("--output", OUTPUT.value) if OUTPUT.value else _beside(named)
+  joins = [indexing.Join(paths.typed("--join", table), JOIN_KEY.value) for table in JOIN.value]
   with _executor() as executor:
-    built = indexing.build(wanted, found, folder, executor, skip_damaged=SKIP_DAMAGED.value)
+    built = indexing.build(wanted, found, folder, executor, skip_damaged=SKIP_DAMAGED.value, joins=joins)
   print(f"{built.folder} indexes {built.rows:,} samples of {len(found):,} files.")
+  for join, met in zip(joins, built.joined, strict=True):
+    print(f"{join.table} has captions of {met:,} of them.")
   for why, count in sorted(built.left_out.items(), key=lambda item: -item[1]):
     print(f"Left out {count:,}: {why}.")
 

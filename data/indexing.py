@@ -6,6 +6,7 @@ interruption the same command goes on with the files that are left.
 
 import concurrent.futures
 import dataclasses
+import json
 import os
 import shutil
 import zlib
@@ -21,6 +22,7 @@ from contrastive_jax import progress, runs
 from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess.decoding import DecodeError
 from data import files
+from data.joins import Join, texts_of
 from data.sources import index as layout
 from data.sources.features import read_texts
 from data.sources.formats import FORMATS
@@ -55,12 +57,21 @@ class Piece(NamedTuple):
   left_out: dict[str, int]
 
 
+class Scanned(NamedTuple):
+  """A `Piece` that was read back."""
+
+  rows: pa.Table
+  damage: str
+  left_out: Mapping[str, int]
+
+
 class Built(NamedTuple):
-  """The outcome of `build`: its folder, samples, and how many of them were left out for each reason."""
+  """The outcome of `build`: its folder, samples, how many others were left out and why, and how many each join met."""
 
   folder: Path
   rows: int
   left_out: dict[str, int]
+  joined: list[int]
 
 
 def scan_file(file: str, wanted: Wanted) -> Piece:
@@ -101,8 +112,9 @@ def build(
   executor: concurrent.futures.Executor,
   *,
   skip_damaged: bool = False,
+  joins: Sequence[Join] = (),
 ) -> Built:
-  """Builds the index of a set, or goes on with building it.
+  """Builds the index of a set, or goes on with building it. Files that an older index of it knows are not read again.
 
   Args:
     wanted: what is asked for.
@@ -110,6 +122,7 @@ def build(
     folder: where the index is written; an older one is replaced once this one is whole.
     executor: what runs `scan_file`, such as a pool of processes or that of a Dask client.
     skip_damaged: leaves out damaged files, which are named in the index; otherwise they end it.
+    joins: tables of further captions of the samples.
 
   Raises:
     UserError: if files are damaged, hold no sample, disagree about the type of a column, or lack what was asked for.
@@ -117,14 +130,15 @@ def build(
   pieces = folder / _PIECES
   sizes = {name: files.facts(name) for name in names}
   places = {name: pieces / _piece(name, sizes[name], wanted) for name in names}
-  missing = [name for name in names if not places[name].is_dir()]
+  known = _known(wanted, folder, sizes)
+  missing = [name for name in names if name not in known and not places[name].is_dir()]
   pieces.mkdir(parents=True, exist_ok=True)
   running = {executor.submit(scan_file, name, wanted): name for name in missing}
   done = concurrent.futures.as_completed(running)
   try:
     for _ in progress.shown(_counted(len(missing)), len(missing), "files", "indexing"):
       future = next(done)
-      _keep(places[running[future]], future.result())
+      _put(places[running[future]], future.result())
   except concurrent.futures.BrokenExecutor:
     raise UserError(
       "a process that indexed was killed, perhaps for want of memory: run the command again, with fewer --processes;"
@@ -133,54 +147,84 @@ def build(
   finally:
     for future in running:
       future.cancel()
-  built = _joined(wanted, names, sizes, places, folder, skip_damaged)
+  found = {name: known.get(name) or _kept(places[name]) for name in names}
+  built = _joined(wanted, found, sizes, folder, skip_damaged, joins)
   shutil.rmtree(pieces)
   return built
 
 
+def _known(wanted: Wanted, folder: Path, facts: Mapping[str, files.Facts]) -> dict[str, Scanned]:
+  """Returns what an older index of the same request knows of the files that have not changed since."""
+  if not (folder / layout.ABOUT).is_file():
+    return {}
+  older = layout.Index(os.fspath(folder), "data.index")
+  if older.wanted != json.loads(json.dumps(dataclasses.asdict(wanted))):
+    return {}
+  return {
+    each.file: Scanned(older.table(older.rows_of(number)), "", each.left_out)
+    for number, each in enumerate(older.files)
+    if each.rows and each.file in facts and facts[each.file] == files.Facts(each.size, each.stamp)
+  }
+
+
 def _joined(
   wanted: Wanted,
-  names: Sequence[str],
-  sizes: Mapping[str, files.Facts],
-  places: Mapping[str, Path],
+  found: Mapping[str, Scanned],
+  facts: Mapping[str, files.Facts],
   folder: Path,
   skip_damaged: bool,
+  joins: Sequence[Join],
 ) -> Built:
-  """Puts the pieces together in the order of the files."""
-  about = {name: runs.read_object(places[name] / "about.json") for name in names}
-  damaged = [name for name in names if about[name]["damage"]]
+  """Puts what was found together in the order of the files."""
+  damaged = {name: each.damage for name, each in found.items() if each.damage}
   if damaged and not skip_damaged:
-    more = f", and {len(damaged) - 1} more of {len(names)} files are damaged" if len(damaged) > 1 else ""
+    first, *others = damaged
+    more = f", and {len(others)} more of {len(found)} files are damaged" if others else ""
     raise UserError(
-      f"{damaged[0]} cannot be indexed, {about[damaged[0]]['damage']}{more}: copy it again, or leave damaged files out"
-      " with --skip_damaged"
+      f"{first} cannot be indexed, {damaged[first]}{more}: copy it again, or leave damaged files out with"
+      " --skip_damaged"
     )
-  whole = [name for name in names if not about[name]["damage"]]
-  tables = {name: _mapped(places[name] / "rows.arrow") for name in whole}
-  left_out = sum((Counter(about[name]["left_out"]) for name in whole), Counter())
+  whole = {name: each for name, each in found.items() if name not in damaged}
+  left_out = sum((Counter(each.left_out) for each in whole.values()), Counter())
+  tables = {name: each.rows for name, each in whole.items()}
   rows = sum(table.num_rows for table in tables.values())
   if not rows:
     why = "; ".join(f"{count:,} with {reason}" for reason, count in left_out.most_common(3)) or "the files are empty"
     raise UserError(f"no sample was found in {len(whole):,} files: {why}")
   schema = _schema(wanted, tables)
-  writer = layout.Writer(folder, schema)
+  added = [join.of(list(tables.values()), schema) for join in joins]
+  texts = [name for name in wanted.texts if name in schema.names]
+  for each in added:
+    for name in each.column_names:
+      schema = schema.append(pa.field(name, layout.TEXTS))
+      texts.append(name)
+  writer, start = layout.Writer(folder, schema), 0
   for number, table in enumerate(tables.values()):
-    table = table.append_column("file", pa.array(np.full(table.num_rows, number, np.int32)))
-    writer.append(table.select(schema.names).cast(schema))
+    columns = {name: table[name] for name in schema.names if name in table.column_names}
+    columns["file"] = pa.array(np.full(len(table), number, np.int32))
+    for each in added:
+      columns |= {name: each[name].slice(start, len(table)) for name in each.column_names}
+    absent = {name: pa.nulls(len(table), schema.field(name).type) for name in schema.names if name not in columns}
+    writer.append(pa.table(columns | absent).select(schema.names).cast(schema))
+    start += len(table)
   writer.close(
     {
-      "kind": wanted.kind,
-      "image_key": wanted.image_key,
-      "texts": [name for name in wanted.texts if name in schema.names],
+      "wanted": dataclasses.asdict(wanted),
+      "texts": texts,
       "columns": [name for name in wanted.columns if name in schema.names],
       "files": [
-        {"file": _relative(name, folder), "size": sizes[name].size, "rows": tables[name].num_rows} for name in whole
+        {
+          **dataclasses.asdict(facts[name]),
+          "file": _relative(name, folder),
+          "rows": len(each.rows),
+          "left_out": each.left_out,
+        }
+        for name, each in whole.items()
       ],
-      "damaged": [{"file": _relative(name, folder), "why": about[name]["damage"]} for name in damaged],
-      "left_out": dict(left_out),
+      "damaged": [{"file": _relative(name, folder), "why": why} for name, why in damaged.items()],
     }
   )
-  return Built(folder, rows, dict(left_out))
+  return Built(folder, rows, dict(left_out), [each.num_rows - each[0].null_count for each in added])
 
 
 def _row(file: str, found: Found, wanted: Wanted) -> dict[str, Any] | LeftOut:
@@ -192,7 +236,7 @@ def _row(file: str, found: Found, wanted: Wanted) -> dict[str, Any] | LeftOut:
       return LeftOut(found.key, "bytes that are no picture which can be decoded here")
     (width, height), channels = size, 0
   try:
-    texts = {name: _texts(found.said.get(name)) for name in wanted.texts}
+    texts = {name: texts_of(found.said.get(name)) for name in wanted.texts}
     others = {name: _scalar(name, found.said.get(name)) for name in wanted.columns}
   except DecodeError as error:
     return LeftOut(found.key, str(error))
@@ -208,11 +252,6 @@ def _row(file: str, found: Found, wanted: Wanted) -> dict[str, Any] | LeftOut:
     **texts,
     **others,
   }
-
-
-def _texts(value: Any) -> list[str] | None:
-  texts = [text for text in read_texts(value) if text.strip()] if value is not None else []
-  return list(dict.fromkeys(texts)) or None
 
 
 def _scalar(name: str, value: Any) -> bool | int | float | str | None:
@@ -236,7 +275,7 @@ def _schema(wanted: Wanted, tables: Mapping[str, pa.Table]) -> pa.Schema:
   """Returns the schema that fits all files; a field that no sample has is left out."""
   fields = dict(layout.MEASURED)
   for name in (*wanted.texts, *wanted.columns):
-    told = {file: table[name] for file, table in tables.items()}
+    told = {file: table[name] for file, table in tables.items() if name in table.column_names}
     kinds = {column.type: file for file, column in told.items() if column.null_count < len(column)}
     if kinds:
       fields[name] = _common(name, kinds)
@@ -259,7 +298,7 @@ def _common(name: str, kinds: Mapping[pa.DataType, str]) -> pa.DataType:
   raise UserError(f"the column {name!r} is {one} in {first} and {other} in {second}: leave it out of --columns")
 
 
-def _keep(place: Path, piece: Piece) -> None:
+def _put(place: Path, piece: Piece) -> None:
   def write(folder: Path) -> None:
     folder.mkdir()
     (folder / "rows.arrow").write_bytes(piece.rows)
@@ -268,8 +307,11 @@ def _keep(place: Path, piece: Piece) -> None:
   runs.write_folder(place, write)
 
 
-def _mapped(path: Path) -> pa.Table:
-  return pa.ipc.open_file(pa.memory_map(os.fspath(path))).read_all()
+def _kept(place: Path) -> Scanned:
+  about = runs.read_object(place / "about.json")
+  if about["damage"]:
+    return Scanned(pa.table({}), about["damage"], {})
+  return Scanned(pa.ipc.open_file(pa.memory_map(os.fspath(place / "rows.arrow"))).read_all(), "", about["left_out"])
 
 
 def _piece(name: str, facts: files.Facts, wanted: Wanted) -> str:

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +54,16 @@ class IndexedFile:
   Attributes:
     file: its path or address.
     size: its bytes when it was indexed.
+    stamp: what changes when the file is written again.
     rows: samples that were found in it.
+    left_out: how many others were not used, by the reason.
   """
 
   file: str
   size: int
+  stamp: str
   rows: int
+  left_out: Mapping[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Index:
   Attributes:
     folder: its folder.
     kind: the kind of the set, such as "webdataset".
+    wanted: what was asked for, see `indexing.Wanted`.
     files: the files of the set.
     texts: names of the fields that hold captions, in the order in which they are looked for.
     columns: names of the other fields.
@@ -105,12 +110,11 @@ class Index:
         f"{folder} is an index of version {about.get('version')}, and this is version {VERSION}: build it anew with"
         f" {command}"
       )
-    self._image_key = about["image_key"]
-    self.kind, self.texts, self.columns = about["kind"], tuple(about["texts"]), tuple(about["columns"])
-    self.files = [
-      IndexedFile(files.whole(files.join(folder, each["file"])), each["size"], each["rows"]) for each in about["files"]
-    ]
-    self.damaged = tuple(files.whole(files.join(folder, each["file"])) for each in about["damaged"])
+    self._image_key = about["wanted"]["image_key"]
+    self.wanted = about["wanted"]
+    self.kind, self.texts, self.columns = about["wanted"]["kind"], tuple(about["texts"]), tuple(about["columns"])
+    self.files = [IndexedFile(**each | {"file": self._whole(each["file"])}) for each in about["files"]]
+    self.damaged = tuple(self._whole(each["file"]) for each in about["damaged"])
     self._parts = [Part(**each) for each in about["parts"]]
     self._starts = np.cumsum([0, *(each.rows for each in self.files)])
     self._mapped: dict[int, pa.Table] = {}
@@ -138,6 +142,14 @@ class Index:
     """Yields a column, part by part."""
     for part in range(len(self._parts)):
       yield self._part(part).column(column)
+
+  def table(self, rows: range) -> pa.Table:
+    """Returns consecutive samples with all their columns."""
+    parts = []
+    for number in range(rows.start // PART_ROWS, -(-rows.stop // PART_ROWS)):
+      start, stop = (min(max(row - number * PART_ROWS, 0), PART_ROWS) for row in (rows.start, rows.stop))
+      parts.append(self._part(number).slice(start, stop - start))
+    return pa.concat_tables(parts)
 
   def rows_of(self, file: int) -> range:
     """Returns the rows of a file of the set."""
@@ -192,6 +204,9 @@ class Index:
           raise UserError(f"{error.filename or error} is missing: put it back, or {self._again}") from None
         except ChangedBytes as error:
           raise UserError(f"{error}: {self._again}") from None
+
+  def _whole(self, name: str) -> str:
+    return files.whole(files.join(self.folder, name))
 
   @property
   def _again(self) -> str:

@@ -23,6 +23,7 @@ from configs import common
 from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess.decoding import DecodeError
 from data import indexing, kinds, tasks
+from data.joins import Join
 from data.sources import Source, index
 from data.sources.formats import FORMATS
 from data.sources.indexed import IndexedSource, files_of, index_folder
@@ -43,11 +44,11 @@ class Here(concurrent.futures.Executor):
 
 
 def build(kind, named, output="", **options):
-  skip = options.pop("skip_damaged", False)
+  how = {name: options.pop(name) for name in ("skip_damaged", "joins") if name in options}
   texts = options.pop("texts", FORMATS[kind].texts)
   wanted = indexing.Wanted(kind, texts=tuple(texts), **options)
   folder = Path(output or index_folder(str(named)))
-  return indexing.build(wanted, files_of(kind, str(named)), folder, Here(), skip_damaged=skip)
+  return indexing.build(wanted, files_of(kind, str(named)), folder, Here(), **how)
 
 
 def pixels(number):
@@ -448,7 +449,8 @@ def test_the_picture_of_a_record_has_to_be_clear(tmp_path):
 def test_an_index_tells_what_it_left_out(tmp_path):
   tar_of(tmp_path / "a.tar", ("a.png", png(1)), ("a.txt", b"one"), ("b.txt", b"no picture"))
   built = build("webdataset", tmp_path / "a.tar")
-  assert json.loads((built.folder / "index.json").read_text())["left_out"] == {"no picture": 1}
+  (file,) = json.loads((built.folder / "index.json").read_text())["files"]
+  assert file["left_out"] == {"no picture": 1}
 
 
 @pytest.fixture(scope="module")
@@ -557,3 +559,57 @@ def test_the_column_of_pictures_has_to_be_clear(tmp_path, columns, options, said
   pq.write_table(pa.table(columns), tmp_path / "a.parquet")
   with pytest.raises(UserError, match=said):
     build("parquet", tmp_path, **options)
+
+
+def test_only_new_and_changed_files_are_read_again(shards, tmp_path, monkeypatch):
+  for file in ("000.tar", "001.tar"):
+    shutil.copy(shards / file, tmp_path)
+  build("webdataset", tmp_path, columns=("similarity",))
+  shutil.copy(shards / "002.tar", tmp_path)
+  shutil.copy(shards / "003.tar", tmp_path / "001.tar")
+  scanned, scan = [], indexing.scan_file
+  monkeypatch.setattr(indexing, "scan_file", lambda file, wanted: scanned.append(Path(file).name) or scan(file, wanted))
+  built = build("webdataset", tmp_path, columns=("similarity",))
+  assert sorted(scanned) == ["001.tar", "002.tar"]
+  fresh = build("webdataset", tmp_path, columns=("similarity",), output=tmp_path / "fresh")
+  tables = [pa.ipc.open_file(next(each.folder.glob("part-*"))).read_all() for each in (built, fresh)]
+  assert tables[0].equals(tables[1]) and tables[0]["key"].to_pylist() == [
+    f"{k:05d}" for k in (*range(12), *range(36, 40), *range(24, 36))
+  ]
+  assert len(list(built.folder.glob("part-*"))) == 1
+  build("webdataset", tmp_path)  # Another request reads all of them.
+  assert len(scanned) == 2 + 3 + 3
+
+
+def test_captions_of_another_table_join_without_reading_the_files_again(shards, tmp_path, monkeypatch):
+  named = copied(shards, tmp_path)
+  build("webdataset", named)
+  rows = [{"key": f"{k:05d}", "better": [f"better {k}"] if k % 4 else [], "worse": f"worse {k}"} for k in range(5, 60)]
+  pq.write_table(pa.Table.from_pylist(rows), tmp_path / "recaptions.parquet")
+  monkeypatch.setattr(indexing, "scan_file", None)
+  joins = [Join(tmp_path / "recaptions.parquet")]
+  built = build("webdataset", named, joins=joins)
+  assert built.joined == [COUNT - 5 - 8]  # As many as have a "better" one.
+  source = IndexedSource("webdataset", named, caption_key={"better": 2.0, "txt": 1.0})
+  for k in range(COUNT):
+    better = (f"better {k}",) if k >= 5 and k % 4 else ()
+    assert source.text(k).captions == (*better, f"picture {k}")
+  assert IndexedSource("webdataset", named).text(7).captions == ("picture 7",)
+
+
+@pytest.mark.parametrize(
+  ("rows", "options", "said"),
+  [
+    ([{"key": "x", "better": "a"}], {}, "no key of .*recaptions.jsonl is one of the set, which has '00000'"),
+    ([{"key": "00001", "better": "a"}] * 2, {}, "key '00001' occurs more than once in .*recaptions.jsonl"),
+    ([{"key": "00001", "txt": "a"}], {}, "has a column 'txt' already"),
+    ([{"key": "00001", "better": 3}], {}, "row 1 of .*recaptions.jsonl: a caption is no text"),
+    ([{"kee": "00001", "better": "a"}], {}, "has no 'key' .*did you mean 'kee'.* or name it with --join_key"),
+    ([{"url": "a", "better": "a"}], {"key": "url"}, "the index has no column of texts 'url' to join by"),
+  ],
+)
+def test_joins_that_are_not_clear_are_refused(shards, tmp_path, rows, options, said):
+  (tmp_path / "recaptions.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+  with pytest.raises(UserError, match=said):
+    joins = [Join(tmp_path / "recaptions.jsonl", **options)]
+    build("webdataset", f"{shards}/000.tar", output=tmp_path / "index", joins=joins)
