@@ -110,7 +110,12 @@ KINDS: dict[str, Kind] = {
     f"{kind}/": Kind(
       f"{kind}/<files>",
       each(functools.partial(IndexedSource, kind)),
-      {"index": str, "caption_key": WEIGHTED, "filter": str, "flip": bool},
+      {
+        **dict.fromkeys(("index", "filter", "group_key", "classes"), str),
+        "caption_key": WEIGHTED,
+        "templates": tuple[str, ...],
+        "flip": bool,
+      },
     )
     for kind in FORMATS
   },

@@ -11,7 +11,7 @@ from contrastive_jax.evaluation.benchmarks import BENCHMARKS, GENERIC_TEMPLATES
 from contrastive_jax.evaluation.tasks import EvaluationSet, ReadSet
 from data import benchmarks, emoji_evaluation, motion, strips
 from data.emoji import LANGUAGES
-from data.sources import folder, pictures, tfds
+from data.sources import folder, indexed, pictures, tfds
 from data.sources.formats import FORMATS
 from data.sources.indexed import IndexedSource
 from data.sources.splits import overlap
@@ -160,8 +160,8 @@ def _own(name: str, split: str, keys: Mapping[str, str], hints: Mapping[str, Any
     for key in {"label_key", *(["image_key"] if kind in FORMATS else [])} & keys.keys():
       raise UserError(f"task '{name}' is scored by the captions of its pictures: leave {key}={keys[key]} out")
   if kind in FORMATS:
-    told = {key: hints[key] for key in ("index", "filter", "caption_key") if hints.get(key)}
-    return pictures.paired(IndexedSource(kind, place, **told | keys))
+    told = {key: hints[key] for key in ("index", "filter", "caption_key", "classes", "templates") if hints.get(key)}
+    return indexed.evaluated(IndexedSource(kind, place, **told | keys))
   if kind == "folder":
     return folder.evaluated(folder.open_folder(place, templates=hints.get("templates", GENERIC_TEMPLATES)))
   told = {key: hints[key] for key in ("image_key", "caption_key", "root", "filter") if hints.get(key)}

@@ -27,10 +27,12 @@ class Format:
   files_in: Callable[[str], list[str]] | None = None
 
 
+# The field that holds the number of a class, and no caption, in tars of webdataset.
+CLASSES = "cls"
 _COLUMNS = ("caption", "captions", "text", "texts", "sentences")
 
 FORMATS = {
-  "webdataset": Format(webdataset.scan, ".tar", ("txt", "text", "caption", "captions")),
+  "webdataset": Format(webdataset.scan, ".tar", ("txt", "text", "caption", "captions", CLASSES)),
   "tfrecord": Format(tfrecord.scan, ".tfrecord", ("caption", "captions", "text", "image/caption", "txt")),
   "parquet": Format(parquet.scan, ".parquet", _COLUMNS, read=parquet.read),
   "huggingface": Format(huggingface.scan, ".arrow", _COLUMNS, files_in=huggingface.files_in),

@@ -1,18 +1,22 @@
 """A set in shards, read by its index."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from contrastive_jax import paths
 from contrastive_jax.errors import UserError, nearest
+from contrastive_jax.evaluation.benchmarks import GENERIC, GENERIC_TEMPLATES
+from contrastive_jax.evaluation.tasks import LabelledSet, ReadSet
 from contrastive_jax.preprocess.decoding import DecodeError
 from contrastive_jax.preprocess.images import decode
-from data import files
+from data import files, tables
 from data.sources import Text, stable_hash, weighted
-from data.sources.formats import FORMATS
+from data.sources.answers import answers, refuse_most
+from data.sources.formats import CLASSES, FORMATS
 from data.sources.index import Index
 from data.sources.keep import Filter
-from data.sources.pictures import PictureSource, check_split, drawn
+from data.sources.pictures import PictureSource, Shown, check_split, drawn, paired
 
 # Columns that a filter may always name.
 _MEASURED = ("width", "height", "size")
@@ -32,6 +36,9 @@ class IndexedSource(PictureSource):
     index: str = "",
     caption_key: str | Mapping[str, float] = "",
     filter: str = "",
+    group_key: str = "",
+    classes: str = "",
+    templates: Sequence[str] = GENERIC_TEMPLATES,
     flip: bool = True,
   ):
     """Opens the index of the set.
@@ -44,6 +51,10 @@ class IndexedSource(PictureSource):
       caption_key: field of the captions, or weights of several fields, of which one is drawn by its weight among those
         that a sample has; "" is the first of those that the index holds.
       filter: the samples that are kept, as `keep.Filter` reads it; "" keeps all.
+      group_key: column of what a picture shows, such as a product: samples of one value are never each other's
+        negatives; "" lets each stand for itself.
+      classes: a file with the names of classes, one a line, where the field of captions holds their numbers.
+      templates: prompts in which `{}` stands for the name of a class.
       flip: whether pictures may be mirrored; those whose captions name left or right never are.
 
     Raises:
@@ -59,6 +70,13 @@ class IndexedSource(PictureSource):
     self._read = FORMATS[kind].read
     self._check_files(files_named)
     self._fields = self._weighted(caption_key)
+    self.classes, self.templates = self._class_names(classes), tuple(templates)
+    if group_key and group_key not in self._index.columns:
+      raise UserError(
+        f"{name}: its index has no column {group_key!r}{nearest(group_key, self._index.columns)}: index it with"
+        f" --columns={group_key}"
+      )
+    self._group_key = group_key
     self._group = f"{kind}/{files_named}"
     self._rows = self._kept(filter)
 
@@ -71,7 +89,16 @@ class IndexedSource(PictureSource):
     found = [(weight, captions) for weight, captions in found if captions]
     if not found:
       raise DecodeError(f"it has no caption in {' or '.join(self._fields)}")
-    return weighted(found, stable_hash(self._group, self._index.value("file", row), self._index.value("key", row)))
+    if self.classes is not None:
+      words = self.classes[self._label(found[0][1])]
+      captions = tuple(template.replace("{}", words) for template in self.templates)
+      return Text(captions, stable_hash(self._group, "class", words))
+    return weighted(found, self._group_of(row))
+
+  def label(self, index: int) -> int:
+    """Returns the number of the class of a sample of a set with classes; raises `DecodeError` where it has none."""
+    (field,) = self._fields
+    return self._label(self._index.value(field, self._row(index)) or [""])
 
   def picture(self, index: int, background: tuple[int, int, int] | None = None) -> np.ndarray:
     row = self._row(index)
@@ -86,6 +113,30 @@ class IndexedSource(PictureSource):
 
   def shard_of(self, index: int) -> str:
     return self._index.file_of(self._row(index))
+
+  def _label(self, written: Sequence[str]) -> int:
+    if len(written) != 1 or not written[0].isdecimal() or int(written[0]) >= len(self.classes):
+      raise DecodeError(f"its class {' '.join(written)!r} is none of {len(self.classes)}, counted from 0")
+    return int(written[0])
+
+  def _group_of(self, row: int) -> int:
+    if self._group_key:
+      value = self._index.value(self._group_key, row)
+      if value is not None:
+        return stable_hash(self._group, self._group_key, value)
+    return stable_hash(self._group, self._index.value("file", row), self._index.value("key", row))
+
+  def _class_names(self, file: str) -> list[str] | None:
+    if not file:
+      if CLASSES in self._fields:
+        raise UserError(f"{self.name}: {CLASSES!r} holds numbers of classes: name the file of their names with classes")
+      return None
+    if len(self._fields) > 1:
+      raise UserError(f"{self.name}: captions come from classes={file!r} or from several fields: leave one out")
+    names = tables.lines(paths.typed(f"classes of {self.name!r}", file))
+    if not names or not all(name.strip() for name in names) or len(set(names)) < len(names):
+      raise UserError(f"{file} must have the name of a class in every line, each once")
+    return names
 
   def _row(self, index: int) -> int:
     if not 0 <= index < len(self):
@@ -136,6 +187,22 @@ class IndexedSource(PictureSource):
       what = " and ".join([f"the filter {text!r}"] * bool(text) + [f"the split {self.split!r}"] * bool(self.split))
       raise UserError(f"{self.name}: {what} keeps none of {len(self._index):,} samples: name another")
     return rows.astype(np.uint32 if len(self._index) < 2**32 else np.int64)
+
+
+def evaluated(source: IndexedSource) -> ReadSet:
+  """Returns what reads a source as an evaluation set: for zero-shot classification if it has classes, or retrieval."""
+  if source.classes is None:
+    return paired(source)
+
+  def read() -> LabelledSet:
+    labels, bad = answers(range(len(source)), source.label, 0)
+    refuse_most(bad, len(source), source.name, "without a class, the first is number {first} ({why})")
+    images = Shown(source, bad)
+    return LabelledSet(
+      source.name, images, np.array(labels, np.int64), source.classes, source.templates, templates_source=GENERIC
+    )
+
+  return read
 
 
 def place_and_split(place: str) -> tuple[str, str]:

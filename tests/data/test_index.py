@@ -613,3 +613,55 @@ def test_joins_that_are_not_clear_are_refused(shards, tmp_path, rows, options, s
   with pytest.raises(UserError, match=said):
     joins = [Join(tmp_path / "recaptions.jsonl", **options)]
     build("webdataset", f"{shards}/000.tar", output=tmp_path / "index", joins=joins)
+
+
+@pytest.fixture(scope="module")
+def classified(tmp_path_factory):
+  """A tar whose samples have the number of a class, in webdataset's way; the last has one that is none."""
+  folder = tmp_path_factory.mktemp("classified")
+  with webdataset.TarWriter(f"{folder}/a.tar") as writer:
+    for k in range(9):
+      writer.write({"__key__": f"{k}", "png": png(k), "cls": k % 3 if k < 8 else 7, "json": {"product": f"p{k // 2}"}})
+  (folder / "names.txt").write_text("cat\ndog\nsea lion\n")
+  build("webdataset", folder / "a.tar", columns=("product",))
+  return folder
+
+
+def test_numbers_of_classes_become_their_names(classified):
+  options = {"classes": str(classified / "names.txt"), "templates": ("a {}", "the {}")}
+  source = IndexedSource("webdataset", f"{classified}/a.tar", **options)
+  names = ["cat", "dog", "sea lion"]
+  for k in range(8):
+    assert source.text(k).captions == (f"a {names[k % 3]}", f"the {names[k % 3]}")
+    assert [source.text(k).group == source.text(j).group for j in range(8)] == [k % 3 == j % 3 for j in range(8)]
+  with pytest.raises(DecodeError, match="its class '7' is none of 3, counted from 0"):
+    source.text(8)
+  scored = tasks.load(f"webdataset/{classified}/a.tar", hints=options)
+  assert scored.classes == names and scored.labels[:8].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+  with pytest.raises(DecodeError):
+    scored.images[8]
+
+
+def test_numbers_of_classes_are_never_taken_for_captions(classified):
+  with pytest.raises(UserError, match="'cls' holds numbers of classes: name the file of their names with classes"):
+    IndexedSource("webdataset", f"{classified}/a.tar")
+  (classified / "twice.txt").write_text("cat\ncat\n")
+  with pytest.raises(UserError, match="name of a class in every line, each once"):
+    IndexedSource("webdataset", f"{classified}/a.tar", classes=str(classified / "twice.txt"))
+
+
+def test_a_column_of_groups_has_to_be_there(classified):
+  with pytest.raises(UserError, match=r"no column 'produkt' \(did you mean 'product'.*--columns=produkt"):
+    names = str(classified / "names.txt")
+    IndexedSource("webdataset", f"{classified}/a.tar", classes=names, group_key="produkt")
+
+
+def test_samples_of_a_group_share_it(tmp_path):
+  with webdataset.TarWriter(f"{tmp_path}/a.tar") as writer:
+    for k in range(6):
+      product = {"product": f"p{k // 2}"} if k < 4 else {}
+      writer.write({"__key__": f"{k}", "png": png(k), "txt": f"picture {k}", "json": product})
+  build("webdataset", tmp_path / "a.tar", columns=("product",))
+  source = IndexedSource("webdataset", f"{tmp_path}/a.tar", group_key="product")
+  groups = [source.text(k).group for k in range(6)]
+  assert [groups.index(group) for group in groups] == [0, 0, 2, 2, 4, 5]
