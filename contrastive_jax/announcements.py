@@ -1,7 +1,7 @@
 """What a run says of itself on the terminal, once and not once a host."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +9,30 @@ import jax
 
 from contrastive_jax.models import dual_encoder
 from contrastive_jax.parallel import distributed
+from contrastive_jax.schedule.segments import Segment, draws_until
 from contrastive_jax.training.optimizer import split_frozen
 from contrastive_jax.training.run import Run
 from contrastive_jax.training.state import StateSpec, TrainState
 
 
 def introduce(
-  run: Run, workdir: Path, spec: StateSpec, mesh: jax.sharding.Mesh, sources: Mapping[str, Any], start: int, credit: str
+  run: Run,
+  workdir: Path,
+  spec: StateSpec,
+  mesh: jax.sharding.Mesh,
+  sources: Mapping[str, Any],
+  segments: Sequence[Segment],
+  start: int,
+  credit: str,
 ) -> None:
-  """Says what is about to run, and whose pictures it learns from."""
+  """Says what is about to run, on how much of which sources, and whose pictures it learns from."""
   devices = f"{mesh.size} {mesh.devices.flat[0].device_kind} device{'s' * (mesh.size > 1)}"
   config, weights = run.config, run.term_weights
   terms = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items())
-  samples = " + ".join(f"{name} {len(source):,}" for name, source in sources.items())
+  drawn = draws_until(segments, config.total_steps)
+  samples = " + ".join(
+    f"{name} {len(source):,} ({epochs(drawn.get(name, 0), len(source))})" for name, source in sources.items()
+  )
   begin = f"from step {start}" if start else "from the beginning"
   say(f"{run.called(workdir)}: {count_parameters(spec):,} parameters, {terms} loss, on {devices}.")
   frozen = frozen_share(spec)
@@ -33,6 +44,24 @@ def introduce(
   say(f"Training {begin} to step {config.total_steps} on {samples}.")
   if credit:
     say(credit)
+
+
+def epochs(drawn: int, samples: int) -> str:
+  """Says how often a source is gone through.
+
+  Examples:
+    >>> epochs(150, 100), epochs(100, 100), epochs(0, 100)
+    ('1.50 epochs', '1.00 epoch', '0.00 epochs')
+  """
+  return f"{drawn / samples:,.2f} epoch{'s' * (drawn != samples)}"
+
+
+def drawn_of(sources: Mapping[str, Any], segments: Sequence[Segment], step: int) -> dict[str, str]:
+  """Returns the facts of a report about what a run has drawn of each source."""
+  return {
+    f"Drawn of {name}": f"{count:,} of {len(sources[name]):,} samples, {epochs(count, len(sources[name]))}"
+    for name, count in draws_until(segments, step).items()
+  }
 
 
 def say_if_scale_is_cut(state: TrainState, most: float) -> None:

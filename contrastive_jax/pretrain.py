@@ -180,7 +180,7 @@ def train(config: ConfigDict, workdir: str | PathLike, *, data: Data) -> Outcome
       project = config.wandb_project
       writer = Writer(workdir, restored_step=start, wandb_project=project, config=run.as_json(), session=session)
     distributed.barrier("run directory")
-    announcements.introduce(run, workdir, spec, mesh, sources, start, data.attribution(sources))
+    announcements.introduce(run, workdir, spec, mesh, sources, segments, start, data.attribution(sources))
 
     stop = distributed.StopRequest(mesh)
     state, complete = loop.train(
@@ -211,7 +211,9 @@ def train(config: ConfigDict, workdir: str | PathLike, *, data: Data) -> Outcome
     if writer is not None:
       writer.write({"step": int(state.step), **scalars(results)})
       writer.close()
-      conclude(run, workdir, results, data.attribution(sources), announcements.count_parameters(spec))
+      facts = {"Parameters": f"{announcements.count_parameters(spec):,}"}
+      facts |= announcements.drawn_of(sources, segments, int(state.step))
+      conclude(run, workdir, results, data.attribution(sources), facts)
     lock.confirm(here=True)
   return Outcome(int(state.step), tuple(results))
 
@@ -326,7 +328,7 @@ def is_reported(workdir: Path, sets: Iterable[str], step: int) -> bool:
   return (workdir / "report.html").exists() and all(result_path(workdir, name, step).exists() for name in sets)
 
 
-def conclude(run: Run, workdir: Path, results: Sequence[Result], attribution: str, parameters: int) -> None:
+def conclude(run: Run, workdir: Path, results: Sequence[Result], attribution: str, facts: Mapping[str, str]) -> None:
   """Writes the report and prints the figures people ask for first."""
   stages = run.first_steps()
   worked = sessions.read(workdir)
@@ -337,7 +339,7 @@ def conclude(run: Run, workdir: Path, results: Sequence[Result], attribution: st
     metrics=read_json_lines(workdir / "metrics.jsonl"),
     evaluations=results,
     attribution=attribution,
-    facts={"Parameters": f"{parameters:,}", **sessions.facts(worked)},
+    facts={**facts, **sessions.facts(worked)},
     commands=sessions.commands(worked),
     stages=stages,
     by_stage=stage_scores(workdir, stages, run.config.total_steps) if stages else (),

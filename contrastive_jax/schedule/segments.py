@@ -318,6 +318,12 @@ def cursors(segments: Sequence[Segment], index: int) -> dict[str, int]:
   return drawn
 
 
+def draws_until(segments: Sequence[Segment], step: int) -> dict[str, int]:
+  """Returns how many samples each source has given in the first `step` steps; an epoch is as many as it has."""
+  done = truncate(segments, step)
+  return cursors(done, len(done))
+
+
 def pairs_before(segments: Sequence[Segment], index: int) -> int:
   """Returns the number of pairs in the steps before segment `index` begins."""
   return sum(segment.pairs for segment in segments[:index])

@@ -60,6 +60,10 @@ def weighted(found: Sequence[tuple[float, Sequence[str]]], group: int) -> Text:
   Args:
     found: weight and captions of each field that has some.
     group: the group of the sample.
+
+  Examples:
+    >>> weighted([(1.0, ["a title"]), (3.0, ["a text", "another"])], group=0).cumulative
+    (0.25, 0.625, 1.0)
   """
   total = sum(weight for weight, _ in found)
   shares = [weight / total / len(captions) for weight, captions in found for _ in captions]

@@ -16,12 +16,14 @@ from contrastive_jax.schedule.segments import (
   Segment,
   ahead,
   cursors,
+  draws_until,
   pairs_before,
   resume,
   segment_at,
   total_steps,
   truncate,
 )
+from data import mixture
 
 
 def segment(steps=10, batch_size=8, sources=(("a", 1),), resolution=32):
@@ -170,3 +172,20 @@ def test_a_run_goes_on_with_its_own_segments_unless_the_plan_for_the_rest_change
   assert resume(changed, other, 6) == changed
   assert resume(changed, other, 8) == changed
   assert resume(plan, plan, 4, changed=True) == (segment(3), segment(1, 6), segment(4, 6))
+
+
+def test_what_was_drawn_until_a_step_is_counted_one_by_one():
+  clips = Clips((("v", 1), ("w", 2)), 0.3, Resolution.fixed(8), frames=4, seed=0)
+  run = (
+    Segment(10, 6, (("a", 1), ("b", 2)), 8, clips=clips),
+    Segment(7, 8, (("b", 1),), 8, captions_per_image=4),
+  )
+  lengths = {"a": 5, "b": 7, "v": 3, "w": 11}
+  counted = dict.fromkeys(("a", "b", "v", "w"), 0)
+  for step in range(17):
+    drawn = mixture.drawn(run, lengths, 0, step, slice(0, run[0].batch_size if step < 10 else run[1].batch_size))
+    for source, copy in zip(drawn.source, drawn.copy, strict=True):
+      counted[drawn.names[source]] += copy == 0
+    found = draws_until(run, step + 1)
+    assert found == {name: count for name, count in counted.items() if name in found}
+    assert sum(found.values()) == sum(counted.values())
