@@ -293,9 +293,9 @@ class _LocalFile:
       missing -= len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
-  def __del__(self):
+  def __del__(self, close=os.close):  # When Python ends, modules may be gone before this is.
     if hasattr(self, "_number"):
-      os.close(self._number)
+      close(self._number)
 
 
 class _Stream(io.RawIOBase):

@@ -6,7 +6,6 @@ trusted to have done what it was asked. What another attempt may mend is a `Faul
 
 import dataclasses
 import errno
-import functools
 import importlib
 import os
 import re
@@ -26,6 +25,8 @@ _SYSTEMS = {
 }
 # Packages whose errors are about the connection or the answer, and not mistakes in the code here.
 _CLIENTS = {"aiohttp", "aiobotocore", "asyncio", "botocore", "gcsfs", "google", "requests", "urllib3"}
+# The client of each kind of server in each process.
+_clients: dict[tuple[str, int], Any] = {}
 # Of the refusals, those that may be gone at the next attempt: a request timed out, came too early, or was one too many.
 _PASSING = {408, 425, 429}
 
@@ -130,8 +131,10 @@ def found(pattern: str, seconds: float) -> list[str]:
 
 def _asked(file: str, questions: Mapping[str, Callable[..., Any]], *arguments: Any, seconds: float) -> Any:
   """Puts the question of the file's kind of server, and tells errors that may pass from those that will not."""
-  kind = scheme(file)
-  client = _system(kind, os.getpid())
+  kind, path = scheme(file), urlsplit(file).path
+  if not path.strip("/") or path.endswith("/"):
+    raise UserError(f"{file} is a folder or a bucket, and files are needed: name those in it")
+  client = _client(kind)
   try:
     return sync(client.loop, questions[kind], client, file, *arguments, timeout=seconds)
   except (Fault, UserError):
@@ -155,12 +158,17 @@ def _asked(file: str, questions: Mapping[str, Callable[..., Any]], *arguments: A
     raise _refusal(file, _status(error), _said(error)) from error
 
 
-@functools.lru_cache
-def _system(kind: str, process: int) -> Any:
-  """Returns the client of a kind of server for this process.
+def _client(kind: str) -> Any:
+  """Returns the client of a kind of server for this process, which all its threads share.
 
-  That of a parent stays in the cache, since closing its connections here would disturb the parent.
+  That of a parent is kept too, since closing its connections here would disturb the parent. There is no lock, which a
+  fork could leave locked for ever: a client costs nothing before it is used, and only the first to be kept is.
   """
+  key = kind, os.getpid()
+  return _clients.get(key) or _clients.setdefault(key, _new_client(kind))
+
+
+def _new_client(kind: str) -> Any:
   module, name, package = _SYSTEMS[kind]
   try:
     system = getattr(importlib.import_module(module), name)

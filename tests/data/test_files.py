@@ -67,6 +67,8 @@ def test_a_pattern_names_its_files_sorted_and_each_once(shards, pattern, names):
     ("", "^data.x='' is empty"),
     ("hdfs://host/a.tar", "hdfs://host/a.tar is an address of the kind hdfs://"),
     ("http://host/*.tar", "HTTP servers give no lists"),
+    ("s3://bucket/{a,b}/", "s3://bucket/a/ is a folder or a bucket"),
+    ("gs://bucket", "gs://bucket is a folder or a bucket"),
   ],
 )
 def test_a_pattern_that_does_not_name_files_is_one_sentence(shards, pattern, said):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from contrastive_jax.errors import UserError
-from data.files import Files
+from data.files import Files, reader
 from data.files.reader import BLOCK, NEAR
 from tests.flaky_server import FAULTS, FlakyServer
 
@@ -213,13 +213,17 @@ def test_the_cache_spares_requests_and_notices_damage(http, tmp_path):
   assert files.tally.total() == {"requests": 4, "hits": 7, "misses": 3, "bytes": 3000}
 
 
-def test_near_ranges_are_asked_for_at_once(environment):
+def test_near_ranges_are_asked_for_at_once(environment, monkeypatch):
   with FlakyServer({"a": LARGE}) as server:
     ranges = [(NEAR * 10, 5), (0, 10), (NEAR + 9, 1), (5, 10), (NEAR * 3, 7)]
     found = quick().read_many(server.address("a"), ranges)
     assert found == [LARGE[offset : offset + size] for offset, size in ranges]
     spans = [f"bytes=0-{NEAR + 9}", f"bytes={NEAR * 3}-{NEAR * 3 + 6}", f"bytes={NEAR * 10}-{NEAR * 10 + 4}"]
     assert [asked for _, asked in server.requests] == spans
+    monkeypatch.setattr(reader, "MOST_AT_ONCE", 100)
+    ranges, server.requests = [(k * 40, 40) for k in range(5)], []
+    assert quick().read_many(server.address("a"), ranges) == [LARGE[k * 40 : (k + 1) * 40] for k in range(5)]
+    assert [asked for _, asked in server.requests] == ["bytes=0-79", "bytes=80-159", "bytes=160-199"]
 
 
 @pytest.mark.parametrize("fault", [*FAULTS, "all"])
@@ -279,7 +283,7 @@ def test_worker_processes_share_a_cache_while_their_parent_reads_on(environment,
 
     def go_on():
       rng = np.random.default_rng(0)
-      while not stop.is_set():
+      while not stop.wait(0.002):
         start = int(rng.integers(0, 190_000))
         if files.read(file, start, 10_000) != LARGE[start : start + 10_000]:
           wrong.append(start)
