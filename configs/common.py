@@ -155,6 +155,8 @@ def get_config() -> ConfigDict:
   config.data.threads = 8
   config.data.workers = 0  # Processes that read and decode; 0 reads in `threads` threads of the run's own process.
   config.data.prefetch_bytes = 256 * 2**20  # Memory for batches that are read ahead.
+  config.data.cache_bytes = 0  # Bytes of files of other machines that are kept on this one; 0 keeps none.
+  config.data.cache_dir = ""  # The folder for them; empty is contrastive_jax in the user's folder for caches.
   config.data.max_bad_share = 0.1  # A run stops when a larger share of its records cannot be read.
 
   config.data.pack_pairs = 0  # Consecutive pairs whose images, clips or captions share rows; 0 packs nothing.

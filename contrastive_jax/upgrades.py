@@ -33,15 +33,20 @@ def _other_towers(config: Config) -> None:
     config.get("model", {}).setdefault("others", [])
 
 
-def _captions_of_an_image(config: Config) -> None:
-  """Every image made one pair, and long captions were cut."""
+def _own_pairs(config: Config) -> None:
+  """Every image made one pair, long captions were cut, and all files were on the machine of the run."""
   if "total_steps" in config:
-    for name, value in (("long_captions", "truncate"), ("captions_per_image", 1)):
+    for name, value in (
+      ("long_captions", "truncate"),
+      ("captions_per_image", 1),
+      ("cache_bytes", 0),
+      ("cache_dir", ""),
+    ):
       config["data"].setdefault(name, value)
 
 
 # Each brings a config to the form after its own; their number is that of today's form.
-_STEPS: tuple[Callable[[Config], None], ...] = (_named_towers, _other_towers, _captions_of_an_image)
+_STEPS: tuple[Callable[[Config], None], ...] = (_named_towers, _other_towers, _own_pairs)
 VERSION = len(_STEPS)
 
 

@@ -21,7 +21,8 @@ from absl import flags
 
 from contrastive_jax import cli, paths
 from contrastive_jax.errors import UserError, require_known
-from data import files, indexing
+from data import indexing
+from data.files import Files, is_local
 from data.sources.formats import FORMATS
 from data.sources.index import MEASURED
 from data.sources.indexed import files_of, index_folder
@@ -45,7 +46,7 @@ def main(*names: str) -> None:
   if not slash or kind not in FORMATS:
     require_known("set", names[0], [f"{kind}/<files>" for kind in FORMATS])
   wanted = _wanted(kind)
-  found = files_of(kind, named)
+  found = files_of(kind, named, Files())
   folder = paths.folder_to_write("--output", OUTPUT.value) if OUTPUT.value else _beside(named)
   joins = [indexing.Join(paths.typed("--join", table), JOIN_KEY.value) for table in JOIN.value]
   with _executor() as executor:
@@ -70,7 +71,7 @@ def _wanted(kind: str) -> indexing.Wanted:
 
 def _beside(named: str) -> Path:
   folder = index_folder(named)
-  if not files.is_local(folder):
+  if not is_local(folder):
     raise UserError(f"an index of {named} is written to a local folder: name it with --output, and copy it there then")
   return paths.folder_to_write("the folder of the index", folder)
 

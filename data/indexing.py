@@ -21,7 +21,7 @@ import pyarrow as pa
 from contrastive_jax import progress, runs
 from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess.decoding import DecodeError
-from data import files
+from data.files import Facts, Files, is_local
 from data.joins import Join, texts_of
 from data.sources import index as layout
 from data.sources.features import read_texts
@@ -84,7 +84,7 @@ def scan_file(file: str, wanted: Wanted) -> Piece:
   columns: dict[str, list[Any]] = {name: [] for name in (*layout.MEASURED, *wanted.texts, *wanted.columns)}
   del columns["file"]  # Its number is known once all files are.
   try:
-    with files.opened(file) as stream:
+    with Files().opened(file) as stream:
       scan = FORMATS[wanted.kind].scan
       for found in scan(stream, wanted.image_key, frozenset((*wanted.texts, *wanted.columns))):
         row = _row(file, found, wanted) if isinstance(found, Found) else found
@@ -128,7 +128,8 @@ def build(
     UserError: if files are damaged, hold no sample, disagree about the type of a column, or lack what was asked for.
   """
   pieces = folder / _PIECES
-  sizes = {name: files.facts(name) for name in names}
+  reader = Files()
+  sizes = {name: reader.facts(name) for name in names}
   places = {name: pieces / _piece(name, sizes[name], wanted) for name in names}
   known = _known(wanted, folder, sizes)
   missing = [name for name in names if name not in known and not places[name].is_dir()]
@@ -153,24 +154,24 @@ def build(
   return built
 
 
-def _known(wanted: Wanted, folder: Path, facts: Mapping[str, files.Facts]) -> dict[str, Scanned]:
+def _known(wanted: Wanted, folder: Path, facts: Mapping[str, Facts]) -> dict[str, Scanned]:
   """Returns what an older index of the same request knows of the files that have not changed since."""
   if not (folder / layout.ABOUT).is_file():
     return {}
-  older = layout.Index(os.fspath(folder), "data.index")
+  older = layout.Index(os.fspath(folder), "data.index", Files())
   if older.wanted != json.loads(json.dumps(dataclasses.asdict(wanted))):
     return {}
   return {
     each.file: Scanned(older.table(older.rows_of(number)), "", each.left_out)
     for number, each in enumerate(older.files)
-    if each.rows and each.file in facts and facts[each.file] == files.Facts(each.size, each.stamp)
+    if each.rows and each.file in facts and facts[each.file] == Facts(each.size, each.stamp)
   }
 
 
 def _joined(
   wanted: Wanted,
   found: Mapping[str, Scanned],
-  facts: Mapping[str, files.Facts],
+  facts: Mapping[str, Facts],
   folder: Path,
   skip_damaged: bool,
   joins: Sequence[Join],
@@ -314,14 +315,14 @@ def _kept(place: Path) -> Scanned:
   return Scanned(pa.ipc.open_file(pa.memory_map(os.fspath(place / "rows.arrow"))).read_all(), "", about["left_out"])
 
 
-def _piece(name: str, facts: files.Facts, wanted: Wanted) -> str:
+def _piece(name: str, facts: Facts, wanted: Wanted) -> str:
   """Returns the name of the piece of a file, another if the file or what is asked for changes."""
   return runs.digest([name, dataclasses.asdict(facts), dataclasses.asdict(wanted)])[:32]
 
 
 def _relative(name: str, folder: Path) -> str:
   """Returns the path of a file from the folder of the index, so that both can move together; an address as it is."""
-  return os.path.relpath(name, folder) if files.is_local(name) else name
+  return os.path.relpath(name, folder) if is_local(name) else name
 
 
 def _counted(count: int) -> Iterator[np.ndarray]:

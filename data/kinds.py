@@ -4,7 +4,6 @@ A new format is one file in `data/sources` and one line in `KINDS`.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args
@@ -15,6 +14,7 @@ from contrastive_jax.errors import UserError, nearest, require_known
 from contrastive_jax.inputs import templates
 from contrastive_jax.schedule.stages import source_options
 from data import emoji, motion, strips
+from data.files import Files
 from data.sources import Source
 from data.sources.clips import ClipSource
 from data.sources.folder import open_folder
@@ -74,6 +74,16 @@ def _table(wanted: Mapping[str, Options], data: Any) -> Opened:
   return {name: TableSource(name.partition("/")[2], **keys | options) for name, options in wanted.items()}
 
 
+def _indexed(kind: str) -> Open:
+  def opened(wanted: Mapping[str, Options], data: Any) -> Opened:
+    reader = Files(cache_bytes=data.cache_bytes, cache_dir=data.cache_dir or None)
+    return {
+      name: IndexedSource(kind, name.partition("/")[2], **options, reader=reader) for name, options in wanted.items()
+    }
+
+  return opened
+
+
 def each(make: Callable[..., Source]) -> Open:
   """Returns what opens each set by itself: `make` gets what its name says behind the first slash, and its options."""
 
@@ -109,7 +119,7 @@ KINDS: dict[str, Kind] = {
   **{
     f"{kind}/": Kind(
       f"{kind}/<files>",
-      each(functools.partial(IndexedSource, kind)),
+      _indexed(kind),
       {
         **dict.fromkeys(("index", "filter", "group_key", "classes"), str),
         "caption_key": WEIGHTED,

@@ -34,6 +34,7 @@ _FREE_ON_RESUME = (
   "data.threads",
   "data.workers",
   "data.prefetch_bytes",
+  "data.cache_",
   "data.data_dir",
   "data.max_bad_share",
 )

@@ -123,7 +123,8 @@ def known() -> Node:
           ),
           "long_captions": str,
           "captions_per_image": int,
-          **dict.fromkeys(("threads", "workers", "prefetch_bytes"), int),
+          **dict.fromkeys(("threads", "workers", "prefetch_bytes", "cache_bytes"), int),
+          "cache_dir": str,
           "max_bad_share": float,
           **dict.fromkeys(("pack_pairs", "text_rows", "text_row_length"), int),
         }

@@ -49,6 +49,7 @@ RANGES: Mapping[str, Range] = {
   r"model\.others\.\d+\..+": FINITE,
   r"data\.max_bad_share": SHARE,
   r"data\.(prefetch_bytes|captions_per_image)": COUNT,
+  r"data\.cache_bytes": NOT_NEGATIVE,
   # More of them than any machine runs at once would only end it.
   r"data\.(threads|workers)": Range(0, 1024),
   r"data\.(pack_pairs|text_rows|text_row_length)": NOT_NEGATIVE,

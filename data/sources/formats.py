@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from data.sources import huggingface, parquet, tfrecord, webdataset
+from data.sources.index import Read
 from data.sources.scan import Scan
 
 
@@ -23,7 +24,7 @@ class Format:
   scan: Scan
   suffix: str
   texts: tuple[str, ...]
-  read: Callable[[str, str, int], bytes] | None = None
+  read: Read | None = None
   files_in: Callable[[str], list[str]] | None = None
 
 

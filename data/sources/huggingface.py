@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from contrastive_jax import runs
 from contrastive_jax.errors import UserError
-from data import files
+from data.files import joined, whole
 from data.sources import arrow
 from data.sources.scan import DamagedFile, Found, LeftOut, Place
 
@@ -43,7 +43,7 @@ def files_in(folder: str) -> list[str]:
   Raises:
     UserError: if it is none, or holds several splits.
   """
-  splits = files.join(folder, "dataset_dict.json")
+  splits = joined(folder, "dataset_dict.json")
   if os.path.isfile(splits):
     names: list[Any] = runs.read_json(splits).get("splits", [])
     raise UserError(
@@ -51,10 +51,10 @@ def files_in(folder: str) -> list[str]:
       if names
       else f"{folder} holds no split: save the set again"
     )
-  state = runs.read_json(files.join(folder, "state.json"))
+  state = runs.read_json(joined(folder, "state.json"))
   if state.get("_indices_files") or state.get("_indices_data_files"):
     raise UserError(f"{folder} was saved with a selection of rows beside its files: save flatten_indices() of it")
-  return [files.whole(files.join(folder, each["filename"])) for each in state.get("_data_files", [])]
+  return [whole(joined(folder, each["filename"])) for each in state.get("_data_files", [])]
 
 
 def _layout(stored: pa.Array) -> tuple[np.ndarray, pa.Buffer]:

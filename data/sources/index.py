@@ -7,6 +7,7 @@ Parts are mapped when a row of theirs is first asked for, and their checksum is 
 
 import bisect
 import dataclasses
+import errno
 import os
 import threading
 import zlib
@@ -20,7 +21,7 @@ import pyarrow as pa
 from contrastive_jax import runs
 from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess.decoding import DecodeError
-from data import files
+from data.files import Files, is_local, joined, whole
 
 VERSION = 1
 ABOUT = "index.json"
@@ -38,8 +39,8 @@ MEASURED = {
   "draw": pa.int16(),
 }
 TEXTS = pa.large_list(pa.large_string())
-# Reads a picture of a file, given the field of the picture and its offset.
-Read = Callable[[str, str, int], bytes]
+# Reads a picture of a file, given what reads files, the file, the field of the picture and its offset.
+Read = Callable[[Files, str, str, int], bytes]
 # Samples whose bytes are compared when an index is opened, each of another file.
 _GLANCE = 32
 _CRC_BLOCK = 1 << 24
@@ -89,19 +90,20 @@ class Index:
     damaged: files of the set that were left out because they could not be read.
   """
 
-  def __init__(self, folder: str, command: str):
+  def __init__(self, folder: str, command: str, reader: Files):
     """Reads what the index holds; maps nothing yet.
 
     Args:
       folder: its folder, a path or an address.
       command: the command that builds it, for errors.
+      reader: reads the files of the index and of the set.
 
     Raises:
       UserError: if there is no such index, or it is damaged or of another version.
     """
-    self.folder, self._command = folder, command
+    self.folder, self._command, self._reader = folder, command, reader
     try:
-      path = files.local_copy(files.join(folder, ABOUT))
+      path = self._local(ABOUT)
     except FileNotFoundError:
       raise UserError(f"{folder} holds no index: build it with {command}") from None
     about = runs.read_object(path)
@@ -173,7 +175,9 @@ class Index:
     offset, size, crc = (self.value(name, row) for name in ("offset", "size", "crc"))
     file = self.file_of(row)
     for _ in range(2):
-      data = otherwise(file, self._image_key, offset) if otherwise else files.read(file, offset, size)
+      data = (
+        otherwise(self._reader, file, self._image_key, offset) if otherwise else self._reader.read(file, offset, size)
+      )
       if zlib.crc32(data) == crc:
         return data
     raise ChangedBytes(f"{size:,} bytes of {file} at {offset:,} are not those that were indexed")
@@ -188,7 +192,7 @@ class Index:
       UserError: if one is missing or has changed, by its name.
     """
     for each in self.files:
-      if not files.is_local(each.file):
+      if not is_local(each.file):
         continue
       try:
         self._check_size(each)
@@ -205,15 +209,21 @@ class Index:
         except ChangedBytes as error:
           raise UserError(f"{error}: {self._again}") from None
 
+  def _local(self, name: str) -> Path:
+    place = joined(self.folder, name)
+    if is_local(place) and not os.path.isfile(place):
+      raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place)
+    return self._reader.local_copy(place)
+
   def _whole(self, name: str) -> str:
-    return files.whole(files.join(self.folder, name))
+    return whole(joined(self.folder, name))
 
   @property
   def _again(self) -> str:
     return f"build the index anew with {self._command}"
 
   def _check_size(self, each: IndexedFile) -> None:
-    size = files.facts(each.file).size
+    size = self._reader.facts(each.file).size
     if size != each.size:
       raise UserError(f"{each.file} has {size:,} bytes, and had {each.size:,} when it was indexed: {self._again}")
 
@@ -227,11 +237,10 @@ class Index:
     return table
 
   def _map(self, part: Part) -> pa.Table:
-    place = files.join(self.folder, part.file)
     try:
-      path = files.local_copy(place)
+      path = self._local(part.file)
     except FileNotFoundError:
-      raise UserError(f"{place} is missing, a part of an index: {self._again}") from None
+      raise UserError(f"{self.folder} lacks {part.file}, a part of the index: {self._again}") from None
     if path.stat().st_size != part.size or _crc_of(path) != part.crc:
       raise UserError(f"{path} is damaged, a part of an index: {self._again}")
     table = pa.ipc.open_file(pa.memory_map(os.fspath(path))).read_all()

@@ -10,7 +10,8 @@ from contrastive_jax.evaluation.benchmarks import GENERIC, GENERIC_TEMPLATES
 from contrastive_jax.evaluation.tasks import LabelledSet, ReadSet
 from contrastive_jax.preprocess.decoding import DecodeError
 from contrastive_jax.preprocess.images import decode
-from data import files, tables
+from data import tables
+from data.files import Files, is_folder, whole
 from data.sources import Text, stable_hash, weighted
 from data.sources.answers import answers, refuse_most
 from data.sources.formats import CLASSES, FORMATS
@@ -40,6 +41,7 @@ class IndexedSource(PictureSource):
     classes: str = "",
     templates: Sequence[str] = GENERIC_TEMPLATES,
     flip: bool = True,
+    reader: Files | None = None,
   ):
     """Opens the index of the set.
 
@@ -56,6 +58,7 @@ class IndexedSource(PictureSource):
       classes: a file with the names of classes, one a line, where the field of captions holds their numbers.
       templates: prompts in which `{}` stands for the name of a class.
       flip: whether pictures may be mirrored; those whose captions name left or right never are.
+      reader: reads files; None is one without a cache.
 
     Raises:
       UserError: if there is no index, it does not fit the files or has not what is asked for, or no sample is kept.
@@ -64,7 +67,9 @@ class IndexedSource(PictureSource):
     name = f"{kind}/{place}"
     super().__init__(name, split, flip)
     check_split(name, split)
-    self._index = Index(index or index_folder(files_named), f"python -m data.index '{kind}/{files_named}'")
+    self._files = reader or Files()
+    command = f"python -m data.index '{kind}/{files_named}'"
+    self._index = Index(index or index_folder(files_named), command, self._files)
     if self._index.kind != kind:
       raise UserError(f"{name}: {self._index.folder} is the index of a set of kind {self._index.kind}: name it so")
     self._read = FORMATS[kind].read
@@ -147,7 +152,7 @@ class IndexedSource(PictureSource):
     """Refuses an index that is of other files than the set's name, or whose files have changed."""
     if not named.endswith(INDEX_SUFFIX):
       indexed = {each.file for each in self._index.files} | set(self._index.damaged)
-      found = set(files_of(self._index.kind, named))
+      found = set(files_of(self._index.kind, named, self._files))
       for more, fewer, what in ((found, indexed, "does not know"), (indexed, found, "knows also")):
         if other := sorted(more - fewer):
           raise UserError(
@@ -226,10 +231,10 @@ def index_folder(named: str) -> str:
   return "/".join([*parts[:magic], name + INDEX_SUFFIX])
 
 
-def files_of(kind: str, named: str) -> list[str]:
+def files_of(kind: str, named: str, reader: Files) -> list[str]:
   """Returns the files of a set: those that a pattern names, or those in a folder that end as its kind does."""
   suffix, files_in = FORMATS[kind].suffix, FORMATS[kind].files_in
-  if files_in and files.is_folder(named):
+  if files_in and is_folder(named):
     return files_in(named)
-  found = files.expand(f"{named.rstrip('/')}/*{suffix}" if files.is_folder(named) else named)
-  return [file for file in found if not file.endswith(INDEX_SUFFIX)]
+  found = reader.expand(f"{named.rstrip('/')}/*{suffix}" if is_folder(named) else named)
+  return [whole(file) for file in found if not file.endswith(INDEX_SUFFIX)]

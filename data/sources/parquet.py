@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data import files
+from data.files import Files
 from data.sources import arrow
 from data.sources.scan import DamagedFile, Found, LeftOut
 
@@ -35,10 +35,11 @@ def scan(stream: BinaryIO, image_key: str, fields: frozenset[str]) -> Iterator[F
     raise DamagedFile(f"it is no whole Parquet file ({' '.join(str(error).split())[:100]})") from error
 
 
-def read(file: str, image_key: str, row: int) -> bytes:
+def read(reader: Files, file: str, image_key: str, row: int) -> bytes:
   """Reads the bytes of the picture of a row, from the group of rows that this thread read last if it is there.
 
   Args:
+    reader: reads files.
     file: the file.
     image_key: column of the picture; "" is the only one that holds pictures.
     row: number of the row.
@@ -46,7 +47,7 @@ def read(file: str, image_key: str, row: int) -> bytes:
   Raises:
     OSError: if they cannot be read.
   """
-  opened, column, starts = _reader(file, image_key, threading.get_ident())
+  opened, column, starts = _opened(reader, file, image_key, threading.get_ident())
   group = int(np.searchsorted(starts, row, side="right")) - 1
   if getattr(_local, "last", ("", "", -1)) != (file, image_key, group):
     try:
@@ -58,8 +59,8 @@ def read(file: str, image_key: str, row: int) -> bytes:
 
 
 @functools.lru_cache(_OPEN_FILES)
-def _reader(file: str, image_key: str, _thread: int) -> tuple[pq.ParquetFile, str, np.ndarray]:
+def _opened(reader: Files, file: str, image_key: str, _thread: int) -> tuple[pq.ParquetFile, str, np.ndarray]:
   """Opens a file for one thread; returns the column of pictures, and where each group of rows begins and ends."""
-  opened = pq.ParquetFile(files.opened(file))
+  opened = pq.ParquetFile(reader.opened(file))
   groups = [opened.metadata.row_group(k).num_rows for k in range(opened.metadata.num_row_groups)]
   return opened, arrow.Columns(opened.schema_arrow, image_key, frozenset()).image_key, np.cumsum([0, *groups])

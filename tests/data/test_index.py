@@ -23,6 +23,7 @@ from configs import common
 from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess.decoding import DecodeError
 from data import indexing, kinds, tasks
+from data.files import Files
 from data.joins import Join
 from data.sources import Source, index
 from data.sources.formats import FORMATS
@@ -48,7 +49,7 @@ def build(kind, named, output="", **options):
   texts = options.pop("texts", FORMATS[kind].texts)
   wanted = indexing.Wanted(kind, texts=tuple(texts), **options)
   folder = Path(output or index_folder(str(named)))
-  return indexing.build(wanted, files_of(kind, str(named)), folder, Here(), **how)
+  return indexing.build(wanted, files_of(kind, str(named), Files()), folder, Here(), **how)
 
 
 def pixels(number):
@@ -314,7 +315,7 @@ def test_an_interrupted_build_goes_on_with_the_files_that_are_left(shards, tmp_p
     wanted = indexing.Wanted("webdataset", texts=("txt",))
     folder = Path(index_folder(named))
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
-      indexing.build(wanted, files_of("webdataset", named), folder, executor)
+      indexing.build(wanted, files_of("webdataset", named, Files()), folder, executor)
   monkeypatch.setattr(indexing, "scan_file", scan)
   os.utime(tmp_path / "000.tar", (time.time(), 1.0))  # It may have changed.
   assert build("webdataset", named, texts=("txt",)).rows == COUNT
@@ -499,7 +500,7 @@ def test_a_set_of_several_splits_or_with_a_selection_is_refused(saved, tmp_path)
   datasets = pytest.importorskip("datasets")
   datasets.DatasetDict(train=saved, test=saved).save_to_disk(tmp_path / "both")
   with pytest.raises(UserError, match=r"holds the splits train, test: name one, as in huggingface/.*both/train"):
-    files_of("huggingface", str(tmp_path / "both"))
+    files_of("huggingface", str(tmp_path / "both"), Files())
   build("huggingface", tmp_path / "both" / "test", texts=("caption",))
   assert len(IndexedSource("huggingface", str(tmp_path / "both" / "test"))) == COUNT
 
