@@ -3,7 +3,8 @@
 import dataclasses
 import os
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from io import BufferedReader
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from data.sources import arrow
 from data.sources.scan import DamagedFile, Found, LeftOut, Place
 
 
-def scan(stream: BinaryIO, image_key: str, fields: frozenset[str]) -> Iterator[Found | LeftOut]:
+def scan(stream: BufferedReader, image_key: str, fields: frozenset[str]) -> Iterator[Found | LeftOut]:
   """Yields the rows of a file; see `scan.Scan`."""
   source = pa.PythonFile(stream, "r")
   try:

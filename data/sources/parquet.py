@@ -7,7 +7,7 @@ of 100 rows as datasets writes them, are quick enough; `data.convert` makes shar
 import functools
 import threading
 from collections.abc import Iterator
-from typing import BinaryIO
+from io import BufferedReader
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,7 @@ _OPEN_FILES = 64
 _local = threading.local()
 
 
-def scan(stream: BinaryIO, image_key: str, fields: frozenset[str]) -> Iterator[Found | LeftOut]:
+def scan(stream: BufferedReader, image_key: str, fields: frozenset[str]) -> Iterator[Found | LeftOut]:
   """Yields the rows of a file; see `scan.Scan`. The place of a picture is its row and the length of its bytes."""
   try:
     file = pq.ParquetFile(stream, page_checksum_verification=True)

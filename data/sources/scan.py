@@ -6,7 +6,7 @@ A format whose samples lie in shards is a `Scan`; everything else about its sets
 import dataclasses
 import io
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -60,7 +60,7 @@ class DamagedFile(ValueError):
 class Scan(Protocol):
   """Reads a file front to back."""
 
-  def __call__(self, stream: BinaryIO, image_key: str, fields: frozenset[str]) -> Iterator[Found | LeftOut]:
+  def __call__(self, stream: io.BufferedReader, image_key: str, fields: frozenset[str]) -> Iterator[Found | LeftOut]:
     """Yields what the file holds, in its order.
 
     Args:

@@ -3,7 +3,8 @@
 import functools
 import struct
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from io import BufferedReader
+from typing import Any
 
 import google_crc32c
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
@@ -18,7 +19,7 @@ _PICTURES = ("image", "image/encoded", "image_raw", "image/raw", "jpg", "jpeg", 
 _MOST_BYTES = 1 << 30
 
 
-def scan(stream: BinaryIO, image_key: str, fields: frozenset[str]) -> Iterator[Found | LeftOut]:
+def scan(stream: BufferedReader, image_key: str, fields: frozenset[str]) -> Iterator[Found | LeftOut]:
   """Yields the records of a file; see `scan.Scan`. The fields are the features of the examples."""
   for number, (start, record) in enumerate(_records(stream)):
     key = str(number)
@@ -40,7 +41,7 @@ def scan(stream: BinaryIO, image_key: str, fields: frozenset[str]) -> Iterator[F
     yield Found(key, value, place, said, _raw_shape(features, image_key, len(value)))
 
 
-def _records(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+def _records(stream: BufferedReader) -> Iterator[tuple[int, bytes]]:
   """Yields the start and the bytes of each record, of which both checksums have to agree."""
   at = 0
   while head := stream.read(12):

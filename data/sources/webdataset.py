@@ -3,7 +3,8 @@
 import json
 import tarfile
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from io import BufferedReader
+from typing import Any
 
 from contrastive_jax.errors import UserError, nearest
 from contrastive_jax.preprocess import formats
@@ -16,7 +17,7 @@ _JSON = "json"
 Members = dict[str, tuple[Place, bytes]]
 
 
-def scan(stream: BinaryIO, image_key: str, fields: frozenset[str]) -> Iterator[Found | LeftOut]:
+def scan(stream: BufferedReader, image_key: str, fields: frozenset[str]) -> Iterator[Found | LeftOut]:
   """Yields the samples of a tar; see `scan.Scan`.
 
   The fields of a sample are the ends of its files behind the first dot, such as "txt", and the keys in its "json".
@@ -41,7 +42,7 @@ def scan(stream: BinaryIO, image_key: str, fields: frozenset[str]) -> Iterator[F
       yield Found(key, picture, place, said)
 
 
-def _samples(stream: BinaryIO) -> Iterator[tuple[str, Members | None]]:
+def _samples(stream: BufferedReader) -> Iterator[tuple[str, Members | None]]:
   """Yields the files of each sample by the ends of their names; None for a sample with two files of one end."""
   current: str | None = None
   members: Members | None = {}
@@ -62,7 +63,7 @@ def _samples(stream: BinaryIO) -> Iterator[tuple[str, Members | None]]:
     yield current, members
 
 
-def _files(stream: BinaryIO) -> Iterator[tuple[str, Place, bytes]]:
+def _files(stream: BufferedReader) -> Iterator[tuple[str, Place, bytes]]:
   """Yields name, place and bytes of each file of a tar, of which every header and the end have to be there.
 
   Python's own loop takes a damaged header for the end of the tar.
@@ -99,7 +100,7 @@ def _files(stream: BinaryIO) -> Iterator[tuple[str, Place, bytes]]:
       raise DamagedFile(f"more follows the mark of its end at byte {archive.offset:,}: tars cannot be joined with cat")
 
 
-def _is_packed(stream: BinaryIO) -> bool:
+def _is_packed(stream: BufferedReader) -> bool:
   stream.seek(0)
   return stream.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
 
