@@ -26,6 +26,17 @@ def id_bases(segments: Sequence[Segment]) -> dict[str, int]:
   return {name: number * _SOURCE_IDS for number, name in enumerate(source_names(segments))}
 
 
+def sample_of(number: int, segments: Sequence[Segment]) -> tuple[str, int]:
+  """Returns the source of a sample and its id there, which `id_bases` made into one number.
+
+  Args:
+    number: one of `Batch.ids`.
+    segments: the segments of the run.
+  """
+  source, sample = divmod(number, _SOURCE_IDS)
+  return source_names(segments)[source], sample
+
+
 def row_bases(lengths: Mapping[str, int]) -> dict[str, int]:
   """Returns the row of each source's first sample in a state of all samples; the sources are sorted by name.
 
