@@ -25,6 +25,7 @@ from rich.console import Console
 
 from configs import own_pairs
 from contrastive_jax import cli, paths, pretrain
+from contrastive_jax.bad_records import BadRecords
 from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.evaluation import histograms
 from contrastive_jax.evaluation.histograms import Histogram
@@ -42,7 +43,7 @@ from data.sources import Source
 from data.survey import Record, Survey, survey
 
 # What lists show; the numbers beside them count all.
-MOST_LISTED, MOST_CUT = 30, 600
+MOST_LISTED, MOST_CUT = 20, 300
 # Side of the originals on the page, in pixels; and frames of a clip that are shown side by side.
 _THUMBNAIL, _FRAMES = 320, 6
 
@@ -111,6 +112,9 @@ def main(by_name: bool = False) -> None:
   flag = flags.FLAGS
   config = cli.config_value(flag["config"])
   output = paths.file_to_write("--output", flag.output)
+  if config.init_from:
+    paths.run_to_read("init_from", config.init_from)  # It decides on the model, and on the tokenizer.
+  config.distillation.dim = config.distillation.dim or 1  # What a teacher makes of the pairs is not shown.
   run = Run.from_config(config)
   names = run.source_names()
   if flag.source:
@@ -121,8 +125,9 @@ def main(by_name: bool = False) -> None:
   if flag.step is not None and flag.step >= run.config.total_steps:
     raise UserError(f"--step={flag.step} is not below total_steps={run.config.total_steps}: name a step of the run")
   sources = build.open_sources(run.config, names)
-  tokenizer = _tokenizer(run, sources)
-  reader = Reader(run, sources, tokenizer)
+  bad_records = BadRecords()
+  tokenizer = _tokenizer(run, sources, bad_records)
+  reader = Reader(run, sources, tokenizer, bad_records)
   looks = [
     look(
       run, name, sources[name], reader, tokenizer, grid=flag.grid, samples=flag.samples, step=flag.step, bare=by_name
@@ -224,11 +229,11 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
   return [program, own, f"--config.data.sources.own.name={name}", *rest]
 
 
-def _tokenizer(run: Run, sources: Mapping[str, Source]) -> Tokenizer:
+def _tokenizer(run: Run, sources: Mapping[str, Source], bad_records: BadRecords) -> Tokenizer:
   """Finds the tokenizer that the run would begin with."""
   console = Console(stderr=True)
   with console.status("training the tokenizer on the captions" if _is_trained(run) else "loading the tokenizer"):
-    tokenizer = pretrain.find_tokenizer(run.config, Path(), False, None, sources, None, build)
+    tokenizer = pretrain.find_tokenizer(run.config, Path(), False, None, sources, bad_records, build)
   tokenizers.check_length(tokenizer, run.config.model.text.length)
   return tokenizer
 
@@ -255,17 +260,24 @@ def _facts(run: Run, name: str, found: Survey, bare: bool) -> dict[str, str]:
   counts = [len(record.captions) for record in found.good]
   facts = {"Records": f"{found.total:,}", "Looked at": f"{len(found.records):,}"}
   if counts:
-    low, high = min(counts), max(counts)
-    facts["Captions of a picture"] = f"{low:,}" if low == high else f"{low:,} to {high:,}, mean {np.mean(counts):.3g}"
+    facts["Captions of a picture"] = _spread(counts)
   clips = [record.frames for record in found.good if record.frames > 1]
   if clips:
-    facts["Frames of a clip"] = f"{min(clips):,} to {max(clips):,}, median {np.median(clips):,.0f}"
+    facts["Frames of a clip"] = _spread(clips)
   if not bare:
     drawn = cursors(run.segments, len(run.segments))
+    inputs = [segment.inputs(modality) for segment in run.segments for modality in segment.modalities]
+    weights = [f"{weight:g}" for each in inputs for other, weight in each.sources if other == name]
+    facts["Weight"] = ", then ".join(dict.fromkeys(weights))
     facts["Share of the pairs of the run"] = percent(drawn[name] / sum(drawn.values()))
     facts["Pairs that the run draws"] = f"{drawn[name]:,}"
     facts["Epochs"] = f"{drawn[name] / found.total:.3g}"
   return facts
+
+
+def _spread(counts: Sequence[int]) -> str:
+  low, high = min(counts), max(counts)
+  return f"{low:,}" if low == high else f"{low:,} to {high:,}, mean {np.mean(counts):.3g}"
 
 
 def _histograms(found: Survey, lengths: Sequence[int], limit: int) -> list[Histogram]:

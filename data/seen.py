@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from jaxtyping import UInt8
 
+from contrastive_jax.bad_records import BadRecords
 from contrastive_jax.batch import ImageBatch, TextBatch
 from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess.images import join
@@ -73,11 +74,21 @@ class Chip:
 class Reader:
   """Reads single pairs of a run out of batches of any size."""
 
-  def __init__(self, run: Run, sources: Mapping[str, Source], tokenizer: Tokenizer):
-    """Takes a run, its sources by name and its tokenizer. What a frozen teacher would see is left out."""
+  def __init__(
+    self, run: Run, sources: Mapping[str, Source], tokenizer: Tokenizer, bad_records: BadRecords | None = None
+  ):
+    """Takes a run, its sources by name and its tokenizer. What a frozen teacher would see is left out.
+
+    Args:
+      run: the run.
+      sources: its sources by name.
+      tokenizer: its tokenizer.
+      bad_records: counts and names the bad records that are met; None counts them alone.
+    """
     config = run.config.copy_and_resolve_references().unlock()
     config.distillation.targets = ""
     self._run, self._sources, self._tokenizer = dataclasses.replace(run, config=config), sources, tokenizer
+    self._bad_records = bad_records or BadRecords()
     self._hosts = math.gcd(*(segment.batch_size // (segment.pack_pairs or 1) for segment in run.segments))
     self._whole = self._pipeline((0, 1))
 
@@ -140,7 +151,8 @@ class Reader:
     )
 
   def _pipeline(self, share: tuple[int, int]) -> Pipeline:
-    return make_pipeline(self._run, self._run.segments, self._sources, self._tokenizer, share)
+    run = self._run
+    return make_pipeline(run, run.segments, self._sources, self._tokenizer, share, bad_records=self._bad_records)
 
 
 def pixels_of(image: ImageBatch, pair: int, patch_size: int) -> UInt8[np.ndarray, "frames height width 3"]:

@@ -16,6 +16,8 @@ _BARS, _MOST_SINGLE = 28, 40
 _FEWEST = 8
 # How many times the median the largest value may be on an axis of equal steps.
 _LONG_TAIL = 8
+# Height of a bar that would be too low to be seen: the few that are unlike the others are what people look for.
+_LOWEST = 2.0
 # Between two bars, in units of the drawing.
 _GAP = 1.0
 
@@ -155,7 +157,7 @@ def _placed(
   bars = []
   for low, high, count in zip(edges, edges[1:], counts, strict=False):
     if count and low_value < high_value:
-      left, top = round(x(low) + _GAP / 2, 1), round(y(count), 1)
+      left, top = round(x(low) + _GAP / 2, 1), round(min(y(count), HEIGHT - BOTTOM - _LOWEST), 1)
       width, height = max(1.0, round(x(high) - left - _GAP / 2, 1)), round(HEIGHT - BOTTOM - top, 1)
       label = f"{name(low, high)}: {count:,} {what[count != 1]}"
       bars.append(Bar(left, top, width, height, label, limit is not None and low > limit))

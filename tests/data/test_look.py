@@ -168,8 +168,7 @@ def test_captions_are_escaped(seen):
   assert not {tag for tag, _ in parsed.tags} & {"script", "iframe", "link", "object"}
   assert not [name for _, attrs in parsed.tags for name in attrs if name.startswith("on")]
   assert "<script" not in page and "http://" not in page and "https://" not in page
-  # And yet it is there: in the pair that shows it, chip by chip.
-  assert SCRIPT in {pair.pair.caption for pair in shown_of(seen)} | {seen[3][0].survey.captions[7]}
+  assert SCRIPT in seen[3][0].survey.captions
 
 
 def test_a_hostile_caption_stands_on_the_page_as_text(tmp_path):
@@ -291,7 +290,7 @@ def test_records_are_evenly_spread():
   found = survey(source, 10, threads=2)
   assert [record.index for record in found.records] == list(range(0, 1000, 100)) and found.total == 1000
   assert [record.index for record in found.bad] == [300] and found.bad[0].reason == "made bad for the test"
-  assert [record.index for record in survey(source, 5000).records] == list(range(1000))
+  assert [record.index for record in survey(ToySource("toy", 40), 5000).records] == list(range(40))
   # The brightness of the toy's pictures has 256 levels.
   assert [len(same) for same in survey(ToySource("toy", 300), 300).same_pictures] == [2] * 44
 
@@ -334,7 +333,7 @@ def test_clips_are_shown_frame_by_frame(table, tmp_path):
   assert picture.shape == (32, 4 * 32, 3)
   greens = [int(picture[16, 16 + 32 * k, 1]) for k in range(4)]
   assert greens == sorted(greens) and len(set(greens)) == 4
-  assert looks[0].facts["Frames of a clip"].startswith("8 to 8")
+  assert looks[0].facts["Frames of a clip"] == "8"
 
 
 def test_chips_put_the_caption_together(seen):
@@ -423,10 +422,7 @@ def test_the_command_needs_only_the_name_of_a_source(table, tmp_path):
   assert len(Parsed(page).pixels()) == 4 and "Epochs" not in page and "configs/own_pairs.py" in page
   for arguments, sentence in (
     (["photos/nowhere.csv"], "data.sources"),
-    ([f"table/{table}", "--config=configs/emoji.py"], "unexpected argument"),
-    ([f"table/{table}", "--step=500"], "--step=500 is not below total_steps=500"),
     (["--config=configs/emoji.py", "--source=note"], "--source"),
-    ([], "--config is missing"),
   ):
     said = runs.run("-m", "data.look", *arguments, f"--output={output}", expected=2)
     assert sentence in said and "Traceback" not in said
