@@ -24,7 +24,7 @@ from PIL import Image
 from rich.console import Console
 
 from configs import own_pairs
-from contrastive_jax import cli, paths, pretrain
+from contrastive_jax import cli, paths, pretrain, progress
 from contrastive_jax.bad_records import BadRecords
 from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.evaluation import histograms
@@ -110,7 +110,9 @@ class Look:
 def main(by_name: bool = False) -> None:
   """Writes the page; `by_name` says that the config only stands for a source that was named without one."""
   flag = flags.FLAGS
-  config = cli.config_value(flag["config"])
+  if flag.config is None:
+    raise UserError("name a source first, as in table/photos/captions.csv, or a run with --config=configs/emoji.py")
+  config = flag.config
   output = paths.file_to_write("--output", flag.output)
   if config.init_from:
     paths.run_to_read("init_from", config.init_from)  # It decides on the model, and on the tokenizer.
@@ -174,9 +176,8 @@ def look(
     name=name,
     facts=_facts(run, name, found, bare),
     groups=[
-      Group(stage, steps.start, [_shown(pair, tokenizer, length) for pair in reader.pairs(places)])
+      Group(stage, steps.start, _pairs(reader, reader.places(name, steps, grid), tokenizer, length, name))
       for stage, steps in _stages(run, name, step)
-      for places in [reader.places(name, steps, grid)]
     ],
     survey=found,
     histograms=_histograms(found, lengths, length),
@@ -290,6 +291,15 @@ def _histograms(found: Survey, lengths: Sequence[int], limit: int) -> list[Histo
     histograms.histogram("Captions of a picture", [len(record.captions) for record in found.good], pictures),
   ]
   return [chart for chart in charts if chart is not None]
+
+
+def _pairs(
+  reader: Reader, places: Sequence[tuple[int, int]], tokenizer: Tokenizer, length: int, name: str
+) -> list[ShownPair]:
+  """Reads pairs and prepares them for the page, with a progress bar."""
+  each = (np.array([number]) for number in range(len(places)))
+  numbers = progress.shown(each, len(places), "pairs", f"{name}, as the model sees it")
+  return [_shown(pair, tokenizer, length) for rows in numbers for pair in reader.pairs([places[rows[0]]])]
 
 
 def _shown(pair: Pair, tokenizer: Tokenizer, length: int) -> ShownPair:

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import UInt32
+from jaxtyping import Int, UInt32
 
 from contrastive_jax.schedule.segments import Segment, source_names
 from data.sources import stable_hash
@@ -35,6 +35,12 @@ def sample_of(number: int, segments: Sequence[Segment]) -> tuple[str, int]:
   """
   source, sample = divmod(number, _SOURCE_IDS)
   return source_names(segments)[source], sample
+
+
+def rows_of(name: str, numbers: Int[np.ndarray, "pairs"], segments: Sequence[Segment]) -> Int[np.ndarray, "rows"]:
+  """Returns the rows of a batch whose samples are of one source, by the `Batch.ids` of the whole batch."""
+  base = id_bases(segments)[name]
+  return np.flatnonzero((numbers >= base) & (numbers < base + _SOURCE_IDS))
 
 
 def row_bases(lengths: Mapping[str, int]) -> dict[str, int]:

@@ -18,7 +18,7 @@ from contrastive_jax.schedule.segments import segment_at
 from contrastive_jax.training.run import Run
 from data.build import make_pipeline
 from data.chunks import on_host
-from data.numbering import pair_keys, sample_of
+from data.numbering import pair_keys, rows_of, sample_of
 from data.pipeline import Pipeline
 from data.sources import Example, Source
 from data.substitution import read_or_substitute, shard_of
@@ -105,9 +105,8 @@ class Reader:
     """
     found: list[tuple[int, int]] = []
     for step in steps[:MOST_STEPS]:
-      ids = self._whole.ids(step).tolist()
-      rows = [row for row, number in enumerate(ids) if sample_of(number, self._run.segments)[0] == name]
-      found += [(step, row) for row in rows[: count - len(found)]]
+      rows = rows_of(name, self._whole.ids(step), self._run.segments)
+      found += [(step, row) for row in rows[: count - len(found)].tolist()]
       if len(found) == count:
         break
     return found

@@ -285,6 +285,22 @@ def test_every_source_shows_pairs_of_its_own_and_rare_ones_are_found(table, tmp_
   assert reader.places(rare, range(1), 5) == [place for place in places if place[0] == 0]
 
 
+def test_pairs_can_be_those_of_a_later_step_and_of_each_stage(seen, table):
+  run, sources, tokenizer = seen[:3]
+  (name,) = sources
+  reader = Reader(run, sources, tokenizer)
+  said = look.look(run, name, sources[name], reader, tokenizer, grid=20, samples=1, step=7)
+  (group,) = said.groups
+  assert [(each.pair.step, each.pair.row) for each in group.pairs] == [divmod(7 * 16 + k, 16) for k in range(20)]
+  last = look.look(run, name, sources[name], reader, tokenizer, grid=40, samples=1, step=19).groups[0]
+  assert len(last.pairs) == 16
+  config = config_of(table)
+  config.curriculum = (common.stage("small", 12, size=32), common.stage("large", 0, size=64, batch_size=24))
+  (said,) = looked_at(*opened(config), grid=3, samples=1)
+  assert [(group.stage, group.first) for group in said.groups] == [("small", 0), ("large", 12)]
+  assert [{each.picture.shape for each in group.pairs} for group in said.groups] == [{(32, 32, 3)}, {(64, 64, 3)}]
+
+
 def test_records_are_evenly_spread():
   source = ToySource("toy", 1000, bad={300})
   found = survey(source, 10, threads=2)
@@ -421,6 +437,7 @@ def test_the_command_needs_only_the_name_of_a_source(table, tmp_path):
   assert f"{output} shows 4 pairs, and what 20 records of table/{table} hold" in said
   assert len(Parsed(page).pixels()) == 4 and "Epochs" not in page and "configs/own_pairs.py" in page
   for arguments, sentence in (
+    ([], "name a source first"),
     (["photos/nowhere.csv"], "data.sources"),
     (["--config=configs/emoji.py", "--source=note"], "--source"),
   ):
