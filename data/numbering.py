@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import UInt32
+from jaxtyping import Int, UInt32
 
 from contrastive_jax.schedule.segments import Segment, source_names
 from data.sources import stable_hash
@@ -24,6 +24,23 @@ def pair_keys(groups: Sequence[int], captions: Sequence[str]) -> UInt32[np.ndarr
 def id_bases(segments: Sequence[Segment]) -> dict[str, int]:
   """Returns the number that a run adds to the ids of each source's samples, in the order in which sources appear."""
   return {name: number * _SOURCE_IDS for number, name in enumerate(source_names(segments))}
+
+
+def sample_of(number: int, segments: Sequence[Segment]) -> tuple[str, int]:
+  """Returns the source of a sample and its id there, which `id_bases` made into one number.
+
+  Args:
+    number: one of `Batch.ids`.
+    segments: the segments of the run.
+  """
+  source, sample = divmod(number, _SOURCE_IDS)
+  return source_names(segments)[source], sample
+
+
+def rows_of(name: str, numbers: Int[np.ndarray, "pairs"], segments: Sequence[Segment]) -> Int[np.ndarray, "rows"]:
+  """Returns the rows of a batch whose samples are of one source, by the `Batch.ids` of the whole batch."""
+  base = id_bases(segments)[name]
+  return np.flatnonzero((numbers >= base) & (numbers < base + _SOURCE_IDS))
 
 
 def row_bases(lengths: Mapping[str, int]) -> dict[str, int]:

@@ -93,6 +93,14 @@ class Tokenizer(abc.ABC):
     """Returns the number of a token, special or not; None where there is none."""
 
   @abc.abstractmethod
+  def token_of(self, number: int) -> str:
+    """Returns the token of a number."""
+
+  @abc.abstractmethod
+  def spelled(self, numbers: Sequence[int]) -> str:
+    """Returns the text that tokens spell; special tokens spell nothing, and parts of a character U+FFFD."""
+
+  @abc.abstractmethod
   def _encode(self, texts: list[str], length: int) -> Iterable[list[int]]:
     """Ids of each text with special tokens, at most `length`."""
 
@@ -178,8 +186,10 @@ class JsonTokenizer(Tokenizer):
     return self._tokenizer.token_to_id(token)
 
   def token_of(self, number: int) -> str:
-    """Returns the token of a number."""
     return self._tokenizer.id_to_token(number)
+
+  def spelled(self, numbers: Sequence[int]) -> str:
+    return self._tokenizer.decode(list(numbers), skip_special_tokens=True)
 
   def _encode(self, texts: list[str], length: int) -> Iterable[list[int]]:
     for encoding in self._tokenizer.encode_batch([self._clean(text) for text in texts], add_special_tokens=False):
@@ -251,6 +261,12 @@ class SentencePieceTokenizer(Tokenizer):
     number = self._processor.piece_to_id(token)
     return number if self._processor.id_to_piece(number) == token else None
 
+  def token_of(self, number: int) -> str:
+    return self._processor.id_to_piece(number)
+
+  def spelled(self, numbers: Sequence[int]) -> str:
+    return self._processor.decode(list(numbers))
+
   def special_tokens(self) -> dict[str, str]:
     """Returns the tokens for padding, the end of text and what is unknown, as `transformers` calls them."""
     ids = {"pad_token": self.pad_id, "eos_token": self._eos, "unk_token": self._processor.unk_id()}
@@ -290,6 +306,7 @@ class ClipTokenizer(Tokenizer):
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     self._tokenizer.normalizer = normalizers.NFC()
     self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    self._tokenizer.decoder = decoders.ByteLevel()
     # As in the original, the two markers are recognised in captions too.
     self._tokenizer.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
     self.fingerprint = self._fingerprint()
@@ -303,6 +320,13 @@ class ClipTokenizer(Tokenizer):
 
   def token_id(self, token: str) -> int | None:
     return self._tokenizer.token_to_id(token)
+
+  def token_of(self, number: int) -> str:
+    return self._tokenizer.id_to_token(number)
+
+  def spelled(self, numbers: Sequence[int]) -> str:
+    # What ends a word stands for the blank behind it.
+    return self._tokenizer.decode(list(numbers), skip_special_tokens=True).replace("</w>", " ")
 
   def model(self) -> dict[str, Any]:
     """Returns the tokenizer's "vocab", symbol to id, and its "merges", pairs of symbols."""

@@ -187,6 +187,15 @@ def test_shapes_padding_and_truncation(any_tokenizer):
   np.testing.assert_array_equal(tokens[0, :-1], wide[0, :7])
 
 
+def test_tokens_spell_the_caption(any_tokenizer):
+  for caption in CAPTIONS[:6]:
+    (ids,), (mask,) = any_tokenizer([caption], 60)
+    ids = ids[mask].tolist()
+    assert any_tokenizer.spelled(ids).strip().casefold() == caption.casefold()
+    assert not any_tokenizer.spelled(ids[-1:])  # The end of the text is none of it.
+    assert [any_tokenizer.token_id(any_tokenizer.token_of(number)) for number in ids] == ids
+
+
 def test_a_saved_tokenizer_is_the_same(any_tokenizer, tmp_path):
   any_tokenizer.save(tmp_path / "tokenizer")
   for copy in (load(tmp_path / "tokenizer"), pickle.loads(pickle.dumps(any_tokenizer))):
