@@ -27,6 +27,23 @@ def sentences(caption: str) -> list[str]:
   return [part for start, stop in itertools.pairwise(starts) if (part := caption[start:stop].strip())]
 
 
+def readings(caption: str, how: str) -> list[str]:
+  """Returns what may be read of a caption that does not fit, each with equal chances.
+
+  Args:
+    caption: the caption.
+    how: "truncate" reads its beginning; "sentence" one sentence; "span" all from the beginning of a sentence on.
+
+  Examples:
+    >>> readings("A dog. It runs.", "span")
+    ['A dog. It runs.', 'It runs.']
+  """
+  parts = sentences(caption)
+  if how == "truncate" or not parts:
+    return [caption]
+  return parts if how == "sentence" else [" ".join(parts[first:]) for first in range(len(parts))]
+
+
 def fitted(
   captions: Sequence[str], draws: Sequence[float], how: str, tokenizer: CaptionEncoder, length: int, tokenize: Tokenize
 ) -> list[str]:
@@ -35,8 +52,7 @@ def fitted(
   Args:
     captions: the captions.
     draws: a uniform number in [0, 1) for each.
-    how: "truncate" reads their beginning; "sentence" one sentence, each with equal chances; "span" the caption from the
-      beginning of a random sentence on.
+    how: one of `WAYS`, see `readings`.
     tokenizer: the tokenizer of the text tower.
     length: number of tokens that the tower reads.
     tokenize: tokenizes captions to a length, such as a function that remembers what it has tokenized.
@@ -51,7 +67,6 @@ def fitted(
     full = [k for k, row in zip(full, more, strict=True) if row.all()]
   found = list(captions)
   for k in full:
-    parts = sentences(captions[k]) or [captions[k]]
-    first = min(int(draws[k] * len(parts)), len(parts) - 1)
-    found[k] = parts[first] if how == "sentence" else " ".join(parts[first:])
+    parts = readings(captions[k], how)
+    found[k] = parts[min(int(draws[k] * len(parts)), len(parts) - 1)]
   return found

@@ -18,6 +18,7 @@ from contrastive_jax.schedule.segments import segment_at
 from contrastive_jax.training.run import Run
 from data.build import make_pipeline
 from data.chunks import on_host
+from data.long_captions import readings
 from data.numbering import pair_keys, rows_of, sample_of
 from data.pipeline import Pipeline
 from data.sources import Example, Source
@@ -133,7 +134,10 @@ class Reader:
     if sample_of(int(batch.ids[at]), self._run.segments) != (name, example.id):
       raise UserError(f"{name} gave another sample for record {planned} when it was read again: leave its files alone")
     index = (planned + len(json.loads(failures or "[]"))) % len(source)
-    captions = example.text.captions
+    # A long one may be read in part.
+    how = self._run.config.data.long_captions
+    parts = [part for caption in example.text.captions for part in readings(caption, how)]
+    captions = tuple(dict.fromkeys((*example.text.captions, *parts)))
     keys = pair_keys([example.text.group] * len(captions), captions)
     chosen = int(np.flatnonzero((keys == batch.keys[at]).all(axis=(1, 2)))[0])
     return Pair(
@@ -145,7 +149,7 @@ class Reader:
       picture=pixels_of(image, at, self._run.model.image.patch_size),
       original=example.image,
       caption=captions[chosen],
-      others=captions[:chosen] + captions[chosen + 1 :],
+      others=tuple(caption for caption in example.text.captions if caption != captions[chosen]),
       tokens=tokens_of(text, at),
     )
 
