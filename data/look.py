@@ -1,7 +1,6 @@
 """Makes a page of what a run will learn from: people look before they train.
 
 python -m data.look table/photos/captions.csv                          # a source by its name, which comes first
-python -m data.look folder/photos --config.data.augment.flip=0.0
 python -m data.look --config=configs/emoji.py --source=noto --output=noto.html
 
 The page shows the first pairs that the run draws from each source, as its batches hold them: the picture after

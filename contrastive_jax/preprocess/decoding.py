@@ -111,6 +111,8 @@ def from_bytes(data: bytes) -> np.ndarray:
 
 
 def _with_pillow(data: bytes, file_bytes: int) -> np.ndarray:
+  if data.startswith(png.SIGNATURE) and (kind := png.damaged_chunk(data)):
+    raise DecodeError(f"the PNG is damaged: the checksum of its {kind} differs")
   with Image.open(io.BytesIO(data), formats=formats.decoded()) as image:
     pixels = from_pil(image, file_bytes)
     # To unpack the stream again takes as long as decoding, so that only pictures that may lack rows are looked at.

@@ -48,6 +48,18 @@ def without_side_notes(data: bytes) -> bytes:
   return b"".join([*kept, data[end:]])
 
 
+def damaged_chunk(data: bytes) -> str:
+  """Returns the kind of the first chunk that the pixels depend on whose checksum differs; "" where there is none.
+
+  Pillow compares none of those of the pixels, and shows other pixels in their place.
+  """
+  for kind, at, stop in chunks(data):
+    needed = kind in (b"IHDR", b"PLTE", b"IDAT", b"tRNS")
+    if needed and zlib.crc32(memoryview(data)[at + 4 : stop - 4]) != int.from_bytes(data[stop - 4 : stop], "big"):
+      return kind.decode()
+  return ""
+
+
 def ends_early(data: bytes) -> bool:
   """Says whether the stream of a PNG that can be decoded holds fewer bytes than its rows take.
 

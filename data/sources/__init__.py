@@ -54,6 +54,16 @@ class Text:
     return chosen
 
 
+def in_order(weights: Mapping[str, float]) -> dict[str, float]:
+  """Returns weights of fields in the one order in which draws meet them, however a config happens to list them.
+
+  Examples:
+    >>> in_order({"title": 1.0, "alt": 3.0})
+    {'alt': 3.0, 'title': 1.0}
+  """
+  return dict(sorted(weights.items()))
+
+
 def weighted(found: Sequence[tuple[float, Sequence[str]]], group: int) -> Text:
   """Returns captions of several fields, of which one field is drawn by its weight, then one of its captions.
 

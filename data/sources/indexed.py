@@ -12,7 +12,7 @@ from contrastive_jax.preprocess.decoding import DecodeError
 from contrastive_jax.preprocess.images import decode
 from data import tables
 from data.files import Files, is_folder, whole
-from data.sources import Text, stable_hash, weighted
+from data.sources import Text, in_order, stable_hash, weighted
 from data.sources.answers import answers, refuse_most
 from data.sources.formats import CLASSES, FORMATS
 from data.sources.index import Index
@@ -164,7 +164,7 @@ class IndexedSource(PictureSource):
   def _weighted(self, caption_key: str | Mapping[str, float]) -> dict[str, float]:
     if not caption_key:
       return {self._index.texts[0]: 1.0}
-    fields = {caption_key: 1.0} if isinstance(caption_key, str) else dict(caption_key)
+    fields = {caption_key: 1.0} if isinstance(caption_key, str) else in_order(caption_key)
     for field in fields:
       if field not in self._index.texts:
         raise UserError(

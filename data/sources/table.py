@@ -12,7 +12,7 @@ from contrastive_jax import paths
 from contrastive_jax.errors import UserError, nearest
 from contrastive_jax.preprocess.decoding import DecodeError
 from data import tables
-from data.sources import Text, stable_hash, weighted
+from data.sources import Text, in_order, stable_hash, weighted
 from data.sources.features import read_texts
 from data.sources.keep import Filter
 from data.sources.pictures import FilePictures, in_split, place_and_split
@@ -52,7 +52,7 @@ class TableSource(FilePictures):
     table, split = place_and_split("table/<file>", place)
     name = f"table/{place}"
     folder = paths.typed(f"root of {name!r}", root) if root else table.parent
-    self._weights = {caption_key: 1.0} if isinstance(caption_key, str) else dict(caption_key)
+    self._weights = {caption_key: 1.0} if isinstance(caption_key, str) else in_order(caption_key)
     rows = _rows(table, split, name, image_key, tuple(self._weights))
     captions: dict[str, list[tuple[Any, ...]]] = {}
     for row in _kept(list(rows), filter, name) if filter else rows:

@@ -321,8 +321,8 @@ def test_columns_of_captions_have_weights_and_rows_are_filtered(photos):
   assert [source[index].image[0, 0, 0] for index in range(len(source))] == kept
   for index, k in enumerate(kept):
     text = source.text(index)
-    assert text.captions == ((f"photo {k}",) if k % 3 else (f"photo {k}", f"alt {k}"))
-    assert text.cumulative == (None if k % 3 else (0.25, 1.0))
+    assert text.captions == ((f"photo {k}",) if k % 3 else (f"alt {k}", f"photo {k}"))
+    assert text.cumulative == (None if k % 3 else (0.75, 1.0))
 
 
 @pytest.mark.parametrize(
