@@ -9,6 +9,7 @@ import errno
 import importlib
 import os
 import re
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,8 +26,13 @@ _SYSTEMS = {
 }
 # Packages whose errors are about the connection or the answer, and not mistakes in the code here.
 _CLIENTS = {"aiohttp", "aiobotocore", "asyncio", "botocore", "gcsfs", "google", "requests", "urllib3"}
-# The client of each kind of server in each process.
+# The client of each kind of server in each process. Those of a parent are kept in a child, where closing their
+# connections would disturb the parent.
 _clients: dict[tuple[str, int], Any] = {}
+# Held while a client is made and answers for the first time, which imports modules: a fork waits for it, since a module
+# that another thread of the parent was importing can never be imported in the child.
+_starting = threading.RLock()
+os.register_at_fork(before=_starting.acquire, after_in_parent=_starting.release, after_in_child=_starting.release)
 # Of the refusals, those that may be gone at the next attempt: a request timed out, came too early, or was one too many.
 _PASSING = {408, 425, 429}
 
@@ -134,9 +140,21 @@ def _asked(file: str, questions: Mapping[str, Callable[..., Any]], *arguments: A
   kind, path = scheme(file), urlsplit(file).path
   if not path.strip("/") or path.endswith("/"):
     raise UserError(f"{file} is a folder or a bucket, and files are needed: name those in it")
-  client = _client(kind)
-  try:
+
+  def ask(client: Any) -> Any:
     return sync(client.loop, questions[kind], client, file, *arguments, timeout=seconds)
+
+  key = kind, os.getpid()
+  try:
+    if key not in _clients:
+      with _starting:
+        if key not in _clients:
+          client = _new_client(kind)
+          try:
+            return ask(client)
+          finally:
+            _clients[key] = client
+    return ask(_clients[key])
   except (Fault, UserError):
     raise
   except TimeoutError:
@@ -156,16 +174,6 @@ def _asked(file: str, questions: Mapping[str, Callable[..., Any]], *arguments: A
         " or FSSPEC_S3_ANON=true or FSSPEC_GCS_TOKEN=anon where anybody may read"
       ) from None
     raise _refusal(file, _status(error), _said(error)) from error
-
-
-def _client(kind: str) -> Any:
-  """Returns the client of a kind of server for this process, which all its threads share.
-
-  That of a parent is kept too, since closing its connections here would disturb the parent. There is no lock, which a
-  fork could leave locked for ever: a client costs nothing before it is used, and only the first to be kept is.
-  """
-  key = kind, os.getpid()
-  return _clients.get(key) or _clients.setdefault(key, _new_client(kind))
 
 
 def _new_client(kind: str) -> Any:

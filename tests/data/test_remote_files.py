@@ -6,6 +6,8 @@ S3 and Google Cloud Storage are played by servers that others wrote, and HTTP by
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -19,6 +21,7 @@ import pytest
 from contrastive_jax.errors import UserError
 from data.files import Files, reader
 from data.files.reader import BLOCK, NEAR
+from tests import runs
 from tests.flaky_server import FAULTS, FlakyServer
 
 pytestmark = pytest.mark.slow
@@ -308,6 +311,33 @@ def test_worker_processes_share_a_cache_while_their_parent_reads_on(environment,
     assert not wrong
   held = [path.stat().st_size for path in Path(tmp_path).rglob("*") if path.is_file() and path.name != ".total"]
   assert 0 < sum(held) <= 400_000
+
+
+_FORKS_EARLY = """
+import multiprocessing, sys, threading, time
+from data.files import Files
+
+class Slowly:
+  def find_spec(self, name, path, target=None):
+    if name == "fsspec.implementations.http":
+      time.sleep(1)
+
+sys.meta_path.insert(0, Slowly())
+reading = Files().read, (sys.argv[1], 0, 1)
+threading.Thread(target=reading[0], args=reading[1]).start()
+time.sleep(0.3)
+child = multiprocessing.get_context("fork").Process(target=reading[0], args=reading[1], daemon=True)
+child.start()
+child.join(20)
+sys.exit(child.exitcode != 0)
+"""
+
+
+def test_a_child_that_is_forked_while_its_parent_imports_a_client_reads_too(http):
+  """The lock of a module that is being imported stays locked for ever in the child."""
+  address, put, _ = http
+  put("a", b"content")
+  subprocess.run([sys.executable, "-c", _FORKS_EARLY, f"{address}/a"], check=True, cwd=runs.ROOT, timeout=60)
 
 
 def test_one_process_copies_a_file_for_all(http, tmp_path):
