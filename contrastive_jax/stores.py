@@ -67,6 +67,9 @@ class Store:
         raise UserError(f"{field}={text} is an address of the kind {kind}://: name a folder, or one of {kinds}")
       if not place:
         raise UserError(f"{field}={text} names nothing: name a bucket and a folder in it, {kind}://bucket/folder")
+      if kind in WRITABLE and re.search(r"[*?\[]", place):
+        # The clients would take these for patterns, also of what is to be removed.
+        raise UserError(f"{field}={text} has one of the characters *, ? and [ in it: name a place without them")
     try:
       self._files: Any = fsspec.filesystem(kind or "file", skip_instance_cache=True)
     except ImportError:

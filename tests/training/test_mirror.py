@@ -169,7 +169,7 @@ def test_a_mirror_within_the_run_is_refused(place, workdir, tmp_path):
     store_of(str(tmp_path / place), workdir)
 
 
-@pytest.mark.parametrize("address", ["https://host/folder", "ftp://host/folder", "s3://", "gs:///"])
+@pytest.mark.parametrize("address", ["https://host/folder", "ftp://host/folder", "s3://", "gs:///", "s3://bucket/a*"])
 def test_places_that_take_no_run_are_refused(address, workdir):
   with pytest.raises(UserError, match="workdir_mirror="):
     store_of(address, workdir)
