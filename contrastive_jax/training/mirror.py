@@ -25,8 +25,8 @@ from contrastive_jax.training.mirror_layout import (
   Misfit,
   complete_steps,
   described,
+  identity,
   manifest,
-  read,
 )
 
 log = logging.getLogger(__name__)
@@ -200,7 +200,7 @@ class Mirror:
   def _claim(self) -> None:
     """Makes the mirror this start's, or refuses one of another run."""
     store, workdir = self._store, self._workdir
-    there, stored = read(store, RUN), workdir / RUN
+    there, stored = identity(store), workdir / RUN
     here = runs.read_object(stored) if stored.exists() else {}
     steps = finished_steps(workdir / "checkpoints")
     if there is None:
@@ -212,7 +212,9 @@ class Mirror:
           f"workdir_mirror={store.address} mirrors another run than that of {workdir}: name another place, or go on"
           " with that run in an empty --workdir"
         )
-      ahead = [step for step in complete_steps(store) if step > max(steps, default=-1) and not self._is_set_aside(step)]
+      newest, left_out = max(steps, default=-1), here.get("left_out", ())
+      ahead = [step for step in complete_steps(store) if step > newest and step not in left_out]
+      ahead = [step for step in ahead if not any((workdir / "checkpoints").glob(f"{step}.damaged*"))]
       if ahead:
         raise UserError(
           f"workdir_mirror={store.address} is at step {ahead[-1]} of the run and {workdir} at {max(steps, default=0)}:"
@@ -221,13 +223,10 @@ class Mirror:
     name = (there or here).get("run") or uuid.uuid4().hex
     if here.get("run") != name:
       runs.write_object(stored, {"run": name})
-    self._listed = list((there or {}).get("files", ()))
+    self._listed = there["files"] if there else []
     self._about = {"run": name, "session": uuid.uuid4().hex}
     self._write_about()
     shutil.rmtree(self._snapshot, ignore_errors=True)
-
-  def _is_set_aside(self, step: int) -> bool:
-    return any((self._workdir / "checkpoints").glob(f"{step}.damaged*"))
 
   def _write_about(self) -> None:
     self._write(RUN, {**self._about, "files": self._listed})
@@ -289,7 +288,7 @@ class Mirror:
 
   def _confirm(self) -> None:
     """Raises if another start of the run writes to the mirror: this one must not mix its files with the other's."""
-    found = read(self._store, RUN)
+    found = identity(self._store)
     if found is None or found.get("session") != self._about["session"]:
       what = "was removed" if found is None else "was taken over by another start of the run"
       raise _TakenOver(

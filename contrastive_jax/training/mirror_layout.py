@@ -40,6 +40,22 @@ def read(store: Store, name: str) -> dict[str, Any] | None:
     raise Misfit(f"{store.address}/{name} is damaged, {said}") from None
 
 
+def identity(store: Store) -> dict[str, Any] | None:
+  """Returns the content of `run.json`: "run" and "session", ids both, and "files"; None where there is no mirror.
+
+  Raises:
+    Misfit: if it is damaged.
+  """
+  content = read(store, RUN)
+  if content is None:
+    return None
+  files = content.get("files")
+  if not isinstance(content.get("run"), str) or not isinstance(files, list):
+    raise Misfit(f"{store.address}/{RUN} names no run")
+  relative(files, f"{store.address}/{RUN}")
+  return content
+
+
 def complete_steps(store: Store) -> list[int]:
   """Returns the steps of the complete checkpoints of a mirror, ascending."""
   found = (re.fullmatch(r"([0-9]+)\.json", name) for name in store.files(OWN))
@@ -61,17 +77,12 @@ def manifest(store: Store, step: int) -> dict[str, Any]:
   return content["files"]
 
 
-def relative(names: Iterable[str], source: str) -> list[str]:
-  """Returns names of files, none of which leads out of the folder they are for.
-
-  Raises:
-    Misfit: if one does.
-  """
+def relative(names: Iterable[Any], source: str) -> None:
+  """Raises `Misfit` where one of the names that a file of the mirror gives leads out of the folder that it is for."""
   for name in names:
-    parts = PurePosixPath(name).parts
+    parts = PurePosixPath(name).parts if isinstance(name, str) else ()
     if not parts or parts[0] == "/" or ".." in parts:
       raise Misfit(f"{source} names the file {name!r}, which no run has")
-  return list(names)
 
 
 def described(path: Path) -> dict[str, Any]:

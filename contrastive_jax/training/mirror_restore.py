@@ -23,9 +23,8 @@ from contrastive_jax.training.mirror_layout import (
   Misfit,
   complete_steps,
   described,
+  identity,
   manifest,
-  read,
-  relative,
 )
 
 log = logging.getLogger(__name__)
@@ -84,14 +83,14 @@ def _require_shared(workdir: Path, step: int) -> None:
 
 def _restore(store: Store, workdir: Path, check: Callable[[Path], object]) -> int | None:
   """Restores on the main process; returns the step, or None where the mirror holds no checkpoint."""
-  about = patiently(store, lambda: read(store, RUN), passes=(Misfit,))
+  about = patiently(store, lambda: identity(store), passes=(Misfit,))
   steps = patiently(store, lambda: complete_steps(store)) if about else []
   if not steps:
     return None
   staging = workdir / OWN / "restoring"
   shutil.rmtree(staging, ignore_errors=True)
   try:
-    names = relative(about.get("files", ()), f"{store.address}/{RUN}")
+    names = about["files"]
     lacking = [need for need in _NEEDED if not any(name.startswith(need) for name in names)]
     if lacking:
       raise UserError(f"{store.address} lacks {lacking[0]} of its run: put it back, or name another workdir_mirror")
@@ -102,18 +101,20 @@ def _restore(store: Store, workdir: Path, check: Callable[[Path], object]) -> in
         raise UserError(
           f"{store.address} lacks {name} of its run: put it back, or name another workdir_mirror"
         ) from None
-    described = staging / "checkpoints" / str(steps[-1])
-    described.mkdir(parents=True)
+    empty = staging / "checkpoints" / str(steps[-1])
+    empty.mkdir(parents=True)
     try:
       check(staging)
     except UserError as error:
       weights = f"init_from={staging} and another --workdir"
       said = str(error).replace(weights, "init_from=FOLDER, a copy of it, and another workdir_mirror")
       raise UserError(said.replace(str(staging), store.address)) from None
-    described.rmdir()
+    empty.rmdir()
     step = _restore_newest(store, steps, staging)
+    # What is left out is beyond the run from now on, which does not make the mirror one of a run that is further.
+    left_out = [other for other in steps if other > step]
+    runs.write_object(workdir / RUN, {"run": about["run"], **({"left_out": left_out} if left_out else {})})
     _put_in_place(staging, workdir, names, step)
-    runs.write_object(workdir / RUN, {"run": about["run"]})
     return step
   finally:
     shutil.rmtree(staging, ignore_errors=True)

@@ -109,6 +109,9 @@ def test_a_file_that_is_not_what_was_written_is_named_and_an_older_checkpoint_ta
   restore(place, tmp_path / "new")
   assert f"{damaged} is not what was written (its checksum differs)" in caplog.text
   assert [path.name for path in (tmp_path / "new" / "checkpoints").iterdir()] == ["2"]
+  shutil.copytree(place, tmp_path / "copy")
+  keep(tmp_path / "new", tmp_path / "copy", 3)  # The run goes on from step 2, and what was damaged is beyond it.
+  assert {path.name for path in (tmp_path / "copy" / "checkpoints").iterdir()} == {"2", "3"}
   (place / "checkpoints" / "2" / "state" / "empty").unlink()
   with pytest.raises(UserError, match=r"no checkpoint that can be restored.*4/state/d/0 is not what was written"):
     restore(place, tmp_path / "newer")
