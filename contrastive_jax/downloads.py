@@ -12,9 +12,7 @@ from pathlib import Path
 
 from contrastive_jax import paths
 from contrastive_jax.errors import UserError
-from contrastive_jax.stores import Store, patiently, scheme, version
-
-_WEB = ("http", "https")
+from contrastive_jax.stores import WEB, Store, patiently, scheme, version
 
 
 def cache() -> Path:
@@ -55,7 +53,7 @@ def folder(field: str, text: str | os.PathLike) -> Path:
   if not scheme(text):
     return paths.typed(field, text)
   store = Store(field, text)
-  if scheme(text) in _WEB:
+  if scheme(text) in WEB:
     raise UserError(
       f"{field}={store.address} cannot be read as a folder, since no web address lists its files: copy them here, or to"
       " a bucket, and name that"
@@ -75,7 +73,7 @@ def _copied(store: Store, found: dict) -> Path:
   versions = [store.address, *(f"{name} {version(about)}" for name, about in sorted(found.items()))]
   entry = cache() / hashlib.sha256("\n".join(versions).encode()).hexdigest()[:20]
   name = store.address.rpartition("/")[2]
-  copy = entry / (name.partition("?")[0] if scheme(store.address) in _WEB else name)
+  copy = entry / (name.partition("?")[0] if scheme(store.address) in WEB else name)
   if entry.is_dir() and not _wrong(copy, found):
     return copy
   shutil.rmtree(entry, ignore_errors=True)
@@ -84,8 +82,8 @@ def _copied(store: Store, found: dict) -> Path:
     for name in found:
       patiently(store, lambda name=name: store.get(name, _at(partial / copy.name, name)))
     wrong = _wrong(partial / copy.name, found)
-    if wrong is not None:
-      raise UserError(f"{store.field}={store.address} did not come whole ({wrong or copy.name}): run it again")
+    if wrong:
+      raise UserError(f"{store.field}={store.address} did not come whole ({Path(wrong[0]).name}): run it again")
     try:
       partial.replace(entry)
     except OSError:
@@ -104,10 +102,7 @@ def _at(copy: Path, name: str) -> Path:
   return copy / name if name else copy
 
 
-def _wrong(copy: Path, found: dict) -> str | None:
-  """Returns the name of a file of the copy that has another size than it should; None where all have it."""
-  for name, about in found.items():
-    path = _at(copy, name)
-    if not path.is_file() or path.stat().st_size != about["size"]:
-      return name
-  return None
+def _wrong(copy: Path, found: dict) -> list[str]:
+  """Returns the paths of the copy where there is no file, or one of another size than it should have."""
+  paths_there = [(_at(copy, name), about["size"]) for name, about in found.items()]
+  return [str(path) for path, size in paths_there if not path.is_file() or path.stat().st_size != size]

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 # What each kind of address needs beside fsspec. The clients are optional: nothing else asks for them.
 _CLIENTS = {"s3": "s3fs", "gs": "gcsfs", "https": "aiohttp", "http": "aiohttp"}
-WRITABLE = ("s3", "gs")
+WRITABLE, WEB = ("s3", "gs"), ("http", "https")
 # What stores say of a version of a file: some its checksum, others a number or a time.
 _VERSIONS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "Last-Modified", "updated", "mtime")
 
@@ -56,7 +56,7 @@ class Store:
     """
     kind = scheme(text)
     self.field = field
-    self._local = not kind
+    self._local, self._web = not kind, kind in WEB
     if self._local:
       self.address = str(paths.typed(field, text).absolute())
     else:
@@ -70,6 +70,9 @@ class Store:
       if kind in WRITABLE and re.search(r"[*?\[]", place):
         # The clients would take these for patterns, also of what is to be removed.
         raise UserError(f"{field}={text} has one of the characters *, ? and [ in it: name a place without them")
+    if kind == "gs":
+      # With each call gcsfs warns of a bucket whose layout it may not ask for, which only its own speed depends on.
+      logging.getLogger("gcsfs").setLevel(logging.ERROR)
     try:
       self._files: Any = fsspec.filesystem(kind or "file", skip_instance_cache=True)
     except ImportError:
@@ -149,7 +152,11 @@ class Store:
     self._files.invalidate_cache()
     try:
       found = self._files.info(self._root)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+      # On the web fsspec says so of whatever went wrong, and keeps that as the cause.
+      cause = error.__cause__
+      if self._web and cause is not None and getattr(cause, "status", None) not in (404, 410):
+        raise cause from None
       return None
     return found if found["type"] == "file" else None
 
