@@ -202,26 +202,25 @@ class Mirror:
     store, workdir = self._store, self._workdir
     there, stored = identity(store), workdir / RUN
     here = runs.read_object(stored) if stored.exists() else {}
-    steps = finished_steps(workdir / "checkpoints")
-    if there is None:
-      if not store.is_empty():
-        raise UserError(f"workdir_mirror={store.address} holds files and no mirror of a run: name an empty place")
-    elif steps or complete_steps(store):
-      if here.get("run") != there.get("run"):
+    steps, complete = finished_steps(workdir / "checkpoints"), complete_steps(store)
+    if there is None and not store.is_empty():
+      raise UserError(f"workdir_mirror={store.address} holds files and no mirror of a run: name an empty place")
+    if complete:  # What a start without a checkpoint left there binds nobody.
+      if here.get("run") != there["run"]:
         raise UserError(
           f"workdir_mirror={store.address} mirrors another run than that of {workdir}: name another place, or go on"
           " with that run in an empty --workdir"
         )
       newest, left_out = max(steps, default=-1), here.get("left_out", ())
-      ahead = [step for step in complete_steps(store) if step > newest and step not in left_out]
+      ahead = [step for step in complete if step > newest and step not in left_out]
       ahead = [step for step in ahead if not any((workdir / "checkpoints").glob(f"{step}.damaged*"))]
       if ahead:
         raise UserError(
           f"workdir_mirror={store.address} is at step {ahead[-1]} of the run and {workdir} at {max(steps, default=0)}:"
           " go on from there in an empty --workdir, or name another place"
         )
-    name = (there or here).get("run") or uuid.uuid4().hex
-    if here.get("run") != name:
+    name = here.get("run") or (there["run"] if there else uuid.uuid4().hex)
+    if not here:
       runs.write_object(stored, {"run": name})
     self._listed = there["files"] if there else []
     self._about = {"run": name, "session": uuid.uuid4().hex}

@@ -151,6 +151,17 @@ def test_other_runs_are_not_written_over(workdir, tmp_path):
   assert content(place) == before
 
 
+def test_what_a_start_without_a_checkpoint_left_binds_nobody(workdir, tmp_path):
+  place, other = tmp_path / "place", tmp_path / "other"
+  shutil.copytree(workdir, other)
+  keep(workdir, place)
+  (other / "tokenizer" / "more.json").write_text("{}")
+  keep(other, tmp_path / "elsewhere", 2)
+  keep(other, place)
+  again = restore(place, tmp_path / "new")
+  assert (again / "tokenizer" / "more.json").exists() and (again / "checkpoints" / "2").is_dir()
+
+
 def test_a_run_that_is_behind_its_mirror_is_refused_unless_its_checkpoint_was_damaged(workdir, tmp_path):
   place = tmp_path / "place"
   keep(workdir, place, 2, 4)
