@@ -188,5 +188,8 @@ def get_config() -> ConfigDict:
   # The run ends after more skipped updates in a row than this, or when more than this and a tenth of all are skipped.
   config.max_skipped_steps = 10
   config.profile_steps = ()  # First and last update of a jax.profiler trace, such as (10, 12).
+  # A second place for the run, s3://bucket/folder, gs://bucket/folder or a folder: checkpoints and results are copied
+  # there, and a start in an empty run directory goes on from them. Empty keeps none; see docs/buckets.md.
+  config.workdir_mirror = ""
   config.wandb_project = ""  # Project of Weights & Biases that also gets the metrics; empty sends nothing.
   return config

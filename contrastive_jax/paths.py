@@ -104,8 +104,14 @@ def run_to_write(field: str, text: str | os.PathLike) -> Path:
   """Returns the path of a run directory that can be written, whether or not it is there; makes nothing.
 
   Raises:
-    UserError: as `folder_to_write` does, for the folder or for those in it that a run goes on writing to.
+    UserError: as `folder_to_write` does, for the folder or for those in it that a run goes on writing to, and for a
+      bucket, of which a run can only keep a mirror.
   """
+  if re.match(r"(gs|s3)://", str(text), re.IGNORECASE):
+    raise UserError(
+      f"{field}={_short(text)} is a bucket, and a run works in a folder of this machine: name one, and let"
+      f" --config.workdir_mirror={_short(text)} keep the bucket like it"
+    )
   path = folder_to_write(field, text)
   for inner in (path / "checkpoints", path / "eval"):
     folder_to_write(field, inner)

@@ -29,12 +29,13 @@ from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.run_lock import RunLock
 from contrastive_jax.runs import read_json_lines, write_config, write_folder
 from contrastive_jax.schedule.segments import Segment, segment_at, source_names
-from contrastive_jax.training import growth, loop
+from contrastive_jax.training import growth, loop, mirror_restore
 from contrastive_jax.training.checkpoint import Checkpoints
-from contrastive_jax.training.config import check_resume
+from contrastive_jax.training.config import check_names_and_numbers, check_resume
 from contrastive_jax.training.distillation import load_teacher
 from contrastive_jax.training.initialize import initial_state
 from contrastive_jax.training.metrics import Writer
+from contrastive_jax.training.mirror import Mirror, store_of
 from contrastive_jax.training.run import Run
 from contrastive_jax.training.state import TrainState
 
@@ -111,6 +112,10 @@ def train(config: ConfigDict, workdir: str | PathLike, *, data: Data) -> Outcome
   began = time.monotonic()
   workdir = paths.run_to_write("workdir", workdir)
   distributed.initialize()
+  check_names_and_numbers(config)
+  store = store_of(config.workdir_mirror, workdir) if config.workdir_mirror else None
+  if store is not None:
+    mirror_restore.restore(store, workdir, lambda copy: check_resume(copy, Run.from_config(config, copy).config))
   run = Run.from_config(config, workdir, say)
   config = run.config
   evals, all_evals = data.evaluation_names(config.evals), data.evaluation_names((*config.final_evals, *config.evals))
@@ -121,15 +126,16 @@ def train(config: ConfigDict, workdir: str | PathLike, *, data: Data) -> Outcome
   samples = sum(counts.values())
   spec, train_step = run.build(mesh, samples=samples)
 
+  kept = {"keep_last": config.checkpoint_keep_last, "keep_every": config.checkpoint_keep_every}
   with (
     RunLock(workdir) as lock,
-    Checkpoints(
-      workdir / "checkpoints", keep_last=config.checkpoint_keep_last, keep_every=config.checkpoint_keep_every
-    ) as checkpoints,
+    Mirror(store, workdir, **kept) as mirrored,
+    Checkpoints(workdir / "checkpoints", **kept, each_written=mirrored.update) as checkpoints,
   ):
     if counts:
       check_sample_counts(counts, checkpoints.newest_metadata())
     restored, metadata = checkpoints.restore(spec.abstract()) or (None, {})
+    mirrored.update()  # It may lack checkpoints of an earlier start, of which none is known to be damaged now.
     start = int(restored.step) if restored else 0
     data_changed = check_resume(workdir, config, metadata.get("config"))
     growths = run.growths(metadata)

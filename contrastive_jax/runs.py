@@ -2,7 +2,8 @@
 
 A run directory holds `config.json`, `tokenizer/`, `checkpoints/<step>/`, `metrics.jsonl`, `sample_ids.jsonl`, event
 files of TensorBoard, `sessions.json`, `eval/<set>@<step>.json`, `report.html`, while a command works on it `run.lock`,
-after records that cannot be read `bad_records.jsonl`, and after a step that was not finite `nonfinite_ids.json`.
+after records that cannot be read `bad_records.jsonl`, after a step that was not finite `nonfinite_ids.json`, and where
+a mirror is kept `mirror/run.json`, the id by which the mirror knows the run.
 
 Files are written beside their place and renamed into it, so that none is ever there by half. JSON objects hold a
 "digest" of themselves and rows of JSONL files end with a "crc" of themselves. Those of older versions have neither.

@@ -78,6 +78,12 @@ def test_places_that_cannot_be_written_are_refused(tmp_path, monkeypatch):
     paths.run_to_write("--workdir", "folder")
 
 
+@pytest.mark.parametrize("address", ["gs://bucket/run", "S3://bucket/run"])
+def test_a_run_directory_in_a_bucket_names_what_keeps_a_run_there(address):
+  with pytest.raises(UserError, match=rf"^--workdir={address} .*--config\.workdir_mirror={address} "):
+    paths.run_to_write("--workdir", address)
+
+
 @pytest.mark.parametrize("name", [r"back\slash", r"a\b/run", os.fsdecode(b"caf\xe9"), "gs:", "my-gs:/run"])
 def test_what_tensorstore_takes_for_another_path_is_refused(name, tmp_path):
   (tmp_path / name).mkdir(parents=True)

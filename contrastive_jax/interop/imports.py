@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from contrastive_jax import downloads
 from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.interop import (
   bert,
@@ -28,6 +29,7 @@ from contrastive_jax.preprocess import panics, tokenizers
 from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.runs import write_config
 from contrastive_jax.schedule.stages import Stage
+from contrastive_jax.stores import scheme
 from contrastive_jax.training.checkpoint import Checkpoints
 from contrastive_jax.training.state import TrainState
 
@@ -67,14 +69,19 @@ def read(spec: str, tokenizer: str = "") -> Imported:
 
   Args:
     spec: "huggingface:FOLDER", "open_clip:FOLDER", "open_clip:FILE" with its config JSON beside it, or
-      "big_vision:FILE.npz".
+      "big_vision:FILE.npz". A folder may be in a bucket, such as "huggingface:s3://bucket/model", and the file of
+      big_vision also on the web: both are copied into the cache of `downloads` first.
     tokenizer: "KIND:FILE", as `tokenizers.load` takes it; empty takes the tokenizer that lies beside the weights.
 
   Raises:
     UserError: if the files are not there, are of a family that this library does not have, or do not fit their config;
       the last names the keys that are missing, unexpected and of another shape.
   """
-  kind, path = checkpoint_files.split_spec(spec, READERS, "PATH")
+  kind, _, place = spec.partition(":")
+  if kind in READERS and scheme(place):
+    path = (downloads.file if kind == "big_vision" else downloads.folder)(kind, place)
+  else:
+    kind, path = checkpoint_files.split_spec(spec, READERS, "PATH")
   return READERS[kind](path, tokenizer)
 
 

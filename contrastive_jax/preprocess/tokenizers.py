@@ -18,7 +18,7 @@ import tokenizers
 from jaxtyping import Bool, Int
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from contrastive_jax import paths
+from contrastive_jax import downloads
 from contrastive_jax.errors import UserError, nearest
 from contrastive_jax.preprocess import panics
 from contrastive_jax.preprocess.cleaning import STRAIGHT_QUOTES, Cleaning, lowered
@@ -382,7 +382,8 @@ def load(spec: str | os.PathLike, **options: Any) -> Tokenizer:
 
   Args:
     spec: "file:tokenizer.json", "sentencepiece:FILE.model", "clip:bpe_simple_vocab_16e6.txt.gz", or a directory that
-      `Tokenizer.save` wrote. A `Path` is such a directory in any case.
+      `Tokenizer.save` wrote. A `Path` is such a directory in any case. A FILE may be an address, such
+      as s3://bucket/FILE.
     **options: for the kind's constructor, such as `lowercase=True` for SentencePiece.
 
   Raises:
@@ -406,7 +407,7 @@ def load(spec: str | os.PathLike, **options: Any) -> Tokenizer:
     if not colon or kind not in KINDS:
       known = ", ".join(f"{k}:FILE" for k in KINDS)
       raise UserError(f"tokenizer.spec={text!r}{nearest(kind, KINDS)} must be {known} or a directory")
-    path = paths.typed("tokenizer.spec", name)
+    path = downloads.file("tokenizer.spec", name)
   if not path.is_file():
     raise UserError(f"tokenizer file {path} does not exist: name one that does")
   try:

@@ -41,22 +41,36 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
   return {name: part for name, part in tree.items() if part is not None}
 
 
+def finished_steps(folder: Path) -> list[int]:
+  """Returns the steps of the complete checkpoints in a folder, ascending, without reading any."""
+  if not folder.is_dir():
+    return []
+  return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal() and entry.is_dir())
+
+
 def has_checkpoint(workdir: Path) -> bool:
   """Says whether a run has a complete checkpoint, without reading any."""
-  folder = workdir / "checkpoints"
-  return folder.is_dir() and any(entry.name.isdigit() and entry.is_dir() for entry in folder.iterdir())
+  return bool(finished_steps(workdir / "checkpoints"))
 
 
 class Checkpoints:
   """The checkpoints of one run, `<directory>/<step>`."""
 
-  def __init__(self, directory: Path, *, keep_last: int = 3, keep_every: int = 0):
+  def __init__(
+    self,
+    directory: Path,
+    *,
+    keep_last: int = 3,
+    keep_every: int = 0,
+    each_written: Callable[[], object] = lambda: None,
+  ):
     """Opens a directory.
 
     Args:
       directory: the directory, which is created when the first checkpoint is written.
       keep_last: number of the newest checkpoints that are kept.
       keep_every: the number of steps at whose multiples checkpoints are kept for ever; 0 keeps none of them.
+      each_written: is called whenever it is known that a checkpoint of this object is on disk.
     """
     self._directory = directory.absolute()
     self._keep_last = keep_last
@@ -64,6 +78,7 @@ class Checkpoints:
     self._saving: int | None = None
     self._failed = False
     self._when_written: Callable[[], object] | None = None
+    self._each_written = each_written
     if distributed.is_main():
       # What a killed process left half written. Orbax would do it in a thread that outlives a quick exit.
       for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
@@ -176,9 +191,11 @@ class Checkpoints:
       self._failed = True
       raise SaveError(f"checkpoint {self._saving} was written and is gone: {self._directory} was removed or replaced")
     written, self._saving = self._saving is not None, None
-    if written and self._when_written is not None:
-      call, self._when_written = self._when_written, None
-      call()
+    if written:
+      if self._when_written is not None:
+        call, self._when_written = self._when_written, None
+        call()
+      self._each_written()
 
   def newest_metadata(self) -> dict[str, Any]:
     """Returns the metadata of the newest checkpoint, unverified; empty where the main process can read none."""
@@ -196,8 +213,8 @@ class Checkpoints:
 
   def last_good(self) -> str:
     """Names the newest complete checkpoint, for messages."""
-    found = [int(path.name) for path in self._directory.glob("*") if path.name.isdecimal()]
-    return str(max(found)) if found else "none"
+    found = finished_steps(self._directory)
+    return str(found[-1]) if found else "none"
 
   @contextlib.contextmanager
   def _writing(self, step: int | None) -> Iterator[None]:

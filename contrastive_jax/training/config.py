@@ -27,6 +27,7 @@ _FREE_ON_RESUME = (
   "final_evals",
   "profile_steps",
   "wandb_project",
+  "workdir_mirror",
   "init_model",
   "schedule.on_growth",
   "on_nonfinite",

@@ -141,6 +141,7 @@ def known() -> Node:
       "max_skipped_steps": int,
       "profile_steps": tuple[int, ...],
       "wandb_project": str,
+      "workdir_mirror": str,
     }
   )
 
