@@ -10,17 +10,17 @@ import os
 import shutil
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from contrastive_jax import progress, runs
+from contrastive_jax import runs
 from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess.decoding import DecodeError
-from data import files
+from data import executors, files
 from data.sources import index as layout
 from data.sources.features import read_texts
 from data.sources.formats import FORMATS
@@ -119,20 +119,10 @@ def build(
   places = {name: pieces / _piece(name, sizes[name], wanted) for name in names}
   missing = [name for name in names if not places[name].is_dir()]
   pieces.mkdir(parents=True, exist_ok=True)
-  running = {executor.submit(scan_file, name, wanted): name for name in missing}
-  done = concurrent.futures.as_completed(running)
-  try:
-    for _ in progress.shown(_counted(len(missing)), len(missing), "files", "indexing"):
-      future = next(done)
-      _keep(places[running[future]], future.result())
-  except concurrent.futures.BrokenExecutor:
-    raise UserError(
-      "a process that indexed was killed, perhaps for want of memory: run the command again, with fewer --processes;"
-      " it goes on with the files that are left"
-    ) from None
-  finally:
-    for future in running:
-      future.cancel()
+  for name, piece in executors.each(
+    executor, scan_file, {name: (name, wanted) for name in missing}, "files", "indexing"
+  ):
+    _keep(places[name], piece)
   built = _joined(wanted, names, sizes, places, folder, skip_damaged)
   shutil.rmtree(pieces)
   return built
@@ -280,7 +270,3 @@ def _piece(name: str, facts: files.Facts, wanted: Wanted) -> str:
 def _relative(name: str, folder: Path) -> str:
   """Returns the path of a file from the folder of the index, so that both can move together; an address as it is."""
   return os.path.relpath(name, folder) if files.is_local(name) else name
-
-
-def _counted(count: int) -> Iterator[np.ndarray]:
-  return (np.array([number]) for number in range(count))

@@ -1,12 +1,13 @@
 """A set in shards, read by its index."""
 
+import functools
+import os
 from collections.abc import Mapping
 
 import numpy as np
 
 from contrastive_jax.errors import UserError, nearest
 from contrastive_jax.preprocess.decoding import DecodeError
-from contrastive_jax.preprocess.images import decode
 from data import files
 from data.sources import Text, stable_hash, weighted
 from data.sources.formats import FORMATS
@@ -16,6 +17,8 @@ from data.sources.pictures import PictureSource, check_split, drawn
 
 # Columns that a filter may always name.
 _MEASURED = ("width", "height", "size")
+# A column that tells the group of each sample, where several samples of a set share one; see `data.converting`.
+GROUP = "pair_group"
 # How the folder of an index is called, beside the files that it is of.
 INDEX_SUFFIX = ".index"
 _FOLDED = str.maketrans({"{": None, "}": None, "*": "all", "?": "x", "[": None, "]": None, "/": "+"})
@@ -42,7 +45,7 @@ class IndexedSource(PictureSource):
         it those samples that a hash of their names gives the split.
       index: the folder of the index; "" is where `data.index` puts it.
       caption_key: field of the captions, or weights of several fields, of which one is drawn by its weight among those
-        that a sample has; "" is the first of those that the index holds.
+        that a sample has; "" is the first of those that a sample has, in the order of the index.
       filter: the samples that are kept, as `keep.Filter` reads it; "" keeps all.
       flip: whether pictures may be mirrored; those whose captions name left or right never are.
 
@@ -59,7 +62,9 @@ class IndexedSource(PictureSource):
     self._read = FORMATS[kind].read
     self._check_files(files_named)
     self._fields = self._weighted(caption_key)
+    self._takes_first = not caption_key
     self._group = f"{kind}/{files_named}"
+    self.shares_groups = GROUP in self._index.columns
     self._rows = self._kept(filter)
 
   def __len__(self) -> int:
@@ -71,9 +76,9 @@ class IndexedSource(PictureSource):
     found = [(weight, captions) for weight, captions in found if captions]
     if not found:
       raise DecodeError(f"it has no caption in {' or '.join(self._fields)}")
-    return weighted(found, stable_hash(self._group, self._index.value("file", row), self._index.value("key", row)))
+    return weighted(found[:1] if self._takes_first else found, self._group_of(row))
 
-  def picture(self, index: int, background: tuple[int, int, int] | None = None) -> np.ndarray:
+  def stored(self, index: int) -> bytes | np.ndarray:
     row = self._row(index)
     try:
       data = self._index.read(row, self._read)
@@ -81,8 +86,12 @@ class IndexedSource(PictureSource):
       raise DecodeError(f"{self._index.file_of(row)} is missing") from None
     if channels := self._index.value("channels", row):
       shape = self._index.value("height", row), self._index.value("width", row), channels
-      return decode(np.frombuffer(data, np.uint8).reshape(shape), background)
-    return decode(data, background)
+      return np.frombuffer(data, np.uint8).reshape(shape)
+    return data
+
+  def sample_name(self, index: int) -> str:
+    row = self._row(index)
+    return f"{os.path.relpath(self._index.file_of(row), self._common)}/{self._index.value('key', row)}"
 
   def shard_of(self, index: int) -> str:
     return self._index.file_of(self._row(index))
@@ -91,6 +100,16 @@ class IndexedSource(PictureSource):
     if not 0 <= index < len(self):
       raise IndexError(f"{self.name} has {len(self)} samples")
     return index if self._rows is None else int(self._rows[index])
+
+  @functools.cached_property
+  def _common(self) -> str:
+    """The folder that holds all files of the set."""
+    return os.path.commonpath([os.path.dirname(each.file) for each in self._index.files])
+
+  def _group_of(self, row: int) -> int:
+    if self.shares_groups and isinstance(group := self._index.value(GROUP, row), int):
+      return group
+    return stable_hash(self._group, self._index.value("file", row), self._index.value("key", row))
 
   def _check_files(self, named: str) -> None:
     """Refuses an index that is of other files than the set's name, or whose files have changed."""
@@ -107,7 +126,7 @@ class IndexedSource(PictureSource):
 
   def _weighted(self, caption_key: str | Mapping[str, float]) -> dict[str, float]:
     if not caption_key:
-      return {self._index.texts[0]: 1.0}
+      return dict.fromkeys(self._index.texts, 1.0)
     fields = {caption_key: 1.0} if isinstance(caption_key, str) else dict(caption_key)
     for field in fields:
       if field not in self._index.texts:
