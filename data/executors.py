@@ -6,6 +6,7 @@ goes on with the parts that are left.
 
 import concurrent.futures
 import contextlib
+import logging
 import multiprocessing
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -87,6 +88,8 @@ def _dask(scheduler: str) -> Iterator[concurrent.futures.Executor]:
     from distributed.comm import CommClosedError
   except ImportError:
     raise UserError("--scheduler needs Dask: pip install distributed") from None
+  for name in ("distributed", "distributed.client"):  # It prints tracebacks of what is told below in a sentence.
+    logging.getLogger(name).setLevel(logging.CRITICAL)
   try:
     client = distributed.Client(scheduler)
   except (OSError, ValueError) as error:
