@@ -59,6 +59,11 @@ def open_named(name: str, whole: bool = False) -> tuple[StoredPictures, dict[str
   return source, asked
 
 
+def first_given() -> flags.FlagHolder | None:
+  """Returns the first of these flags that was given; None where none was."""
+  return next((flag for flag in (IMAGE_KEY, CAPTION_KEY, ROOT, FILTER, INDEX, DATA_DIR) if flag.present), None)
+
+
 def _whole(name: str) -> str:
   kind, slash, place = name.partition("/")
   return name if not slash or name.startswith(_NO_PATHS) else f"{kind}/{_absolute(place)}"
