@@ -1,12 +1,17 @@
-"""Embeds images or texts into a file.
+"""Embeds images or texts into a file, or those of a whole set into shards.
 
 python embed.py --workdir=runs/emoji --images=FOLDER --output=images.parquet
 python embed.py --workdir=runs/emoji --images=TABLE.csv --output=images.npy      # a column "path", and "id" if wanted
 python embed.py --workdir=runs/emoji --texts=captions.txt --output=texts.parquet # a line each, or a column "text"
+python embed.py --workdir=runs/emoji --source=folder/FOLDER --output=embeddings  # any set of pairs, by its name
+python embed.py --workdir=runs/emoji --source=folder/FOLDER --of=texts --output=captions
 
 Parquet files have the columns "id" and "embedding"; beside NAME.npy the ids lie in NAME.ids.txt, one a line. The model,
 its step and the version are in the metadata of the Parquet schema, or in NAME.about.json. What cannot be read is left
 out, and listed in OUTPUT.bad_records.jsonl. Tables end in .csv, .tsv, .json, .jsonl or .parquet.
+
+The output of --source is a folder of Parquet files. Names of sets are those of `config.data.sources`. After an
+interruption the same command goes on with the shards that are left.
 """
 
 from pathlib import Path
@@ -16,25 +21,40 @@ from absl import flags
 from contrastive_jax import __version__, cli, paths
 from contrastive_jax.errors import UserError
 from contrastive_jax.loading import load
-from data import embedding_files, listings
+from data import embedding_files, embedding_shards, listings, named
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A run, or weights imported by convert.py.")
 IMAGES = flags.DEFINE_string(
   "images", "", "Folder whose images are embedded, subfolders included, or a table with a column path."
 )
 TEXTS = flags.DEFINE_string("texts", "", "File with one text a line, or a table with a column text.")
-OUTPUT = flags.DEFINE_string("output", None, "File to write, which ends in .parquet or .npy.")
+SOURCE = flags.DEFINE_string("source", "", "Set of pairs that is embedded, such as table/photos.csv or parquet/photos.")
+OF = flags.DEFINE_enum(
+  "of", embedding_shards.IMAGES, [embedding_shards.IMAGES, embedding_shards.TEXTS], "What of the set is embedded."
+)
+SHARD_ROWS = flags.DEFINE_integer("shard_rows", 100_000, "Samples of the set in each file.", lower_bound=1)
+OUTPUT = flags.DEFINE_string(
+  "output", None, "File to write, which ends in .parquet or .npy; or folder for the shards of a set."
+)
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint to use; the newest if not given.", lower_bound=0)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Number of images or texts encoded at once.", lower_bound=1)
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the output where it already exists.")
+
+flags.adopt_module_key_flags(named)
 
 # What was left out and is named on the terminal.
 MOST_NAMED = 5
 
 
 def main() -> None:
-  if not WORKDIR.value or not OUTPUT.value or bool(IMAGES.value) == bool(TEXTS.value):
-    raise UserError("--workdir, --output and one of --images and --texts are needed")
+  if not WORKDIR.value or not OUTPUT.value or [bool(each.value) for each in (IMAGES, TEXTS, SOURCE)].count(True) != 1:
+    raise UserError("--workdir, --output and one of --images, --texts and --source are needed")
+  if SOURCE.value:
+    embed_set()
+    return
+  idle = next((each for each in (OF, SHARD_ROWS) if each.present), None) or named.first_given()
+  if idle:
+    raise UserError(f"--{idle.name} belongs to --source: leave it out, or name a set with --source")
   flag = IMAGES if IMAGES.value else TEXTS
   source = paths.typed(f"--{flag.name}", flag.value)
   output = output_to_write(source)
@@ -58,6 +78,27 @@ def main() -> None:
   if unreadable:
     *_, listed = embedding_files.beside(output)
     print(f"Left out {len(unreadable):,} that cannot be read, see {listed}: {shown(unreadable)}")
+
+
+def embed_set() -> None:
+  folder = paths.folder_to_write("--output", OUTPUT.value)
+  workdir = paths.run_to_read("--workdir", WORKDIR.value)
+  source, asked = named.open_named(SOURCE.value)
+  model = load(workdir, STEP.value, batch_size=BATCH_SIZE.value, progress=True)
+  about = {"model": WORKDIR.value, "step": str(model.step), "version": __version__, **asked}
+  written = embedding_shards.write(
+    folder, model, source, of=OF.value, shard_rows=SHARD_ROWS.value, about=about, overwrite=OVERWRITE.value
+  )
+  shards = -(-len(source) // SHARD_ROWS.value)
+  rows = left_out = 0
+  for number, shard in enumerate(written, 1):
+    rows, left_out = rows + shard.rows, left_out + shard.left_out
+    kept = ", as before" * shard.kept
+    bad = f"; {shard.left_out:,} cannot be read" * bool(shard.left_out)
+    print(f"{shard.file} holds {shard.rows:,} embeddings{kept} ({number:,} of {shards:,}){bad}", flush=True)
+  print(f"{folder} holds {rows:,} embedding{'s' * (rows != 1)} of {model.config.embed_dim} numbers.")
+  if left_out:
+    print(f"Left out {left_out:,} that cannot be read, see the files {folder}/*.bad_records.jsonl.")
 
 
 def output_to_write(source: Path) -> Path:

@@ -37,7 +37,7 @@ class BadRecord:
     reason: the message of the decoder.
     split: the split, "" where the set has none.
     shard: the file that holds it, "" where that is not known.
-    use: the purpose of the read: "training", "evaluation", "captions", "distillation" or "embedding".
+    use: the purpose of the read: "training", "evaluation", "captions", "distillation", "embedding" or "conversion".
   """
 
   set: str

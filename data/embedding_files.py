@@ -26,6 +26,8 @@ from contrastive_jax.runs import write_atomically
 Append = Callable[[list[str], Float[np.ndarray, "rows dim"]], None]
 # Rows that are embedded together: what is held in memory of a long list.
 CHUNK = 16_384
+# What stands before the names of the origin in the metadata of a Parquet file.
+PREFIX = "contrastive_jax."
 
 
 @runtime_checkable
@@ -46,7 +48,12 @@ def beside(output: Path) -> tuple[Path, ...]:
 
 
 def write(
-  output: Path, model: Embedder, ids: Sequence[str], items: Sequence, about: Mapping[str, str] | None = None
+  output: Path,
+  model: Embedder,
+  ids: Sequence[str],
+  items: Sequence,
+  about: Mapping[str, str] | None = None,
+  bad: Sequence[BadRecord] = (),
 ) -> list[str]:
   """Embeds items and writes their embeddings, some thousands at a time.
 
@@ -54,8 +61,9 @@ def write(
     output: path of the file, which ends in ".parquet" or ".npy"; it is there only when it is complete.
     model: the encoder.
     ids: the id of each item.
-    items: paths of images, or texts.
+    items: a list of texts; or images as `Embedder` takes them, of which each may be read when it is asked for.
     about: the origin of the embeddings, such as the model, which is written with them.
+    bad: records that are no items since they could not be read, to be listed with those that cannot.
 
   Returns:
     The ids of the items that cannot be read.
@@ -69,24 +77,27 @@ def write(
   *_, left_out = beside(output)
   left_out.unlink(missing_ok=True)
   ledger = BadRecords(left_out)
+  for record in bad:
+    ledger.add(record)
+  are_texts = isinstance(items, list) and bool(items) and isinstance(items[0], str)
   with _discarded(partial), WRITERS[output.suffix](partial, output, model.config.embed_dim, about or {}) as append:
     for start in range(0, len(ids), CHUNK):
       rows = list(range(start, min(start + CHUNK, len(ids))))
-      if isinstance(items[start], str):
+      if are_texts:
         embeddings = model.encode_text([items[row] for row in rows])
       else:
         try:
-          embeddings = model.encode_image([items[row] for row in rows])
+          embeddings = model.encode_image(_Some(items, rows))
         except (DecodeError, OSError):
           # Only now is it worth to read every file twice.
-          wrong = {row: reason for row in rows if (reason := _wrong_with(items[row]))}
+          wrong = {row: reason for row in rows if (reason := _wrong_with(items, row))}
           for row, reason in wrong.items():
             unreadable.append(ids[row])
             ledger.add(BadRecord(ids[row], row, reason, use="embedding"))
           rows = [row for row in rows if row not in wrong]
           if not rows:
             continue
-          embeddings = model.encode_image([items[row] for row in rows])
+          embeddings = model.encode_image(_Some(items, rows))
       append([ids[row] for row in rows], embeddings)
     if len(unreadable) == len(ids):
       raise UserError(f"none of the {len(ids):,} images can be read, see {left_out}: nothing was written")
@@ -94,10 +105,23 @@ def write(
   return unreadable
 
 
-def _wrong_with(path: Path) -> str:
+class _Some(Sequence):
+  """Some of the items, each read when it is asked for."""
+
+  def __init__(self, items: Sequence, rows: Sequence[int]):
+    self._items, self._rows = items, rows
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+  def __getitem__(self, at: int) -> Any:
+    return self._items[self._rows[at]]
+
+
+def _wrong_with(items: Sequence, row: int) -> str:
   """Says why a picture cannot be read; "" when it can."""
   try:
-    decode(path)
+    decode(items[row])
   except (DecodeError, OSError) as error:
     return getattr(error, "strerror", None) or str(error)
   return ""
@@ -115,10 +139,10 @@ def _discarded(partial: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _parquet(partial: Path, output: Path, dim: int, about: Mapping[str, str]) -> Iterator[Append]:
-  metadata = {f"contrastive_jax.{key}": value for key, value in about.items()}
+  metadata = {f"{PREFIX}{key}": value for key, value in about.items()}
   schema = pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.float32(), dim))], metadata=metadata)
   # An open file, since Arrow takes some names for addresses.
-  with open(partial, "wb") as file, pq.ParquetWriter(file, schema) as writer:
+  with open(partial, "wb") as file, pq.ParquetWriter(file, schema, write_page_checksum=True) as writer:
 
     def append(ids: list[str], embeddings: np.ndarray) -> None:
       vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel(), pa.float32()), dim)

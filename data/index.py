@@ -10,18 +10,14 @@ Put a name with braces or stars in quotes. The index lies beside the files, or w
 interruption the same command goes on with the files that are left. Later it reads files that are new or have changed.
 """
 
-import concurrent.futures
-import contextlib
-import multiprocessing
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags
 
 from contrastive_jax import cli, paths
 from contrastive_jax.errors import UserError, require_known
-from data import indexing
+from data import executors, indexing
 from data.files import Files, is_local
 from data.sources.formats import FORMATS
 from data.sources.index import MEASURED
@@ -49,7 +45,7 @@ def main(*names: str) -> None:
   found = files_of(kind, named, Files())
   folder = paths.folder_to_write("--output", OUTPUT.value) if OUTPUT.value else _beside(named)
   joins = [indexing.Join(paths.typed("--join", table), JOIN_KEY.value) for table in JOIN.value]
-  with _executor() as executor:
+  with executors.executor(PROCESSES.value, SCHEDULER.value) as executor:
     built = indexing.build(wanted, found, folder, executor, skip_damaged=SKIP_DAMAGED.value, joins=joins)
   print(f"{built.folder} indexes {built.rows:,} samples of {len(found):,} files.")
   for join, met in zip(joins, built.joined, strict=True):
@@ -74,22 +70,6 @@ def _beside(named: str) -> Path:
   if not is_local(folder):
     raise UserError(f"an index of {named} is written to a local folder: name it with --output, and copy it there then")
   return paths.folder_to_write("the folder of the index", folder)
-
-
-@contextlib.contextmanager
-def _executor() -> Iterator[concurrent.futures.Executor]:
-  if SCHEDULER.value:
-    try:
-      from distributed import Client
-    except ImportError:
-      raise UserError("--scheduler needs Dask: pip install distributed") from None
-    with Client(SCHEDULER.value) as client, client.get_executor() as executor:
-      yield executor
-    return
-  # Not forked: other threads of this process may hold locks, of Arrow above all.
-  context = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(PROCESSES.value, context) as pool:
-    yield pool
 
 
 if __name__ == "__main__":

@@ -11,16 +11,17 @@ import os
 import shutil
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from contrastive_jax import progress, runs
+from contrastive_jax import runs
 from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess.decoding import DecodeError
+from data import executors
 from data.files import Facts, Files, is_local
 from data.joins import Join, texts_of
 from data.sources import index as layout
@@ -134,20 +135,9 @@ def build(
   known = _known(wanted, folder, sizes)
   missing = [name for name in names if name not in known and not places[name].is_dir()]
   pieces.mkdir(parents=True, exist_ok=True)
-  running = {executor.submit(scan_file, name, wanted): name for name in missing}
-  done = concurrent.futures.as_completed(running)
-  try:
-    for _ in progress.shown(_counted(len(missing)), len(missing), "files", "indexing"):
-      future = next(done)
-      _put(places[running[future]], future.result())
-  except concurrent.futures.BrokenExecutor:
-    raise UserError(
-      "a process that indexed was killed, perhaps for want of memory: run the command again, with fewer --processes;"
-      " it goes on with the files that are left"
-    ) from None
-  finally:
-    for future in running:
-      future.cancel()
+  work = {name: (name, wanted) for name in missing}
+  for name, piece in executors.each(executor, scan_file, work, "files", "indexing"):
+    _put(places[name], piece)
   found = {name: known.get(name) or _kept(places[name]) for name in names}
   built = _joined(wanted, found, sizes, folder, skip_damaged, joins)
   shutil.rmtree(pieces)
@@ -323,7 +313,3 @@ def _piece(name: str, facts: Facts, wanted: Wanted) -> str:
 def _relative(name: str, folder: Path) -> str:
   """Returns the path of a file from the folder of the index, so that both can move together; an address as it is."""
   return os.path.relpath(name, folder) if is_local(name) else name
-
-
-def _counted(count: int) -> Iterator[np.ndarray]:
-  return (np.array([number]) for number in range(count))

@@ -50,6 +50,8 @@ def flags_of(script: str) -> frozenset[str]:
   """Names of the flags that a script defines, read from its source."""
   path = runs.ROOT / script if script.endswith(".py") else runs.ROOT / f"{script.replace('.', '/')}.py"
   source = path.read_text(encoding="utf-8")
+  for module in re.findall(r"adopt_module_key_flags\((\w+)\)", source):
+    source += (runs.ROOT / "data" / f"{module}.py").read_text(encoding="utf-8")
   config = {"config"} if "define_config(" in source else set()
   return frozenset(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", source)) | config
 
@@ -155,6 +157,7 @@ def desk(tmp_path_factory):
       (desk / path.name).symlink_to(path)
   (desk / "FOLDER").mkdir()
   Image.new("RGB", (40, 30), (200, 30, 30)).save(desk / "FOLDER" / "a.png")
+  (desk / "FOLDER" / "a.txt").write_text("red\n")
   (desk / "TABLE.csv").write_text("path,id\nFOLDER/a.png,red\n")
   (desk / "captions.txt").write_text("a cat\na dog\n")
   compiled = {"JAX_COMPILATION_CACHE_DIR": str(desk / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}

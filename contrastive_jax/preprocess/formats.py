@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib
+import io
 from pathlib import Path
 
 from PIL import Image
@@ -20,6 +21,8 @@ PACKAGES = {
   **dict.fromkeys((".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"), "rawpy"),
   **dict.fromkeys((".svg", ".svgz"), "resvg-py"),
 }
+# How files of these formats are mostly called. A telephone's MPO is a JPEG with others behind it.
+_USUAL = {"JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2", "TIFF": ".tif"}
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _JXL_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 
@@ -47,6 +50,18 @@ def suffixes() -> frozenset[str]:
   """Returns the suffixes, in lower case, of the pictures that are decoded here."""
   names = decoded()
   return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in names)
+
+
+def suffix_of(data: bytes) -> str:
+  """Returns the suffix that a file with these bytes should have, such as ".jpg"; "" if they are no picture."""
+  try:
+    with Image.open(io.BytesIO(data), formats=decoded()) as image:
+      name = image.format or ""
+  except Exception:  # Pillow raises what it likes for damaged files.
+    return ""
+  known = sorted(suffix for suffix, other in Image.registered_extensions().items() if other == name)
+  usual = _USUAL.get(name, f".{name.lower()}")
+  return usual if usual in known or name in _USUAL else next(iter(known), "")
 
 
 def is_picture(path: Path) -> bool:

@@ -36,6 +36,7 @@ class FolderSource(FilePictures):
   def __init__(self, name: str, folder: Path, split: str, pictures: Sequence[str], flip: bool):
     """Opens the pictures, given by their paths below the folder; no captions are read yet."""
     super().__init__(name, split, [folder / picture for picture in pictures], flip)
+    self._folder = folder
     self._groups = [stable_hash("folder", os.fspath(folder), picture) for picture in pictures]
 
   def text(self, index: int) -> Text:
@@ -47,6 +48,9 @@ class FolderSource(FilePictures):
       raise DecodeError(f"{file.name} holds no caption")
     return Text(captions, self._groups[index])
 
+  def sample_name(self, index: int) -> str:
+    return paths.as_id(self._files[index].relative_to(self._folder).as_posix())
+
 
 class ClassFolderSource(FilePictures):
   """The pictures below a folder that has a folder for each class, whose name is put into templates.
@@ -56,6 +60,8 @@ class ClassFolderSource(FilePictures):
     labels: the class of each picture.
     templates: prompts in which `{}` stands for the class name.
   """
+
+  shares_groups = True
 
   def __init__(
     self,
@@ -73,6 +79,7 @@ class ClassFolderSource(FilePictures):
       UserError: if the folders are splits, or no two classes, or one class has two of them.
     """
     super().__init__(name, split, [folder / picture for picture in pictures], flip)
+    self._folder = folder
     if _SPLITS.issuperset(map(str.lower, folders)):
       raise UserError(f"{name} holds the splits {', '.join(folders)} and no classes: name one, {name}/{folders[0]}")
     self.classes = [paths.as_id(folder).replace("_", " ") for folder in folders]
@@ -90,6 +97,9 @@ class ClassFolderSource(FilePictures):
 
   def text(self, index: int) -> Text:
     return self._texts[self.labels[index]]
+
+  def sample_name(self, index: int) -> str:
+    return paths.as_id(self._files[index].relative_to(self._folder).as_posix())
 
 
 def open_folder(

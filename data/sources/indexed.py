@@ -1,5 +1,7 @@
 """A set in shards, read by its index."""
 
+import functools
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,7 +11,6 @@ from contrastive_jax.errors import UserError, nearest
 from contrastive_jax.evaluation.benchmarks import GENERIC, GENERIC_TEMPLATES
 from contrastive_jax.evaluation.tasks import LabelledSet, ReadSet
 from contrastive_jax.preprocess.decoding import DecodeError
-from contrastive_jax.preprocess.images import decode
 from data import tables
 from data.files import Files, is_folder, whole
 from data.sources import Text, in_order, stable_hash, weighted
@@ -21,6 +22,8 @@ from data.sources.pictures import PictureSource, Shown, check_split, drawn, pair
 
 # Columns that a filter may always name.
 _MEASURED = ("width", "height", "size")
+# A column that tells the group of each sample, where several samples of a set share one; see `data.converting`.
+GROUP = "pair_group"
 # How the folder of an index is called, beside the files that it is of.
 INDEX_SUFFIX = ".index"
 _FOLDED = str.maketrans({"{": None, "}": None, "*": "all", "?": "x", "[": None, "]": None, "/": "+"})
@@ -51,7 +54,7 @@ class IndexedSource(PictureSource):
         it those samples that a hash of their names gives the split.
       index: the folder of the index; "" is where `data.index` puts it.
       caption_key: field of the captions, or weights of several fields, of which one is drawn by its weight among those
-        that a sample has; "" is the first of those that the index holds.
+        that a sample has; "" is the first of those that a sample has, in the order of the index.
       filter: the samples that are kept, as `keep.Filter` reads it; "" keeps all.
       group_key: column of what a picture shows, such as a product: samples of one value are never each other's
         negatives; "" lets each stand for itself.
@@ -74,7 +77,7 @@ class IndexedSource(PictureSource):
       raise UserError(f"{name}: {self._index.folder} is the index of a set of kind {self._index.kind}: name it so")
     self._read = FORMATS[kind].read
     self._check_files(files_named)
-    self._fields = self._weighted(caption_key)
+    self._fields = self._weighted(caption_key or (CLASSES if classes else ""))
     self.classes, self.templates = self._class_names(classes), tuple(templates)
     if group_key and group_key not in self._index.columns:
       raise UserError(
@@ -82,7 +85,10 @@ class IndexedSource(PictureSource):
         f" --columns={group_key}"
       )
     self._group_key = group_key
+    self._takes_first = not caption_key
     self._group = f"{kind}/{files_named}"
+    self._is_grouped = GROUP in self._index.columns
+    self.shares_groups = self._is_grouped or bool(group_key) or self.classes is not None
     self._rows = self._kept(filter)
 
   def __len__(self) -> int:
@@ -98,14 +104,14 @@ class IndexedSource(PictureSource):
       words = self.classes[self._label(found[0][1])]
       captions = tuple(template.replace("{}", words) for template in self.templates)
       return Text(captions, stable_hash(self._group, "class", words))
-    return weighted(found, self._group_of(row))
+    return weighted(found[:1] if self._takes_first else found, self._group_of(row))
 
   def label(self, index: int) -> int:
     """Returns the number of the class of a sample of a set with classes; raises `DecodeError` where it has none."""
     (field,) = self._fields
     return self._label(self._index.value(field, self._row(index)) or [""])
 
-  def picture(self, index: int, background: tuple[int, int, int] | None = None) -> np.ndarray:
+  def stored(self, index: int) -> bytes | np.ndarray:
     row = self._row(index)
     try:
       data = self._index.read(row, self._read)
@@ -113,8 +119,12 @@ class IndexedSource(PictureSource):
       raise DecodeError(f"{self._index.file_of(row)} is missing") from None
     if channels := self._index.value("channels", row):
       shape = self._index.value("height", row), self._index.value("width", row), channels
-      return decode(np.frombuffer(data, np.uint8).reshape(shape), background)
-    return decode(data, background)
+      return np.frombuffer(data, np.uint8).reshape(shape)
+    return data
+
+  def sample_name(self, index: int) -> str:
+    row = self._row(index)
+    return f"{os.path.relpath(self._index.file_of(row), self._common)}/{self._index.value('key', row)}"
 
   def shard_of(self, index: int) -> str:
     return self._index.file_of(self._row(index))
@@ -129,6 +139,8 @@ class IndexedSource(PictureSource):
       value = self._index.value(self._group_key, row)
       if value is not None:
         return stable_hash(self._group, self._group_key, value)
+    if self._is_grouped and isinstance(group := self._index.value(GROUP, row), int):
+      return group
     return stable_hash(self._group, self._index.value("file", row), self._index.value("key", row))
 
   def _class_names(self, file: str) -> list[str] | None:
@@ -148,6 +160,11 @@ class IndexedSource(PictureSource):
       raise IndexError(f"{self.name} has {len(self)} samples")
     return index if self._rows is None else int(self._rows[index])
 
+  @functools.cached_property
+  def _common(self) -> str:
+    """The folder that holds all files of the set."""
+    return os.path.commonpath([os.path.dirname(each.file) for each in self._index.files])
+
   def _check_files(self, named: str) -> None:
     """Refuses an index that is of other files than the set's name, or whose files have changed."""
     if not named.endswith(INDEX_SUFFIX):
@@ -163,7 +180,8 @@ class IndexedSource(PictureSource):
 
   def _weighted(self, caption_key: str | Mapping[str, float]) -> dict[str, float]:
     if not caption_key:
-      return {self._index.texts[0]: 1.0}
+      captions = [field for field in self._index.texts if field != CLASSES]
+      return dict.fromkeys(captions or self._index.texts, 1.0)
     fields = {caption_key: 1.0} if isinstance(caption_key, str) else in_order(caption_key)
     for field in fields:
       if field not in self._index.texts:

@@ -3,14 +3,14 @@
 import abc
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 from contrastive_jax import paths
 from contrastive_jax.errors import UserError, nearest
 from contrastive_jax.evaluation.tasks import PairSet, ReadSet
-from contrastive_jax.preprocess.decoding import DecodeError
+from contrastive_jax.preprocess.decoding import DecodeError, read_file
 from contrastive_jax.preprocess.images import WHITE, decode
 from data.sources import Example, Text, names_a_side, stable_hash
 from data.sources.answers import answers, pair_set, refuse_most
@@ -23,13 +23,32 @@ _TEST_OF_A_THOUSAND = 100
 _GLANCE = 64
 
 
+@runtime_checkable
+class StoredPictures(Protocol):
+  """A set whose pictures can be had as they are stored; `PictureSource` explains its members."""
+
+  name: str
+  shares_groups: bool
+
+  def __len__(self) -> int: ...
+
+  def text(self, index: int) -> Text: ...
+
+  def stored(self, index: int) -> bytes | np.ndarray: ...
+
+  def sample_name(self, index: int) -> str: ...
+
+
 class PictureSource(abc.ABC):
   """Pictures with captions; where they are is for the format to say.
 
   Attributes:
     name: name of the set, with its split.
     split: the split, or "".
+    shares_groups: whether pictures that show the same thing, such as those of a class, are of one group.
   """
+
+  shares_groups = False
 
   def __init__(self, name: str, split: str, flip: bool):
     """Keeps what all such sources have.
@@ -50,6 +69,22 @@ class PictureSource(abc.ABC):
     """Returns the captions of a picture; raises `DecodeError` where it has none."""
 
   @abc.abstractmethod
+  def stored(self, index: int) -> bytes | np.ndarray:
+    """Returns a picture as it is stored, the bytes of a file or pixels, so that `images.decode` takes it.
+
+    Raises:
+      DecodeError: if it is not there.
+      OSError: if it cannot be read.
+    """
+
+  @abc.abstractmethod
+  def sample_name(self, index: int) -> str:
+    """Returns what names a picture within the set, such as its path, wherever the set lies."""
+
+  @abc.abstractmethod
+  def shard_of(self, index: int) -> str:
+    """Returns the file that holds a picture."""
+
   def picture(self, index: int, background: tuple[int, int, int] | None = None) -> np.ndarray:
     """Returns a picture as `images.decode` does.
 
@@ -57,10 +92,7 @@ class PictureSource(abc.ABC):
       DecodeError: if it is not there, or is none that can be decoded.
       OSError: if it cannot be read.
     """
-
-  @abc.abstractmethod
-  def shard_of(self, index: int) -> str:
-    """Returns the file that holds a picture."""
+    return decode(self.stored(index), background)
 
   def __getitem__(self, index: int, /) -> Example:
     text = self.text(index)
@@ -95,9 +127,9 @@ class FilePictures(PictureSource):
   def __len__(self) -> int:
     return len(self._files)
 
-  def picture(self, index: int, background: tuple[int, int, int] | None = None) -> np.ndarray:
+  def stored(self, index: int) -> bytes:
     try:
-      return decode(self._files[index], background)
+      return read_file(self._files[index])
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
       raise DecodeError(f"{self._files[index]} is missing") from None
 

@@ -59,7 +59,7 @@ class TableSource(FilePictures):
       captions.setdefault(row[image_key], []).append(tuple(row.get(key) for key in self._weights))
     if not captions:
       raise UserError(f"{name} has no rows: write one with a picture and a caption, or name another split")
-    self._captions = list(captions.values())
+    self._names, self._captions = list(captions), list(captions.values())
     self._groups = [stable_hash("table", os.fspath(table), picture) for picture in captions]
     super().__init__(name, split, [_file(folder, picture, table) for picture in captions], flip)
 
@@ -72,6 +72,9 @@ class TableSource(FilePictures):
     if not found:
       raise DecodeError("its rows have no caption")
     return weighted(found, self._groups[index])
+
+  def sample_name(self, index: int) -> str:
+    return paths.as_id(self._names[index])
 
 
 def _rows(table: Path, split: str, name: str, image_key: str, caption_keys: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -83,9 +83,27 @@ class TfdsSource:
   def text(self, index: int) -> Text:
     return self._text(index, self._records[index])
 
+  def stored(self, index: int) -> bytes | np.ndarray:
+    """Returns a picture as it is stored, as `PictureSource.stored` does; raises `DecodeError` for a clip."""
+    value = self._records[index][self._image_key]
+    if isinstance(value, bytes) or (isinstance(value, np.ndarray) and value.dtype.kind != "O"):
+      return value
+    raise DecodeError("the record has no picture" if value is None else "it is a clip, and no picture")
+
+  def sample_name(self, index: int) -> str:
+    """Returns the number of a record, by which the set names it."""
+    if not 0 <= index < len(self):
+      raise IndexError(f"record {index} of {len(self)}")
+    return str(index)
+
   def shard_of(self, index: int) -> str:
     """Returns the file that holds a record."""
     return self._records.shard_of(index)
+
+  @property
+  def shares_groups(self) -> bool:
+    """Whether records of one class are of one group."""
+    return self._of_class is not None
 
   def _text(self, index: int, record: Mapping[str, Any]) -> Text:
     value = record[self._caption_key]
