@@ -1,8 +1,8 @@
-"""The index of a set in shards: where the bytes of each picture are, its captions and columns, memory-mapped.
+"""The index of a set in shards: where the bytes of each picture are, its captions and columns.
 
 An index is a folder. `index.json` names the files of the set, with their sizes, and the parts of the index, Arrow files
 of `PART_ROWS` samples each (the last has fewer) that are not compressed, so that a row is read where it lies on disk.
-Parts are mapped when a row of theirs is first asked for, and their checksum is compared then.
+Parts are opened when a row of theirs is first asked for, and their checksum is compared then.
 """
 
 import bisect
@@ -21,6 +21,7 @@ from contrastive_jax import runs
 from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess.decoding import DecodeError
 from data import files
+from data.sources.lookup import Lookup
 
 VERSION = 1
 ABOUT = "index.json"
@@ -42,7 +43,7 @@ TEXTS = pa.large_list(pa.large_string())
 Read = Callable[[str, str, int], bytes]
 # Samples whose bytes are compared when an index is opened, each of another file.
 _GLANCE = 32
-_CRC_BLOCK = 1 << 24
+_CRC_BLOCK = 1 << 20
 # Samples that are written at once at least: a look-up takes longer the more batches a part has.
 _BATCH_ROWS = 1 << 16
 
@@ -73,7 +74,7 @@ class Part:
 
 
 class Index:
-  """An index that was built, see `data.indexing`. Worker processes map it anew.
+  """An index that was built, see `data.indexing`. Worker processes open its parts anew.
 
   Attributes:
     folder: its folder.
@@ -85,7 +86,7 @@ class Index:
   """
 
   def __init__(self, folder: str, command: str):
-    """Reads what the index holds; maps nothing yet.
+    """Reads what the index holds; opens no part yet.
 
     Args:
       folder: its folder, a path or an address.
@@ -113,14 +114,14 @@ class Index:
     self.damaged = tuple(files.whole(files.join(folder, each["file"])) for each in about["damaged"])
     self._parts = [Part(**each) for each in about["parts"]]
     self._starts = np.cumsum([0, *(each.rows for each in self.files)])
-    self._mapped: dict[int, pa.Table] = {}
+    self._opened: dict[int, Lookup] = {}
     self._lock = threading.Lock()
 
   def __len__(self) -> int:
     return int(self._starts[-1])
 
   def __getstate__(self) -> dict[str, Any]:
-    return self.__dict__ | {"_mapped": {}, "_lock": None}
+    return self.__dict__ | {"_opened": {}, "_lock": None}
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__ |= state | {"_lock": threading.Lock()}
@@ -132,7 +133,7 @@ class Index:
       UserError: if the part of the index is missing or damaged.
     """
     part, at = divmod(row, PART_ROWS)
-    return self._part(part).column(column)[at].as_py()
+    return self._part(part).value(column, at)
 
   def values(self, column: str) -> Iterator[pa.ChunkedArray]:
     """Yields a column, part by part."""
@@ -202,16 +203,16 @@ class Index:
     if size != each.size:
       raise UserError(f"{each.file} has {size:,} bytes, and had {each.size:,} when it was indexed: {self._again}")
 
-  def _part(self, number: int) -> pa.Table:
-    table = self._mapped.get(number)
-    if table is None:
+  def _part(self, number: int) -> Lookup:
+    part = self._opened.get(number)
+    if part is None:
       with self._lock:
-        table = self._mapped.get(number)
-        if table is None:
-          table = self._mapped[number] = self._map(self._parts[number])
-    return table
+        part = self._opened.get(number)
+        if part is None:
+          part = self._opened[number] = self._open(self._parts[number])
+    return part
 
-  def _map(self, part: Part) -> pa.Table:
+  def _open(self, part: Part) -> Lookup:
     place = files.join(self.folder, part.file)
     try:
       path = files.local_copy(place)
@@ -219,10 +220,10 @@ class Index:
       raise UserError(f"{place} is missing, a part of an index: {self._again}") from None
     if path.stat().st_size != part.size or _crc_of(path) != part.crc:
       raise UserError(f"{path} is damaged, a part of an index: {self._again}")
-    table = pa.ipc.open_file(pa.memory_map(os.fspath(path))).read_all()
-    if table.num_rows != part.rows:
-      raise UserError(f"{path} holds {table.num_rows:,} samples, and {part.rows:,} are expected: {self._again}")
-    return table
+    opened = Lookup(path)
+    if opened.rows != part.rows:
+      raise UserError(f"{path} holds {opened.rows:,} samples, and {part.rows:,} are expected: {self._again}")
+    return opened
 
 
 class ChangedBytes(DecodeError):
