@@ -1,5 +1,6 @@
-"""The reader of `benchmarks.data` that is tf.data, in a Python that has TensorFlow: `PYTHON -m benchmarks.data_tf FOLDER`.
+"""The reader of `benchmarks.data` that is tf.data, in a Python that has TensorFlow.
 
+`benchmarks.data` starts it: `PYTHON -m benchmarks.data_tf FOLDER`.
 TFRecords are read in order, JPEGs cropped while they are decoded, resized, mirrored and batched. Captions stay texts.
 """
 
@@ -35,9 +36,7 @@ def write(folder: Path, file: str) -> None:
   with tf.io.TFRecordWriter(file) as writer:
     for data, caption in photographs.read(folder / "photographs"):
       values = {"image": data, "caption": caption.encode()}
-      feature = {
-        name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value])) for name, value in values.items()
-      }
+      feature = {name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value])) for name, value in values.items()}
       writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
 
 
@@ -48,7 +47,9 @@ def main(folder: Path) -> None:
   tf.config.threading.set_inter_op_parallelism_threads(1)
   options = tf.data.Options()
   options.threading.private_threadpool_size = 1
-  options.autotune.enabled = False  # Nothing is read ahead while others take their turns.
+  # Nothing is read ahead while others take their turns.
+  options.autotune.enabled = False
+  options.experimental_optimization.inject_prefetch = False
   dataset = tf.data.TFRecordDataset(file).repeat().map(view).batch(photographs.BATCH, drop_remainder=True)
   batches = iter(dataset.with_options(options))
   turns.serve(lambda count: sum(len(next(batches)[0].numpy()) for _ in range(count)))

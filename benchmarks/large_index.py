@@ -46,7 +46,8 @@ def write(folder: Path, rows: int) -> int:
     member = tarfile.TarInfo("0.jpg")
     member.size = len(picture)
     archive.addfile(member, io.BytesIO(picture))
-  (member,) = tarfile.open(tar)
+  with tarfile.open(tar) as archive:
+    (member,) = archive
   rng = np.random.default_rng(0)
   said = pa.array(photographs.captions(_CAPTIONS, rng), pa.large_string())
   schema = pa.schema([*layout.MEASURED.items(), ("txt", layout.TEXTS), ("similarity", pa.float64())])

@@ -1,4 +1,4 @@
-"""Photographs for the benchmarks of the data side: windows of scikit-learn's two, as JPEGs with captions beside them."""
+"""Photographs for the benchmarks of the data side: windows of scikit-learn's two, with captions."""
 
 import io
 from pathlib import Path
@@ -48,7 +48,9 @@ def write(folder: Path, count: int) -> list[str]:
   folder.mkdir(parents=True)
   for number, caption in enumerate(said):
     whole = photographs[number % len(photographs)]
-    top, left = (int(rng.integers(0, have - want + 1)) for have, want in zip(whole.shape, (HEIGHT, WIDTH), strict=False))
+    top, left = (
+      int(rng.integers(0, have - want + 1)) for have, want in zip(whole.shape, (HEIGHT, WIDTH), strict=False)
+    )
     window = whole[top : top + HEIGHT, left : left + WIDTH]
     file = io.BytesIO()
     Image.fromarray(window[:, ::-1] if rng.random() < 0.5 else window).save(file, "JPEG", quality=_QUALITY)

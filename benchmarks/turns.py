@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,8 +16,12 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 # Libraries that start threads start one.
-_ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")}
-_QUIET = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+_ENVIRONMENT = {name: "1" for name in _THREADS} | {
+  "JAX_PLATFORMS": "cpu",
+  "TF_CPP_MIN_LOG_LEVEL": "3",
+  "CUDA_VISIBLE_DEVICES": "",
+}
 
 
 class Turn(NamedTuple):
@@ -44,19 +49,20 @@ class Contestant:
       core: number of the core.
     """
     self.name, self.failure = name, ""
+    # Not a pipe, which nobody would read while the process runs.
+    self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by `close`.
     self._process = subprocess.Popen(
       list(command),
       cwd=ROOT,
-      env={**os.environ, **_ONE_THREAD, **_QUIET},
+      env={**os.environ, **_ENVIRONMENT},
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
+      stderr=self._said,
       text=True,
       preexec_fn=lambda: os.sched_setaffinity(0, {core}),
     )
     if self._process.stdout.readline().strip() != "ready":
-      lines = self._process.communicate()[1].strip().splitlines()
-      self.failure = lines[-1] if lines else f"it ended with {self._process.returncode}"
+      self.failure = self._end()
 
   def turn(self, count: int) -> Turn:
     """Lets it do `count` batches.
@@ -68,13 +74,21 @@ class Contestant:
     self._process.stdin.flush()
     answer = self._process.stdout.readline()
     if not answer:
-      raise RuntimeError(f"{self.name} ended: {self._process.communicate()[1].strip()[-500:]}")
+      raise RuntimeError(f"{self.name} ended: {self._end()}")
     return Turn(*json.loads(answer))
 
   def close(self) -> None:
     """Ends the process."""
     if self._process.poll() is None:
       self._process.communicate()
+    self._said.close()
+
+  def _end(self) -> str:
+    """Waits for the end of the process, and returns the last line that it wrote."""
+    self._process.communicate()
+    self._said.seek(0)
+    lines = self._said.read().strip().splitlines()
+    return lines[-1] if lines else f"it ended with {self._process.returncode}"
 
 
 def serve(work: Callable[[int], int]) -> None:
