@@ -7,21 +7,26 @@ pages back would take longer than these reads do.
 
 import bisect
 import os
+import struct
 import weakref
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
+
+_OFFSETS = struct.Struct("=qq")
+_CODES = {"int8": "b", "int16": "h", "int32": "i", "int64": "q", "uint8": "B", "uint16": "H", "uint32": "I"}
+_CODES |= {"uint64": "Q", "float": "f", "double": "d"}
 
 
 class _Array(NamedTuple):
   """Where an array lies in the file: its validity, -1 where all values are there; its offsets and its items.
 
-  `items` is the place of the bytes of a text, of the bits of truth values or of numbers, or the array of a list.
+  `read` reads a number, and is None for a text, a list or truth values, of which only the latter have no offsets.
+  `items` is the place of the bytes of texts or numbers or of the bits of truth values, or the array of a list.
   """
 
-  kind: pa.DataType
+  read: struct.Struct | None
   validity: int
   offsets: int
   items: "int | _Array"
@@ -62,15 +67,14 @@ class Lookup:
     return pa.ipc.open_file(pa.memory_map(self._path)).read_all().column(column)
 
   def _value(self, array: _Array, at: int) -> Any:
-    kind, validity, offsets, items = array
+    read, validity, offsets, items = array
     if validity >= 0 and not self._bit(validity, at):
       return None
-    if pa.types.is_boolean(kind):
-      return self._bit(items, at)
+    if read is not None:
+      return read.unpack(self._bytes(items + at * read.size, read.size))[0]
     if offsets < 0:
-      dtype = np.dtype(kind.to_pandas_dtype())
-      return np.frombuffer(self._bytes(items + at * dtype.itemsize, dtype.itemsize), dtype)[0].item()
-    start, stop = np.frombuffer(self._bytes(offsets + 8 * at, 16), np.int64).tolist()
+      return self._bit(items, at)
+    start, stop = _OFFSETS.unpack(self._bytes(offsets + at * _OFFSETS.size // 2, _OFFSETS.size))
     if isinstance(items, _Array):
       return [self._value(items, k) for k in range(start, stop)]
     return self._bytes(items + start, stop - start).decode()
@@ -88,7 +92,9 @@ class Lookup:
 def _placed(kind: pa.DataType, places: list[int]) -> _Array:
   """Returns where an array lies, given the places of its buffers, those of the items of a list behind its own."""
   if pa.types.is_large_list(kind):
-    return _Array(kind, places[0], places[1], _placed(kind.value_type, places[2:]))
+    return _Array(None, places[0], places[1], _placed(kind.value_type, places[2:]))
   if pa.types.is_large_string(kind):
-    return _Array(kind, *places)
-  return _Array(kind, places[0], -1, places[1])
+    return _Array(None, *places)
+  if pa.types.is_boolean(kind):
+    return _Array(None, places[0], -1, places[1])
+  return _Array(struct.Struct(f"={_CODES[str(kind)]}"), places[0], -1, places[1])
