@@ -1,97 +1,171 @@
-"""Images a second on one core: the pipeline in its modes next to the same work called directly.
+"""Measures the data side: readers on one core beside others', a step's plan, a large index, memory over many samples.
 
-taskset -c 0 python -m benchmarks.data [--steps=40] [--resolution=64]
+  python -m benchmarks.data                                  # all sections, about five minutes and 2 GB of disk
+  python -m benchmarks.data --sections=throughput --tf_python=DIR/bin/python --streaming_python=DIR/bin/python
+  python -m benchmarks.data --sections=plan,index,memory --index_samples=1000000
 
-Every figure is a median over repetitions, in images a second of processor time and of wall time. The direct call reads,
-warps, recolours and patchifies a batch without Grain, mixture, captions or groups: the ratio is what those cost.
+Readers are processes on the same core that take turns, a few batches each; figures are medians over the turns, and only
+ratios of one invocation mean anything. Where other programs share the processors, processor time is the steadier one.
+tf.data and mosaicml-streaming run in a Python that has them, and are left out where none is named.
 """
 
+import json
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from absl import app, flags
+import webdataset
+from absl import flags
+from array_record.python import array_record_module
 
+from benchmarks import data_readers, large_index, photographs, turns
+from contrastive_jax import cli
+from contrastive_jax.errors import require_known
 from contrastive_jax.preprocess import tokenizers
-from contrastive_jax.preprocess.images import patchify
 from contrastive_jax.schedule.segments import Segment
-from data import emoji
-from data.augment import DRAWINGS, DRAWS, Augment
-from data.pipeline import Pipeline
+from data.mixture import drawn
 
-_STEPS = flags.DEFINE_integer("steps", 40, "Batches a repetition.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Repetitions.")
-_BATCH = flags.DEFINE_integer("batch_size", 256, "Pairs a batch.")
-_RESOLUTION = flags.DEFINE_integer("resolution", 64, "Side of the images in pixels.")
-_WORKERS = flags.DEFINE_bool("workers", True, "Whether worker processes are timed too.")
-_PATCH = 16
+PLANNED = 32_768
 
 
-def direct(sources: list[emoji.EmojiSource], augment: Augment, steps: range) -> Iterator[int]:
-  """Does the image work alone, and yields the images done."""
-  rng = np.random.default_rng(0)
-  for _ in steps:
-    picked = [sources[k % len(sources)] for k in range(_BATCH.value)]
-    examples = [source[int(rng.integers(len(source)))] for source in picked]
-    views = augment(
-      [e.image for e in examples], [e.flip for e in examples], _RESOLUTION.value, rng.random((_BATCH.value, DRAWS))
-    )
-    patchify(np.stack(views), _PATCH)
-    yield _BATCH.value
-
-
-def rate(run: Callable[[range], Iterator[int]]) -> tuple[float, float]:
-  """Returns the median of the images a second of processor time and of wall time."""
-  processor, wall = [], []
-  for repeat in range(_REPEATS.value):
-    steps = range(repeat * _STEPS.value, (repeat + 1) * _STEPS.value)
-    started = time.process_time(), time.perf_counter()
-    images = sum(run(steps))
-    processor.append(images / (time.process_time() - started[0]))
-    wall.append(images / (time.perf_counter() - started[1]))
-  return statistics.median(processor), statistics.median(wall)
-
-
-def main(_: list[str]) -> None:
-  """Prints a table."""
-  sources = emoji.training_sources()
-  tokenizer = tokenizers.train_bpe(emoji.training_captions(), 8192)
-  segment = Segment(
-    _STEPS.value * _REPEATS.value, _BATCH.value, tuple((name, 1) for name in sources), _RESOLUTION.value
+def throughput() -> None:
+  """Prints the images a second of each reader on one core."""
+  core = max(os.sched_getaffinity(0))
+  with tempfile.TemporaryDirectory(dir=flags.FLAGS.scratch or None) as scratch:
+    folder = Path(scratch)
+    prepare(folder, flags.FLAGS.pictures)
+    commands = {name: [sys.executable, "-m", "benchmarks.data_readers", name] for name in data_readers.READERS}
+    for name, python, module in (
+      ("tf.data, decode_and_crop", flags.FLAGS.tf_python, "data_tf"),
+      ("DataLoader + mosaicml-streaming", flags.FLAGS.streaming_python, "data_streaming"),
+    ):
+      if python:
+        commands[name] = [python, "-m", f"benchmarks.{module}"]
+    contestants = [turns.Contestant(name, [*command, str(folder)], core) for name, command in commands.items()]
+    running = [each for each in contestants if not each.failure]
+    for each in contestants:
+      if each.failure:
+        print(f"{each.name} is left out: {each.failure}")
+    rates = np.zeros((len(running), flags.FLAGS.repeats, 2))
+    for repeat in range(flags.FLAGS.repeats):
+      for number, each in enumerate(running):
+        done = each.turn(flags.FLAGS.batches)
+        rates[number, repeat] = done.items / done.processor, done.items / done.wall
+    for each in contestants:
+      each.close()
+  size = f"{photographs.WIDTH} x {photographs.HEIGHT}"
+  print(
+    f"JPEGs of {size} to {photographs.SIDE} px, images a second on one core, medians of {flags.FLAGS.repeats} turns"
   )
+  print(f"{'':34}{'processor time':>16}{'ratio':>7}{'wall time':>12}{'ratio':>7}")
+  medians, ratios = np.median(rates, axis=1), np.median(rates / rates[0], axis=1)
+  for each, (processor, wall), (of_processor, of_wall) in zip(running, medians, ratios, strict=True):
+    print(f"{each.name:34}{processor:16.0f}{of_processor:7.2f}{wall:12.0f}{of_wall:7.2f}")
 
-  def pipeline(augment: Augment, **options: int) -> Pipeline:
-    return Pipeline(
-      [segment], sources, tokenizer, text_length=16, patch_size=_PATCH, seed=0, augment=augment, **options
+
+def prepare(folder: Path, count: int) -> None:
+  """Writes the photographs as files with a table, tars with their index, and ArrayRecord; and a tokenizer."""
+  said = photographs.write(folder / "photographs", count)
+  tokenizers.train_bpe(said, 8192).save(folder / photographs.TOKENIZER)
+  rows = [json.dumps({"image": f"{number:05d}.jpg", "caption": caption}) for number, caption in enumerate(said)]
+  (folder / "photographs" / "captions.jsonl").write_text("\n".join(rows) + "\n")
+  (folder / "tars").mkdir()
+  writer = array_record_module.ArrayRecordWriter(str(folder / "photographs.array_record"), "group_size:1")
+  with webdataset.ShardWriter(f"{folder}/tars/%03d.tar", maxcount=-(-count // 4), verbose=0) as tars:
+    for number, (data, caption) in enumerate(photographs.read(folder / "photographs")):
+      tars.write({"__key__": f"{number:05d}", "jpg": data, "txt": caption})
+      writer.write(caption.encode() + b"\0" + data)
+  writer.close()
+  named = f"{folder}/tars/*.tar"
+  command = [sys.executable, "-m", "data.index", f"webdataset/{named}", "--processes=1"]
+  subprocess.run(command, cwd=turns.ROOT, check=True, capture_output=True)
+
+
+def plan() -> None:
+  """Prints how long it takes to say which samples a step of 32,768 pairs draws."""
+  print(f"\nplan of a step of {PLANNED:,} pairs, milliseconds, medians of {10 * flags.FLAGS.repeats}")
+  for title, lengths in (
+    ("one source of 10^7 samples", {"a": 10**7}),
+    ("four sources of 10^6 to 10^9", {"a": 10**6, "b": 10**7, "c": 10**8, "d": 10**9}),
+  ):
+    weights = tuple((name, 1 + number) for number, name in enumerate(lengths))
+    segments = [Segment(100_000, PLANNED, weights, photographs.SIDE)]
+    seconds = []
+    for step in range(50_000, 50_000 + 10 * flags.FLAGS.repeats):
+      started = time.perf_counter(), time.process_time()
+      drawn(segments, lengths, 0, step, slice(0, PLANNED))
+      seconds.append((time.perf_counter() - started[0], time.process_time() - started[1]))
+    wall, processor = (1e3 * statistics.median(each) for each in zip(*seconds, strict=True))
+    print(f"  {title:32}{wall:7.1f} of wall time{processor:7.1f} of processor time")
+
+
+def index() -> None:
+  """Prints what opening a large index takes, and how long the first batch."""
+  count = flags.FLAGS.index_samples
+  with tempfile.TemporaryDirectory(dir=flags.FLAGS.scratch or None) as scratch:
+    folder = Path(scratch) / "large"
+    size = large_index.write(folder, count)
+    print(f"\nan index of {count:,} samples, {size / 1e6:,.0f} MB; resident megabytes of the process")
+    _table([*probe("opening", folder), *probe("filtered", folder)])
+    times = []
+    for _ in range(flags.FLAGS.repeats):
+      started = time.perf_counter()
+      found = probe("first_batch", folder)
+      times.append(time.perf_counter() - started)
+    seconds = statistics.median(times)
+    _table([{**found[-1], "what": "first batch, from the start of the process", "seconds": seconds}])
+
+
+def memory() -> None:
+  """Prints the memory of a process that plans and reads many samples."""
+  count = flags.FLAGS.memory_samples
+  with tempfile.TemporaryDirectory(dir=flags.FLAGS.scratch or None) as scratch:
+    folder = Path(scratch) / "large"
+    large_index.write(folder, min(count, flags.FLAGS.index_samples))
+    print(f"\n{count:,} samples planned, and their captions read; resident megabytes of the process")
+    _table(probe("samples", folder, count)[::3])
+
+
+def probe(name: str, folder: Path, number: int = 0) -> list[dict[str, Any]]:
+  """Runs a probe of `large_index` in a process of its own and returns what it found."""
+  command = [sys.executable, "-m", "benchmarks.large_index", name, str(folder), str(number)]
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+  return json.loads(subprocess.run(command, cwd=turns.ROOT, env=environment, check=True, capture_output=True).stdout)
+
+
+def _table(found: Sequence[dict[str, Any]]) -> None:
+  print(f"  {'':44}{'seconds':>9}{'all':>7}{'own':>7}{'mapped':>8}")
+  for each in found:
+    print(
+      f"  {each['what']:44}{each['seconds']:9.2f}{each['all']:7.0f}{each['own']:7.0f}{each['mapped']:8.0f}", flush=True
     )
 
-  def batches(run: Pipeline) -> Callable[[range], Iterator[int]]:
-    return lambda steps: (len(run.batch(step).ids) for step in steps)
 
-  def iterated(run: Pipeline) -> Callable[[range], Iterator[int]]:
-    return lambda steps: (len(batch.ids) for _, batch in run.iterate(steps.start, steps.stop))
+SECTIONS = {each.__name__: each for each in (throughput, plan, index, memory)}
 
-  for source in sources.values():  # Decoded once and kept, as in training.
-    for index in range(len(source)):
-      source[index]
-  print(f"{'':34}{'images/s':>10}{'ratio':>7}   of processor time, {'images/s':>9}{'ratio':>7}   of wall time")
-  for title, augment in (("plain", Augment()), ("augmented", DRAWINGS)):
-    base = rate(lambda steps, augment=augment: direct(list(sources.values()), augment, steps))
-    cases = [
-      ("direct call", base),
-      ("batch(step)", rate(batches(pipeline(augment)))),
-      ("iterate, no threads", rate(iterated(pipeline(augment, threads=0)))),
-      ("iterate, 1 thread", rate(iterated(pipeline(augment, threads=1)))),
-      ("iterate, 4 threads", rate(iterated(pipeline(augment, threads=4)))),
-    ]
-    if _WORKERS.value:
-      # Starting the processes is part of it, and their processor time is not this process's.
-      cases.append(("iterate, 1 worker process", (float("nan"), rate(iterated(pipeline(augment, workers=1)))[1])))
-    for name, (processor, wall) in cases:
-      line = f"{title + ', ' + name:34}{processor:10.0f}{processor / base[0]:7.2f}"
-      print(f"{line}{'':22}{wall:9.0f}{wall / base[1]:7.2f}", flush=True)
+
+def main() -> None:
+  for name in flags.FLAGS.sections:
+    require_known("--sections", name, tuple(SECTIONS))
+  for name in flags.FLAGS.sections:
+    SECTIONS[name]()
 
 
 if __name__ == "__main__":
-  app.run(main)
+  flags.DEFINE_list("sections", list(SECTIONS), "Which sections to run.")
+  flags.DEFINE_string("tf_python", "", "A Python that has TensorFlow.")
+  flags.DEFINE_string("streaming_python", "", "A Python that has mosaicml-streaming, PyTorch and what is needed here.")
+  flags.DEFINE_integer("pictures", 1024, "Photographs of the readers.")
+  flags.DEFINE_integer("batches", 4, "Batches of 256 a turn.")
+  flags.DEFINE_integer("repeats", 5, "Turns of each reader, and a tenth of the plans.")
+  flags.DEFINE_integer("index_samples", 10_000_000, "Samples of the large index.")
+  flags.DEFINE_integer("memory_samples", 1_000_000, "Samples that are drawn in one process.")
+  flags.DEFINE_string("scratch", "", "Folder for temporary files; the system's if not given.")
+  cli.run(main)

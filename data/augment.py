@@ -129,6 +129,8 @@ class Augment:
 
   def _toned(self, view: np.ndarray, matrix: np.ndarray, u: np.ndarray) -> np.ndarray:
     """Changes the colours, on the background."""
+    if view.shape[2] == 3 and u[7] >= self.colour and u[23] >= self.grey:
+      return cv2.GaussianBlur(view, (3, 3), 0) if u[24] < self.blur else view
     if view.shape[2] == 3:
       matrix = np.column_stack([matrix[:3, :3], 255 * matrix[:3, 3] + matrix[:3, 4]])
     # Float32 takes OpenCV's vector path (9 us for 64x64x4), which 8-bit four-channel transforms lack (55 us).

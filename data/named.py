@@ -6,7 +6,8 @@ from absl import flags
 
 from configs import common
 from contrastive_jax.errors import UserError
-from data import files, kinds
+from data import kinds
+from data.files import is_local
 from data.sources.pictures import StoredPictures
 
 IMAGE_KEY = flags.DEFINE_string("image_key", "", "Field of the picture, of TFDS sets and tables.")
@@ -70,4 +71,4 @@ def _whole(name: str) -> str:
 
 
 def _absolute(path: str) -> str:
-  return os.path.abspath(os.path.expanduser(path)) if files.is_local(path) else path
+  return os.path.abspath(os.path.expanduser(path)) if is_local(path) else path

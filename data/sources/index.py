@@ -1,8 +1,8 @@
-"""The index of a set in shards: where the bytes of each picture are, its captions and columns, memory-mapped.
+"""The index of a set in shards: where the bytes of each picture are, its captions and columns.
 
 An index is a folder. `index.json` names the files of the set, with their sizes, and the parts of the index, Arrow files
 of `PART_ROWS` samples each (the last has fewer) that are not compressed, so that a row is read where it lies on disk.
-Parts are mapped when a row of theirs is first asked for, and their checksum is compared then.
+Parts are opened when a row of theirs is first asked for, and their checksum is compared then.
 """
 
 import bisect
@@ -22,6 +22,7 @@ from contrastive_jax import runs
 from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess.decoding import DecodeError
 from data.files import Files, is_local, joined, whole
+from data.sources.lookup import Lookup
 
 VERSION = 1
 ABOUT = "index.json"
@@ -43,7 +44,7 @@ TEXTS = pa.large_list(pa.large_string())
 Read = Callable[[Files, str, str, int], bytes]
 # Samples whose bytes are compared when an index is opened, each of another file.
 _GLANCE = 32
-_CRC_BLOCK = 1 << 24
+_CRC_BLOCK = 1 << 20
 # Samples that are written at once at least: a look-up takes longer the more batches a part has.
 _BATCH_ROWS = 1 << 16
 
@@ -78,7 +79,7 @@ class Part:
 
 
 class Index:
-  """An index that was built, see `data.indexing`. Worker processes map it anew.
+  """An index that was built, see `data.indexing`. Worker processes open its parts anew.
 
   Attributes:
     folder: its folder.
@@ -91,7 +92,7 @@ class Index:
   """
 
   def __init__(self, folder: str, command: str, reader: Files):
-    """Reads what the index holds; maps nothing yet.
+    """Reads what the index holds; opens no part yet.
 
     Args:
       folder: its folder, a path or an address.
@@ -119,14 +120,14 @@ class Index:
     self.damaged = tuple(self._whole(each["file"]) for each in about["damaged"])
     self._parts = [Part(**each) for each in about["parts"]]
     self._starts = np.cumsum([0, *(each.rows for each in self.files)])
-    self._mapped: dict[int, pa.Table] = {}
+    self._opened: dict[int, Lookup] = {}
     self._lock = threading.Lock()
 
   def __len__(self) -> int:
     return int(self._starts[-1])
 
   def __getstate__(self) -> dict[str, Any]:
-    return self.__dict__ | {"_mapped": {}, "_lock": None}
+    return self.__dict__ | {"_opened": {}, "_lock": None}
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__ |= state | {"_lock": threading.Lock()}
@@ -138,7 +139,7 @@ class Index:
       UserError: if the part of the index is missing or damaged.
     """
     part, at = divmod(row, PART_ROWS)
-    return self._part(part).column(column)[at].as_py()
+    return self._part(part).value(column, at)
 
   def values(self, column: str) -> Iterator[pa.ChunkedArray]:
     """Yields a column, part by part."""
@@ -150,7 +151,7 @@ class Index:
     parts = []
     for number in range(rows.start // PART_ROWS, -(-rows.stop // PART_ROWS)):
       start, stop = (min(max(row - number * PART_ROWS, 0), PART_ROWS) for row in (rows.start, rows.stop))
-      parts.append(self._part(number).slice(start, stop - start))
+      parts.append(self._part(number).table().slice(start, stop - start))
     return pa.concat_tables(parts)
 
   def rows_of(self, file: int) -> range:
@@ -227,26 +228,26 @@ class Index:
     if size != each.size:
       raise UserError(f"{each.file} has {size:,} bytes, and had {each.size:,} when it was indexed: {self._again}")
 
-  def _part(self, number: int) -> pa.Table:
-    table = self._mapped.get(number)
-    if table is None:
+  def _part(self, number: int) -> Lookup:
+    part = self._opened.get(number)
+    if part is None:
       with self._lock:
-        table = self._mapped.get(number)
-        if table is None:
-          table = self._mapped[number] = self._map(self._parts[number])
-    return table
+        part = self._opened.get(number)
+        if part is None:
+          part = self._opened[number] = self._open(self._parts[number])
+    return part
 
-  def _map(self, part: Part) -> pa.Table:
+  def _open(self, part: Part) -> Lookup:
     try:
       path = self._local(part.file)
     except FileNotFoundError:
       raise UserError(f"{self.folder} lacks {part.file}, a part of the index: {self._again}") from None
     if path.stat().st_size != part.size or _crc_of(path) != part.crc:
       raise UserError(f"{path} is damaged, a part of an index: {self._again}")
-    table = pa.ipc.open_file(pa.memory_map(os.fspath(path))).read_all()
-    if table.num_rows != part.rows:
-      raise UserError(f"{path} holds {table.num_rows:,} samples, and {part.rows:,} are expected: {self._again}")
-    return table
+    opened = Lookup(path)
+    if opened.rows != part.rows:
+      raise UserError(f"{path} holds {opened.rows:,} samples, and {part.rows:,} are expected: {self._again}")
+    return opened
 
 
 class ChangedBytes(DecodeError):

@@ -197,19 +197,22 @@ class IndexedSource(PictureSource):
     names = [*(chosen.columns if chosen else ()), *(["draw"] if self.split else ())]
     if not names:
       return None
-    kept, start = [], 0
+    # Only what is filled of it takes memory.
+    rows = np.empty(len(self._index), np.uint32 if len(self._index) < 2**32 else np.int64)
+    start = count = 0
     for parts in zip(*(self._index.values(name) for name in names), strict=True):
       columns = dict(zip(names, parts, strict=True))
       keep = chosen.kept(columns) if chosen else np.ones(len(parts[0]), bool)
       if self.split:
         keep &= drawn(self.split, columns["draw"].to_numpy())
-      kept.append(start + np.flatnonzero(keep))
-      start += len(keep)
-    rows = np.concatenate(kept)
+      kept = np.flatnonzero(keep)
+      rows[count : count + len(kept)] = start + kept
+      start, count = start + len(keep), count + len(kept)
+    rows = rows[:count]
     if not len(rows):
       what = " and ".join([f"the filter {text!r}"] * bool(text) + [f"the split {self.split!r}"] * bool(self.split))
       raise UserError(f"{self.name}: {what} keeps none of {len(self._index):,} samples: name another")
-    return rows.astype(np.uint32 if len(self._index) < 2**32 else np.int64)
+    return rows
 
 
 def evaluated(source: IndexedSource) -> ReadSet:
