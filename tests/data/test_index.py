@@ -589,7 +589,7 @@ def test_captions_of_another_table_join_without_reading_the_files_again(shards, 
   build("webdataset", named)
   rows = [{"key": f"{k:05d}", "better": [f"better {k}"] if k % 4 else [], "worse": f"worse {k}"} for k in range(5, 60)]
   pq.write_table(pa.Table.from_pylist(rows), tmp_path / "recaptions.parquet")
-  monkeypatch.setattr(indexing, "scan_file", None)
+  monkeypatch.setattr(indexing, "scan_file", lambda file, wanted: pytest.fail(f"{file} was read"))
   joins = [Join(tmp_path / "recaptions.parquet")]
   built = build("webdataset", named, joins=joins)
   assert built.joined == [COUNT - 5 - 8]  # As many as have a "better" one.
