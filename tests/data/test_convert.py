@@ -257,6 +257,11 @@ def test_another_request_for_the_same_folder_is_refused(photos, tmp_path):
     convert(source, tmp_path / "out")
 
 
+def test_a_folder_that_reads_as_a_pattern_is_refused(photos, tmp_path):
+  with pytest.raises(UserError, match=r"out\{1\} has '\{' in its path"):
+    convert(open_folder(str(photos)), tmp_path / "out{1}")
+
+
 def test_a_tar_that_cannot_be_written_is_named_and_not_there(photos, tmp_path):
   source = open_folder(str(photos))
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
