@@ -31,7 +31,7 @@ from contrastive_jax.preprocess import formats
 from contrastive_jax.preprocess.decoding import DecodeError
 from contrastive_jax.preprocess.images import decode, straight
 from data import executors, indexing
-from data.sources.indexed import GROUP, files_of, index_folder
+from data.sources.indexed import GROUP, index_folder
 from data.sources.pictures import StoredPictures
 from data.substitution import shard_of
 
@@ -108,7 +108,9 @@ def convert(
   named = f"{folder}/*.tar"
   columns = (GROUP,) if source.shares_groups else ()
   wanted = indexing.Wanted("webdataset", texts=(_TXT, _CAPTION), columns=columns)
-  built = indexing.build(wanted, files_of("webdataset", named), Path(index_folder(named)), executor)
+  built = indexing.build(
+    wanted, [os.fspath(folder / _file(number)) for number in numbers], Path(index_folder(named)), executor
+  )
   if built.rows != rows:
     raise UserError(
       f"{folder} holds {built.rows:,} samples that can be indexed, and {rows:,} were written: delete it and convert"

@@ -22,7 +22,7 @@ from contrastive_jax.errors import UserError
 from data import converting, indexing
 from data.sources.folder import open_folder
 from data.sources.formats import FORMATS
-from data.sources.indexed import IndexedSource, files_of, index_folder
+from data.sources.indexed import IndexedSource, index_folder
 from data.sources.table import TableSource
 from tests.data.test_index import Here, example
 
@@ -134,7 +134,7 @@ def test_what_is_in_a_set_of_each_kind_is_in_its_tars(photos, tmp_path):
   records.close()
   for kind, place in (("parquet", tmp_path / "columns"), ("tfrecord", tmp_path / "raw")):
     wanted = indexing.Wanted(kind, texts=FORMATS[kind].texts)
-    indexing.build(wanted, files_of(kind, str(place)), Path(index_folder(str(place))), Here())
+    indexing.build(wanted, sorted(map(str, place.glob(f"*.{kind}"))), Path(index_folder(str(place))), Here())
   sources = [
     TableSource(f"{photos}/all.csv", filter="score > 0.3"),
     IndexedSource("parquet", f"{tmp_path}/columns@train"),
