@@ -21,6 +21,7 @@ CLASSES = flags.DEFINE_string("classes", "", "File of the names of classes, one 
 DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS's directory of sets.")
 # Flags that are options of a set as they stand.
 _OF_A_SET = (IMAGE_KEY, ROOT, FILTER, INDEX, GROUP_KEY, CLASSES)
+ALL = (*_OF_A_SET, CAPTION_KEY, DATA_DIR)
 # The sets that no path names.
 _NO_PATHS = "tfds/"
 _OTHER = "name a set such as table/<file>, folder/<folder>, parquet/<files> or tfds/<set>"
@@ -63,11 +64,6 @@ def open_named(name: str, whole: bool = False) -> tuple[StoredPictures, dict[str
   if not isinstance(source, StoredPictures):
     raise UserError(f"{name} holds no pictures: {_OTHER}")
   return source, asked
-
-
-def first_given() -> flags.FlagHolder | None:
-  """Returns the first of these flags that was given; None where none was."""
-  return next((flag for flag in (*_OF_A_SET, CAPTION_KEY, DATA_DIR) if flag.present), None)
 
 
 def _whole(name: str) -> str:
