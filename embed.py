@@ -52,9 +52,9 @@ def main() -> None:
   if SOURCE.value:
     embed_set()
     return
-  idle = next((each for each in (OF, SHARD_ROWS) if each.present), None) or named.first_given()
+  idle = [each.name for each in (OF, SHARD_ROWS, *named.ALL) if each.present]
   if idle:
-    raise UserError(f"--{idle.name} belongs to --source: leave it out, or name a set with --source")
+    raise UserError(f"--{idle[0]} belongs to --source: leave it out, or name a set with --source")
   flag = IMAGES if IMAGES.value else TEXTS
   source = paths.typed(f"--{flag.name}", flag.value)
   output = output_to_write(source)

@@ -31,8 +31,7 @@ from contrastive_jax.preprocess import formats
 from contrastive_jax.preprocess.decoding import DecodeError
 from contrastive_jax.preprocess.images import decode, straight
 from data import executors, indexing
-from data.files import Files
-from data.sources.indexed import GROUP, files_of, index_folder
+from data.sources.indexed import GROUP, index_folder
 from data.sources.pictures import StoredPictures
 from data.substitution import shard_of
 
@@ -43,6 +42,7 @@ _TXT, _CAPTION = "txt", "caption"
 # Samples that are read, evenly spread, to know how many make a tar of the wanted size.
 _GLANCE = 256
 _BLOCK = tarfile.BLOCKSIZE
+_MAGIC = frozenset("*?[]{}")
 
 
 class Shard(NamedTuple):
@@ -86,6 +86,8 @@ def convert(
     OSError: if a sample cannot be read after several attempts, or the disk is full.
   """
   folder = folder.absolute()
+  if magic := _MAGIC.intersection(os.fspath(folder)):
+    raise UserError(f"{folder} has {min(magic)!r} in its path, which stands for several files in a name: rename it")
   about = {"version": VERSION, **(asked or {}), "check": check, "shard_bytes": shard_bytes, **_glance(source, check)}
   about["samples_per_shard"] = max(1, shard_bytes // about.pop("mean_bytes"))
   done = folder / ABOUT
@@ -106,7 +108,9 @@ def convert(
   named = f"{folder}/*.tar"
   columns = (GROUP,) if source.shares_groups else ()
   wanted = indexing.Wanted("webdataset", texts=(_TXT, _CAPTION), columns=columns)
-  built = indexing.build(wanted, files_of("webdataset", named, Files()), Path(index_folder(named)), executor)
+  built = indexing.build(
+    wanted, [os.fspath(folder / _file(number)) for number in numbers], Path(index_folder(named)), executor
+  )
   if built.rows != rows:
     raise UserError(
       f"{folder} holds {built.rows:,} samples that can be indexed, and {rows:,} were written: delete it and convert"
@@ -280,7 +284,10 @@ def _about_of(work: Path, number: int) -> Path:
 
 def _opened(work: str) -> StoredPictures:
   path = Path(work) / "source.pickle"
-  return _unpickled(os.fspath(path), path.stat().st_mtime_ns)
+  try:
+    return _unpickled(os.fspath(path), path.stat().st_mtime_ns)
+  except FileNotFoundError:
+    raise UserError(f"{path} is not seen by a worker: name a folder that all machines have under one path") from None
 
 
 @functools.lru_cache(1)

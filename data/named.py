@@ -15,7 +15,14 @@ CAPTION_KEY = flags.DEFINE_list("caption_key", [], "Field of the captions, or se
 ROOT = flags.DEFINE_string("root", "", "Folder that the paths of a table start from; that of the table if not given.")
 FILTER = flags.DEFINE_string("filter", "", "Samples to keep, such as 'similarity > 0.28'; all if not given.")
 INDEX = flags.DEFINE_string("index", "", "Folder of the index of a set in shards; beside its files if not given.")
+GROUP_KEY = flags.DEFINE_string(
+  "group_key", "", "Column of what a picture of a set in shards shows, such as a product."
+)
+CLASSES = flags.DEFINE_string("classes", "", "File of the names of classes, one a line, of sets in shards.")
 DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS's directory of sets.")
+# Flags that are options of a set as they stand.
+_OF_A_SET = (IMAGE_KEY, ROOT, FILTER, INDEX, GROUP_KEY, CLASSES)
+ALL = (*_OF_A_SET, CAPTION_KEY, DATA_DIR)
 # The sets that no path names.
 _NO_PATHS = "tfds/"
 _OTHER = "name a set such as table/<file>, folder/<folder>, parquet/<files> or tfds/<set>"
@@ -37,7 +44,7 @@ def open_named(name: str, whole: bool = False) -> tuple[StoredPictures, dict[str
   kinds.kind_of(name)
   if "/" not in name:
     raise UserError(f"{name} is drawn by this project and lies in no files: {_OTHER}")
-  options = {flag.name: flag.value for flag in (IMAGE_KEY, ROOT, FILTER, INDEX) if flag.value}
+  options = {flag.name: flag.value for flag in _OF_A_SET if flag.value}
   if CAPTION_KEY.value:
     keys = list(dict.fromkeys(CAPTION_KEY.value))
     options["caption_key"] = keys[0] if len(keys) == 1 else dict.fromkeys(keys, 1.0)
@@ -46,7 +53,7 @@ def open_named(name: str, whole: bool = False) -> tuple[StoredPictures, dict[str
     asked["data_dir"] = DATA_DIR.value
   if whole:
     name = _whole(name)
-    options |= {key: _absolute(options[key]) for key in ("root", "index") if key in options}
+    options |= {key: _absolute(options[key]) for key in ("root", "index", "classes") if key in options}
   config = common.get_config()
   config.data.data_dir = _absolute(DATA_DIR.value) if whole and DATA_DIR.value else DATA_DIR.value
   config.data.sources = {"source": {"name": name, "weight": 1.0, **options}}
@@ -58,11 +65,6 @@ def open_named(name: str, whole: bool = False) -> tuple[StoredPictures, dict[str
   if not isinstance(source, StoredPictures):
     raise UserError(f"{name} holds no pictures: {_OTHER}")
   return source, asked
-
-
-def first_given() -> flags.FlagHolder | None:
-  """Returns the first of these flags that was given; None where none was."""
-  return next((flag for flag in (IMAGE_KEY, CAPTION_KEY, ROOT, FILTER, INDEX, DATA_DIR) if flag.present), None)
 
 
 def _whole(name: str) -> str:

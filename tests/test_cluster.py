@@ -42,8 +42,8 @@ def plain(photos, tmp_path_factory):
   return folder
 
 
-def begin(name, *arguments):
-  return runs.start("-m", name, *map(str, arguments))
+def begin(name, *arguments, **options):
+  return runs.start("-m", name, *map(str, arguments), **options)
 
 
 def module(name, *arguments, expected=0):
@@ -154,3 +154,23 @@ def test_work_that_kills_its_workers_is_one_sentence_and_the_command_goes_on(pho
   assert "it goes on with what is left" in said and "Traceback" not in said
   module("data.convert", f"folder/{photos}", out, SMALL)
   assert tars(out) == tars(plain)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_command_leaves_no_tar_by_half_and_goes_on(photos, plain, tmp_path, number):
+  out = tmp_path / "out"
+  converting = begin("data.convert", f"folder/{photos}", out, SMALL, "--processes=2", start_new_session=True)
+  until(lambda: len(tars(out)) >= 2, converting)
+  if number == signal.SIGKILL:
+    converting.send_signal(number)  # Its workers end by themselves, and the pipe that they share with it then too.
+  else:
+    os.killpg(converting.pid, number)  # As a terminal and a scheduler of jobs do.
+  said, _ = converting.communicate(timeout=60)
+  assert "Traceback" not in said
+  if number == signal.SIGINT:
+    assert converting.returncode == 130 and "convert.py: interrupted" in said
+  left = tars(out)
+  assert left.items() <= tars(plain).items() and len(left) < len(tars(plain))
+  assert not (out / "convert.json").exists()
+  module("data.convert", f"folder/{photos}", out, SMALL, "--processes=2")
+  assert tars(out) == tars(plain) and sorted(os.listdir(out)) == sorted(os.listdir(plain))

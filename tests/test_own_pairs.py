@@ -5,6 +5,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -60,5 +61,20 @@ def test_the_commands_of_the_readme_train_score_and_embed(photos, tmp_path):
   said = runs.run("eval.py", f"--workdir={workdir}", f"--tasks=table/{table}")
   assert "2 more cannot be read and were left out" in said
   runs.run("embed.py", f"--workdir={workdir}", f"--images={photos}", f"--output={tmp_path / 'out.parquet'}")
+  shards = tmp_path / "shards"
+  of_the_set = (f"--workdir={workdir}", f"--source=table/{table}", f"--output={shards}", "--shard_rows=25")
+  assert f"{shards} holds {COUNT - 2} embeddings" in runs.run("embed.py", *of_the_set)
+  tables = [pq.read_table(file) for file in (*sorted(shards.glob("*.parquet")), tmp_path / "out.parquet")]
+  *parts, whole = ({key: row for key, row in zip(*table.to_pydict().values(), strict=True)} for table in tables)
+  found = {key: row for part in parts for key, row in part.items()}
+  assert len(parts) == 3 and found.keys() == whole.keys()
+  for key, row in whole.items():
+    np.testing.assert_allclose(found[key], row, atol=1e-5)
+  said = runs.run("embed.py", *of_the_set)
+  assert said.count("embeddings, as before") == 3
+  said = runs.run("embed.py", *of_the_set[:2], "--of=texts", f"--output={tmp_path / 'texts'}")
+  assert f"holds {COUNT} embeddings" in said
+  said = runs.run("embed.py", f"--workdir={workdir}", f"--images={photos}", "--output=x.npy", "--of=texts", expected=2)
+  assert "--of belongs to --source" in said
   said = runs.run("train.py", f"--config=configs/own_pairs.py:{photos / 'none.csv'}", "--workdir=x", expected=2)
   assert "none.csv does not exist" in said

@@ -59,6 +59,11 @@ def suffix_of(data: bytes) -> str:
       name = image.format or ""
   except Exception:  # Pillow raises what it likes for damaged files.
     return ""
+  return _suffix(name)
+
+
+@functools.cache
+def _suffix(name: str) -> str:
   known = sorted(suffix for suffix, other in Image.registered_extensions().items() if other == name)
   usual = _USUAL.get(name, f".{name.lower()}")
   return usual if usual in known or name in _USUAL else next(iter(known), "")

@@ -20,10 +20,9 @@ from tensorboardX.record_writer import RecordWriter
 
 from contrastive_jax.errors import UserError
 from data import converting, indexing
-from data.files import Files
 from data.sources.folder import open_folder
 from data.sources.formats import FORMATS
-from data.sources.indexed import IndexedSource, files_of, index_folder
+from data.sources.indexed import IndexedSource, index_folder
 from data.sources.table import TableSource
 from tests.data.test_index import Here, example
 
@@ -135,7 +134,7 @@ def test_what_is_in_a_set_of_each_kind_is_in_its_tars(photos, tmp_path):
   records.close()
   for kind, place in (("parquet", tmp_path / "columns"), ("tfrecord", tmp_path / "raw")):
     wanted = indexing.Wanted(kind, texts=FORMATS[kind].texts)
-    indexing.build(wanted, files_of(kind, str(place), Files()), Path(index_folder(str(place))), Here())
+    indexing.build(wanted, sorted(map(str, place.glob(f"*.{kind}"))), Path(index_folder(str(place))), Here())
   sources = [
     TableSource(f"{photos}/all.csv", filter="score > 0.3"),
     IndexedSource("parquet", f"{tmp_path}/columns@train"),
@@ -256,6 +255,11 @@ def test_another_request_for_the_same_folder_is_refused(photos, tmp_path):
   with pytest.raises(UserError, match=r"holds 000000.tar already: name a folder without tars"):
     (tmp_path / "out" / "convert.json").unlink()
     convert(source, tmp_path / "out")
+
+
+def test_a_folder_that_reads_as_a_pattern_is_refused(photos, tmp_path):
+  with pytest.raises(UserError, match=r"out\{1\} has '\{' in its path"):
+    convert(open_folder(str(photos)), tmp_path / "out{1}")
 
 
 def test_a_tar_that_cannot_be_written_is_named_and_not_there(photos, tmp_path):

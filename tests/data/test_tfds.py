@@ -15,8 +15,10 @@ from sklearn.datasets import load_digits
 from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation import unreadable
 from contrastive_jax.preprocess.images import DecodeError
-from data import digits
+from data import converting, digits
+from data.sources.indexed import IndexedSource
 from data.sources.tfds import TfdsSource, labelled, paired
+from tests.data.test_index import Here
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -117,6 +119,19 @@ def test_a_source_can_be_pickled(data_dir):
   source = TfdsSource("toy_captions", data_dir, image_key="picture")
   copy = pickle.loads(pickle.dumps(source))
   np.testing.assert_array_equal(copy[4].image, source[4].image)
+
+
+def test_a_set_is_converted_with_its_bytes_captions_and_classes(array_records, tmp_path):
+  options = {"image_key": "picture", "split": "train[:7]"}
+  for number, key in enumerate(("caption", "captions", "kind")):
+    source = TfdsSource("toy_captions", array_records, caption_key=key, **options)
+    done = converting.convert(source, tmp_path / str(number), Here())
+    made = IndexedSource("webdataset", done.name.partition("/")[2])
+    assert len(made) == 7
+    for k in range(7):
+      assert made.stored(k) == source.stored(k) and isinstance(made.stored(k), bytes)
+      assert made.text(k).captions == source.text(k).captions
+      assert (made.text(k).group == source.text(k).group) == (key == "kind")
 
 
 class SilentRecord(ToyCaptions):
