@@ -2,13 +2,20 @@
 
 import csv
 import json
+import os
+import re
+import shlex
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import webdataset
 from PIL import Image
 
+from data.sources.indexed import IndexedSource
 from tests import runs
 
 pytestmark = pytest.mark.slow
@@ -78,3 +85,48 @@ def test_the_commands_of_the_readme_train_score_and_embed(photos, tmp_path):
   assert "--of belongs to --source" in said
   said = runs.run("train.py", f"--config=configs/own_pairs.py:{photos / 'none.csv'}", "--workdir=x", expected=2)
   assert "none.csv does not exist" in said
+
+
+SHORT = (
+  "--config.total_steps=2", "--config.schedule.warmup_steps=1", "--config.batch_size=8",
+  "--config.model.image.transformer.depth=1", "--config.model.text.transformer.depth=1",
+)  # fmt: skip
+
+
+def commands(guide):
+  """The commands in the blocks of a guide that are marked as a shell's."""
+  text = (runs.ROOT / guide).read_text(encoding="utf-8")
+  blocks = re.findall(r"^```bash\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+  return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+
+
+def test_the_commands_of_the_guide_do_what_it_says(photos, tmp_path):
+  """Followed literally in a folder that has the project, photos and tars; trained for two steps with shallow towers."""
+  for name in ("train.py", "eval.py", "embed.py", "configs", "data", "contrastive_jax"):
+    (tmp_path / name).symlink_to(runs.ROOT / name)
+  shutil.copytree(photos, tmp_path / "photos")
+  (tmp_path / "shards").mkdir()
+  with webdataset.ShardWriter(str(tmp_path / "shards" / "%03d.tar"), maxcount=20, verbose=0) as writer:
+    for number in range(COUNT):
+      if number not in (7, 8):
+        picture = (photos / f"{number}.png").read_bytes()
+        said = {"similarity": number / COUNT}
+        writer.write({"__key__": f"{number}", "png": picture, "txt": f"picture {number}", "json": said})
+  said = {}
+  for python, *words in commands("docs/data.md"):
+    assert python == "python"
+    short = SHORT if words[0] == "train.py" else ()
+    done = subprocess.run(
+      [sys.executable, *words, *short],
+      cwd=tmp_path,
+      capture_output=True,
+      text=True,
+      env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == 0, (words, done.stdout, done.stderr)
+    said[" ".join(words)] = done.stdout
+  assert (tmp_path / "runs/photos/report.html").is_file() and (tmp_path / "runs/shards/report.html").is_file()
+  assert any("indexes 58 samples of 3 files" in output for output in said.values())
+  assert len(IndexedSource("webdataset", f"{tmp_path}/converted/*.tar")) == COUNT - 2
+  assert (tmp_path / "look.html").is_file() and (tmp_path / "noto.html").is_file()
+  assert sum(pq.read_metadata(file).num_rows for file in (tmp_path / "embedded").glob("*.parquet")) == COUNT - 2
