@@ -3,12 +3,13 @@
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
 from contrastive_jax import upgrades
-from contrastive_jax.errors import require_known
+from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.models import presets
 from contrastive_jax.objectives import term_options
 from contrastive_jax.schedule.stages import Stage
@@ -57,6 +58,23 @@ def as_config(node: Any) -> ConfigDict:
       value = tuple(as_config(item) if dataclasses.is_dataclass(item) else item for item in value)
     config[field.name] = _typed(value, hints[field.name])
   return config
+
+
+def tempered(samples: Mapping[str, int], temperature: float) -> dict[str, float]:
+  """Returns weights of sources for `config.data.sources` by their numbers of samples.
+
+  Args:
+    samples: number of samples of each source.
+    temperature: 1 draws every sample equally often; the larger it is, the more equally sources are drawn. The weight is
+      the number of samples to the power of 1 / temperature (Arivazhagan et al., arXiv 1907.05019).
+
+  Examples:
+    >>> tempered({"a": 10_000, "b": 100}, temperature=2)
+    {'a': 100.0, 'b': 10.0}
+  """
+  if not 0 < temperature < float("inf") or not all(count > 0 for count in samples.values()):
+    raise UserError(f"{samples=} and {temperature=} must be above 0, and the temperature finite")
+  return {name: float(count) ** (1 / temperature) for name, count in samples.items()}
 
 
 def loss_options() -> ConfigDict:

@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 
+from configs import common
+from contrastive_jax.errors import UserError
+from contrastive_jax.schedule.interleaving import assign
 from contrastive_jax.schedule.segments import Segment
 from data.mixture import drawn, permuted, shuffled, uniforms
 
@@ -75,3 +78,17 @@ def test_every_source_is_read_epoch_by_epoch_across_segments():
   for name, indices in seen.items():
     for start in range(0, len(indices) - lengths[name], lengths[name]):
       assert sorted(indices[start : start + lengths[name]]) == list(range(lengths[name]))
+
+
+def test_tempered_weights_draw_samples_equally_or_sources_equally():
+  samples = {"a": 9000, "b": 900, "c": 100}
+  for temperature in (1, 2, 1e9):
+    weights = common.tempered(samples, temperature)
+    source, _ = assign(tuple(weights.items()), np.arange(100_000))
+    shares = np.array(list(samples.values())) ** (1 / temperature)
+    np.testing.assert_allclose(np.bincount(source) / 100_000, shares / shares.sum(), atol=1e-3)
+  for bad in ({"a": 0}, {"a": -1}):
+    with pytest.raises(UserError):
+      common.tempered(bad, 1)
+  with pytest.raises(UserError):
+    common.tempered(samples, 0)
