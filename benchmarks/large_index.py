@@ -30,7 +30,7 @@ from data.sources.indexed import IndexedSource
 
 # Samples whose columns are made at once.
 _BLOCK = 1 << 18
-_CAPTIONS = 1 << 14
+_CAPTIONS = 1 << 12
 FILTER = "similarity > 0.28"
 TEXTS_READ = 10_000
 _SMALL = 16
