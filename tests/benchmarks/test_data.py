@@ -21,6 +21,7 @@ def test_a_crop_lies_within_the_picture_and_has_the_asked_share_of_it():
   assert 0.48 < min(shares) < 0.6 and 0.9 < max(shares) <= 1.15
 
 
+@pytest.mark.slow
 def test_all_samples_of_the_large_index_can_be_read(tmp_path):
   assert large_index.write(tmp_path / "large", 1000) > 1000 * 100
   source = IndexedSource("webdataset", f"{tmp_path}/large/all.tar", filter=large_index.FILTER)
