@@ -1,6 +1,6 @@
 """Images a second on one core: the pipeline in its modes next to the same work called directly.
 
-taskset -c 0 python -m benchmarks.data [--steps=40] [--resolution=64]
+taskset -c 0 python -m benchmarks.data_overhead [--steps=40] [--resolution=64]
 
 Every figure is a median over repetitions, in images a second of processor time and of wall time. The direct call reads,
 warps, recolours and patchifies a batch without Grain, mixture, captions or groups: the ratio is what those cost.

@@ -87,7 +87,8 @@ class Lookup:
     return bool(self._bytes(start + at // 8, 1)[0] >> at % 8 & 1)
 
   def _bytes(self, start: int, count: int) -> bytes:
-    data = os.pread(self._file, count, start)
+    # What is empty lies nowhere.
+    data = os.pread(self._file, count, start) if count else b""
     if len(data) < count:
       raise OSError(f"{self._path} ends before byte {start + count:,}")
     return data

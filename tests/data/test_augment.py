@@ -190,3 +190,13 @@ def test_the_first_frame_says_which_colour_is_unfilled():
   first, second = Augment(unfill=1.0)([frames], [False], [(20, 20)], draws_of(1, _22=0.0))[0]
   assert (first == 255).all() and (second[5:7, 5:7] == 255).all()
   np.testing.assert_array_equal(second[10, 10], (0, 0, 200))
+
+
+def test_what_changes_no_colour_is_the_same_computed_or_not(rng):
+  pictures = [rng.integers(0, 256, (40 + k, 60, 3), np.uint8) for k in range(6)]
+  draws = rng.random((6, DRAWS))
+  computed = Augment(
+    flip=0.5, blur=0.5, colour=1.0, hue=0.0, saturation=(1.0, 1.0), contrast=(1.0, 1.0), brightness=0.0
+  )
+  left_alone = Augment(flip=0.5, blur=0.5)
+  np.testing.assert_array_equal(computed(pictures, [True] * 6, 32, draws), left_alone(pictures, [True] * 6, 32, draws))
