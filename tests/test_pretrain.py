@@ -50,13 +50,22 @@ def config():
   return made
 
 
-def test_a_call_trains_and_another_goes_on_with_data_of_ones_own(config, tmp_path, capsys):
+def test_mistakes_leave_no_lock_and_a_call_trains_and_another_goes_on_with_data_of_ones_own(config, tmp_path, capsys):
+  wrong = config.copy_and_resolve_references()
+  wrong.optimizer.learning_rate = -1.0
+  with pytest.raises(UserError, match=r"optimizer\.learning_rate=-1\.0"):
+    cj.train(wrong, tmp_path / "run", data=OwnData())
+  with pytest.raises(UserError, match=r"data\.sources"):  # The project's data know no squares.
+    cj.train(config, tmp_path / "run", data=build)
   outcome = cj.train(config, tmp_path / "run", data=OwnData())
   assert (outcome.step, outcome.exit_code, outcome.results) == (4, 0, ())
   said = capsys.readouterr()
   assert "16 x" not in said.err
   # Sources are told in one order, whatever the hashes of their names.
-  assert "on blanks 200 + fields 200 + squares 200 + tiles 200." in said.out
+  assert (
+    "on blanks 200 (0.08 epochs) + fields 200 (0.08 epochs) + squares 200 (0.08 epochs) + tiles 200 (0.08 epochs)."
+    in said.out
+  )
   longer = config.copy_and_resolve_references()
   longer.total_steps, longer.schedule.on_growth = 6, "stretch"
   assert cj.train(longer, str(tmp_path / "run"), data=OwnData()).step == 6
@@ -64,16 +73,6 @@ def test_a_call_trains_and_another_goes_on_with_data_of_ones_own(config, tmp_pat
   assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
   model = cj.load(tmp_path / "run")
   assert model.step == 6 and model.encode_text(["a square of brightness 3"]).shape == (1, 16)
-
-
-def test_a_mistake_is_an_error_and_leaves_no_lock(config, tmp_path):
-  wrong = config.copy_and_resolve_references()
-  wrong.optimizer.learning_rate = -1.0
-  with pytest.raises(UserError, match=r"optimizer\.learning_rate=-1\.0"):
-    cj.train(wrong, tmp_path / "run", data=OwnData())
-  with pytest.raises(UserError, match=r"data\.sources"):  # The project's data know no squares.
-    cj.train(config, tmp_path / "run", data=build)
-  assert cj.train(config, tmp_path / "run", data=OwnData()).step == 4
 
 
 @pytest.mark.slow

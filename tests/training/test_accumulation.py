@@ -31,7 +31,7 @@ def make_spec(devices=1, fsdp=1, dtype="float32", objective="softmax", **blocks)
     "siglip_ti16",
     {
       "image": {"image_size": 8, "patch_size": 4, "transformer": {**BLOCKS, **blocks}},
-      "text": {"vocab_size": 19, "length": LENGTH, "transformer": {**BLOCKS, **blocks}},
+      "text": {"vocab_size": 19, "length": LENGTH, "transformer": {**BLOCKS, "depth": 1, **blocks}},
       "embed_dim": 16,
     },
   )
