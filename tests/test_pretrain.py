@@ -62,10 +62,8 @@ def test_mistakes_leave_no_lock_and_a_call_trains_and_another_goes_on_with_data_
   said = capsys.readouterr()
   assert "16 x" not in said.err
   # Sources are told in one order, whatever the hashes of their names.
-  assert (
-    "on blanks 200 (0.08 epochs) + fields 200 (0.08 epochs) + squares 200 (0.08 epochs) + tiles 200 (0.08 epochs)."
-    in said.out
-  )
+  drawn = [f"{name} 200 (0.08 epochs)" for name in ("blanks", "fields", "squares", "tiles")]
+  assert f"on {' + '.join(drawn)}." in said.out
   longer = config.copy_and_resolve_references()
   longer.total_steps, longer.schedule.on_growth = 6, "stretch"
   assert cj.train(longer, str(tmp_path / "run"), data=OwnData()).step == 6
