@@ -1,12 +1,13 @@
 # make train   train, evaluate and report a small model on emoji
 # make test    the test suite; make test-slow adds fault injection, several processes, parity with other libraries
+# make test-extra  runs against servers of buckets and a Dask cluster, and follows the guide to data command by command
 # make docs    the documentation as a site, in site/
 # make plan    an environment in which plan.py compiles for TPUs and GPUs (6 GB)
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: train test test-slow docs plan lint clean
+.PHONY: train test test-slow test-extra docs plan lint clean
 
 train: .venv/runtime
 	$(BIN)/python train.py --config=configs/emoji.py --workdir=runs/emoji
@@ -17,7 +18,10 @@ test: .venv/test
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: .venv/slow
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "slow and not extra" -n 2 --dist loadfile
+
+test-extra: .venv/extra
+	$(BIN)/python -m pytest -m extra -n 2 --dist loadfile
 
 docs: .venv-docs/ready
 	.venv-docs/bin/mkdocs build --strict
@@ -44,6 +48,10 @@ clean:
 .venv/slow: requirements-slow.txt requirements-peers.txt .venv/test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-slow.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-peers.txt
+	@touch $@
+
+.venv/extra: requirements-extra.txt requirements-remote.txt .venv/slow
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-extra.txt
 	@touch $@
 
 # The site is made from the source: JAX is not installed.

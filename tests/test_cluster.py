@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests import runs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.extra]
 COUNT = 120
 SMALL = "--shard_bytes=1_500_000"
 

@@ -14,7 +14,7 @@ from contrastive_jax.preprocess import tokenizers
 from tests import servers
 from tests.interop import checkpoints
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.extra]
 
 
 @pytest.fixture(scope="module")

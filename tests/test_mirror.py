@@ -9,7 +9,7 @@ import pytest
 
 from tests import runs, servers
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.extra]
 
 
 @pytest.fixture(scope="module")

@@ -100,6 +100,7 @@ def commands(guide):
   return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
 
 
+@pytest.mark.extra
 def test_the_commands_of_the_guide_do_what_it_says(photos, tmp_path):
   """Followed literally in a folder that has the project, photos and tars; trained for two steps with shallow towers."""
   for name in ("train.py", "eval.py", "embed.py", "configs", "data", "contrastive_jax"):

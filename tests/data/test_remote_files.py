@@ -24,7 +24,7 @@ from data.files.reader import BLOCK, NEAR
 from tests import runs
 from tests.flaky_server import FAULTS, FlakyServer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.extra]
 
 CONTENTS = {
   f"shard-{k:03d}.tar": np.random.default_rng(k).bytes(size) for k, size in enumerate((300_000, 0, 1, 70_000))

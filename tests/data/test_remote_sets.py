@@ -12,7 +12,7 @@ from data.files import Files
 from data.sources.indexed import IndexedSource, files_of
 from tests.flaky_server import FAULTS, FlakyServer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.extra]
 shards = test_index.shards
 NAME = "{000..003}.tar"
 
