@@ -88,7 +88,11 @@ def _dask(scheduler: str) -> Iterator[concurrent.futures.Executor]:
     from distributed.comm import CommClosedError
   except ImportError:
     raise UserError("--scheduler needs Dask: pip install distributed") from None
-  for name in ("distributed", "distributed.client"):  # It prints tracebacks of what is told below in a sentence.
+  for name in (
+    "distributed",
+    "distributed.client",
+    "tornado.application",
+  ):  # It prints tracebacks of what is told below in a sentence.
     logging.getLogger(name).setLevel(logging.CRITICAL)
   try:
     client = distributed.Client(scheduler)

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
-# Under nohup it is ignored, by all commands that tests start as well.
+# Under nohup and in the background they are ignored, by all commands that tests start as well.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Of several CPU devices, a program from the cache is wrong: see `contrastive_jax.parallel.mesh`.
 jax.config.update("jax_enable_compilation_cache", False)
 

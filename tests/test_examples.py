@@ -41,7 +41,8 @@ def examples() -> list[tuple[str, str]]:
   found = [(page.name, command) for page in PAGES for command in commands_of(page.read_text(encoding="utf-8"))]
   for path in (*SCRIPTS, *MODULES):
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    found += [(path.name, command) for command in commands_of(docstring)]
+    # Not by its name alone: there are a convert.py and a data/convert.py.
+    found += [(path.relative_to(runs.ROOT).as_posix(), command) for command in commands_of(docstring)]
   return list(dict.fromkeys(found))
 
 

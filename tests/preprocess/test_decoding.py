@@ -22,7 +22,7 @@ from benchmarks.large_records import (
   tile_that_lies,
   tiled_tiff,
 )
-from contrastive_jax.preprocess.decoding import DecodeError
+from contrastive_jax.preprocess.decoding import DecodeError, from_bytes
 from contrastive_jax.preprocess.images import center_crop, composite, decode, premultiply, resize, straight
 
 
@@ -309,3 +309,16 @@ def test_a_png_whose_stream_lacks_a_row_is_refused(colour, depth, channels, inte
     for held in (len(stream) - 1, len(stream) // 2):
       with pytest.raises(DecodeError, match=r"before its last row|not a picture"):
         decode(png_of(width, height, stream=stream[:held], **told))
+
+
+def test_a_png_whose_pixels_changed_is_refused_at_every_byte():
+  """Pillow compares no checksum of pixels, and would show others."""
+  rng = np.random.default_rng(0)
+  out = io.BytesIO()
+  Image.fromarray(rng.integers(0, 256, (9, 7, 3), np.uint8)).save(out, "PNG")
+  whole = out.getvalue()
+  start, stop = whole.index(b"IDAT") + 4, whole.index(b"IEND") - 8
+  from_bytes(whole)
+  for at in range(start, stop):
+    with pytest.raises(DecodeError):
+      from_bytes(whole[:at] + bytes([whole[at] ^ 1 << int(rng.integers(8))]) + whole[at + 1 :])
