@@ -36,6 +36,7 @@ def _other_towers(config: Config) -> None:
 def _own_pairs(config: Config) -> None:
   """Every image made one pair, long captions were cut, and all files were on the machine of the run."""
   if "total_steps" in config:
+    config.setdefault("workdir_mirror", "")
     for name, value in (
       ("long_captions", "truncate"),
       ("captions_per_image", 1),

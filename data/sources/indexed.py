@@ -72,6 +72,7 @@ class IndexedSource(PictureSource):
     check_split(name, split)
     self._files = reader or Files()
     command = f"python -m data.index '{kind}/{files_named}'"
+    self._command = command
     self._index = Index(index or index_folder(files_named), command, self._files)
     if self._index.kind != kind:
       raise UserError(f"{name}: {self._index.folder} is the index of a set of kind {self._index.kind}: name it so")
@@ -173,8 +174,7 @@ class IndexedSource(PictureSource):
       for more, fewer, what in ((found, indexed, "does not know"), (indexed, found, "knows also")):
         if other := sorted(more - fewer):
           raise UserError(
-            f"{self._index.folder} {what} {len(other)} files, such as {other[0]}: build it anew with"
-            f" python -m data.index '{self._index.kind}/{named}'"
+            f"{self._index.folder} {what} {len(other)} files, such as {other[0]}: build it anew with {self._command}"
           )
     self._index.check_files(self._read)
 
