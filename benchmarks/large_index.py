@@ -3,6 +3,7 @@
 `benchmarks.data` writes the index and starts the probes: `python -m benchmarks.large_index PROBE FOLDER [NUMBER]`.
 """
 
+import dataclasses
 import io
 import json
 import os
@@ -23,6 +24,7 @@ from PIL import Image
 from benchmarks import photographs
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.schedule.segments import Segment
+from data.indexing import Wanted
 from data.mixture import drawn
 from data.pipeline import Pipeline
 from data.sources import index as layout
@@ -52,7 +54,7 @@ def write(folder: Path, rows: int) -> int:
   said = pa.array(photographs.captions(_CAPTIONS, rng), pa.large_string())
   schema = pa.schema([*layout.MEASURED.items(), ("txt", layout.TEXTS), ("similarity", pa.float64())])
   writer = layout.Writer(folder / "all.tar.index", schema)
-  same = {"file": 0, "offset": member.offset_data, "size": len(picture), "crc": zlib.crc32(picture)}
+  same = {"offset": member.offset_data, "size": len(picture), "crc": zlib.crc32(picture)}
   same |= {"width": _SMALL, "height": _SMALL, "channels": 0}
   for start in range(0, rows, _BLOCK):
     count = min(_BLOCK, rows - start)
@@ -64,8 +66,14 @@ def write(folder: Path, rows: int) -> int:
     columns["txt"] = pa.LargeListArray.from_arrays(pa.array(np.arange(count + 1)), texts)
     columns["similarity"] = pa.array(rng.normal(0.28, 0.04, count))
     writer.append(pa.table({name: columns[name] for name in schema.names}, schema))
-  about = {"kind": "webdataset", "image_key": "", "texts": ["txt"], "columns": ["similarity"], "damaged": []}
-  writer.close({**about, "files": [{"file": "../all.tar", "size": tar.stat().st_size, "rows": rows}]})
+  wanted = Wanted("webdataset", texts=("txt",), columns=("similarity",))
+  writer.close(
+    wanted=dataclasses.asdict(wanted),
+    texts=wanted.texts,
+    columns=wanted.columns,
+    files=[layout.IndexedFile("../all.tar", tar.stat().st_size, "", rows, {})],
+    damaged={},
+  )
   tokenizers.train_bpe(said.slice(0, 2000).to_pylist(), 8192).save(folder / photographs.TOKENIZER)
   return sum(part.stat().st_size for part in (folder / "all.tar.index").iterdir())
 

@@ -6,7 +6,6 @@ interruption the same command goes on with the files that are left.
 
 import concurrent.futures
 import dataclasses
-import json
 import os
 import shutil
 import zlib
@@ -15,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
 from contrastive_jax import runs
 from contrastive_jax.errors import UserError
+from contrastive_jax.preprocess import formats
 from contrastive_jax.preprocess.decoding import DecodeError
 from data import executors
 from data.files import Facts, Files, is_local
@@ -28,7 +27,7 @@ from data.sources import index as layout
 from data.sources.features import read_texts
 from data.sources.formats import FORMATS
 from data.sources.pictures import draw_of
-from data.sources.scan import DamagedFile, Found, LeftOut, size_of
+from data.sources.scan import DamagedFile, Found, LeftOut
 
 _PIECES = "pieces"
 
@@ -83,7 +82,6 @@ def scan_file(file: str, wanted: Wanted) -> Piece:
   """
   left_out: Counter[str] = Counter()
   columns: dict[str, list[Any]] = {name: [] for name in (*layout.MEASURED, *wanted.texts, *wanted.columns)}
-  del columns["file"]  # Its number is known once all files are.
   try:
     with Files().opened(file) as stream:
       scan = FORMATS[wanted.kind].scan
@@ -130,16 +128,16 @@ def build(
   """
   pieces = folder / _PIECES
   reader = Files()
-  sizes = {name: reader.facts(name) for name in names}
-  places = {name: pieces / _piece(name, sizes[name], wanted) for name in names}
-  known = _known(wanted, folder, sizes)
+  facts = {name: reader.facts(name) for name in names}
+  places = {name: pieces / _piece(name, facts[name], wanted) for name in names}
+  known = _known(wanted, folder, facts)
   missing = [name for name in names if name not in known and not places[name].is_dir()]
   pieces.mkdir(parents=True, exist_ok=True)
   work = {name: (name, wanted) for name in missing}
   for name, piece in executors.each(executor, scan_file, work, "files", "indexing"):
     _put(places[name], piece)
   found = {name: known.get(name) or _kept(places[name]) for name in names}
-  built = _joined(wanted, found, sizes, folder, skip_damaged, joins)
+  built = _joined(wanted, found, facts, folder, skip_damaged, joins)
   shutil.rmtree(pieces)
   return built
 
@@ -149,7 +147,7 @@ def _known(wanted: Wanted, folder: Path, facts: Mapping[str, Facts]) -> dict[str
   if not (folder / layout.ABOUT).is_file():
     return {}
   older = layout.Index(os.fspath(folder), "data.index", Files())
-  if older.wanted != json.loads(json.dumps(dataclasses.asdict(wanted))):
+  if runs.digest(older.wanted) != runs.digest(dataclasses.asdict(wanted)):
     return {}
   return {
     each.file: Scanned(older.table(older.rows_of(number)), "", each.left_out)
@@ -190,30 +188,23 @@ def _joined(
       schema = schema.append(pa.field(name, layout.TEXTS))
       texts.append(name)
   writer, start = layout.Writer(folder, schema), 0
-  for number, table in enumerate(tables.values()):
+  for table in tables.values():
     columns = {name: table[name] for name in schema.names if name in table.column_names}
-    columns["file"] = pa.array(np.full(len(table), number, np.int32))
     for each in added:
       columns |= {name: each[name].slice(start, len(table)) for name in each.column_names}
     absent = {name: pa.nulls(len(table), schema.field(name).type) for name in schema.names if name not in columns}
     writer.append(pa.table(columns | absent).select(schema.names).cast(schema))
     start += len(table)
+  files = [
+    layout.IndexedFile(_relative(name, folder), facts[name].size, facts[name].stamp, len(each.rows), each.left_out)
+    for name, each in whole.items()
+  ]
   writer.close(
-    {
-      "wanted": dataclasses.asdict(wanted),
-      "texts": texts,
-      "columns": [name for name in wanted.columns if name in schema.names],
-      "files": [
-        {
-          **dataclasses.asdict(facts[name]),
-          "file": _relative(name, folder),
-          "rows": len(each.rows),
-          "left_out": each.left_out,
-        }
-        for name, each in whole.items()
-      ],
-      "damaged": [{"file": _relative(name, folder), "why": why} for name, why in damaged.items()],
-    }
+    wanted=dataclasses.asdict(wanted),
+    texts=texts,
+    columns=[name for name in wanted.columns if name in schema.names],
+    files=files,
+    damaged={_relative(name, folder): why for name, why in damaged.items()},
   )
   return Built(folder, rows, dict(left_out), [each.num_rows - each[0].null_count for each in added])
 
@@ -222,7 +213,7 @@ def _row(file: str, found: Found, wanted: Wanted) -> dict[str, Any] | LeftOut:
   if found.raw:
     height, width, channels = found.raw
   else:
-    size = size_of(found.picture)
+    size = formats.size_of(found.picture)
     if size is None:
       return LeftOut(found.key, "bytes that are no picture which can be decoded here")
     (width, height), channels = size, 0

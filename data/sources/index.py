@@ -11,7 +11,7 @@ import errno
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ PART_ROWS = 1 << 20
 # What the index itself tells of each sample; no field of a set is stored under these names.
 MEASURED = {
   "key": pa.large_string(),
-  "file": pa.int32(),
   "offset": pa.int64(),
   "size": pa.int64(),
   "crc": pa.uint32(),
@@ -158,9 +157,13 @@ class Index:
     """Returns the rows of a file of the set."""
     return range(int(self._starts[file]), int(self._starts[file + 1]))
 
+  def file_number(self, row: int) -> int:
+    """Returns the number of the file that holds the picture of a sample."""
+    return bisect.bisect_right(self._starts, row) - 1
+
   def file_of(self, row: int) -> str:
-    """Returns the file that holds the picture of a sample."""
-    return self.files[bisect.bisect_right(self._starts, row) - 1].file
+    """Returns that file."""
+    return self.files[self.file_number(row)].file
 
   def read(self, row: int, otherwise: Read | None = None) -> bytes:
     """Reads the bytes of a picture, and compares them with their checksum.
@@ -192,23 +195,19 @@ class Index:
     Raises:
       UserError: if one is missing or has changed, by its name.
     """
-    for each in self.files:
-      if not is_local(each.file):
+    opened = range(0, len(self.files), max(1, -(-len(self.files) // _GLANCE)))
+    for number, each in enumerate(self.files):
+      rows = self.rows_of(number) if number in opened else ()
+      if not is_local(each.file) and not rows:
         continue
       try:
         self._check_size(each)
+        if rows:
+          self.read(rows[len(rows) // 2], otherwise)
       except FileNotFoundError:
         raise UserError(f"{each.file} is missing, which {self.folder} indexes: put it back, or {self._again}") from None
-    chosen = range(0, len(self.files), max(1, -(-len(self.files) // _GLANCE)))
-    for number in chosen:
-      if rows := self.rows_of(number):
-        try:
-          self._check_size(self.files[number])
-          self.read(rows[len(rows) // 2], otherwise)
-        except FileNotFoundError as error:
-          raise UserError(f"{error.filename or error} is missing: put it back, or {self._again}") from None
-        except ChangedBytes as error:
-          raise UserError(f"{error}: {self._again}") from None
+      except ChangedBytes as error:
+        raise UserError(f"{error}: {self._again}") from None
 
   def _local(self, name: str) -> Path:
     place = joined(self.folder, name)
@@ -273,17 +272,37 @@ class Writer:
     if sum(each.num_rows for each in self._waiting) >= _BATCH_ROWS:
       self._write_waiting()
 
-  def close(self, about: dict[str, Any]) -> None:
+  def close(
+    self,
+    *,
+    wanted: Mapping[str, Any],
+    texts: Sequence[str],
+    columns: Sequence[str],
+    files: Sequence[IndexedFile],
+    damaged: Mapping[str, str],
+  ) -> None:
     """Makes what was written the index.
 
     Args:
-      about: the kind, the texts, the columns and the files of the set.
+      wanted: what was asked for, see `indexing.Wanted`.
+      texts: names of the fields that hold captions, in the order in which they are looked for.
+      columns: names of the other fields.
+      files: the files of the set in the order of their rows, named from the folder of the index or by addresses.
+      damaged: why files were left out, by such names.
     """
     self._write_waiting()
     if self._writer is not None:
       self._finish()
-    parts = [dataclasses.asdict(part) for part in self._parts]
-    runs.write_object(self._folder / ABOUT, {"version": VERSION, **about, "parts": parts}, indent=None)
+    about = {
+      "version": VERSION,
+      "wanted": wanted,
+      "texts": texts,
+      "columns": columns,
+      "files": [dataclasses.asdict(each) for each in files],
+      "damaged": [{"file": name, "why": why} for name, why in damaged.items()],
+      "parts": [dataclasses.asdict(part) for part in self._parts],
+    }
+    runs.write_object(self._folder / ABOUT, about, indent=None)
     for other in self._folder.glob("part-*.arrow"):
       if other.name not in {part.file for part in self._parts}:
         other.unlink()

@@ -71,9 +71,8 @@ class IndexedSource(PictureSource):
     super().__init__(name, split, flip)
     check_split(name, split)
     self._files = reader or Files()
-    command = f"python -m data.index '{kind}/{files_named}'"
-    self._command = command
-    self._index = Index(index or index_folder(files_named), command, self._files)
+    self._command = f"python -m data.index '{kind}/{files_named}'"
+    self._index = Index(index or index_folder(files_named), self._command, self._files)
     if self._index.kind != kind:
       raise UserError(f"{name}: {self._index.folder} is the index of a set of kind {self._index.kind}: name it so")
     self._read = FORMATS[kind].read
@@ -142,7 +141,7 @@ class IndexedSource(PictureSource):
         return stable_hash(self._group, self._group_key, value)
     if self._is_grouped and isinstance(group := self._index.value(GROUP, row), int):
       return group
-    return stable_hash(self._group, self._index.value("file", row), self._index.value("key", row))
+    return stable_hash(self._group, self._index.file_number(row), self._index.value("key", row))
 
   def _class_names(self, file: str) -> list[str] | None:
     if not file:
