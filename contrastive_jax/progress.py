@@ -27,3 +27,9 @@ def shown(batches: Iterator[np.ndarray], count: int, what: str, label: str = "")
       bar.update(task, completed=int(rows.max()) + 1)
       speed = bar.tasks[0].speed
       bar.update(task, rate=f"{speed:,.0f} {what}/s" if speed else "")
+
+
+def counted(count: int, what: str, label: str) -> Iterator[int]:
+  """Yields 0 to `count` - 1, and shows how many are done as `shown` does."""
+  for rows in shown((np.array([number]) for number in range(count)), count, what, label):
+    yield int(rows[0])

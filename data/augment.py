@@ -130,11 +130,12 @@ class Augment:
   def _toned(self, view: np.ndarray, matrix: np.ndarray, u: np.ndarray) -> np.ndarray:
     """Changes the colours, on the background."""
     if view.shape[2] == 3 and u[7] >= self.colour and u[23] >= self.grey:
-      return cv2.GaussianBlur(view, (3, 3), 0) if u[24] < self.blur else view
-    if view.shape[2] == 3:
-      matrix = np.column_stack([matrix[:3, :3], 255 * matrix[:3, 3] + matrix[:3, 4]])
-    # Float32 takes OpenCV's vector path (9 us for 64x64x4), which 8-bit four-channel transforms lack (55 us).
-    toned = cv2.add(cv2.transform(view.astype(np.float32), matrix), 0.0, dtype=cv2.CV_8U)
+      toned = view  # No draw changes them.
+    else:
+      if view.shape[2] == 3:
+        matrix = np.column_stack([matrix[:3, :3], 255 * matrix[:3, 3] + matrix[:3, 4]])
+      # Float32 takes OpenCV's vector path (9 us for 64x64x4), which 8-bit four-channel transforms lack (55 us).
+      toned = cv2.add(cv2.transform(view.astype(np.float32), matrix), 0.0, dtype=cv2.CV_8U)
     if u[24] < self.blur:
       toned = cv2.GaussianBlur(toned, (3, 3), 0)
     return toned[..., :3]

@@ -31,6 +31,7 @@ from contrastive_jax.preprocess import formats
 from contrastive_jax.preprocess.decoding import DecodeError
 from contrastive_jax.preprocess.images import decode, straight
 from data import executors, indexing
+from data.sources.features import distinct
 from data.sources.indexed import GROUP, index_folder
 from data.sources.pictures import StoredPictures
 from data.substitution import shard_of
@@ -178,7 +179,7 @@ def _members(source: StoredPictures, index: int, check: bool) -> dict[str, bytes
   suffix = formats.suffix_of(stored)
   if not suffix:
     raise DecodeError(formats.remedy(stored) or "not a picture that can be decoded here")
-  captions = list(dict.fromkeys(caption for caption in text.captions if caption.strip()))
+  captions = distinct(text.captions)
   if not captions:
     raise DecodeError("it has no caption")
   said: dict[str, Any] = {GROUP: text.group} if source.shares_groups else {}

@@ -11,8 +11,6 @@ import multiprocessing
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, TypeVar
 
-import numpy as np
-
 from contrastive_jax import progress
 from contrastive_jax.errors import UserError
 from data.lifetime import follow_parent
@@ -71,9 +69,8 @@ def each(
   """
   running = {pool.submit(function, *given): key for key, given in arguments.items()}
   done = concurrent.futures.as_completed(running)
-  count = len(running)
   try:
-    for _ in progress.shown((np.array([number]) for number in range(count)), count, what, label):
+    for _ in progress.counted(len(running), what, label):
       future = next(done)
       yield running.pop(future), future.result()
   finally:

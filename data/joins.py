@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess.decoding import DecodeError
 from data import tables
-from data.sources.features import read_texts
+from data.sources.features import distinct, read_texts
 from data.sources.index import MEASURED, TEXTS
 
 
@@ -70,5 +70,4 @@ def texts_of(value: Any) -> list[str] | None:
   Raises:
     DecodeError: if it holds something else.
   """
-  texts = [text for text in read_texts(value) if text.strip()] if value is not None else []
-  return list(dict.fromkeys(texts)) or None
+  return None if value is None else distinct(read_texts(value)) or None

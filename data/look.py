@@ -33,7 +33,7 @@ from contrastive_jax.evaluation.results import percent
 from contrastive_jax.preprocess import images, tokenizers
 from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.runs import write_atomically
-from contrastive_jax.schedule.segments import cursors
+from contrastive_jax.schedule.segments import draws_until
 from contrastive_jax.schedule.stages import first_steps
 from contrastive_jax.training.run import Run
 from data import build
@@ -265,7 +265,7 @@ def _facts(run: Run, name: str, found: Survey, bare: bool) -> dict[str, str]:
   if clips:
     facts["Frames of a clip"] = _spread(clips)
   if not bare:
-    drawn = cursors(run.segments, len(run.segments))
+    drawn = draws_until(run.segments, run.config.total_steps)
     inputs = [segment.inputs(modality) for segment in run.segments for modality in segment.modalities]
     weights = [f"{weight:g}" for each in inputs for other, weight in each.sources if other == name]
     facts["Weight"] = ", then ".join(dict.fromkeys(weights))
@@ -296,9 +296,8 @@ def _pairs(
   reader: Reader, places: Sequence[tuple[int, int]], tokenizer: Tokenizer, length: int, name: str
 ) -> list[ShownPair]:
   """Reads pairs and prepares them for the page, with a progress bar."""
-  each = (np.array([number]) for number in range(len(places)))
-  numbers = progress.shown(each, len(places), "pairs", f"{name}, as the model sees it")
-  return [_shown(pair, tokenizer, length) for rows in numbers for pair in reader.pairs([places[rows[0]]])]
+  numbers = progress.counted(len(places), "pairs", f"{name}, as the model sees it")
+  return [_shown(pair, tokenizer, length) for number in numbers for pair in reader.pairs([places[number]])]
 
 
 def _shown(pair: Pair, tokenizer: Tokenizer, length: int) -> ShownPair:

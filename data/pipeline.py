@@ -22,12 +22,12 @@ from contrastive_jax.batch import Batch, Targets, TeacherInputs, TextBatch
 from contrastive_jax.errors import UserError, nearest
 from contrastive_jax.models.config import OtherConfig
 from contrastive_jax.preprocess import packing
+from contrastive_jax.preprocess.long_captions import fitted
 from contrastive_jax.preprocess.tokenizers import CaptionEncoder
 from contrastive_jax.schedule.segments import Inputs, Segment, segment_at, total_steps
 from data.augment import DRAWS, Augment
 from data.chunks import chunk_rows, joined, on_host
 from data.lifetime import follow_parent, start_tracker
-from data.long_captions import fitted
 from data.mixture import Drawn, drawn, uniforms
 from data.numbering import id_bases, pair_keys, row_bases
 from data.rendering import Renderer, with_frames

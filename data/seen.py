@@ -12,13 +12,13 @@ from contrastive_jax.bad_records import BadRecords
 from contrastive_jax.batch import ImageBatch, TextBatch
 from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess.images import join
+from contrastive_jax.preprocess.long_captions import readings
 from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.preprocess.video import Clip
 from contrastive_jax.schedule.segments import segment_at
 from contrastive_jax.training.run import Run
 from data.build import make_pipeline
 from data.chunks import on_host
-from data.long_captions import readings
 from data.numbering import pair_keys, rows_of, sample_of
 from data.pipeline import Pipeline
 from data.sources import Example, Source

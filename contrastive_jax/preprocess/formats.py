@@ -52,14 +52,25 @@ def suffixes() -> frozenset[str]:
   return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in names)
 
 
+def size_of(data: bytes) -> tuple[int, int] | None:
+  """Returns width and height of an encoded picture, as it is stored, without decoding it; None if it is no picture."""
+  header = _header(data)
+  return header and header[1]
+
+
 def suffix_of(data: bytes) -> str:
   """Returns the suffix that a file with these bytes should have, such as ".jpg"; "" if they are no picture."""
+  header = _header(data)
+  return _suffix(header[0]) if header else ""
+
+
+def _header(data: bytes) -> tuple[str, tuple[int, int]] | None:
+  """Returns Pillow's name of the format and the size that the header of a picture tells."""
   try:
     with Image.open(io.BytesIO(data), formats=decoded()) as image:
-      name = image.format or ""
+      return image.format or "", image.size
   except Exception:  # Pillow raises what it likes for damaged files.
-    return ""
-  return _suffix(name)
+    return None
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from contrastive_jax.models.presets import model_config
 from contrastive_jax.objectives import Objective, Sizes, check_teacher, check_towers, make_objective
 from contrastive_jax.objectives.term import STATE_ROWS, TEACHER_TEXT
 from contrastive_jax.parallel.mesh import MeshSpec, batch_shards
+from contrastive_jax.preprocess import long_captions
 from contrastive_jax.runs import read_object
 from contrastive_jax.schedule import shapes
 from contrastive_jax.schedule.segments import Segment, resume, source_names
@@ -231,7 +232,7 @@ def _has_initial_model(config: ConfigDict) -> bool:
 def _check_choices(config: ConfigDict) -> None:
   """Raises a `UserError` for a field whose value is none of those it may have."""
   require_known("on_nonfinite", config.on_nonfinite, ("stop", "skip"))
-  require_known("data.long_captions", config.data.long_captions, ("truncate", "sentence", "span"))
+  require_known("data.long_captions", config.data.long_captions, long_captions.WAYS)
   for name in ("compute_dtype", "loss_dtype"):
     require_known(name, config[name], ("float32", "bfloat16"))
   initialize.check_choices(config)

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from contrastive_jax import paths
+from contrastive_jax import downloads, paths
 from contrastive_jax.bad_records import retried
 from contrastive_jax.errors import UserError
 from data.files import cache, patterns, servers
@@ -76,7 +76,7 @@ class Files:
       "answer_seconds": answer_seconds,
       "delays": tuple(delays),
     }
-    self._folder = _default_cache() if cache_dir is None else Path(cache_dir)
+    self._folder = downloads.cache() if cache_dir is None else Path(cache_dir)
     self._seconds, self._delays = answer_seconds, tuple(delays)
     self._ranges = None
     if cache_bytes:
@@ -345,7 +345,3 @@ def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int, list[tupl
         continue
     groups.append((offset, offset + size, [(offset, size)]))
   return groups
-
-
-def _default_cache() -> Path:
-  return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "contrastive_jax"

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from fsspec.asyn import sync
 
+from contrastive_jax import stores
 from contrastive_jax.errors import UserError
 
 # Module and class of each kind of server, and the package to install for it.
@@ -69,9 +70,8 @@ def scheme(file: str) -> str:
   Raises:
     UserError: if the address is of another kind.
   """
-  found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", file)
-  kind = found[1].lower() if found else "file"
-  if kind == "file":
+  kind = stores.scheme(file)
+  if not kind:
     return ""
   if kind not in ("s3", "gs", "http", "https"):
     raise UserError(

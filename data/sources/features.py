@@ -1,6 +1,6 @@
 """What the features of a TFDS set hold, and how pictures and texts are read from their values."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,16 @@ def read_picture(stored: Any, background: tuple[int, int, int] | None) -> np.nda
   if not len(stored):
     raise DecodeError("the clip has no frames")
   return StoredFrames(list(stored))
+
+
+def distinct(texts: Iterable[str]) -> list[str]:
+  """Returns the texts that are not blank, each once and in their order.
+
+  Examples:
+    >>> distinct(["a dog", " ", "a cat", "a dog"])
+    ['a dog', 'a cat']
+  """
+  return list(dict.fromkeys(text for text in texts if text.strip()))
 
 
 def read_texts(value: Any) -> list[str]:

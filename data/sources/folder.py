@@ -16,7 +16,7 @@ from contrastive_jax.evaluation.tasks import LabelledSet, ReadSet
 from contrastive_jax.preprocess import formats
 from contrastive_jax.preprocess.decoding import DecodeError
 from data.sources import Text, stable_hash
-from data.sources.features import read_texts
+from data.sources.features import distinct, read_texts
 from data.sources.pictures import FilePictures, Shown, in_split, paired, place_and_split
 
 # What may stand beside a picture, the first that is there is taken; and the keys of its captions in the latter.
@@ -26,7 +26,18 @@ _KEYS = ("caption", "captions", "text")
 _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
 
 
-class FolderSource(FilePictures):
+class _FolderPictures(FilePictures):
+  """Pictures below a folder, each named by its path there."""
+
+  def __init__(self, name: str, folder: Path, split: str, pictures: Sequence[str], flip: bool):
+    super().__init__(name, split, [folder / picture for picture in pictures], flip)
+    self._folder = folder
+
+  def sample_name(self, index: int) -> str:
+    return paths.as_id(self._files[index].relative_to(self._folder).as_posix())
+
+
+class FolderSource(_FolderPictures):
   """The pictures below a folder that have their captions in a file of the same name beside them.
 
   In `dog.txt` each line that is not blank is a caption of `dog.jpg`. `dog.json` is a text, a list of them, or an object
@@ -35,24 +46,20 @@ class FolderSource(FilePictures):
 
   def __init__(self, name: str, folder: Path, split: str, pictures: Sequence[str], flip: bool):
     """Opens the pictures, given by their paths below the folder; no captions are read yet."""
-    super().__init__(name, split, [folder / picture for picture in pictures], flip)
-    self._folder = folder
+    super().__init__(name, folder, split, pictures, flip)
     self._groups = [stable_hash("folder", os.fspath(folder), picture) for picture in pictures]
 
   def text(self, index: int) -> Text:
     file = next((file for end in _BESIDE if (file := self._files[index].with_suffix(end)).is_file()), None)
     if file is None:
       raise DecodeError(f"{self._files[index].stem}.txt is not beside it")
-    captions = tuple(dict.fromkeys(text for text in _captions_in(file) if text.strip()))
+    captions = tuple(distinct(_captions_in(file)))
     if not captions:
       raise DecodeError(f"{file.name} holds no caption")
     return Text(captions, self._groups[index])
 
-  def sample_name(self, index: int) -> str:
-    return paths.as_id(self._files[index].relative_to(self._folder).as_posix())
 
-
-class ClassFolderSource(FilePictures):
+class ClassFolderSource(_FolderPictures):
   """The pictures below a folder that has a folder for each class, whose name is put into templates.
 
   Attributes:
@@ -78,8 +85,7 @@ class ClassFolderSource(FilePictures):
     Raises:
       UserError: if the folders are splits, or no two classes, or one class has two of them.
     """
-    super().__init__(name, split, [folder / picture for picture in pictures], flip)
-    self._folder = folder
+    super().__init__(name, folder, split, pictures, flip)
     if _SPLITS.issuperset(map(str.lower, folders)):
       raise UserError(f"{name} holds the splits {', '.join(folders)} and no classes: name one, {name}/{folders[0]}")
     self.classes = [paths.as_id(folder).replace("_", " ") for folder in folders]
@@ -97,9 +103,6 @@ class ClassFolderSource(FilePictures):
 
   def text(self, index: int) -> Text:
     return self._texts[self.labels[index]]
-
-  def sample_name(self, index: int) -> str:
-    return paths.as_id(self._files[index].relative_to(self._folder).as_posix())
 
 
 def open_folder(

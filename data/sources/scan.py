@@ -8,10 +8,6 @@ import io
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from PIL import Image
-
-from contrastive_jax.preprocess import formats
-
 
 class Place(NamedTuple):
   """Where in its file the bytes of a picture are."""
@@ -73,12 +69,3 @@ class Scan(Protocol):
       UserError: if `image_key` has to be named, or names nothing.
     """
     ...
-
-
-def size_of(picture: bytes) -> tuple[int, int] | None:
-  """Returns width and height of an encoded picture, as it is stored, without decoding it; None if it is no picture."""
-  try:
-    with Image.open(io.BytesIO(picture), formats=formats.decoded()) as image:
-      return image.size
-  except Exception:  # Pillow raises what it likes for damaged files.
-    return None

@@ -13,7 +13,7 @@ from contrastive_jax.errors import UserError, nearest
 from contrastive_jax.preprocess.decoding import DecodeError
 from data import tables
 from data.sources import Text, in_order, stable_hash, weighted
-from data.sources.features import read_texts
+from data.sources.features import distinct, read_texts
 from data.sources.keep import Filter
 from data.sources.pictures import FilePictures, in_split, place_and_split
 
@@ -66,8 +66,7 @@ class TableSource(FilePictures):
   def text(self, index: int) -> Text:
     found = []
     for weight, column in zip(self._weights.values(), zip(*self._captions[index], strict=True), strict=True):
-      texts = [text for said in column if said is not None for text in read_texts(said)]
-      if captions := list(dict.fromkeys(text for text in texts if text.strip())):
+      if captions := distinct(text for said in column if said is not None for text in read_texts(said)):
         found.append((weight, captions))
     if not found:
       raise DecodeError("its rows have no caption")

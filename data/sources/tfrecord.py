@@ -10,7 +10,8 @@ import google_crc32c
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
 from contrastive_jax.errors import UserError, nearest
-from data.sources.scan import DamagedFile, Found, LeftOut, Place, size_of
+from contrastive_jax.preprocess import formats
+from data.sources.scan import DamagedFile, Found, LeftOut, Place
 
 _LENGTH, _CRC = struct.Struct("<Q"), struct.Struct("<I")
 # Where a record holds pixels, their shape stands in features of these names, with the same folder before them.
@@ -83,7 +84,7 @@ def _value(feature: Any) -> Any:
 
 def _picture_key(features: dict[str, Any], number: int) -> str:
   holds = {name: _value(feature) for name, feature in features.items()}
-  found = [name for name, value in holds.items() if isinstance(value, bytes) and size_of(value)]
+  found = [name for name, value in holds.items() if isinstance(value, bytes) and formats.size_of(value)]
   found = found or [name for name in _PICTURES if name in holds and _raw_shape(features, name, len(holds[name] or b""))]
   if len(found) != 1:
     what = f"the pictures {', '.join(sorted(found))}" if found else f"no picture among {', '.join(sorted(holds))}"

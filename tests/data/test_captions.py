@@ -8,8 +8,8 @@ import pytest
 from toy import WordTokenizer
 
 from contrastive_jax.errors import UserError
+from contrastive_jax.preprocess.long_captions import fitted, sentences
 from contrastive_jax.schedule.segments import Segment, cursors
-from data.long_captions import fitted, sentences
 from data.pipeline import Pipeline
 from data.sources import Example, Text
 
