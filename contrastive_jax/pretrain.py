@@ -30,6 +30,7 @@ from contrastive_jax.run_lock import RunLock
 from contrastive_jax.runs import read_json_lines, write_config, write_folder
 from contrastive_jax.schedule.segments import Segment, segment_at, source_names
 from contrastive_jax.training import growth, loop, mirror_restore
+from contrastive_jax.training.balancing import balancing_term, with_balanced_bias
 from contrastive_jax.training.checkpoint import Checkpoints
 from contrastive_jax.training.config import check_names_and_numbers, check_resume
 from contrastive_jax.training.distillation import load_teacher
@@ -168,6 +169,12 @@ def train(config: ConfigDict, workdir: str | PathLike, *, data: Data) -> Outcome
       towers=config.init_towers,
       say=say,
     )
+    # Weights of all towers bring their bias along.
+    fresh = restored is None and not (config.init_from and config.init_towers == "all")
+    if fresh and balancing_term(run.objective) is not None:
+      _, first = next(iter(pipeline.iterate(0, 1)))
+      state = with_balanced_bias(spec, state, first, accumulate=config.accumulation)
+      say(f"The logit bias begins at {float(state.params['logit_bias']):.3f}, found from the first batch.")
     if restored is None and config.init_from:
       announcements.say_if_scale_is_cut(state, config.max_logit_scale)
     model = Model(spec.model, state.evaluated(), tokenizer, mesh=mesh)

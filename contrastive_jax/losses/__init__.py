@@ -6,6 +6,7 @@ distil also take a frozen teacher's embeddings of the same pairs.
 """
 
 from contrastive_jax.losses.alignment import squared_distances
+from contrastive_jax.losses.cross_correlation import cross_correlation_loss
 from contrastive_jax.losses.distillation import (
   DISTANCES,
   feature_distances,
@@ -13,8 +14,11 @@ from contrastive_jax.losses.distillation import (
   similarity_distillation,
 )
 from contrastive_jax.losses.individual_temperatures import individual_temperature_loss
-from contrastive_jax.losses.sigmoid import sigmoid_loss
+from contrastive_jax.losses.prototypes import sinkhorn, swapped_prototypes_loss
+from contrastive_jax.losses.queue import queued_softmax_loss
+from contrastive_jax.losses.sigmoid import balanced_bias, sigmoid_loss
 from contrastive_jax.losses.softmax import softmax_loss, weighted_softmax_loss
+from contrastive_jax.losses.spread import cross_uniformity, uniformity
 
 OBJECTIVES = {"sigmoid": sigmoid_loss, "softmax": softmax_loss}
 DISTILLATIONS = {"distill_similarity": similarity_distillation, "distill_relational": relational_distillation}
@@ -23,12 +27,19 @@ __all__ = [
   "DISTANCES",
   "DISTILLATIONS",
   "OBJECTIVES",
+  "balanced_bias",
+  "cross_correlation_loss",
+  "cross_uniformity",
   "feature_distances",
   "individual_temperature_loss",
+  "queued_softmax_loss",
   "relational_distillation",
   "sigmoid_loss",
   "similarity_distillation",
+  "sinkhorn",
   "softmax_loss",
   "squared_distances",
+  "swapped_prototypes_loss",
+  "uniformity",
   "weighted_softmax_loss",
 ]

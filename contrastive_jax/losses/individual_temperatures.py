@@ -1,7 +1,6 @@
 """A softmax loss in which every image and every text has a temperature of its own, found by robust optimisation."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from contrastive_jax.losses import negatives, pairwise
+from contrastive_jax.losses.reductions import safe_log
 
 # Largest derivative by a temperature that enters its momentum.
 _LARGEST_SLOPE = 5.0
@@ -38,7 +38,7 @@ def individual_temperature_loss(
   texts: Samples,
   seen: Int[Array, "pairs"],
   *,
-  gamma: float = 0.8,
+  gamma: Float[Array, ""] | float = 0.8,
   rho: float = 6.0,
   rate: float = 0.03,
   momentum: float = 0.9,
@@ -93,6 +93,8 @@ def individual_temperature_loss(
   sweep = negatives.Sweep(axes, strategy, tile, ring_order)
   one = jnp.ones((), dtype)
   pairs = len(image) * pairwise.device_count(axes)
+  # Of a gamma of 1 nothing old remains: its logarithm is minus infinity.
+  log_old, log_new = (safe_log(jnp.asarray(share, dtype)) for share in (1 - gamma, gamma))
 
   def direction(anchors, others, samples: Samples) -> tuple[Float[Array, ""], Samples, Float[Array, ""]]:
     temperature = samples.temperature
@@ -106,7 +108,7 @@ def individual_temperature_loss(
 
     # From here on nothing is differentiated, but `margin` in the last line.
     log_batch = lax.stop_gradient(margin) - jnp.log(jnp.maximum(count, 1))
-    running = jnp.logaddexp(_log(1 - gamma) + samples.log_mean, _log(gamma) + log_batch)
+    running = jnp.logaddexp(log_old + samples.log_mean, log_new + log_batch)
     log_mean = jnp.where(seen > 0, running, log_batch)
     share = jnp.exp(log_batch - log_mean)
     slope = log_mean + rho - share * expected
@@ -124,10 +126,6 @@ def individual_temperature_loss(
   sums = (image_loss + text_loss, image_temperature, text_temperature)
   loss, image_temperature, text_temperature = (pairwise.global_sum(total, axes) / pairs for total in sums)
   return loss, (images, texts), {"temperature_image": image_temperature, "temperature_text": text_temperature}
-
-
-def _log(share: float) -> Any:
-  return jnp.log(share) if share > 0 else -jnp.inf
 
 
 def _expected_margin(rows, others, positive, margin, temperature, keys, sweep) -> Float[Array, "pairs"]:

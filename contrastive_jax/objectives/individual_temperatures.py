@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from contrastive_jax.bounds import COUNT, FINITE, POSITIVE, Range, within
+from contrastive_jax.bounds import COUNT, FINITE, NOT_NEGATIVE, POSITIVE, Range, within
 from contrastive_jax.errors import UserError
 from contrastive_jax.losses import pairwise
 from contrastive_jax.losses.individual_temperatures import Samples, individual_temperature_loss
-from contrastive_jax.objectives import samples
+from contrastive_jax.objectives import samples, steps
 from contrastive_jax.objectives.term import SAMPLES, STATE_ROWS, Arrays, GlobalTerm, Pairs, Sizes, Variable
 
 
@@ -22,6 +22,8 @@ class IndividualTemperatures(GlobalTerm):
 
   Attributes:
     gamma: weight of the batch in the running means, in (0, 1].
+    gamma_steps: number of steps over which the weight falls from 1 to `gamma` along half a cosine; 0 is `gamma` from
+      the start.
     rho: weight of the temperatures; the larger it is, the smaller they become.
     temperature: the temperature that all samples begin with.
     smallest: the smallest temperature.
@@ -36,6 +38,7 @@ class IndividualTemperatures(GlobalTerm):
   """
 
   gamma: float = within(Range(0, 1, above=True), 0.8)
+  gamma_steps: int = within(NOT_NEGATIVE, 0)
   rho: float = within(FINITE, 6.0)
   temperature: float = within(POSITIVE, 0.01)
   smallest: float = within(POSITIVE, 0.005)
@@ -57,40 +60,33 @@ class IndividualTemperatures(GlobalTerm):
       )
 
   def state(self, sizes: Sizes) -> Arrays:
-    if self.samples is not None and self.samples < sizes.samples:
-      raise UserError(
-        f"loss_options.individual_temperatures.samples={self.samples} is less than the {sizes.samples} samples of the"
-        " sources: raise it, or leave it out"
-      )
-    if not (self.samples or sizes.samples):
-      raise UserError(
-        "individual_temperatures keeps a state for every sample, and nothing says how many there are: set"
-        " loss_options.individual_temperatures.samples"
-      )
-    rows = samples.row_count(self.samples or sizes.samples)
+    rows = samples.rows_of("individual_temperatures", self.samples, sizes)
 
     def filled(value, dtype=jnp.float32):
       return Variable((rows,), (SAMPLES,), lambda _, shape: jnp.full(shape, value, dtype))
 
     side = {"log_mean": filled(0), "temperature": filled(self.temperature), "momentum": filled(0)}
-    return {"image": side, "text": side, "seen": filled(0, jnp.int32)}
+    return {"image": side, "text": side, "seen": filled(0, jnp.int32), **steps.variables(self.gamma_steps)}
 
   def __call__(self, pairs: Pairs, params, state, **exchange: Any):
     axes = pairwise.mesh_axes(exchange["axis_name"])
-    before = samples.read(state, pairs.state_rows, axes)
+    remembered = {name: state[name] for name in ("image", "text", "seen")}
+    before = samples.read(remembered, pairs.state_rows, axes)
     loss, sides, metrics = individual_temperature_loss(
       pairs.image,
       pairs.text,
       Samples(**before["image"]),
       Samples(**before["text"]),
       before["seen"],
+      gamma=steps.falling(self.gamma, state, self.gamma_steps),
       group=pairs.keys,
       **{name: getattr(self, name) for name in _OF_THE_LOSS},
       **exchange,
     )
     image, text = (dataclasses.asdict(side) for side in sides)
     after = {"image": image, "text": text, "seen": before["seen"] + 1}
-    return loss, samples.write(state, pairs.state_rows, jax.lax.stop_gradient(after), axes), metrics
+    written = samples.write(remembered, pairs.state_rows, jax.lax.stop_gradient(after), axes)
+    return loss, {**written, **steps.counted(state, self.gamma_steps)}, metrics
 
 
-_OF_THE_LOSS = ("gamma", "rho", "rate", "momentum", "smallest", "largest", "strategy", "tile")
+_OF_THE_LOSS = ("rho", "rate", "momentum", "smallest", "largest", "strategy", "tile")

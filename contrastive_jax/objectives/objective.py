@@ -29,6 +29,7 @@ from contrastive_jax.objectives.term import (
   Sizes,
   Term,
   Variable,
+  WrapsTerm,
 )
 from contrastive_jax.parallel.mesh import BATCH_AXES, ring_order
 
@@ -53,6 +54,20 @@ class Objective:
   def needs(self, what: str) -> bool:
     """Says whether any term needs this of a batch, as `Term.needs` lists it."""
     return any(what in term.needs for _, term in self.terms.values())
+
+  @property
+  def uses_average(self) -> bool:
+    """Whether any term compares with what the moving average of the towers makes of the pairs."""
+    return any(term.uses_average for _, term in self.terms.values())
+
+  def unlearned(self, pairs: int) -> dict[str, float]:
+    """Returns the values of terms where embeddings tell nothing of so many pairs, by the names of their metrics."""
+    found = {}
+    for name, (weight, term) in self.terms.items():
+      value = term.unlearned(pairs)
+      if value is not None:
+        found |= {f"loss_{name}": value} if len(self.terms) > 1 else {"loss": weight * value}
+    return found
 
   def params(self, sizes: Sizes) -> dict[str, Any]:
     """Describes the parameters of the terms, by their names, without terms that have none.
@@ -85,6 +100,7 @@ class Objective:
     params: Arrays | None = None,
     state: Arrays | None = None,
     state_axes: Arrays | None = None,
+    average: Embeddings | None = None,
     factors: Mapping[str, Float[Array, ""]] | None = None,
   ) -> tuple[Float[Array, ""], tuple[Metrics, Arrays]]:
     """Computes the global terms of embeddings that lie on the batch axes of `mesh`.
@@ -98,6 +114,7 @@ class Objective:
       params: the parameters of the terms.
       state: the state of the terms.
       state_axes: the logical axes of `state`, as `axes` returns them.
+      average: the embeddings that the moving average of the towers makes of the same pairs, where a term uses them.
       factors: factors of the weights of terms, by their names; 1 where there is none.
 
     Returns:
@@ -135,6 +152,9 @@ class Objective:
     narrow = jax.tree.map(lambda embedding: embedding.astype(self.dtype), dict(embeddings))
     image, text = narrow.pop("image"), narrow.pop("text")
     pairs = Pairs(image, text, batch.keys, logit_scale, logit_bias, state_rows=batch.state_rows, others=narrow)
+    if average is not None:
+      slow = {f"average_{side}": jax.lax.stop_gradient(average[side].astype(self.dtype)) for side in ("image", "text")}
+      pairs = dataclasses.replace(pairs, **slow)
     if targets is not None:
       teacher = jax.tree.map(lambda embedding: embedding.astype(self.dtype), targets)
       pairs = dataclasses.replace(pairs, teacher_image=teacher.image, teacher_text=teacher.text)
@@ -237,21 +257,32 @@ def make_objective(
   if not any(TERMS[name].separates for name in weights):
     apart = ", ".join(name for name, term in TERMS.items() if term.separates)
     raise UserError(f"the objective {', '.join(weights)} has no term that keeps embeddings apart: add one of {apart}")
-  terms = {name: _make_term(name, options.get(name, {})) for name in dict.fromkeys((*weights, *options))}
+  terms = {name: _make_term(name, options, name in weights) for name in dict.fromkeys((*weights, *options))}
   return Objective({name: (weight, terms[name]) for name, weight in weights.items()}, dtype)
 
 
-def _make_term(name: str, options: Mapping[str, Any]) -> Term:
-  allowed = term_options().get(name, {})
-  for option in options:
+def _make_term(name: str, options: Mapping[str, Mapping[str, Any]], used: bool) -> Term:
+  """Makes a term and tries it, but for one that is not used and has its defaults: a config has the options of all."""
+  allowed, own = term_options().get(name, {}), options.get(name, {})
+  for option in own:
     if option not in allowed:
       known = f"it takes {', '.join(allowed)}" if allowed else "it takes none"
       raise UserError(f"loss_options.{name}.{option} is not an option of '{name}'{nearest(option, allowed)}: {known}")
   with fields_of(f"loss_options.{name}"):
-    term = TERMS[name](**with_tuples(options))
-    if isinstance(term, GlobalTerm):
+    term = TERMS[name](**with_tuples(own))
+    tried = used or term != TERMS[name]()
+    if isinstance(term, WrapsTerm):
+      require_known("of", term.of, [inner for inner, kind in TERMS.items() if _may_be_wrapped(kind)])
+  if isinstance(term, WrapsTerm):
+    term = term.around(_make_term(term.of, options, tried))
+  with fields_of(f"loss_options.{name}"):
+    if tried and isinstance(term, GlobalTerm):
       _try(term)
   return term
+
+
+def _may_be_wrapped(kind: type[Term]) -> bool:
+  return issubclass(kind, GlobalTerm) and kind.separates
 
 
 @functools.cache
@@ -261,7 +292,7 @@ def _try(term: GlobalTerm) -> None:
   side, rows = jax.ShapeDtypeStruct((2, 2), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
   keys = jax.ShapeDtypeStruct((2, 2, 2), jnp.uint32)
   others = {name: side for name in term.towers if name not in ("image", "text")}
-  pairs = Pairs(side, side, keys, 1.0, 0.0, side, side, rows, others)
+  pairs = Pairs(side, side, keys, 1.0, 0.0, side, side, rows, others, side, side)
   # The key is made within the trace: one made outside would start JAX, and fix its devices and processes.
   arrays = [
     jax.eval_shape(lambda kind=kind: create({"": kind}, jax.random.key(0))[""])

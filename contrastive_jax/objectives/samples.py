@@ -7,8 +7,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
+from contrastive_jax.errors import UserError
 from contrastive_jax.losses import pairwise
 from contrastive_jax.losses.reductions import collective
+from contrastive_jax.objectives.term import Sizes
 
 # The number of rows is a multiple of this, so that the state has one shape on all meshes whose devices divide it.
 MULTIPLE = 4096
@@ -17,6 +19,29 @@ MULTIPLE = 4096
 def row_count(samples: int) -> int:
   """Returns the number of rows that the state of so many samples has."""
   return -(-samples // MULTIPLE) * MULTIPLE
+
+
+def rows_of(term: str, asked: int | None, sizes: Sizes) -> int:
+  """Returns the number of rows of a term that keeps a state for every sample.
+
+  Args:
+    term: the name of the term, for errors.
+    asked: number of samples that its options name, or None.
+    sizes: the sizes of the run.
+
+  Raises:
+    UserError: if the sources have more samples than were asked for, or nothing says how many they have.
+  """
+  if asked is not None and asked < sizes.samples:
+    raise UserError(
+      f"loss_options.{term}.samples={asked} is less than the {sizes.samples} samples of the sources: raise it, or leave"
+      " it out"
+    )
+  if not (asked or sizes.samples):
+    raise UserError(
+      f"{term} keeps a state for every sample, and nothing says how many there are: set loss_options.{term}.samples"
+    )
+  return row_count(asked or sizes.samples)
 
 
 def read(state: Any, rows: Int[Array, "pairs"], axes: tuple[str, ...]) -> Any:

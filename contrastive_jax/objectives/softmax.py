@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any, ClassVar
 
 from contrastive_jax import losses
@@ -26,6 +27,9 @@ class Softmax(ComparesTowers, GlobalTerm):
 
   separates: ClassVar[bool] = True
   compares_pairs: ClassVar[bool] = True
+
+  def unlearned(self, pairs: int) -> float:
+    return (len(self.towers) - 1) * math.log(pairs)
 
   def __call__(self, pairs: Pairs, params, state, **exchange: Any):
     loss = functools.partial(

@@ -38,12 +38,14 @@ class Sizes:
     embed_dim: size of the model's embeddings.
     teacher_dim: size of the teacher's embeddings, None without a teacher.
     samples: number of samples in all sources of the run; 0 where no term asks.
+    pairs: the largest number of pairs in a batch; 0 where a term is tried by itself.
     model: the sizes of all towers; None where a term is tried by itself.
   """
 
   embed_dim: int
   teacher_dim: int | None = None
   samples: int = 0
+  pairs: int = 0
   model: DualEncoderConfig | None = None
 
 
@@ -77,6 +79,9 @@ class Pairs:
     teacher_text: the same of the texts, or None.
     state_rows: int32 `[pairs]`, the row of each pair's sample in the state that terms keep for every sample, or None.
     others: `[pairs, dim]`, L2-normalised embeddings that other towers make of the pairs, by the name of the tower.
+    average_image: `[pairs, dim]`, L2-normalised embeddings that the moving average of the towers makes of the images,
+      or None.
+    average_text: the same of the texts, or None.
   """
 
   image: AnyArray
@@ -88,6 +93,8 @@ class Pairs:
   teacher_text: AnyArray | None = None
   state_rows: AnyArray | None = None
   others: Mapping[str, AnyArray] = dataclasses.field(default_factory=dict)
+  average_image: AnyArray | None = None
+  average_text: AnyArray | None = None
 
   def of(self, tower: str) -> AnyArray:
     """Returns the embeddings that a tower makes, by its name."""
@@ -114,6 +121,15 @@ class Term:
   def distils(self) -> bool:
     """Whether the term compares with a teacher; batches without a teacher's targets leave it out."""
     return bool(self.needs & {TEACHER_IMAGE, TEACHER_TEXT})
+
+  @property
+  def uses_average(self) -> bool:
+    """Whether the term compares with what the moving average of the towers makes of the pairs."""
+    return False
+
+  def unlearned(self, pairs: int) -> float | None:
+    """Returns the value where embeddings tell nothing of the pairs of a batch; None where there is no such value."""
+    return None
 
   def params(self, sizes: Sizes) -> Arrays:
     """Describes the parameters of the term, which the optimiser trains.
@@ -162,6 +178,20 @@ class GlobalTerm(Term, abc.ABC):
       state: the arrays that `Term.state` describes.
       exchange: `axis_name` and `ring_order` of the functions in `losses`, which say where the other pairs are.
     """
+
+
+class WrapsTerm(Term, abc.ABC):
+  """The options of a term that is made around another one, which has the options that it has by itself.
+
+  Attributes:
+    of: the name of the other term, a global one that separates.
+  """
+
+  of: str
+
+  @abc.abstractmethod
+  def around(self, term: GlobalTerm) -> GlobalTerm:
+    """Returns the term around another one."""
 
 
 class LocalTerm(Term, abc.ABC):

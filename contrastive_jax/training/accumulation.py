@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from contrastive_jax.batch import ImageBatch, TextBatch
+from contrastive_jax.batch import Batch, ImageBatch, TextBatch
+from contrastive_jax.models import dual_encoder
 from contrastive_jax.parallel.mesh import BATCH_AXES, batch_sharding, batch_shards
 
 
@@ -63,6 +64,30 @@ def split_batch(batch: Any, count: int, mesh: Mesh) -> Any:
   return jax.tree.map(
     renumbered, split(batch, count, mesh), batch, is_leaf=lambda node: isinstance(node, ImageBatch | TextBatch)
   )
+
+
+def embed(graphdef: Any, params: Any, batch: Batch, count: int, mesh: Mesh) -> dict[str, jax.Array]:
+  """Embeds a batch without noise, one micro-batch after the other, and keeps nothing for a backward pass.
+
+  Args:
+    graphdef: the graph definition of the dual encoder.
+    params: its parameters.
+    batch: the pairs.
+    count: number of micro-batches.
+    mesh: the mesh that the pairs lie on.
+
+  Returns:
+    The embeddings of the whole batch, by the name of the tower.
+  """
+
+  def run(part: Batch) -> dict[str, jax.Array]:
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      outputs = dual_encoder.merge(graphdef, params)(part)
+    return {name: output.embedding for name, output in outputs.items()}
+
+  if count == 1:
+    return run(batch)
+  return join(lax.map(run, split_batch(batch, count, mesh)), mesh)
 
 
 def value_and_grad(

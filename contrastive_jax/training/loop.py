@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,6 +18,7 @@ from contrastive_jax.parallel.mesh import host_share, put_batch
 from contrastive_jax.runs import JsonLines, write_object
 from contrastive_jax.training.checkpoint import Checkpoints
 from contrastive_jax.training.metrics import Bar, Writer, peak_flops
+from contrastive_jax.training.plateau import Plateau
 from contrastive_jax.training.programs import Programs
 from contrastive_jax.training.state import TrainState
 from contrastive_jax.training.step import TrainStep
@@ -78,6 +79,8 @@ class LoopOptions:
     max_skipped_steps: with `stop_on_nonfinite` off, more skipped updates in a row than this raise as well, and so do
       more than this and `SKIPPED_SHARE` of all updates since the start of the loop.
     flops_per_pair: FLOPs of one training step for each pair, for the utilisation; 0 reports none.
+    unlearned: returns the values that losses have where embeddings tell nothing, by the names of the metrics and for so
+      many pairs in a batch. A loss that stays there is said.
     stages: (name, steps before it) of the stages of a curriculum. At the end of each there is a checkpoint and an
       evaluation.
   """
@@ -91,6 +94,7 @@ class LoopOptions:
   stop_on_nonfinite: bool = True
   max_skipped_steps: int = 10
   flops_per_pair: float = 0.0
+  unlearned: Callable[[int], Mapping[str, float]] = lambda pairs: {}
   stages: tuple[tuple[str, int], ...] = ()
 
   def stage(self, step: int) -> str:
@@ -202,6 +206,7 @@ class _Steps:
     self._hosts = host_share(mesh)[1]
     self._profiling = False
     self._budget = SkipBudget(options.max_skipped_steps)
+    self._plateau = Plateau(options.unlearned)
     self._waited = 0.0  # Seconds since the start of the loop in which the devices had no batch.
     self._reset_clocks()
 
@@ -297,8 +302,11 @@ class _Steps:
       self._checkpoints.wait()
       raise NonFiniteError(self._not_finite(step, values))
     self._steps += 1
-    self._seen += batch.pairs * self._hosts
+    pairs = batch.pairs * self._hosts
+    self._seen += pairs
     self.bar.advance(step)
+    for sentence in self._plateau.note(step, values, pairs):
+      self.bar.say(sentence)
     first = step == self._start + 1
     if first or step % self._options.log_every == 0 or step == self._options.total_steps:
       seconds = now - self._clock

@@ -27,6 +27,7 @@ from contrastive_jax.schedule.stages import Stage, first_steps, segments_of, sta
 from contrastive_jax.training import config as configs
 from contrastive_jax.training import growth, host_memory, initialize
 from contrastive_jax.training import optimizer as optimizers
+from contrastive_jax.training.balancing import check_bias
 from contrastive_jax.training.checkpoint import has_checkpoint
 from contrastive_jax.training.fields import checked_config
 from contrastive_jax.training.growth import Growths
@@ -88,6 +89,8 @@ class Run:
     )
     check_pairs(run.segments, objective)
     check_scale(run.model, config)
+    check_bias(run.model, objective)
+    check_average(objective, config.average_decay)
     check_weights(run.stages, objective)
     check_towers(objective, run.model.names)
     for segment in run.segments:
@@ -166,6 +169,7 @@ class Run:
       max_skipped_steps=config.get("max_skipped_steps", 10),
       # A backward pass costs two forward passes. The stages of a curriculum have no one number of tokens a pair.
       flops_per_pair=0.0 if config.curriculum else 3 * flops.forward_flops_per_pair(self.model),
+      unlearned=self.objective.unlearned,
       stages=tuple(self.first_steps()),
     )
 
@@ -199,7 +203,12 @@ class Run:
       mesh=mesh,
       rules=MeshSpec(**config.mesh),
       objective=self.objective,
-      sizes=Sizes(self.model.embed_dim, self.teacher_dims and self.teacher_dims[0], samples),
+      sizes=Sizes(
+        self.model.embed_dim,
+        self.teacher_dims and self.teacher_dims[0],
+        samples,
+        max(segment.batch_size for segment in self.segments),
+      ),
     )
     spec.shardings()  # Names what is wrong with `frozen` before anything is compiled.
     step = make_train_step(
@@ -256,6 +265,15 @@ def check_scale(model: DualEncoderConfig, config: ConfigDict) -> None:
     raise UserError(
       f"model.init_logit_scale={model.init_logit_scale} is a scale of {scale:.4g}, and updates keep it from 1 to"
       f" max_logit_scale={most}: begin between 0 and {math.log(most):.3f}, or raise max_logit_scale"
+    )
+
+
+def check_average(objective: Objective, average_decay: float) -> None:
+  """Raises a `UserError` where a term compares with the moving average of the towers and there is none."""
+  if objective.uses_average and not average_decay:
+    raise UserError(
+      f"{average_decay=} keeps no moving average of the towers, which the objective compares with: set it to 0.999, or"
+      " turn the option average of the term off"
     )
 
 

@@ -54,15 +54,20 @@ def make_value_and_grad(spec: StateSpec, *, accumulate: int = 1) -> Callable:
 
   Returns:
     A function of (trained parameters, frozen parameters, batch, key of the step's noise) and, where they are not None,
-    the factors of the terms' weights and what the terms remember, to
-    `((loss, (metrics, what the terms remember)), gradients by the trained parameters)`.
+    the factors of the terms' weights, what the terms remember and the moving average of the trained parameters,
+    to `((loss, (metrics, what the terms remember)), gradients by the trained parameters)`.
   """
   objective, state_axes = spec.objective, spec.state_axes()
   graphdef, _ = dual_encoder.abstract(spec.model)
   gradient_shardings, _ = optimizers.split_frozen(spec.shardings().params, spec.frozen)
 
-  def value_and_grad(trained, frozen, batch: Batch, key, factors=None, remembered=None):
+  def value_and_grad(trained, frozen, batch: Batch, key, factors=None, remembered=None, average=None):
     counts = objective.counts(batch)
+    slow = None
+    if objective.uses_average:
+      with jax.named_scope("average"):
+        params = towers(optimizers.combine(average, frozen))
+        slow = accumulation.embed(graphdef, params, batch, accumulate, spec.mesh)
 
     def run(trained, rows: _Rows):
       model = dual_encoder.merge(graphdef, towers(optimizers.combine(trained, frozen)))
@@ -83,6 +88,7 @@ def make_value_and_grad(spec: StateSpec, *, accumulate: int = 1) -> Callable:
           params=params.get(OBJECTIVE),
           state=remembered,
           state_axes=state_axes,
+          average=slow,
           factors=factors,
         )
       metrics = {**metrics, "logit_scale": scale} | ({} if bias is None else {"logit_bias": bias})
@@ -149,7 +155,9 @@ def make_train_step(
     trained, frozen = optimizers.split_frozen(state.params, spec.frozen)
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     now = {} if factors is None else factors(state.step)
-    (loss, (metrics, remembered)), gradients = value_and_grad(trained, frozen, batch, key, now, state.objective)
+    (loss, (metrics, remembered)), gradients = value_and_grad(
+      trained, frozen, batch, key, now, state.objective, state.average
+    )
     with jax.named_scope("optimizer"):
       norm = optax.tree.norm(gradients)
       updates, opt_state = spec.optimizer.update(gradients, optimizers.at_step(state.opt_state, state.step), trained)

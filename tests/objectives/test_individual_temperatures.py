@@ -1,4 +1,4 @@
-"""Individual temperatures: algorithm 1 of its paper in float64, rows of the state on any mesh, and what a run keeps."""
+"""Algorithm 1 of individual temperatures and SogCLR in float64, rows of the state on any mesh, and what a run keeps."""
 
 import jax
 import jax.numpy as jnp
@@ -7,30 +7,32 @@ import optax
 import pytest
 
 from contrastive_jax import losses
-from contrastive_jax.batch import Batch, ImageBatch, TextBatch
 from contrastive_jax.errors import UserError
 from contrastive_jax.losses.individual_temperatures import Samples
 from contrastive_jax.objectives import Sizes, make_objective, samples
-from contrastive_jax.objectives.objective import axes, create
 from contrastive_jax.parallel.mesh import MeshSpec, put_batch
 from contrastive_jax.training.run import Run
 from contrastive_jax.training.state import StateSpec
 from tests import tiny
-from tests.keys import keys_of
+from tests.objectives.stepping import DIM, PAIRS, SAMPLES, batch_of, stepping, unit
 
-PAIRS, DIM, SAMPLES = 16, 6, 40
 OPTIONS = {"gamma": 0.7, "rho": 0.4, "temperature": 0.2, "smallest": 0.05, "largest": 0.6, "rate": 0.1, "momentum": 0.8}
+
+
+def chosen(**options):
+  return {"individual_temperatures": OPTIONS | options}
 
 
 class Reference:
   """Algorithm 1 as it is written: running maximum b, running mean u, a loop over pairs, float64."""
 
-  def __init__(self):
+  def __init__(self, **options):
+    self.options = OPTIONS | options
     self.tau, self.u, self.b, self.v = (np.zeros((2, SAMPLES)) for _ in range(4))
-    self.tau += OPTIONS["temperature"]
+    self.tau += self.options["temperature"]
     self.visited = np.zeros(SAMPLES, bool)
 
-  def step(self, image, text, group, rows):
+  def step(self, image, text, group, rows, gamma=OPTIONS["gamma"]):
     """Gradients by both sides' embeddings, and the objective's value."""
     similarities = image @ text.T
     d_similarities = np.zeros_like(similarities)
@@ -45,54 +47,24 @@ class Reference:
         h = (matrix[i] - matrix[i, i])[negative]
         b = (h / tau).max() if not self.visited[sample] else max(self.b[side, sample], (h / tau).max())
         g = np.exp(h / tau - b).mean()
-        gamma = OPTIONS["gamma"] if self.visited[sample] else 1.0
-        u = (1 - gamma) * self.u[side, sample] * np.exp(self.b[side, sample] - b) + gamma * g
+        newest = gamma if self.visited[sample] else 1.0
+        u = (1 - newest) * self.u[side, sample] * np.exp(self.b[side, sample] - b) + newest * g
         w = np.exp(h / tau - b) / u
-        slope = np.log(u) + b + OPTIONS["rho"] - np.mean(w * h / tau)
-        v = (1 - OPTIONS["momentum"]) * self.v[side, sample] + OPTIONS["momentum"] * np.clip(slope, -5, 5)
-        value += tau * (np.log(u) + b + OPTIONS["rho"]) / len(rows)
+        slope = np.log(u) + b + self.options["rho"] - np.mean(w * h / tau)
+        v = self.v[side, sample] + self.options["momentum"] * (np.clip(slope, -5, 5) - self.v[side, sample])
+        value += tau * (np.log(u) + b + self.options["rho"]) / len(rows)
         slopes[i, negative] += w / negative.sum() / len(rows)
         slopes[i, i] -= w.mean() / len(rows)
         self.u[side, sample], self.b[side, sample], self.v[side, sample] = u, b, v
-        self.tau[side, sample] = np.clip(tau - OPTIONS["rate"] * v, OPTIONS["smallest"], OPTIONS["largest"])
+        bounds = self.options["smallest"], self.options["largest"]
+        self.tau[side, sample] = np.clip(tau - self.options["rate"] * v, *bounds)
     self.visited[rows] = True
     return d_similarities @ text, d_similarities.T @ image, value
 
 
-def unit(rng, count=PAIRS):
-  rows = rng.standard_normal((count, DIM))
-  return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def batch_of(group, rows):
-  pairs = len(rows)
-  image = ImageBatch(np.zeros((pairs, 1, 3), np.uint8), np.zeros((pairs, 1, 3), np.int16))
-  text = TextBatch(np.zeros((pairs, 1), np.int32), np.ones((pairs, 1), bool))
-  return Batch(image, text, keys_of(group), state_rows=rows.astype(np.int32))
-
-
-def stepping(devices, **options):
-  """The gradient by the embeddings, the value and the state after a step, on a mesh."""
-  objective = make_objective({"individual_temperatures": 1.0}, {"individual_temperatures": OPTIONS | options})
-  sizes = Sizes(DIM, samples=SAMPLES)
-  mesh = MeshSpec(fsdp=min(2, devices)).make(jax.devices()[:devices])
-  variables = objective.state(sizes)
-
-  @jax.jit
-  def run(embeddings, batch, state):
-    def value(embeddings):
-      return objective.global_loss(
-        embeddings, batch, jnp.float32(7), None, mesh, state=state, state_axes=axes(variables)
-      )
-
-    return jax.value_and_grad(value, has_aux=True)(dict(zip(("image", "text"), embeddings, strict=True)))
-
-  return mesh, create(variables, jax.random.key(0)), run
-
-
 @pytest.mark.parametrize(("devices", "strategy"), [(1, "gather"), (4, "ring"), (8, "gather")])
 def test_three_steps_equal_the_algorithm_in_float64(devices, strategy, rng):
-  mesh, state, run = stepping(devices, strategy=strategy)
+  mesh, _, state, run = stepping("individual_temperatures", chosen(strategy=strategy), devices)
   reference = Reference()
   for step in range(3):
     image, text = unit(rng), unit(rng)
@@ -117,6 +89,29 @@ def test_three_steps_equal_the_algorithm_in_float64(devices, strategy, rng):
       seen = reference.u[side] > 0
       log_mean = np.log(reference.u[side][seen]) + reference.b[side][seen]
       np.testing.assert_allclose(found["log_mean"][seen], log_mean, atol=2e-5)
+
+
+@pytest.mark.parametrize(("devices", "strategy"), [(2, "ring"), pytest.param(8, "gather", marks=pytest.mark.slow)])
+def test_one_temperature_and_a_weight_of_the_batch_that_falls_along_a_cosine(devices, strategy, rng):
+  """SogCLR is the algorithm without steps of the temperatures: gamma is 1, 0.85 and then 0.7."""
+  options = {"gamma": 0.7, "gamma_steps": 2, "temperature": 0.2, "strategy": strategy}
+  mesh, _, state, run = stepping("sogclr", {"sogclr": options}, devices)
+  reference = Reference(rate=0.0, rho=0.0)
+  for step, gamma in enumerate((1.0, 0.85, 0.7, 0.7)):
+    put = [put_batch(mesh, np.float32(unit(rng))) for _ in range(2)]
+    group, rows = rng.integers(0, 12, PAIRS), rng.permutation(SAMPLES)[:PAIRS]
+    (value, (_, state)), gradients = run(tuple(put), put_batch(mesh, batch_of(group, rows)), state)
+    d_image, d_text, expected = reference.step(np.float64(put[0]), np.float64(put[1]), group, rows, gamma)
+    assert float(value) == pytest.approx(expected, rel=1e-5), step
+    for side, truth in (("image", d_image), ("text", d_text)):
+      np.testing.assert_allclose(gradients[side], truth, atol=1e-5 * np.abs(truth).max())
+  kept = state["sogclr"]
+  assert int(kept["steps"]) == 2
+  for side, name in enumerate(("image", "text")):
+    seen = reference.u[side] > 0
+    log_mean = np.log(reference.u[side][seen]) + reference.b[side][seen]
+    np.testing.assert_allclose(np.asarray(kept[name][:SAMPLES])[seen], log_mean, atol=2e-5)
+    assert not np.any(np.asarray(kept[name][:SAMPLES])[~reference.visited])
 
 
 def test_with_gamma_one_the_gradient_is_that_of_the_temperature_times_log_mean_exp(rng):
@@ -150,7 +145,7 @@ def test_the_values_of_the_fixture():
 
 @pytest.mark.parametrize(("rho", "end"), [(1e4, 0.05), (-1e4, 0.6)])
 def test_rho_drives_the_temperatures_to_their_bounds(rho, end, rng):
-  mesh, state, run = stepping(2, rho=rho)
+  mesh, _, state, run = stepping("individual_temperatures", chosen(rho=rho), 2)
   rows = np.arange(PAIRS)
   batch = put_batch(mesh, batch_of(rows, rows))
   embeddings = tuple(put_batch(mesh, np.float32(unit(rng))) for _ in range(2))
@@ -162,7 +157,7 @@ def test_rho_drives_the_temperatures_to_their_bounds(rho, end, rng):
 
 
 def test_a_pair_without_negatives_counts_nothing_and_is_remembered_as_it_was(rng):
-  mesh, state, run = stepping(4)
+  mesh, _, state, run = stepping("individual_temperatures", chosen(), 4)
   rows = np.arange(PAIRS)
   embeddings = tuple(put_batch(mesh, np.float32(unit(rng))) for _ in range(2))
   (value, (_, after)), gradients = run(embeddings, put_batch(mesh, batch_of(np.zeros(PAIRS), rows)), state)

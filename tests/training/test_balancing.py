@@ -1,0 +1,55 @@
+"""The logit bias from the first batch is where the sigmoid loss is smallest in it, on any mesh and in micro-batches."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from contrastive_jax import losses
+from contrastive_jax.errors import UserError
+from contrastive_jax.models import dual_encoder
+from contrastive_jax.objectives import make_objective
+from contrastive_jax.training.balancing import with_balanced_bias
+from contrastive_jax.training.run import Run
+from tests import tiny
+from tests.training.test_accumulation import make_batch, make_spec
+
+
+def spec_of(devices):
+  spec = make_spec(devices, fsdp=min(2, devices))
+  objective = make_objective({"sigmoid": 1.0}, {"sigmoid": {"balance_bias": True}})
+  return dataclasses.replace(spec, objective=objective, average=True)
+
+
+@pytest.mark.parametrize(("devices", "accumulate"), [(1, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
+def test_the_bias_is_where_the_loss_is_smallest(devices, accumulate, rng):
+  spec, batch = spec_of(devices), make_batch(rng)
+  state = jax.device_get(with_balanced_bias(spec, spec.create(0), batch, accumulate=accumulate))
+  bias = state.params["logit_bias"]
+  assert bias == state.average["logit_bias"] and -10 < bias < 0
+  graphdef, _ = dual_encoder.abstract(spec.model)
+  outputs = dual_encoder.merge(graphdef, jax.tree.map(jnp.asarray, state.params))(jax.tree.map(jnp.asarray, batch))
+  sides = [np.float64(outputs[name].embedding) for name in ("image", "text")]
+
+  def loss(bias):
+    scale = float(np.exp(state.params["log_logit_scale"]))
+    return losses.sigmoid_loss(
+      *map(jnp.float32, sides), logit_scale=scale, logit_bias=bias, group=jnp.asarray(batch.keys)
+    )[0]
+
+  slope, curvature = jax.grad(loss)(jnp.float32(bias)), jax.grad(jax.grad(loss))(jnp.float32(bias))
+  # A step of Newton's from there is within the rounding of the sums.
+  assert curvature > 0.1 and abs(slope / curvature) < 1e-4
+
+
+def test_a_model_without_a_bias_has_none_to_balance():
+  config = tiny.get_config()
+  config.loss, config.loss_options.sigmoid.balance_bias = "sigmoid", True
+  with config.unlocked():
+    config.model.init_logit_bias = None
+  with pytest.raises(UserError, match=r"^loss_options\.sigmoid\.balance_bias=True needs a logit bias"):
+    Run.from_config(config)
+  with pytest.raises(UserError, match=r"^loss_options\.sigmoid\.balance_bias=True is for images and texts alone"):
+    make_objective({"sigmoid": 1.0}, {"sigmoid": {"balance_bias": True, "towers": ("image", "sound")}})
