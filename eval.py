@@ -58,6 +58,9 @@ PROBE_SHOTS = flags.DEFINE_integer(
   lower_bound=1,
 )
 PROBE_FLAGS = (PROBE_SPLIT, PROBE_PROJECTED, PROBE_SHOTS)
+DIMS = flags.DEFINE_list(
+  "dims", [], "Numbers of first features of the embeddings to score as well, such as 64,128 of a matryoshka model."
+)
 COMPARE = flags.DEFINE_list(
   "compare", None, "Run directories to compare, by the scores that they have; nothing is scored anew."
 )
@@ -80,7 +83,7 @@ CAPTION_KEY = flags.DEFINE_string(
 LABEL_KEY = flags.DEFINE_string("label_key", "", "Feature of TFDS sets that holds the class; 'label' if empty.")
 KEY_FLAGS = (IMAGE_KEY, CAPTION_KEY, LABEL_KEY)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Number of images or texts encoded at once.", lower_bound=1)
-SCORING_FLAGS = (WORKDIR, TASKS, STEP, PROBE, *PROBE_FLAGS, DATA_DIR, *KEY_FLAGS, BATCH_SIZE)
+SCORING_FLAGS = (WORKDIR, TASKS, STEP, DIMS, PROBE, *PROBE_FLAGS, DATA_DIR, *KEY_FLAGS, BATCH_SIZE)
 
 
 def main() -> None:
@@ -107,6 +110,7 @@ def main() -> None:
   keys = named_features(names)
   if PROBE.value:
     check_probe(names)
+  dims = sizes_of_parts()
   workdir = paths.run_to_read("--workdir", WORKDIR.value)
   output = paths.file_to_write("--output", OUTPUT.value) if OUTPUT.value else None
   keep_in_run = paths.is_writable(workdir / "eval")
@@ -114,6 +118,7 @@ def main() -> None:
     raise UserError(f"--workdir={workdir} cannot be written: name a file for the results with --output=FILE")
   model = load(workdir, STEP.value, batch_size=BATCH_SIZE.value, progress=distributed.is_main())
   run = checked_config(workdir)
+  check_parts(dims, model)
   # A set is scored by the features that the run trained on, unless others are named.
   hints = [kinds.hints(run, name) for name in names]
   sets = [tasks.load(name, DATA_DIR.value, keys, own) for name, own in zip(names, hints, strict=True)]
@@ -124,7 +129,7 @@ def main() -> None:
       probed(model, name, tested, keys, own, **about) for name, tested, own in zip(names, sets, hints, strict=True)
     ]
   else:
-    results = evaluate(model, sets, thorough=True, **about)
+    results = evaluate(model, sets, thorough=True, dims=dims, **about)
   if distributed.is_main():
     rows = [as_json(result, model=architecture, pretrained=f"{workdir}@{model.step}") for result in results]
     if output:
@@ -134,6 +139,29 @@ def main() -> None:
     for result in results:
       words = headline(result)
       print(f"{result.dataset}: {words['figure']} {words['sentence']}")
+
+
+def sizes_of_parts() -> list[int]:
+  """Returns the numbers of features that --dims names.
+
+  Raises:
+    UserError: if one is no number above 0, or a probe is to be trained, which knows whole embeddings only.
+  """
+  wrong = next((size for size in DIMS.value if not size.strip().isdecimal() or not int(size)), None)
+  if wrong is not None:
+    raise UserError(f"--dims={wrong} must be whole numbers above 0, separated by commas")
+  if DIMS.value and PROBE.value:
+    raise UserError(
+      f"--dims scores parts of embeddings, and --probe={PROBE.value} learns from all: leave one of them out"
+    )
+  return [int(size) for size in DIMS.value]
+
+
+def check_parts(dims: Sequence[int], model: Model) -> None:
+  """Raises a `UserError` for more features than the embeddings have."""
+  for size in dims:
+    if size >= model.config.embed_dim:
+      raise UserError(f"--dims={size} must be below {model.config.embed_dim}, the size of whole embeddings")
 
 
 def named_features(names: Sequence[str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from contrastive_jax.evaluation.arrays import checked
 from contrastive_jax.evaluation.calibration import global_auc
+from contrastive_jax.evaluation.gradients import gradient_weights
 
 Embeddings = Float[Array | np.ndarray, "rows dim"]
 Groups = Int[Array | np.ndarray, "rows"]
@@ -123,6 +124,33 @@ def _log_mean(one, other, one_group, other_group, t: float, block: int) -> float
   if not count:
     raise ValueError(f"uniformity needs rows that do not belong together, all of {len(one)} x {len(other)} do")
   return float(np.log(total / count))
+
+
+@checked
+def effective_rank(embeddings: Embeddings) -> float:
+  """Computes the exponential of the entropy of the covariance's eigenvalues: the number of directions that are used.
+
+  Args:
+    embeddings: the embeddings, at least one row.
+
+  Returns:
+    1 to the number of features; 0 where all rows are equal.
+
+  Roy and Vetterli, "The Effective Rank" (2007), of the covariance.
+
+  Examples:
+    >>> square = np.float32([[1, 0], [-1, 0], [0, 1], [0, -1]])
+    >>> round(effective_rank(square), 6), round(effective_rank(square[:2]), 6), effective_rank(square[:1])
+    (2.0, 1.0, 0.0)
+  """
+  rows = np.asarray(embeddings, np.float64)
+  centred = rows - rows.mean(axis=0)
+  values = np.maximum(np.linalg.eigvalsh(centred.T @ centred), 0)
+  # What rounding leaves of equal rows is no direction.
+  if values.sum() <= np.finfo(np.float32).eps ** 2 * np.sum(rows**2):
+    return 0.0
+  shares = values[values > 0] / values.sum()
+  return float(np.exp(-np.sum(shares * np.log(shares))))
 
 
 @checked
@@ -242,6 +270,7 @@ def pair_diagnostics(
   text_group: Int[np.ndarray, "texts"],
   *,
   thorough: bool = False,
+  logit_scale: float | None = None,
   most: int = ROWS_COMPARED,
   seed: int = 0,
 ) -> dict[str, float]:
@@ -253,22 +282,28 @@ def pair_diagnostics(
     image_group: the group of each image. An image and a text belong together when their groups are equal.
     text_group: the group of each text.
     thorough: whether to add those that take too long during training, global_auc and modality_separability.
+    logit_scale: multiplier of the similarities, for the weights of the gradient; None leaves these out.
     most: bound of the images and of the texts, drawn at random, whose uniformity is computed.
     seed: seed of the draw.
 
   Returns:
-    alignment and modality_gap of all rows; uniformity_image, uniformity_text and uniformity_cross of those drawn. A
-    measure that needs several rows, or two groups, is absent where there are none.
+    alignment and modality_gap of all rows; uniformity_image, uniformity_text, uniformity_cross, rank_image, rank_text
+    and what `gradients.gradient_weights` returns, of those drawn. A measure that needs several rows, or two groups, is
+    absent where there are none.
   """
   found = {"alignment": alignment(image, text, image_group, text_group), "modality_gap": modality_gap(image, text)}
   rng = np.random.default_rng(seed)
   i, t = (np.sort(rng.permutation(len(rows))[:most]) for rows in (image, text))
   if len(i) > 1:
     found["uniformity_image"] = uniformity(image[i])
+    found["rank_image"] = effective_rank(image[i])
   if len(t) > 1:
     found["uniformity_text"] = uniformity(text[t])
+    found["rank_text"] = effective_rank(text[t])
   if len(np.union1d(image_group[i], text_group[t])) > 1:
     found["uniformity_cross"] = cross_uniformity(image[i], text[t], image_group[i], text_group[t])
+    if logit_scale is not None:
+      found |= gradient_weights(image[i], text[t], image_group[i], text_group[t], logit_scale=logit_scale)
   if thorough and len(np.union1d(image_group, text_group)) > 1:
     found["global_auc"] = global_auc(image, text, image_group, text_group)
   if thorough and min(len(image), len(text)) >= MIN_ROWS:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from contrastive_jax.bad_records import FILE, BadRecords
 from contrastive_jax.evaluation.choices import evaluate_choices
 from contrastive_jax.evaluation.diagnostics import pair_diagnostics
+from contrastive_jax.evaluation.first_features import FirstFeatures
 from contrastive_jax.evaluation.multilabel import evaluate_multilabel
 from contrastive_jax.evaluation.probes import few_shot, knn_probe, linear_probe
 from contrastive_jax.evaluation.results import Result, result_path, write_result
@@ -45,6 +46,7 @@ def evaluate(
   thorough: bool = False,
   unreadable: Callable[[str], None] | None = None,
   keep_in_run: bool = True,
+  dims: Sequence[int] = (),
 ) -> list[Result]:
   """Scores a model on sets: by zero-shot classification, retrieval, or matching of hard pairs, as each set asks for.
 
@@ -60,10 +62,12 @@ def evaluate(
     thorough: whether to add the diagnostics of pair sets that take longer: global AUC and separability.
     unreadable: is told, in a sentence, of a set without any image that can be read, which then has no result.
     keep_in_run: whether anything is written into `workdir`, which may be read-only.
+    dims: numbers of first features of the embeddings that are scored as well, each as a task of its own, such as
+      "first_64_zeroshot_retrieval".
 
   Returns:
-    One result for each set, in their order, on every process. Images that cannot be read are left out of a
-    set, counted in its result and named in `<workdir>/bad_records.jsonl`.
+    One result for each set, followed by those of `dims`, in their order, on every process. Images that cannot be read
+    are left out of a set, counted in its result and named in `<workdir>/bad_records.jsonl`.
 
   Raises:
     UnreadableSet: if no image of a set can be read and nobody is to be told.
@@ -72,13 +76,13 @@ def evaluate(
   results = []
   for scored in sets:
     try:
-      result = _score(model, scored, thorough, ledger)
+      found = _score(model, scored, thorough, ledger, dims)
     except UnreadableSet as error:
       if unreadable is None:
         raise
       unreadable(str(error))
     else:
-      results.append(_written(result, workdir, step, architecture) if keep_in_run else result)
+      results += [_written(result, workdir, step, architecture) if keep_in_run else result for result in found]
   return results
 
 
@@ -196,10 +200,16 @@ def _ledger(workdir: Path | None) -> BadRecords:
   return BadRecords(workdir / FILE if workdir and jax.process_index() == 0 else None)
 
 
-def _score(model: _Remembering, scored: EvaluationSet, thorough: bool, ledger: BadRecords) -> Result:
+def _score(
+  model: _Remembering, scored: EvaluationSet, thorough: bool, ledger: BadRecords, dims: Sequence[int]
+) -> list[Result]:
   readable = model.readable(scored, ledger)
-  result = _score_readable(model, readable, thorough)
-  return dataclasses.replace(result, left_out=len(scored.images) - len(readable.images))
+  found = [_score_readable(model, readable, thorough)]
+  for dim in dims:
+    part = _score_readable(_Remembering(FirstFeatures(model, dim)), readable, thorough)
+    found.append(dataclasses.replace(part, task=f"first_{dim}_{part.task}"))
+  left_out = len(scored.images) - len(readable.images)
+  return [dataclasses.replace(result, left_out=left_out) for result in found]
 
 
 def _score_readable(model: _Remembering, scored: EvaluationSet, thorough: bool) -> Result:
@@ -208,7 +218,10 @@ def _score_readable(model: _Remembering, scored: EvaluationSet, thorough: bool) 
   if isinstance(scored, PairSet):
     result = evaluate_retrieval(model, scored)
     groups = scored.image_group, scored.caption_group
-    return _with(result, pair_diagnostics(model.image, model.text, *groups, thorough=thorough))
+    return _with(
+      result,
+      pair_diagnostics(model.image, model.text, *groups, thorough=thorough, logit_scale=float(model.logit_scale)),
+    )
   if isinstance(scored, MultiLabelSet):
     result = evaluate_multilabel(model, scored)
   else:

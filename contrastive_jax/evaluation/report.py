@@ -46,6 +46,11 @@ _FIXED_NAMES = {
   "uniformity_image": "Uniformity of images",
   "uniformity_text": "Uniformity of texts",
   "uniformity_cross": "Uniformity of images and texts that do not belong together",
+  "rank_image": "Directions that image embeddings use",
+  "rank_text": "Directions that text embeddings use",
+  "effective_negatives": "Negatives of an image that a softmax pushes, effectively",
+  "weight_of_hardest": "Share of that push on the most similar hundredth",
+  "weight_of_positive": "Weight with which a softmax pulls a pair together",
 }
 _LANGUAGES = {
   "ar": "Arabic",

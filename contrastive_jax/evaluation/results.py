@@ -5,6 +5,7 @@ import hashlib
 import logging
 import math
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,20 @@ PLAIN_METRICS = (
   "uniformity_image",
   "uniformity_text",
   "uniformity_cross",
+  "rank_image",
+  "rank_text",
+  "effective_negatives",
+  "weight_of_hardest",
+  "weight_of_positive",
   "expected_calibration_error",
 )
 # The first of these that a result has is the one people ask for.
 MAIN_METRICS = ("acc1", "mean_average_precision", "lp_acc1", "knn_acc1", "acc")
 # With a cut-off behind it: what is asked for where a result has none of them.
 IMAGE_RECALL = "image_retrieval_recall@"
+
+# Embeddings of so many images that vary in fewer directions than these have collapsed.
+COLLAPSED, ENOUGH_FOR_RANK = 3, 32
 
 # Of the name of a result's file: file systems allow 255, and what is written beside it has a longer name.
 _NAME_BYTES = 200
@@ -105,7 +114,8 @@ class Result:
   Attributes:
     dataset: name of the evaluation set.
     task: "zeroshot_classification", "zeroshot_retrieval", "image_caption_selection" or "linear_probe", CLIP_benchmark's
-      names; or "knn_probe"; before a probe's name "unprojected_" and "5_shot_" where it is one.
+      names; or "knn_probe"; before a probe's name "unprojected_" and "5_shot_" where it is one, and before any name
+      "first_64_" where that many features of the embeddings are scored.
     metrics: fractions by CLIP_benchmark's names, and what `PLAIN_METRICS` lists.
     language: language of the prompts or captions.
     sizes: numbers of its items, such as {"images": 10000, "classes": 10} or {"clips": 5000, "captions": 25000}.
@@ -184,11 +194,11 @@ def result_path(workdir: str | os.PathLike, dataset: str, step: int, task: str =
     workdir: the run directory.
     dataset: name of the set.
     step: step of the checkpoint.
-    task: name of the task. That of a probe is put behind the step, so that its result lies beside the zero-shot one of
-      the same set, and `*@<step>.json` matches the latter alone.
+    task: name of the task. That of a probe, or of the first features of embeddings, is put behind the step, so that
+      its result lies beside the zero-shot one of the same set, and `*@<step>.json` matches the latter alone.
   """
-  probe = f".{task}" if task.endswith("_probe") else ""
-  name, end = dataset.replace("/", "_"), f"@{step}{probe}.json"
+  beside = f".{task}" if task.endswith("_probe") or task.startswith("first_") else ""
+  name, end = dataset.replace("/", "_"), f"@{step}{beside}.json"
   # A split of many parts may be longer than a file system's names.
   if len(name.encode()) + len(end) > _NAME_BYTES:
     name = f"{name[:100]}...{hashlib.sha256(name.encode()).hexdigest()[:16]}"
@@ -263,6 +273,11 @@ def headline(result: Result) -> Mapping[str, str]:
     sentence = (
       f"of {sizes['captions']:,} captions rank their {what} among the first {_cutoff(name)} of {sizes[shown]:,}"
     )
+  if found := re.match(r"first_(\d+)_", result.task):
+    sentence += f", by the first {found[1]} features of the embeddings"
+  few = [side for side in ("image", "text") if metrics.get(f"rank_{side}", math.inf) < COLLAPSED]
+  if few and sizes[shown] >= ENOUGH_FOR_RANK:
+    sentence += f"; the {' and '.join(few)} embeddings use fewer than {COLLAPSED} directions: they have collapsed"
   if result.left_out:
     sentence += f"; {result.left_out:,} more cannot be read and were left out"
   return {"metric": name, "figure": percent(metrics[name]), "sentence": sentence}

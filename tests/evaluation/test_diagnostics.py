@@ -1,8 +1,11 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
 from contrastive_jax.evaluation import diagnostics
+from contrastive_jax.evaluation.gradients import gradient_weights
 
 
 def unit(array: np.ndarray) -> np.ndarray:
@@ -81,6 +84,42 @@ def test_towers_that_never_meet_are_separable_and_equal_ones_are_not(rng):
   assert diagnostics.modality_separability(unit(both[0]), unit(both[1])) == pytest.approx(0.5, abs=0.08)
 
 
+def rank(rows):
+  shares = np.linalg.svd(rows - rows.mean(axis=0), compute_uv=False) ** 2
+  shares = shares[shares > 1e-12 * shares.sum()] / shares.sum()
+  return np.exp(-np.sum(shares * np.log(shares)))
+
+
+def test_the_rank_counts_directions_and_tells_a_collapse(rng):
+  rows = unit(rng.normal(size=(50, 6)))
+  assert diagnostics.effective_rank(rows) == pytest.approx(rank(rows)) and rank(rows) > 5
+  plane = np.float32(rows[:, :2]) @ np.float32(rng.normal(size=(2, 6)))
+  assert 1 < diagnostics.effective_rank(plane) < 2.0001
+  assert diagnostics.effective_rank(np.tile(np.float32(rows[:1]), (50, 1))) == 0.0
+
+
+def test_the_weights_of_the_gradient_are_those_of_a_softmax(rng):
+  image, text = (unit(rng.normal(size=(12, 4))) for _ in range(2))
+
+  def loss(logits):
+    return -jnp.sum(jnp.diagonal(jax.nn.log_softmax(logits, axis=1)))
+
+  with jax.enable_x64(True):
+    slopes = np.asarray(jax.grad(loss)(jnp.asarray(9 * image @ text.T)))
+  own, pushes = -np.diagonal(slopes), slopes[~np.eye(12, dtype=bool)].reshape(12, 11)
+  np.testing.assert_allclose(own, pushes.sum(axis=1))
+  shares = pushes / own[:, None]
+  group = np.arange(12)
+  assert gradient_weights(image, text, group, group, logit_scale=9.0, block=5) == pytest.approx(
+    {
+      "effective_negatives": np.mean(np.exp(-np.sum(shares * np.log(shares), axis=1))),
+      "weight_of_hardest": np.mean(shares.max(axis=1)),
+      "weight_of_positive": np.mean(own),
+    }
+  )
+  assert gradient_weights(image, text, group * 0, group * 0, logit_scale=9.0) == {}
+
+
 def test_what_is_looked_at_in_training_is_exact_for_small_sets_and_near_it_for_a_sample(rng):
   image, text, image_group, text_group = problem(rng, images=400, texts=900, groups=300)
   everything = diagnostics.pair_diagnostics(image, text, image_group, text_group)
@@ -91,6 +130,7 @@ def test_what_is_looked_at_in_training_is_exact_for_small_sets_and_near_it_for_a
       "uniformity_image": diagnostics.uniformity(image),
       "uniformity_text": diagnostics.uniformity(text),
       "uniformity_cross": diagnostics.cross_uniformity(image, text, image_group, text_group),
+      **{f"rank_{side}": rank(rows) for side, rows in (("image", image), ("text", text))},
     }
   )
   some = diagnostics.pair_diagnostics(image, text, image_group, text_group, most=250)

@@ -54,6 +54,9 @@ def test_each_kind_of_probe_has_a_file_of_its_own(trained):
 @pytest.mark.parametrize(
   ("arguments", "sentence"),
   [
+    (["--dims=0"], "--dims=0 must be whole numbers above 0"),
+    (["--dims=4", "--probe=knn"], "--dims scores parts of embeddings, and --probe=knn learns from all"),
+    (["--dims=4,16"], "--dims=16 must be below 16, the size of whole embeddings"),
     (["--probe_shots=5"], "--probe_shots says how to probe: add --probe=linear or --probe=knn"),
     (["--probe=knn", "--probe_shots=1000"], "1000 samples of each class are asked for, class 0 has"),
   ],

@@ -51,6 +51,13 @@ def test_each_set_is_scored_in_its_way_and_written(tmp_path):
     "toy_pairs/uniformity_image": pytest.approx(-4.0),
     "toy_pairs/uniformity_text": pytest.approx(-4.0),
     "toy_pairs/uniformity_cross": pytest.approx(np.log((8 + 48 * np.exp(-4)) / 56)),
+    # Eight corners vary in seven directions, equally. Of an image's seven negatives one is equal to it, and what
+    # belongs to it stands at a right angle like the other six.
+    "toy_pairs/rank_image": pytest.approx(7.0),
+    "toy_pairs/rank_text": pytest.approx(7.0),
+    "toy_pairs/effective_negatives": pytest.approx((np.exp(10) + 6) * np.exp(-10 * np.exp(10) / (np.exp(10) + 6))),
+    "toy_pairs/weight_of_hardest": pytest.approx(np.exp(10) / (np.exp(10) + 6)),
+    "toy_pairs/weight_of_positive": pytest.approx(1 - 1 / (np.exp(10) + 7)),
   }
   written = sorted(path.name for path in (tmp_path / "eval").iterdir())
   assert written == ["tfds_toy@40.json", "toy_choices@40.json", "toy_labels@40.json", "toy_pairs@40.json"]
@@ -148,3 +155,30 @@ def test_few_shots_are_the_mean_of_draws_and_embed_only_what_is_drawn(tmp_path, 
   assert model.embedded == [len(set(np.concatenate(draws))), 8]
   assert result.sizes["training"] == 16
   assert [path.name for path in (tmp_path / "eval").iterdir()] == ["toy@7.unprojected_2_shot_knn_probe.json"]
+
+
+class Nested(Brightness):
+  """Embeddings whose first two features are the same for all, and tell nothing."""
+
+  def encode_image(self, images):
+    return self.with_constant(super().encode_image(images))
+
+  def encode_text(self, texts):
+    return self.with_constant(super().encode_text(texts))
+
+  @staticmethod
+  def with_constant(rows):
+    return np.concatenate([np.full((len(rows), 2), 0.5, np.float32), rows], axis=1) / np.sqrt(np.float32(1.5))
+
+
+def test_the_first_features_are_scored_beside_the_whole(tmp_path):
+  images = [np.full((2, 2, 3), i, np.uint8) for i in range(8)]
+  names = [str(i) for i in range(8)]
+  labelled = LabelledSet("tfds/toy", images, np.arange(8), names, ["number {}"])
+  whole, few, more = evaluate(Nested(), [labelled], workdir=tmp_path, step=4, architecture="tiny", dims=(2, 6))
+  # Four classes have a feature among the first six; to an image of the others the texts of all four are equally near.
+  assert [result.metrics["acc1"] for result in (whole, few, more)] == [1.0, 1 / 8, 5 / 8]
+  assert (few.task, more.task) == ("first_2_zeroshot_classification", "first_6_zeroshot_classification")
+  written = sorted(path.name for path in (tmp_path / "eval").iterdir())
+  parts = [f"tfds_toy@4.first_{size}_zeroshot_classification.json" for size in (2, 6)]
+  assert written == [*parts, "tfds_toy@4.json"]
