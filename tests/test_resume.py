@@ -181,9 +181,28 @@ def test_changed_data_is_a_new_segment(tmp_path):
   assert dict(segments[0]["sources"])["twemoji"] == 0.425 and dict(segments[1]["sources"])["twemoji"] == 3.0
 
 
-def test_what_a_term_remembers_is_resumed(tmp_path):
+@pytest.mark.parametrize(
+  ("terms", "options", "tolerance"),
+  [
+    # Derivatives by a temperature of 0.01 magnify the rounding of similarities a hundred times.
+    (["individual_temperatures"], (), 1e-3),
+    (
+      ["sogclr", "queued_softmax", "swapped_prototypes"],
+      (
+        "--config.loss_options.sogclr.gamma_steps=12",
+        "--config.loss_options.queued_softmax.size=96",
+        "--config.loss_options.swapped_prototypes.prototypes=8",
+        "--config.loss_options.swapped_prototypes.queue=96",
+        "--config.loss_options.swapped_prototypes.frozen_steps=6",
+      ),
+      1e-5,
+    ),
+  ],
+)
+def test_what_a_term_remembers_is_resumed(terms, options, tolerance, tmp_path):
   """Killed on two devices: bit for bit on two, to rounding on eight, and other sources are refused."""
-  options = ("--config.loss=individual_temperatures", "--config.total_steps=20", "--config.checkpoint_every=4")
+  objective = f"--config.objective={dict.fromkeys(terms, 1.0)}"
+  options = (objective, "--config.total_steps=20", "--config.checkpoint_every=4", *options)
   whole, killed, moved = (tmp_path / name for name in ("whole", "killed", "moved"))
   runs.train(whole, *options, devices=2)
   process = runs.start("train.py", runs.TINY, f"--workdir={killed}", *options, devices=2)
@@ -191,10 +210,11 @@ def test_what_a_term_remembers_is_resumed(tmp_path):
   shutil.copytree(killed, moved)
   runs.train(killed, *options, devices=2)
   state = runs.final_state(whole)
-  assert np.sum(state["['objective']['individual_temperatures']['seen']"]) > 0
+  for term in terms:
+    remembered = [leaf for name, leaf in state.items() if name.startswith(f"['objective']['{term}']")]
+    assert remembered and all(np.any(leaf) for leaf in remembered), term
   runs.assert_same_bits(runs.final_state(killed), state)
   runs.train(moved, *options, "--config.mesh.fsdp=2", devices=8)
-  # Derivatives by a temperature of 0.01 magnify the rounding of similarities a hundred times.
-  runs.assert_close(runs.final_state(moved), state, 1e-3)
+  runs.assert_close(runs.final_state(moved), state, tolerance)
   other = (*options, "--config.data.sources={'noto': 1.0}", "--config.total_steps=30")
   assert "the sources of the run cannot change" in runs.train(whole, *other, devices=2, expected=2)

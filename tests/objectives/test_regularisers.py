@@ -38,11 +38,10 @@ def cut(side, size):
   return part / jnp.linalg.norm(part, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 8])
-def test_nested_dimensions_add_the_loss_of_each_part(devices, rng):
+def test_nested_dimensions_add_the_loss_of_each_part(rng):
   """The parts are normalised anew, weighted, and compared at the temperature of the whole."""
   chosen = {"matryoshka": {"of": "softmax", "dims": (2, 4), "weights": (0.5, 3.0)}, "softmax": {"label_smoothing": 0.1}}
-  mesh, params, state, run = stepping("matryoshka", chosen, devices)
+  mesh, params, state, run = stepping("matryoshka", chosen, 8)
   sides = [np.float32(unit(rng)) for _ in range(2)]
   group = rng.integers(0, 12, PAIRS)
   batch = batch_of(group, np.arange(PAIRS))
