@@ -33,7 +33,7 @@ from data.pipeline import Pipeline
 from data.sources import Source
 from data.sources.indexed import IndexedSource, index_folder
 from tests import runs
-from tests.data.test_index import example, png
+from tests.data.in_shards import example, png
 from tests.data.toy import WordTokenizer
 from tests.flaky_server import FAULTS, FlakyServer
 

@@ -1,7 +1,8 @@
-"""Builds the index of a set in shards, of pictures that tell their number by their grey level."""
+"""Sets in shards of pictures that tell their number by their grey level, and what builds their index."""
 
 import concurrent.futures
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,29 @@ def png(number):
   out = io.BytesIO()
   Image.fromarray(pixels(number)).save(out, "PNG")
   return out.getvalue()
+
+
+def proto(number, data):
+  """Writes a field of a protocol buffer that holds bytes, by the rules of the wire format."""
+  length, varint = len(data), b""
+  while True:
+    length, low = length >> 7, length & 127
+    varint += bytes([low | (128 if length else 0)])
+    if not length:
+      return bytes([number << 3 | 2]) + varint + data
+
+
+def example(**features):
+  def of(value):
+    values = value if isinstance(value, list) else [value]
+    if isinstance(values[0], bytes):
+      return proto(1, b"".join(proto(1, each) for each in values))
+    if isinstance(values[0], float):
+      return proto(2, proto(1, struct.pack(f"<{len(values)}f", *values)))
+    return proto(3, b"".join(bytes([8, each]) for each in values))
+
+  entries = (proto(1, proto(1, key.encode()) + proto(2, of(value))) for key, value in features.items())
+  return proto(1, b"".join(entries))
 
 
 @pytest.fixture(scope="module")

@@ -78,10 +78,13 @@ def test_an_upright_view_of_a_photograph_is_a_crop_of_whole_pixels_resized(rng):
   views = Augment(zoom=(1.0, 1.5), flip=0.5)(pictures, [True] * 40, size, draws)
   for picture, view, u in zip(pictures, views, draws, strict=True):
     shown = min(picture.shape[:2]) / (1 + 0.5 * u[0])
-    borders = [(length - shown) * (1 - u[draw]) for length, draw in zip(picture.shape[:2], (5, 4), strict=True)]
+    mirrored = u[6] < 0.5
+    # What a draw moves is the mirrored picture.
+    shares = 1 - u[5], u[4] if mirrored else 1 - u[4]
+    borders = [(length - shown) * share for length, share in zip(picture.shape[:2], shares, strict=True)]
     down, across = (slice(round(start), round(start + shown)) for start in borders)
     expected = resized(picture[down, across].astype(np.float64), size)
-    expected = expected[:, ::-1] if u[6] < 0.5 else expected
+    expected = expected[:, ::-1] if mirrored else expected
     assert np.abs(view - expected).max() <= 1
 
 

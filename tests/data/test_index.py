@@ -24,7 +24,8 @@ from data.files import Files
 from data.joins import Join
 from data.sources import Source, index
 from data.sources.indexed import IndexedSource, files_of, index_folder
-from tests.data.in_shards import COUNT, build, pixels, png
+from tests.data import in_shards
+from tests.data.in_shards import A_SHARD, COUNT, build, pixels, png
 
 shards = in_shards.shards
 

@@ -1,7 +1,6 @@
 """TFRecord files: read as they were written, without TensorFlow, and refused where they are damaged."""
 
 import shutil
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -10,30 +9,7 @@ from tensorboardX.record_writer import RecordWriter
 
 from contrastive_jax.errors import UserError
 from data.sources.indexed import IndexedSource
-from tests.data.in_shards import build, pixels, png
-
-
-def proto(number, data):
-  """Writes a field of a protocol buffer that holds bytes, by the rules of the wire format."""
-  length, varint = len(data), b""
-  while True:
-    length, low = length >> 7, length & 127
-    varint += bytes([low | (128 if length else 0)])
-    if not length:
-      return bytes([number << 3 | 2]) + varint + data
-
-
-def example(**features):
-  def of(value):
-    values = value if isinstance(value, list) else [value]
-    if isinstance(values[0], bytes):
-      return proto(1, b"".join(proto(1, each) for each in values))
-    if isinstance(values[0], float):
-      return proto(2, proto(1, struct.pack(f"<{len(values)}f", *values)))
-    return proto(3, b"".join(bytes([8, each]) for each in values))
-
-  entries = (proto(1, proto(1, key.encode()) + proto(2, of(value))) for key, value in features.items())
-  return proto(1, b"".join(entries))
+from tests.data.in_shards import build, example, pixels, png
 
 
 @pytest.fixture(scope="module")
