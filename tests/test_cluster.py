@@ -134,7 +134,7 @@ def test_a_killed_worker_changes_nothing(photos, plain, cluster, tmp_path):
 
 def test_a_killed_worker_changes_no_embedding(photos, cluster, tmp_path):
   workdir = tmp_path / "run"
-  runs.train(workdir, "--config.total_steps=1")
+  runs.train(workdir, "--config.total_steps=5")
   asked = (f"--workdir={workdir}", f"--source=folder/{photos}", "--shard_rows=6", "--batch_size=6")
   runs.run("embed.py", *asked, f"--output={tmp_path / 'plain'}")
   out = tmp_path / "out"
