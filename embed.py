@@ -11,9 +11,13 @@ its step and the version are in the metadata of the Parquet schema, or in NAME.a
 out, and listed in OUTPUT.bad_records.jsonl. Tables end in .csv, .tsv, .json, .jsonl or .parquet.
 
 The output of --source is a folder of Parquet files. Names of sets are those of `config.data.sources`. After an
-interruption the same command goes on with the shards that are left.
+interruption the same command goes on with the shards that are left. With --scheduler the workers of a Dask cluster do
+the work, each with a model of its own: the run, the set and the output have to lie where all of them see them.
 """
 
+import contextlib
+import functools
+import os
 from pathlib import Path
 
 from absl import flags
@@ -21,7 +25,7 @@ from absl import flags
 from contrastive_jax import __version__, cli, paths
 from contrastive_jax.errors import UserError
 from contrastive_jax.loading import load
-from data import embedding_files, embedding_shards, listings, named
+from data import embedding_files, embedding_shards, executors, listings, named
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A run, or weights imported by convert.py.")
 IMAGES = flags.DEFINE_string(
@@ -33,6 +37,7 @@ OF = flags.DEFINE_enum(
   "of", embedding_shards.IMAGES, [embedding_shards.IMAGES, embedding_shards.TEXTS], "What of the set is embedded."
 )
 SHARD_ROWS = flags.DEFINE_integer("shard_rows", 100_000, "Samples of the set in each file.", lower_bound=1)
+SCHEDULER = flags.DEFINE_string("scheduler", "", "Address of a Dask scheduler whose workers embed the set instead.")
 OUTPUT = flags.DEFINE_string(
   "output", None, "File to write, which ends in .parquet or .npy; or folder for the shards of a set."
 )
@@ -52,7 +57,7 @@ def main() -> None:
   if SOURCE.value:
     embed_set()
     return
-  idle = [each.name for each in (OF, SHARD_ROWS, *named.ALL) if each.present]
+  idle = [each.name for each in (OF, SHARD_ROWS, SCHEDULER, *named.ALL) if each.present]
   if idle:
     raise UserError(f"--{idle[0]} belongs to --source: leave it out, or name a set with --source")
   flag = IMAGES if IMAGES.value else TEXTS
@@ -83,19 +88,28 @@ def main() -> None:
 def embed_set() -> None:
   folder = paths.folder_to_write("--output", OUTPUT.value)
   workdir = paths.run_to_read("--workdir", WORKDIR.value)
-  source, asked = named.open_named(SOURCE.value)
-  model = load(workdir, STEP.value, batch_size=BATCH_SIZE.value, progress=True)
+  source, asked = named.open_named(SOURCE.value, whole=bool(SCHEDULER.value))
+  model = load(workdir, STEP.value, batch_size=BATCH_SIZE.value, progress=not SCHEDULER.value)
   about = {"model": WORKDIR.value, "step": str(model.step), "version": __version__, **asked}
-  written = embedding_shards.write(
-    folder, model, source, of=OF.value, shard_rows=SHARD_ROWS.value, about=about, overwrite=OVERWRITE.value
-  )
   shards = -(-len(source) // SHARD_ROWS.value)
   rows = left_out = 0
-  for number, shard in enumerate(written, 1):
-    rows, left_out = rows + shard.rows, left_out + shard.left_out
-    kept = ", as before" * shard.kept
-    bad = f"; {shard.left_out:,} cannot be read" * bool(shard.left_out)
-    print(f"{shard.file} holds {shard.rows:,} embeddings{kept} ({number:,} of {shards:,}){bad}", flush=True)
+  with executors.executor(1, SCHEDULER.value) if SCHEDULER.value else contextlib.nullcontext() as executor:
+    written = embedding_shards.write(
+      folder,
+      model,
+      source,
+      of=OF.value,
+      shard_rows=SHARD_ROWS.value,
+      about=about,
+      overwrite=OVERWRITE.value,
+      executor=executor,
+      model_of_a_worker=functools.partial(load, os.path.abspath(workdir), model.step, batch_size=BATCH_SIZE.value),
+    )
+    for number, shard in enumerate(written, 1):
+      rows, left_out = rows + shard.rows, left_out + shard.left_out
+      kept = ", as before" * shard.kept
+      bad = f"; {shard.left_out:,} cannot be read" * bool(shard.left_out)
+      print(f"{shard.file} holds {shard.rows:,} embeddings{kept} ({number:,} of {shards:,}){bad}", flush=True)
   print(f"{folder} holds {rows:,} embedding{'s' * (rows != 1)} of {model.config.embed_dim} numbers.")
   if left_out:
     print(f"Left out {left_out:,} that cannot be read, see the files {folder}/*.bad_records.jsonl.")

@@ -6,7 +6,7 @@
 
 Readers are processes on the same core that take turns, a few batches each. Figures are medians over the turns, of
 processor time, and only ratios of one invocation mean anything. Nothing but ours and Grain's shuffles, and only ours
-packs captions and makes patches and keys; tf.data leaves captions as they are.
+compares checksums, packs captions, and makes patches and keys.
 tf.data and mosaicml-streaming run in a Python that has them, and are left out where none is named.
 """
 
@@ -159,7 +159,7 @@ def main() -> None:
 
 if __name__ == "__main__":
   flags.DEFINE_list("sections", list(SECTIONS), "Which sections to run.")
-  flags.DEFINE_string("tf_python", "", "A Python that has TensorFlow.")
+  flags.DEFINE_string("tf_python", "", "A Python that has TensorFlow and tokenizers.")
   flags.DEFINE_string("streaming_python", "", "A Python that has mosaicml-streaming, PyTorch and what is needed here.")
   flags.DEFINE_integer("pictures", 1024, "Photographs of the readers.")
   flags.DEFINE_integer("batches", 4, "Batches of 256 a turn.")

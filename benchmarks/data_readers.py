@@ -50,6 +50,8 @@ def ours(source: Source, folder: Path, **options: int) -> Work:
   def work(batches: int) -> int:
     nonlocal step
     step += batches
+    # Captions that come again are not tokenised again, and in a large set none comes again soon.
+    pipeline._tokens.clear()
     return sum(len(batch.ids) for _, batch in pipeline.iterate(step - batches, step))
 
   return work

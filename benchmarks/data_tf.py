@@ -1,13 +1,16 @@
-"""The reader of `benchmarks.data` that is tf.data, in a Python that has TensorFlow.
+"""The reader of `benchmarks.data` that is tf.data, in a Python that has TensorFlow and tokenizers.
 
 `benchmarks.data` starts it: `PYTHON -m benchmarks.data_tf FOLDER`.
-TFRecords are read in order, JPEGs cropped while they are decoded, resized, mirrored and batched. Captions stay texts.
+TFRecords are read in order, JPEGs cropped while they are decoded, resized, mirrored and batched; captions are tokenised
+a batch at a time.
 """
 
 import sys
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
+import tokenizers
 
 from benchmarks import photographs, turns
 
@@ -52,7 +55,20 @@ def main(folder: Path) -> None:
   options.experimental_optimization.inject_prefetch = False
   dataset = tf.data.TFRecordDataset(file).repeat().map(view).batch(photographs.BATCH, drop_remainder=True)
   batches = iter(dataset.with_options(options))
-  turns.serve(lambda count: sum(len(next(batches)[0].numpy()) for _ in range(count)))
+  tokenizer = tokenizers.Tokenizer.from_file(str(folder / photographs.TOKENIZER / "tokenizer.json"))
+  tokenizer.enable_truncation(photographs.TEXT_LENGTH)
+  tokenizer.enable_padding(length=photographs.TEXT_LENGTH)
+
+  def work(count: int) -> int:
+    done = 0
+    for _ in range(count):
+      images, captions = (field.numpy() for field in next(batches))
+      encoded = tokenizer.encode_batch([caption.decode() for caption in captions])
+      done += len(images)
+      np.array([each.ids for each in encoded], np.int32)
+    return done
+
+  turns.serve(work)
 
 
 if __name__ == "__main__":

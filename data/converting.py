@@ -8,12 +8,10 @@ A sample is `000000012.jpg` with `000000012.txt`, its caption, or `000000012.jso
 
 import concurrent.futures
 import contextlib
-import functools
 import hashlib
 import io
 import json
 import os
-import pickle
 import shutil
 import tarfile
 import uuid
@@ -30,7 +28,7 @@ from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess import formats
 from contrastive_jax.preprocess.decoding import DecodeError
 from contrastive_jax.preprocess.images import decode, straight
-from data import executors, indexing
+from data import executors, indexing, shared_source
 from data.sources.features import distinct
 from data.sources.indexed import GROUP, index_folder
 from data.sources.pictures import StoredPictures
@@ -38,7 +36,7 @@ from data.substitution import shard_of
 
 VERSION = 1
 # What a folder of tars says of itself, and the folder of what is needed until all of them are written.
-ABOUT, _WORK = "convert.json", ".convert"
+ABOUT, _WORK, _SOURCE = "convert.json", ".convert", "source.pickle"
 _TXT, _CAPTION = "txt", "caption"
 # Samples that are read, evenly spread, to know how many make a tar of the wanted size.
 _GLANCE = 256
@@ -126,7 +124,7 @@ def convert(
 
 def write_shard(work: str, number: int, start: int, stop: int, check: bool) -> Shard:
   """Writes samples `start` to `stop` of the set that lies in the working folder; runs in a process of its own."""
-  source = _opened(work)
+  source = shared_source.read(Path(work) / _SOURCE)
   target = Path(work).parent / _file(number)
   partial = Path(work) / f"{target.name}.{uuid.uuid4().hex}.partial"
   rows, left_out = 0, []
@@ -224,11 +222,7 @@ def _begin(folder: Path, work: Path, about: Mapping[str, Any], source: StoredPic
   if folder.is_dir() and (other := min(folder.glob("*.tar"), default=None)):
     raise UserError(f"{folder} holds {other.name} already: name a folder without tars")
   work.mkdir(parents=True, exist_ok=True)
-  # Every process reads the same set, also where files have come to a folder since.
-  with open(work / "source.pickle", "wb") as file:
-    pickle.dump(source, file)
-    file.flush()
-    os.fsync(file.fileno())
+  shared_source.write(source, work / _SOURCE)
   runs.write_object(request, about)
 
 
@@ -281,17 +275,3 @@ def _file(number: int) -> str:
 
 def _about_of(work: Path, number: int) -> Path:
   return work / f"{number:06d}.json"
-
-
-def _opened(work: str) -> StoredPictures:
-  path = Path(work) / "source.pickle"
-  try:
-    return _unpickled(os.fspath(path), path.stat().st_mtime_ns)
-  except FileNotFoundError:
-    raise UserError(f"{path} is not seen by a worker: name a folder that all machines have under one path") from None
-
-
-@functools.lru_cache(1)
-def _unpickled(path: str, _stamp: int) -> StoredPictures:
-  with open(path, "rb") as file:
-    return pickle.load(file)

@@ -58,7 +58,10 @@ def permuted(numbers: Int[np.ndarray, " n"], length: int, *what: object) -> Int[
   while len(outside):
     left, right = out[outside] >> half, out[outside] & mask
     for key in keys:
-      left, right = right, left ^ (_mix(right ^ key) & mask)
+      mixed = _mix(right ^ key)
+      mixed &= mask
+      mixed ^= left
+      left, right = right, mixed
     out[outside] = (left << half) | right
     outside = outside[out[outside] >= length]
   return out.astype(np.int64)
@@ -72,10 +75,15 @@ def shuffled(draws: Int[np.ndarray, " n"], length: int, seed: int, name: str) ->
     np.int64(6)
   """
   epoch, number = np.divmod(draws, length)
+  if not len(draws):
+    return number
+  first, last = int(epoch.min()), int(epoch.max())
+  if first == last:
+    return permuted(number, length, "shuffle", seed, name, first)
   out = np.empty_like(number)
-  for e in np.unique(epoch):
+  for e in range(first, last + 1):
     mine = epoch == e
-    out[mine] = permuted(number[mine], length, "shuffle", seed, name, int(e))
+    out[mine] = permuted(number[mine], length, "shuffle", seed, name, e)
   return out
 
 
@@ -118,8 +126,8 @@ def drawn(segments: Sequence[Segment], lengths: Mapping[str, int], seed: int, st
   begun = cursors(segments, at)
   names = tuple(name for name, _ in sources)
   index = np.empty_like(number)
-  for k in np.unique(source):
-    mine, name = source == k, names[k]
+  for k, name in enumerate(names):
+    mine = source == k
     index[mine] = shuffled(number[mine] + begun[name], lengths[name], seed, name)
   position = pairs_before(segments, at) + offset * segment.batch_size + rows.start
   return Drawn(position, names, source, index, copy)
@@ -127,6 +135,9 @@ def drawn(segments: Sequence[Segment], lengths: Mapping[str, int], seed: int, st
 
 def _mix(values: np.ndarray) -> np.ndarray:
   """Applies the finaliser of SplitMix64 (Steele, Lea and Flood, 2014): every input bit reaches every output bit."""
-  values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-  values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-  return values ^ (values >> np.uint64(31))
+  values = values ^ (values >> np.uint64(30))
+  values *= np.uint64(0xBF58476D1CE4E5B9)
+  values ^= values >> np.uint64(27)
+  values *= np.uint64(0x94D049BB133111EB)
+  values ^= values >> np.uint64(31)
+  return values

@@ -25,6 +25,7 @@ from contrastive_jax.preprocess import packing
 from contrastive_jax.preprocess.long_captions import fitted
 from contrastive_jax.preprocess.tokenizers import CaptionEncoder
 from contrastive_jax.schedule.segments import Inputs, Segment, segment_at, total_steps
+from data.allocation import keep_freed_memory
 from data.augment import DRAWS, Augment
 from data.chunks import chunk_rows, joined, on_host
 from data.lifetime import follow_parent, start_tracker
@@ -112,6 +113,7 @@ class Pipeline:
     Raises:
       UserError: if a segment names an unknown source, or its sizes do not divide.
     """
+    keep_freed_memory()
     self._segments = tuple(segments)
     self._sources = dict(sources)
     self._tokenizer = tokenizer
@@ -381,6 +383,7 @@ class Pipeline:
   def __setstate__(self, state: dict[str, Any]) -> None:
     # The first that a worker process does for us is to unpickle what it is to read.
     follow_parent()
+    keep_freed_memory()
     self.__dict__.update(state)
 
   def _check(self) -> None:

@@ -64,7 +64,7 @@ class Renderer:
     views = self.augment(pixels, [example.flip for example in examples], sizes, draws)
     views = [view[..., :height, :width, :] for view, (height, width) in zip(views, seen, strict=True)]
     if inputs.frames == 1 and packed is None and fixed:
-      return patchify(np.stack(views), self.patch_size), 0
+      return patchify(views, self.patch_size), 0
     tubelet = 1 if inputs.frames == 1 else self.tubelet
     patches = [native.patchify_clip(view if view.ndim == 4 else view[None], self.patch_size, tubelet) for view in views]
     if packed is not None:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -129,6 +130,24 @@ def test_a_killed_worker_changes_nothing(photos, plain, cluster, tmp_path):
   cluster.workers[1].send_signal(signal.SIGKILL)
   assert f"indexes {COUNT:,} samples" in runs.finish(indexing)
   assert index_of(out / "again.index") == index_of(plain / "all.tar.index")
+
+
+def test_a_killed_worker_changes_no_embedding(photos, cluster, tmp_path):
+  workdir = tmp_path / "run"
+  runs.train(workdir, "--config.total_steps=5")
+  asked = (f"--workdir={workdir}", f"--source=folder/{photos}", "--shard_rows=6", "--batch_size=6")
+  runs.run("embed.py", *asked, f"--output={tmp_path / 'plain'}")
+  out = tmp_path / "out"
+  embedding = runs.start("embed.py", *asked, f"--output={out}", f"--scheduler={cluster.address}")
+  until(lambda: len(list(out.glob("*.parquet"))) >= 4, embedding)
+  cluster.workers[0].send_signal(signal.SIGKILL)
+  assert f"{out} holds {COUNT} embeddings" in runs.finish(embedding)
+  names = sorted(file.name for file in out.iterdir())
+  assert names == sorted(file.name for file in (tmp_path / "plain").iterdir()) and len(names) == COUNT // 6
+  for name in names:
+    ours, plain = (pq.read_table(folder / name) for folder in (out, tmp_path / "plain"))
+    assert ours["id"].to_pylist() == plain["id"].to_pylist() and ours.schema.metadata == plain.schema.metadata
+    np.testing.assert_array_equal(*(np.array(table["embedding"].to_pylist()) for table in (ours, plain)))
 
 
 def test_a_lost_scheduler_is_one_sentence_and_the_command_goes_on(photos, plain, cluster, tmp_path):

@@ -1,6 +1,7 @@
 """Images: from files, bytes, PIL images and arrays to uint8 pixels, and from pixels to patches."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -220,11 +221,14 @@ def _center_of_strip(image: np.ndarray, size: int, interpolation: str) -> np.nda
   return np.asarray(resized)
 
 
-def patchify(images: UInt8[np.ndarray, "rows height width channels"], patch_size: int) -> ImageBatch:
+def patchify(
+  images: UInt8[np.ndarray, "rows height width channels"] | Sequence[UInt8[np.ndarray, "height width channels"]],
+  patch_size: int,
+) -> ImageBatch:
   """Cuts images into a row-major sequence of patches, each laid out as (y, x, channel).
 
   Args:
-    images: images of equal size.
+    images: images of equal size, in one array or in a list of at least one.
     patch_size: side of a patch in pixels, which divides both sides of the images.
 
   Returns:
@@ -238,7 +242,14 @@ def patchify(images: UInt8[np.ndarray, "rows height width channels"], patch_size
     >>> batch.patches.shape, batch.coords[0, :4].tolist()
     ((1, 6, 12), [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0]])
   """
-  patches, coords = cut(images[:, None], patch_size, 1)
+  if isinstance(images, np.ndarray):
+    patches, coords = cut(images[:, None], patch_size, 1)
+  else:
+    # One at a time, while the cache of the processor still holds it: a stack of them would be one more copy.
+    first, coords = cut(images[0][None, None], patch_size, 1)
+    patches = np.empty((len(images), *first.shape[1:]), np.uint8)
+    for image, row in zip(images, patches, strict=True):
+      cut(image[None, None], patch_size, 1, out=row[None])
   return ImageBatch(patches, np.repeat(coords[None], len(images), axis=0))
 
 
@@ -248,7 +259,10 @@ def unpatchify(image: ImageBatch, patch_size: int, channels: int = 3) -> UInt8[n
 
 
 def cut(
-  clips: UInt8[np.ndarray, "rows frames height width channels"], patch_size: int, tubelet: int
+  clips: UInt8[np.ndarray, "rows frames height width channels"],
+  patch_size: int,
+  tubelet: int,
+  out: UInt8[np.ndarray, "rows length patch_dim"] | None = None,
 ) -> tuple[UInt8[np.ndarray, "rows length patch_dim"], Int16[np.ndarray, "length 3"]]:
   """Cuts clips into tubelets in the order of (t, y, x), each laid out as (frame, y, x, channel).
 
@@ -256,6 +270,7 @@ def cut(
     clips: clips of equal size; an image is a clip of one frame.
     patch_size: side of a tubelet in pixels, which divides both sides of the frames.
     tubelet: number of frames of a tubelet, which divides that of the clips.
+    out: a contiguous array that takes the tubelets; None makes one.
 
   Returns:
     The tubelets, and the (t, y, x) coordinates that all clips share.
@@ -277,8 +292,10 @@ def cut(
   # A line of a patch is copied as one item, three times as fast as byte by byte.
   lines = np.ascontiguousarray(clips).reshape(rows, t, tubelet, y, patch_size, x, patch_size * channels)
   tiles = lines.view(f"V{patch_size * channels}")[..., 0].transpose(0, 1, 3, 5, 2, 4)
-  patches = np.ascontiguousarray(tiles).view(np.uint8)
-  return patches.reshape(rows, t * y * x, tubelet * patch_size * patch_size * channels), _grid(t, y, x)
+  shape = rows, t * y * x, tubelet * patch_size * patch_size * channels
+  patches = np.empty(shape, np.uint8) if out is None else out.reshape(shape, copy=False)
+  patches.view(tiles.dtype).reshape(tiles.shape, copy=False)[...] = tiles
+  return patches, _grid(t, y, x)
 
 
 def join(

@@ -60,6 +60,34 @@ def test_a_crop_stays_inside_of_a_photograph(photograph, corner):
   assert np.corrcoef(view[::2, ::2].ravel(), small.ravel())[0, 1] > 0.8
 
 
+def resized(pixels, size):
+  """Bilinear, with pixels as squares whose borders fall together; what lies outside repeats the border."""
+  for axis in (0, 1):
+    length = pixels.shape[axis]
+    at = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
+    low = np.minimum(at.astype(int), length - 1)
+    share = (at - low).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+    high = np.minimum(low + 1, length - 1)
+    pixels = pixels.take(low, axis) * (1 - share) + pixels.take(high, axis) * share
+  return pixels
+
+
+def test_an_upright_view_of_a_photograph_is_a_crop_of_whole_pixels_resized(rng):
+  size, draws = 24, rng.random((40, DRAWS))
+  pictures = [rng.integers(0, 256, (int(h), int(w), 3), np.uint8) for h, w in rng.integers(24, 38, (40, 2))]
+  views = Augment(zoom=(1.0, 1.5), flip=0.5)(pictures, [True] * 40, size, draws)
+  for picture, view, u in zip(pictures, views, draws, strict=True):
+    shown = min(picture.shape[:2]) / (1 + 0.5 * u[0])
+    mirrored = u[6] < 0.5
+    # What a draw moves is the mirrored picture.
+    shares = 1 - u[5], u[4] if mirrored else 1 - u[4]
+    borders = [(length - shown) * share for length, share in zip(picture.shape[:2], shares, strict=True)]
+    down, across = (slice(round(start), round(start + shown)) for start in borders)
+    expected = resized(picture[down, across].astype(np.float64), size)
+    expected = expected[:, ::-1] if mirrored else expected
+    assert np.abs(view - expected).max() <= 1
+
+
 def test_strong_reduction_averages():
   board = (np.indices((128, 128)).sum(axis=0) % 2 * 255).astype(np.uint8)
   view = Augment()([np.dstack([board] * 3)], [False], 16, draws_of(1))[0]

@@ -24,7 +24,7 @@ from data.sources.folder import open_folder
 from data.sources.formats import FORMATS
 from data.sources.indexed import IndexedSource, index_folder
 from data.sources.table import TableSource
-from tests.data.test_index import Here, example
+from tests.data.in_shards import Here, example
 
 COUNT = 30
 # Kinds of files, by the number of the picture.

@@ -1,4 +1,4 @@
-"""Sets in shards: what their index says, against the files as their own libraries wrote and read them."""
+"""Indices of sets in shards, and tars: what they say, against the files as webdataset wrote and reads them."""
 
 import concurrent.futures
 import io
@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import shutil
-import struct
 import tarfile
 import time
 from pathlib import Path
@@ -16,8 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from PIL import Image
-from tensorboardX.record_writer import RecordWriter
 
 from configs import common
 from contrastive_jax.errors import UserError
@@ -26,53 +23,11 @@ from data import indexing, kinds, tasks
 from data.files import Files
 from data.joins import Join
 from data.sources import Source, index
-from data.sources.formats import FORMATS
 from data.sources.indexed import IndexedSource, files_of, index_folder
+from tests.data import in_shards
+from tests.data.in_shards import A_SHARD, COUNT, build, pixels, png
 
-COUNT, A_SHARD = 40, 12
-
-
-class Here(concurrent.futures.Executor):
-  """Runs what is submitted at once, in this process."""
-
-  def submit(self, function, /, *arguments, **options):
-    future = concurrent.futures.Future()
-    try:
-      future.set_result(function(*arguments, **options))
-    except Exception as error:
-      future.set_exception(error)
-    return future
-
-
-def build(kind, named, output="", **options):
-  how = {name: options.pop(name) for name in ("skip_damaged", "joins") if name in options}
-  texts = options.pop("texts", FORMATS[kind].texts)
-  wanted = indexing.Wanted(kind, texts=tuple(texts), **options)
-  folder = Path(output or index_folder(str(named)))
-  return indexing.build(wanted, files_of(kind, str(named), Files()), folder, Here(), **how)
-
-
-def pixels(number):
-  return np.full((4 + number, 6, 3), number, np.uint8)
-
-
-def png(number):
-  out = io.BytesIO()
-  Image.fromarray(pixels(number)).save(out, "PNG")
-  return out.getvalue()
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-  """Tars by webdataset's own writer; picture k has k as its grey level."""
-  folder = tmp_path_factory.mktemp("shards")
-  with webdataset.ShardWriter(f"{folder}/%03d.tar", maxcount=A_SHARD, verbose=0) as writer:
-    for k in range(COUNT):
-      said = {"similarity": k / COUNT, "caption": [f"it says {k}", f"also {k}"], "nsfw": k % 2 == 0}
-      sample = {"__key__": f"{k:05d}", "png": png(k), "txt": f"picture {k}\n", "json": said}
-      writer.write(sample)
-  build("webdataset", f"{folder}/{{000..003}}.tar", columns=("similarity", "nsfw"))
-  return folder
+shards = in_shards.shards
 
 
 @pytest.fixture
@@ -350,218 +305,11 @@ def test_columns_of_two_types_and_fields_that_are_nowhere_are_named(tmp_path):
     build("webdataset", tmp_path, texts=("txt",))
 
 
-def proto(number, data):
-  """Writes a field of a protocol buffer that holds bytes, by the rules of the wire format."""
-  length, varint = len(data), b""
-  while True:
-    length, low = length >> 7, length & 127
-    varint += bytes([low | (128 if length else 0)])
-    if not length:
-      return bytes([number << 3 | 2]) + varint + data
-
-
-def example(**features):
-  def of(value):
-    values = value if isinstance(value, list) else [value]
-    if isinstance(values[0], bytes):
-      return proto(1, b"".join(proto(1, each) for each in values))
-    if isinstance(values[0], float):
-      return proto(2, proto(1, struct.pack(f"<{len(values)}f", *values)))
-    return proto(3, b"".join(bytes([8, each]) for each in values))
-
-  entries = (proto(1, proto(1, key.encode()) + proto(2, of(value))) for key, value in features.items())
-  return proto(1, b"".join(entries))
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory):
-  """TFRecord files in tensorboardX's framing."""
-  folder = tmp_path_factory.mktemp("records")
-  for shard in range(2):
-    writer = RecordWriter(str(folder / f"{shard}.tfrecord"))
-    for k in range(shard * 5, shard * 5 + 5):
-      said = {"caption": [f"picture {k}".encode(), b"also"], "score": k / 8, "kind": k, "label": b"a"}
-      writer.write(example(picture=png(k), **said))
-    writer.close()
-  return folder
-
-
-def test_tfrecords_are_read_without_tensorflow(records):
-  build("tfrecord", records, columns=("score", "kind", "label"))
-  source = IndexedSource("tfrecord", f"{records}", filter="score >= 0.25 and kind != 4 and label == 'a'")
-  assert len(source) == 7
-  for k, number in enumerate((2, 3, 5, 6, 7, 8, 9)):
-    np.testing.assert_array_equal(source[k].image, pixels(number))
-    assert source.text(k).captions == (f"picture {number}", "also")
-
-
-def test_what_tensorflow_wrote_is_read(tmp_path):
-  """`tensorflow.tfrecord` was written by TensorFlow 2.21, with features of every kind and one without a value."""
-  shutil.copy(Path(__file__).parent / "tensorflow.tfrecord", tmp_path)
-  build("tfrecord", tmp_path, texts=("captions",), columns=("similarity", "label"))
-  source = IndexedSource("tfrecord", str(tmp_path), filter="similarity > 0.2 and label >= -1")
-  assert [source.text(k).captions for k in range(len(source))] == [
-    ("the first of 2 \u00fc", "another of 2"), ("the first of 3 \u00fc", "another of 3"),
-  ]  # fmt: skip
-  for k, number in enumerate((2, 3)):
-    assert source[k].image.shape == (10 + number, 12, 3)
-    assert np.abs(source[k].image.astype(int) - 40 * number).max() <= 3
-
-
-def test_raw_pixels_are_read_by_the_shape_beside_them(tmp_path):
-  writer = RecordWriter(str(tmp_path / "raw.tfrecord"))
-  for k in range(3):
-    shape = {"image/height": 4 + k, "image/width": 6, "image/channels": 3}
-    writer.write(example(**{"image/raw": pixels(k).tobytes(), "image/caption": f"picture {k}".encode(), **shape}))
-  writer.close()
-  build("tfrecord", tmp_path)
-  source = IndexedSource("tfrecord", str(tmp_path))
-  for k in range(3):
-    np.testing.assert_array_equal(source[k].image, pixels(k))
-
-
-def test_damaged_tfrecords_are_refused_at_every_flip_and_cut(records, tmp_path):
-  whole = (records / "0.tfrecord").read_bytes()
-  rng = np.random.default_rng(0)
-  for at in rng.integers(0, len(whole), 40):
-    (tmp_path / "a.tfrecord").write_bytes(whole[:at] + bytes([whole[at] ^ 1 << int(rng.integers(8))]) + whole[at + 1 :])
-    with pytest.raises(UserError, match=r"a.tfrecord cannot be indexed, (a checksum differs|it is cut)"):
-      build("tfrecord", tmp_path)
-  for cut in rng.integers(1, len(whole) - 1, 20):
-    (tmp_path / "a.tfrecord").write_bytes(whole[:cut])
-    try:
-      build("tfrecord", tmp_path)
-    except UserError as error:
-      assert "it is cut" in str(error)
-    else:
-      assert whole[cut : cut + 12] and len(IndexedSource("tfrecord", str(tmp_path))) < 5  # Cut between two records.
-
-
-def test_the_picture_of_a_record_has_to_be_clear(tmp_path):
-  writer = RecordWriter(str(tmp_path / "a.tfrecord"))
-  writer.write(example(left=png(1), right=png(2), caption=b"two"))
-  writer.close()
-  with pytest.raises(UserError, match="the pictures left, right: name the feature of the picture with --image_key"):
-    build("tfrecord", tmp_path)
-  build("tfrecord", tmp_path, image_key="right")
-  np.testing.assert_array_equal(IndexedSource("tfrecord", str(tmp_path))[0].image, pixels(2))
-  with pytest.raises(UserError, match=r"no picture in 'rihgt' \(did you mean 'right'"):
-    build("tfrecord", tmp_path, image_key="rihgt")
-
-
 def test_an_index_tells_what_it_left_out(tmp_path):
   tar_of(tmp_path / "a.tar", ("a.png", png(1)), ("a.txt", b"one"), ("b.txt", b"no picture"))
   built = build("webdataset", tmp_path / "a.tar")
   (file,) = json.loads((built.folder / "index.json").read_text())["files"]
   assert file["left_out"] == {"no picture": 1}
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-  """A set of Hugging Face's datasets: pictures whose grey level is their number, captions, classes and scores."""
-  datasets = pytest.importorskip("datasets")
-  rows = {
-    "image": [{"bytes": png(k), "path": f"{k}.png"} for k in range(COUNT)],
-    "caption": [[f"picture {k}", f"also {k}"] for k in range(COUNT)],
-    "label": [k % 2 for k in range(COUNT)],
-    "score": [k / COUNT for k in range(COUNT)],
-  }
-  features = datasets.Features(
-    image=datasets.Image(),
-    caption=datasets.Sequence(datasets.Value("string")),
-    label=datasets.ClassLabel(names=["cat", "dog"]),
-    score=datasets.Value("float64"),
-  )
-  return datasets.Dataset.from_dict(rows, features=features)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["parquet", "huggingface"])
-def test_sets_of_datasets_are_as_it_reads_them(saved, tmp_path, kind):
-  if kind == "parquet":
-    for shard in range(3):
-      saved.shard(3, shard, contiguous=True).to_parquet(tmp_path / f"train-{shard:05d}-of-00003.parquet", batch_size=7)
-  else:
-    saved.save_to_disk(tmp_path, num_shards=3)
-  texts = ("caption", "label")
-  build(kind, tmp_path, texts=texts, columns=("score",))
-  weights = {"caption": 1.0, "label": 1.0}
-  source = pickle.loads(pickle.dumps(IndexedSource(kind, str(tmp_path), caption_key=weights, filter="score >= 0.1")))
-  theirs = [row for row in saved if row["score"] >= 0.1]
-  assert len(source) == len(theirs) == 36
-  with concurrent.futures.ThreadPoolExecutor(4) as pool:
-    examples = list(pool.map(source.__getitem__, range(36)))
-  for row, example in zip(theirs, examples, strict=True):
-    np.testing.assert_array_equal(example.image, np.asarray(row["image"]))
-    assert example.text.captions == (*row["caption"], ("cat", "dog")[row["label"]])
-    assert example.text.cumulative == (0.25, 0.5, 1.0)
-
-
-@pytest.mark.slow
-def test_a_set_of_several_splits_or_with_a_selection_is_refused(saved, tmp_path):
-  datasets = pytest.importorskip("datasets")
-  datasets.DatasetDict(train=saved, test=saved).save_to_disk(tmp_path / "both")
-  with pytest.raises(UserError, match=r"holds the splits train, test: name one, as in huggingface/.*both/train"):
-    files_of("huggingface", str(tmp_path / "both"), Files())
-  build("huggingface", tmp_path / "both" / "test", texts=("caption",))
-  assert len(IndexedSource("huggingface", str(tmp_path / "both" / "test"))) == COUNT
-
-
-BINARY = pa.binary()
-STORED = [BINARY, pa.large_binary(), pa.struct({"bytes": BINARY, "path": pa.string()})]
-
-
-def arrow_table(schema_of=BINARY):
-  pictures = [png(k) for k in range(8)]
-  if pa.types.is_struct(schema_of):
-    pictures = [{"bytes": picture, "path": None} for picture in pictures]
-  return pa.table({"photo": pa.array(pictures, schema_of), "text": [f"picture {k}" for k in range(8)]})
-
-
-@pytest.mark.parametrize("stored", STORED)
-@pytest.mark.parametrize("kind", ["parquet", "huggingface"])
-def test_columns_of_bytes_are_found_and_read(tmp_path, kind, stored):
-  table = arrow_table(stored)
-  if kind == "parquet":
-    pq.write_table(table, tmp_path / "a.parquet", row_group_size=3)
-  else:
-    with pa.ipc.new_stream(str(tmp_path / "a.arrow"), table.schema) as writer:
-      writer.write_table(table, max_chunksize=3)
-  build(kind, f"{tmp_path}/a.*")
-  source = IndexedSource(kind, f"{tmp_path}/a.*")
-  for k in (7, 0, 3, 2, 5, 1, 6, 4):
-    np.testing.assert_array_equal(source[k].image, pixels(k))
-    assert source.text(k).captions == (f"picture {k}",)
-
-
-@pytest.mark.parametrize("kind", ["parquet", "huggingface"])
-def test_cut_files_of_arrow_are_refused(tmp_path, kind):
-  path = tmp_path / ("a.parquet" if kind == "parquet" else "a.arrow")
-  if kind == "parquet":
-    pq.write_table(arrow_table(), path)
-  else:
-    with pa.ipc.new_stream(str(path), arrow_table().schema) as writer:
-      writer.write_table(arrow_table(), max_chunksize=3)
-  whole = path.read_bytes()
-  for cut in np.random.default_rng(0).integers(0, len(whole), 30):
-    path.write_bytes(whole[:cut])
-    with pytest.raises(UserError, match=r"a\.(parquet|arrow) cannot be indexed, it is (no whole|cut)"):
-      build(kind, path)
-
-
-@pytest.mark.parametrize(
-  ("columns", "options", "said"),
-  [
-    ({"text": ["a"]}, {}, "no column of text holds the bytes of pictures: name one with --image_key"),
-    ({"a": [b"1"], "b": [b"2"], "text": ["a"]}, {}, "the columns a, b hold the bytes of pictures: name one"),
-    ({"photo": [b"1"], "text": ["a"]}, {"image_key": "phoot"}, "did you mean 'photo'"),
-    ({"photo": [b"1"], "text": ["a"]}, {}, "1 with bytes that are no picture"),
-  ],
-)
-def test_the_column_of_pictures_has_to_be_clear(tmp_path, columns, options, said):
-  pq.write_table(pa.table(columns), tmp_path / "a.parquet")
-  with pytest.raises(UserError, match=said):
-    build("parquet", tmp_path, **options)
 
 
 def test_only_new_and_changed_files_are_read_again(shards, tmp_path, monkeypatch):

@@ -5,15 +5,15 @@ import pickle
 
 import numpy as np
 import pytest
-import test_index
 
 from contrastive_jax.errors import UserError
 from data.files import Files
 from data.sources.indexed import IndexedSource, files_of
+from tests.data import in_shards
 from tests.flaky_server import FAULTS, FlakyServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.extra]
-shards = test_index.shards
+shards = in_shards.shards
 NAME = "{000..003}.tar"
 
 
@@ -32,7 +32,7 @@ def test_a_server_that_fails_in_every_way_changes_no_sample(shards, contents, tm
   with FlakyServer(contents, FAULTS, rate=0.3, seed=1) as server:
     reader = quick(tmp_path, cache_bytes=cache_bytes)
     source = IndexedSource("webdataset", server.address(NAME), caption_key="caption", reader=reader)
-    assert len(source) == len(local) == test_index.COUNT
+    assert len(source) == len(local) == in_shards.COUNT
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
       for _ in range(2):
         for k, example in enumerate(pool.map(source.__getitem__, range(len(source)))):
@@ -57,8 +57,8 @@ def test_an_index_of_files_on_a_server_is_that_of_the_same_files_here(shards, co
   with FlakyServer(contents, FAULTS[:2], rate=0.2, seed=2) as server:
     named = server.address(NAME)
     assert files_of("webdataset", named, quick(tmp_path)) == [server.address(f"{k:03d}.tar") for k in range(4)]
-    built = test_index.build("webdataset", named, output=tmp_path / "index")
-    assert built.rows == test_index.COUNT
+    built = in_shards.build("webdataset", named, output=tmp_path / "index")
+    assert built.rows == in_shards.COUNT
     source = IndexedSource("webdataset", named, index=str(built.folder), reader=quick(tmp_path))
     for k in (0, 17, 39):
-      np.testing.assert_array_equal(source[k].image, test_index.pixels(k))
+      np.testing.assert_array_equal(source[k].image, in_shards.pixels(k))

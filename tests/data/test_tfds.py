@@ -18,7 +18,7 @@ from contrastive_jax.preprocess.images import DecodeError
 from data import converting, digits
 from data.sources.indexed import IndexedSource
 from data.sources.tfds import TfdsSource, labelled, paired
-from tests.data.test_index import Here
+from tests.data.in_shards import Here
 
 ROOT = pathlib.Path(__file__).parents[2]
 
