@@ -166,6 +166,7 @@ def get_config() -> ConfigDict:
   # What is read of a caption that is longer than the text tower reads: "truncate" its beginning, "sentence" one of its
   # sentences, "span" all from one of its sentences on; each time the sample is drawn another.
   config.data.long_captions = "truncate"
+  config.data.swap_words = False  # Whether hard captions that a sample lacks are its caption with two words exchanged.
   # Pairs that each drawn image makes, in consecutive rows and with different captions where it has several; they are
   # never each other's negatives.
   config.data.captions_per_image = 1

@@ -50,6 +50,22 @@ class TextBatch:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class HardCaptions:
+  """Captions that nearly fit the image of each pair and are wrong, several a pair.
+
+  Attributes:
+    tokens: int32 `[pairs, captions, length]`. Where there are too few, something else stands in their place.
+    mask: bool `[pairs, captions, length]`, True on real tokens.
+    there: bool `[pairs, captions]`, True on captions that count.
+  """
+
+  tokens: AnyArray
+  mask: AnyArray
+  there: AnyArray
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Targets:
   """The embeddings that a frozen teacher makes of the pairs.
 
@@ -88,6 +104,8 @@ class Batch:
       share either are never each other's negatives.
     ids: int64 `[pairs]` stable sample ids. They stay on the host: on the device an int64 silently becomes an int32.
     state_rows: int32 `[pairs]` rows of per-sample objective state, for the objectives that keep any.
+    weights: float32 `[pairs]`, how much each pair counts, for the objectives that weigh pairs.
+    hard_captions: wrong captions of each pair, for the objectives that compare with them.
     teacher: inputs of a frozen teacher, when it runs beside the student.
     targets: outputs of a frozen teacher, from its own step or from a cache.
     others: what the towers of `DualEncoderConfig.others` read, by the name of the tower: trees of arrays `[pairs, ...]`
@@ -99,6 +117,8 @@ class Batch:
   keys: AnyArray
   ids: AnyArray | None = None
   state_rows: AnyArray | None = None
+  weights: AnyArray | None = None
+  hard_captions: HardCaptions | None = None
   teacher: TeacherInputs | None = None
   targets: Targets | None = None
   others: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -9,7 +9,7 @@ from contrastive_jax import paths
 from contrastive_jax.bad_records import BadRecords, readable
 from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation.tasks import ReadSet
-from contrastive_jax.objectives.term import TEACHER_TEXT
+from contrastive_jax.objectives.term import TEACHER_TEXT, WEIGHTS
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.schedule.segments import Segment
@@ -133,6 +133,9 @@ def make_pipeline(
     teacher=teacher and _view_of(teacher, run.objective.needs(TEACHER_TEXT)),
     bad_records=bad_records,
     state_rows=run.needs_state_rows,
+    weights=run.objective.needs(WEIGHTS),
+    hard_captions=run.objective.captions_needed,
+    swap_words=config.data.swap_words,
     long_captions=config.data.long_captions,
     targets=TargetCache(cache, _taught_bases(segments)).lookup if cache else None,
     augment=Augment(**config.data.augment),

@@ -69,13 +69,11 @@ def each(
   """
   running = {pool.submit(function, *given): key for key, given in arguments.items()}
   done = concurrent.futures.as_completed(running)
-  try:
-    for _ in progress.counted(len(running), what, label):
-      future = next(done)
-      yield running.pop(future), future.result()
-  finally:
-    for future in running:
-      future.cancel()
+  # Nothing is cancelled when this ends early: who gave the pool ends its processes, and a pool whose processes have
+  # ended prints a traceback for every call that was cancelled.
+  for _ in progress.counted(len(running), what, label):
+    future = next(done)
+    yield running.pop(future), future.result()
 
 
 @contextlib.contextmanager

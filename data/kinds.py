@@ -112,7 +112,11 @@ KINDS: dict[str, Kind] = {
   "table/": Kind(
     "table/<file>",
     _table,
-    {"image_key": str, "caption_key": WEIGHTED, "root": str, "filter": str, "flip": bool},
+    {
+      **dict.fromkeys(("image_key", "root", "filter", "weight_key", "wrong_caption_key"), str),
+      "caption_key": WEIGHTED,
+      "flip": bool,
+    },
   ),
   "folder/": Kind("folder/<folder>", each(open_folder), {"templates": tuple[str, ...], "flip": bool}),
   "clips/": Kind("clips/<folder>", each(ClipSource), {"flip": bool}),
@@ -121,7 +125,7 @@ KINDS: dict[str, Kind] = {
       f"{kind}/<files>",
       _indexed(kind),
       {
-        **dict.fromkeys(("index", "filter", "group_key", "classes"), str),
+        **dict.fromkeys(("index", "filter", "group_key", "weight_key", "wrong_caption_key", "classes"), str),
         "caption_key": WEIGHTED,
         "templates": tuple[str, ...],
         "flip": bool,
@@ -200,7 +204,9 @@ def hints(config: ConfigDict | Mapping[str, Any], task: str) -> dict[str, Any]:
     task: the evaluation task, such as "tfds/coco_captions@test".
   """
   data = config.get("data", {})
-  names = {key: data[key] for key in _FEATURES if data.get(key)}
+  # Sets in shards know their fields by their index.
+  shared = () if task.partition("/")[0] in FORMATS else _FEATURES
+  names = {key: data[key] for key in shared if data.get(key)}
   for name, own in source_options(config).items() if data else ():
     dataset = name.partition("@")[0]
     if task == dataset or task.startswith((f"{dataset}@", f"{dataset}:")):

@@ -18,7 +18,7 @@ from absl import flags
 from jaxtyping import Int
 
 from contrastive_jax.bad_records import BadRecords
-from contrastive_jax.batch import Batch, Targets, TeacherInputs, TextBatch
+from contrastive_jax.batch import Batch, HardCaptions, Targets, TeacherInputs, TextBatch
 from contrastive_jax.errors import UserError, nearest
 from contrastive_jax.models.config import OtherConfig
 from contrastive_jax.preprocess import packing
@@ -28,6 +28,7 @@ from contrastive_jax.schedule.segments import Inputs, Segment, segment_at, total
 from data.allocation import keep_freed_memory
 from data.augment import DRAWS, Augment
 from data.chunks import chunk_rows, joined, on_host
+from data.hard_captions import DRAWS_EACH, chosen
 from data.lifetime import follow_parent, start_tracker
 from data.mixture import Drawn, drawn, uniforms
 from data.numbering import id_bases, pair_keys, row_bases
@@ -80,6 +81,9 @@ class Pipeline:
     targets: Callable[[Int[np.ndarray, "pairs"]], Targets] | None = None,
     bad_records: BadRecords | None = None,
     state_rows: bool = False,
+    weights: bool = False,
+    hard_captions: int = 0,
+    swap_words: bool = False,
     long_captions: str = "truncate",
     host_index: int = 0,
     host_count: int = 1,
@@ -103,6 +107,9 @@ class Pipeline:
       targets: a function that looks up outputs of a frozen teacher by sample ids, for every batch.
       bad_records: counts and names what cannot be read, in this process wherever it was read; None counts alone.
       state_rows: names for every pair the row of its sample in the state of the objective, see `row_bases`.
+      weights: weighs every pair, by the columns of its source that say how much.
+      hard_captions: number of wrong captions that every pair gets beside its own.
+      swap_words: makes those that a sample lacks, by an exchange of two words of the pair's caption.
       long_captions: what is read of a caption that does not fit, one of `long_captions.WAYS`.
       host_index: number of this host, which serves the rows from `host_index * batch_size / host_count` on.
       host_count: number of hosts that share each batch.
@@ -119,6 +126,7 @@ class Pipeline:
     self._tokenizer = tokenizer
     self._text_length = text_length
     self._long_captions, self._remembers = long_captions, state_rows
+    self._weighs, self._hard, self._swaps = weights, hard_captions, swap_words
     self._others = tuple(others)
     self._patch_size = patch_size
     self._seed = seed
@@ -257,6 +265,8 @@ class Pipeline:
       "teacher": self._teacher_inputs(examples, captions, draws) if self._teacher and segment.taught else None,
       "ids": np.array([self._id_base[name] + e.id for name, e in zip(names, examples, strict=True)], np.int64),
       "state_rows": self._state_rows(names, examples),
+      "weights": np.array([e.text.weight for e in examples], np.float32) if self._weighs else None,
+      "hard_captions": self._hard_captions(examples, captions, plan.position) if self._hard else None,
       "keys": pair_keys([example.text.group for example in examples], captions),
       "failed": np.array(failed),
       "shrunk": np.array([shrunk]),
@@ -322,6 +332,19 @@ class Pipeline:
     packed = packing.pack_texts(mask.sum(axis=1), rows=rows.count, length=rows.length)
     return packing.place_texts(tokens, packed), packed.truncated
 
+  def _hard_captions(self, examples: list[Example], captions: list[str], position: int) -> HardCaptions:
+    each = DRAWS_EACH * self._hard
+    draws = uniforms(self._seed, "hard captions", position, len(examples), -(-each // 4) * 4)[:, :each].tolist()
+    found = [
+      chosen(example.text, caption, self._hard, self._swaps, own)
+      for example, caption, own in zip(examples, captions, draws, strict=True)
+    ]
+    # Where there is none, the pair's own stands in its place: it has tokens.
+    flat = [wrong or caption for some, caption in zip(found, captions, strict=True) for wrong in some]
+    shape = len(examples), self._hard, self._text_length
+    rows = (part.reshape(shape) for part in self._tokenize(self._tokenizer, flat, self._text_length))
+    return HardCaptions(*rows, np.array([[wrong is not None for wrong in some] for some in found]))
+
   def _teacher_inputs(self, examples: list[Example], captions: list[str], draws: np.ndarray) -> TeacherInputs:
     teacher = self._teacher
     view = dataclasses.replace(self._render, patch_size=teacher.patch_size)
@@ -343,6 +366,8 @@ class Pipeline:
       keys=fields["keys"],
       ids=fields["ids"],
       state_rows=fields["state_rows"],
+      weights=fields["weights"],
+      hard_captions=fields["hard_captions"],
       others=fields["others"],
       teacher=fields["teacher"],
       targets=self._targets(fields["ids"]) if self._targets and self._segment(step).taught else None,
@@ -368,7 +393,7 @@ class Pipeline:
     bytes_of_token = 3 * patch * patch * (1 if inputs.frames == 1 else self._render.tubelet) + 8
     leaves = jax.tree.leaves([other.inputs() for other in self._others])
     bytes_of_others = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-    return tokens * bytes_of_token + pairs * (5 * self._text_length + bytes_of_others)
+    return tokens * bytes_of_token + pairs * (5 * self._text_length * (1 + self._hard) + bytes_of_others)
 
   def _share(self, step: int) -> int:
     return self._segment(step).batch_size // self._host_count
@@ -400,6 +425,18 @@ class Pipeline:
     ):
       if value < least:
         raise UserError(f"{field} is {value}, it must be at least {least}")
+    for key, used, option in (
+      ("weight_key", self._weighs, "loss_options.softmax.pair_weights=True"),
+      ("wrong_caption_key", self._hard > 0, "loss_options.softmax.hard_captions=1"),
+    ):
+      having = [name for name, source in self._sources.items() if getattr(source, key, "")]
+      if having and not used:
+        raise UserError(f"{key} of data source {having[0]!r} has no use: leave it out, or set {option}")
+      if used and not having and not (self._hard and self._swaps):
+        more = ", or set data.swap_words=True" if self._hard else ""
+        raise UserError(f"{option} finds no source with a {key}: give it to an entry of data.sources{more}")
+    if self._swaps and not self._hard:
+      raise UserError("data.swap_words=True has no use: leave it out, or set loss_options.softmax.hard_captions=1")
     for segment in self._segments:
       for name in segment.all_sources():
         if name not in self._sources:

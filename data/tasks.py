@@ -153,6 +153,10 @@ def shared_records(first: str, second: str, data_dir: str = "") -> int:
   return overlap(stored(first).ranges, stored(second).ranges)
 
 
+# What an evaluation of a set in shards takes over from the run that reads it.
+_OF_SHARDS = ("index", "filter", "caption_key", "wrong_caption_key", "classes", "templates")
+
+
 def _own(name: str, split: str, keys: Mapping[str, str], hints: Mapping[str, Any]) -> ReadSet:
   place = f"{name}@{split}".removesuffix("@").partition("/")[2]
   kind = name.partition("/")[0]
@@ -160,7 +164,7 @@ def _own(name: str, split: str, keys: Mapping[str, str], hints: Mapping[str, Any
     for key in {"label_key", *(["image_key"] if kind in FORMATS else [])} & keys.keys():
       raise UserError(f"task '{name}' is scored by the captions of its pictures: leave {key}={keys[key]} out")
   if kind in FORMATS:
-    told = {key: hints[key] for key in ("index", "filter", "caption_key", "classes", "templates") if hints.get(key)}
+    told = {key: hints[key] for key in _OF_SHARDS if hints.get(key)}
     return indexed.evaluated(IndexedSource(kind, place, **told | keys))
   if kind == "folder":
     return folder.evaluated(folder.open_folder(place, templates=hints.get("templates", GENERIC_TEMPLATES)))

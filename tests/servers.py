@@ -5,6 +5,7 @@ import functools
 import http.server
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -51,6 +52,8 @@ def s3(patch: pytest.MonkeyPatch) -> Iterator[Gate]:
   made.daemon_threads = True
   thread = threading.Thread(target=made.serve_forever, daemon=True)
   thread.start()
+  # All its servers of a process share what they hold.
+  urllib.request.urlopen(f"http://127.0.0.1:{made.server_port}/moto-api/reset", data=b"").close()
   patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{made.server_port}")
   for name, value in (("ACCESS_KEY_ID", "tests"), ("SECRET_ACCESS_KEY", "tests"), ("DEFAULT_REGION", "us-east-1")):
     patch.setenv(f"AWS_{name}", value)

@@ -4,14 +4,15 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from contrastive_jax.batch import Batch, ImageBatch
+from contrastive_jax.batch import Batch, HardCaptions, ImageBatch
 from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.models.image import ImageTower
 from contrastive_jax.models.layers import ParameterMaker, constant, l2_normalize
-from contrastive_jax.models.outputs import TowerOutputs
+from contrastive_jax.models.outputs import HARD_CAPTIONS, TowerOutputs
 from contrastive_jax.models.text import TextTower
 
 
@@ -38,7 +39,8 @@ class DualEncoder(nnx.Module):
         keys are deterministic.
 
     Returns:
-      The outputs of each tower, by its name, which is also that of its parameters.
+      The outputs of each tower, by its name, which is also that of its parameters; and those of the text tower for the
+      batch's hard captions, where it has any, by `outputs.HARD_CAPTIONS`.
     """
     keys, text = keys or {}, batch.text
     placed = {"segment_ids": text.segment_ids, "locations": text.locations}
@@ -48,7 +50,16 @@ class DualEncoder(nnx.Module):
     }
     for other in self.config.others:
       outputs[other.name] = getattr(self, other.name)(batch.others[other.name], keys=keys.get(other.name))
+    if batch.hard_captions is not None:
+      outputs[HARD_CAPTIONS] = self._hard_captions(batch.hard_captions, keys.get(HARD_CAPTIONS))
     return outputs
+
+  def _hard_captions(self, hard: HardCaptions, keys: Key[Array, "pairs"] | None) -> TowerOutputs:
+    pairs, count, length = hard.tokens.shape
+    if keys is not None:
+      keys = jax.vmap(lambda key: jax.random.split(key, count))(keys).reshape(pairs * count)
+    rows = (leaf.reshape(pairs * count, length) for leaf in (hard.tokens, hard.mask))
+    return jax.tree.map(lambda leaf: leaf.reshape(pairs, -1), self.text(*rows, keys=keys))
 
   def encode_image(
     self, image: ImageBatch, *, keys: Key[Array, "rows"] | None = None, projected: bool = True

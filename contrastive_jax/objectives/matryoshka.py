@@ -15,7 +15,7 @@ from contrastive_jax.objectives.term import Arrays, GlobalTerm, Pairs, Sizes, Wr
 # Parts of the embeddings that are compared where the options name none.
 _HALVINGS = (2, 4, 8)
 # The embeddings among `Pairs` that are cut.
-_EMBEDDINGS = ("image", "text", "others", "average_image", "average_text")
+_EMBEDDINGS = ("image", "text", "others", "average_image", "average_text", "hard_text")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,10 @@ class _Nested(GlobalTerm):
     return self.term.uses_average
 
   @property
+  def captions_needed(self) -> int:
+    return self.term.captions_needed
+
+  @property
   def compares_pairs(self) -> bool:
     return self.term.compares_pairs
 
@@ -119,8 +123,8 @@ class _Nested(GlobalTerm):
 
 def _first(embeddings: jax.Array, size: int) -> jax.Array:
   """Returns the first features of embeddings, normalised anew; zero where they are zero."""
-  if size == embeddings.shape[1]:
+  if size == embeddings.shape[-1]:
     return embeddings
-  part = embeddings[:, :size].astype(accumulation_dtype(embeddings))
-  square = jnp.sum(jnp.square(part), axis=1, keepdims=True)
+  part = embeddings[..., :size].astype(accumulation_dtype(embeddings))
+  square = jnp.sum(jnp.square(part), axis=-1, keepdims=True)
   return (part * jax.lax.rsqrt(jnp.where(square > 0, square, 1))).astype(embeddings.dtype)

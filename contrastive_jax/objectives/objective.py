@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from contrastive_jax.batch import Batch
 from contrastive_jax.errors import UserError, fields_of, nearest, require_known
 from contrastive_jax.models.dual_encoder import DualEncoder
+from contrastive_jax.models.outputs import HARD_CAPTIONS
 from contrastive_jax.models.presets import with_tuples
 from contrastive_jax.objectives.table import TERMS
 from contrastive_jax.objectives.term import (
@@ -59,6 +60,11 @@ class Objective:
   def uses_average(self) -> bool:
     """Whether any term compares with what the moving average of the towers makes of the pairs."""
     return any(term.uses_average for _, term in self.terms.values())
+
+  @property
+  def captions_needed(self) -> int:
+    """The number of wrong captions of each pair that a batch must bring: terms with fewer read the first."""
+    return max((term.captions_needed for _, term in self.terms.values()), default=0)
 
   def unlearned(self, pairs: int) -> dict[str, float]:
     """Returns the values of terms where embeddings tell nothing of so many pairs, by the names of their metrics."""
@@ -150,8 +156,12 @@ class Objective:
 
     split, everywhere = PartitionSpec(BATCH_AXES), PartitionSpec()
     narrow = jax.tree.map(lambda embedding: embedding.astype(self.dtype), dict(embeddings))
-    image, text = narrow.pop("image"), narrow.pop("text")
-    pairs = Pairs(image, text, batch.keys, logit_scale, logit_bias, state_rows=batch.state_rows, others=narrow)
+    image, text, hard = narrow.pop("image"), narrow.pop("text"), narrow.pop(HARD_CAPTIONS, None)
+    beside = {"state_rows": batch.state_rows, "weights": batch.weights}
+    if hard is not None:
+      there = batch.hard_captions.there
+      beside |= {"hard_text": hard.reshape(*there.shape, -1), "hard_there": there}
+    pairs = Pairs(image, text, batch.keys, logit_scale, logit_bias, others=narrow, **beside)
     if average is not None:
       slow = {f"average_{side}": jax.lax.stop_gradient(average[side].astype(self.dtype)) for side in ("image", "text")}
       pairs = dataclasses.replace(pairs, **slow)
@@ -292,7 +302,9 @@ def _try(term: GlobalTerm) -> None:
   side, rows = jax.ShapeDtypeStruct((2, 2), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
   keys = jax.ShapeDtypeStruct((2, 2, 2), jnp.uint32)
   others = {name: side for name in term.towers if name not in ("image", "text")}
-  pairs = Pairs(side, side, keys, 1.0, 0.0, side, side, rows, others, side, side)
+  hard = [jax.ShapeDtypeStruct((2, 1, *shape), dtype) for shape, dtype in (((2,), jnp.float32), ((), jnp.bool_))]
+  weights = jax.ShapeDtypeStruct((2,), jnp.float32)
+  pairs = Pairs(side, side, keys, 1.0, 0.0, side, side, rows, others, side, side, weights, *hard)
   # The key is made within the trace: one made outside would start JAX, and fix its devices and processes.
   arrays = [
     jax.eval_shape(lambda kind=kind: create({"": kind}, jax.random.key(0))[""])

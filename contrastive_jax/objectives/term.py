@@ -26,6 +26,7 @@ Arrays = Mapping[str, Any]
 
 # The names of what a term may need beside the embeddings of the pairs.
 TEACHER_IMAGE, TEACHER_TEXT, STATE_ROWS = "teacher.image", "teacher.text", "state_rows"
+WEIGHTS = "weights"
 # A logical axis that is split over all devices that hold pairs.
 SAMPLES = "samples"
 
@@ -82,6 +83,9 @@ class Pairs:
     average_image: `[pairs, dim]`, L2-normalised embeddings that the moving average of the towers makes of the images,
       or None.
     average_text: the same of the texts, or None.
+    weights: `[pairs]`, how much each pair counts, or None.
+    hard_text: `[pairs, captions, dim]`, L2-normalised embeddings of wrong captions of each pair, or None.
+    hard_there: `[pairs, captions]`, which of these there are.
   """
 
   image: AnyArray
@@ -95,6 +99,9 @@ class Pairs:
   others: Mapping[str, AnyArray] = dataclasses.field(default_factory=dict)
   average_image: AnyArray | None = None
   average_text: AnyArray | None = None
+  weights: AnyArray | None = None
+  hard_text: AnyArray | None = None
+  hard_there: AnyArray | None = None
 
   def of(self, tower: str) -> AnyArray:
     """Returns the embeddings that a tower makes, by its name."""
@@ -106,7 +113,7 @@ class Term:
   """Base of all terms.
 
   Attributes:
-    needs: those of `TEACHER_IMAGE`, `TEACHER_TEXT` and `STATE_ROWS` that a batch must bring.
+    needs: those of `TEACHER_IMAGE`, `TEACHER_TEXT`, `STATE_ROWS` and `WEIGHTS` that a batch must bring.
     separates: whether it keeps the embeddings of different pairs apart; an objective needs one such term.
     compares_pairs: whether it is always 0 for a batch of one pair.
     towers: the names of the towers whose outputs it reads.
@@ -126,6 +133,11 @@ class Term:
   def uses_average(self) -> bool:
     """Whether the term compares with what the moving average of the towers makes of the pairs."""
     return False
+
+  @property
+  def captions_needed(self) -> int:
+    """The number of wrong captions of each pair that a batch must bring."""
+    return 0
 
   def unlearned(self, pairs: int) -> float | None:
     """Returns the value where embeddings tell nothing of the pairs of a batch; None where there is no such value."""

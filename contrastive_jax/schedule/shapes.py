@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from contrastive_jax.batch import Batch, ImageBatch, Targets, TextBatch
+from contrastive_jax.batch import Batch, HardCaptions, ImageBatch, Targets, TextBatch
 from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.parallel.mesh import batch_sharding
 from contrastive_jax.schedule.segments import Rows, Segment
@@ -32,6 +32,8 @@ def abstract_batch(
   *,
   teacher_dims: TeacherDims = None,
   state_rows: bool = False,
+  weights: bool = False,
+  hard_captions: int = 0,
 ) -> Batch:
   """Describes one kind of batch, as `data.pipeline` makes it, by shapes, dtypes and shardings.
 
@@ -44,6 +46,8 @@ def abstract_batch(
     teacher_dims: the number of features of the frozen teacher's images, and of its captions where they are asked for;
       None without a teacher.
     state_rows: whether the batch names the rows of its samples in the state of the objective.
+    weights: whether it weighs the pairs.
+    hard_captions: number of wrong captions that it brings for each pair.
   """
   pairs, sharding = segment.batch_size, batch_sharding(mesh)
 
@@ -78,5 +82,19 @@ def abstract_batch(
   others = {
     other.name: jax.tree.map(lambda one: array(one.dtype, pairs, *one.shape), other.inputs()) for other in model.others
   }
-  keys = array(jnp.uint32, pairs, 2, 2)
-  return Batch(image, text, keys, state_rows=rows, targets=targets, others=others)
+  hard = None
+  if hard_captions:
+    some = pairs, hard_captions
+    hard = HardCaptions(
+      array(jnp.int32, *some, model.text.length), array(jnp.bool_, *some, model.text.length), array(jnp.bool_, *some)
+    )
+  return Batch(
+    image,
+    text,
+    array(jnp.uint32, pairs, 2, 2),
+    state_rows=rows,
+    weights=array(jnp.float32, pairs) if weights else None,
+    hard_captions=hard,
+    targets=targets,
+    others=others,
+  )

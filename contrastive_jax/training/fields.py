@@ -122,6 +122,7 @@ def known() -> Node:
             complete=False,
           ),
           "long_captions": str,
+          "swap_words": bool,
           "captions_per_image": int,
           **dict.fromkeys(("threads", "workers", "prefetch_bytes", "cache_bytes"), int),
           "cache_dir": str,

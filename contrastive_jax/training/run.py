@@ -16,7 +16,7 @@ from contrastive_jax.models import flops
 from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.models.presets import model_config
 from contrastive_jax.objectives import Objective, Sizes, check_teacher, check_towers, make_objective
-from contrastive_jax.objectives.term import STATE_ROWS, TEACHER_TEXT
+from contrastive_jax.objectives.term import STATE_ROWS, TEACHER_TEXT, WEIGHTS
 from contrastive_jax.parallel.mesh import MeshSpec, batch_shards
 from contrastive_jax.preprocess import long_captions
 from contrastive_jax.runs import read_object
@@ -226,6 +226,7 @@ class Run:
   def abstract_batch(self, segment: Segment, modality: str, length: int, mesh: jax.sharding.Mesh) -> Batch:
     """Describes one kind of batch of a segment, in shapes with shardings, as `shapes.abstract_batch` does."""
     beside = {"teacher_dims": self.teacher_dims, "state_rows": self.needs_state_rows}
+    beside |= {"weights": self.objective.needs(WEIGHTS), "hard_captions": self.objective.captions_needed}
     return shapes.abstract_batch(segment, modality, length, self.model, mesh, **beside)
 
 

@@ -12,6 +12,7 @@ import optax
 
 from contrastive_jax.batch import Batch
 from contrastive_jax.models import dual_encoder
+from contrastive_jax.models.outputs import HARD_CAPTIONS
 from contrastive_jax.objectives.term import Metrics
 from contrastive_jax.parallel.mesh import replicated
 from contrastive_jax.training import accumulation
@@ -33,6 +34,8 @@ class _Rows:
   def of(cls, batch: Batch, key: jax.Array) -> "_Rows":
     image, text = jax.random.split(key)
     keys = {"image": (image, batch.image.patches), "text": (text, batch.text.tokens)}
+    if batch.hard_captions is not None:
+      keys[HARD_CAPTIONS] = jax.random.fold_in(text, 1), batch.hard_captions.tokens
     for name, inputs in batch.others.items():
       keys[name] = jax.random.fold_in(key, zlib.crc32(name.encode())), jax.tree.leaves(inputs)[0]
     every = jax.vmap(jax.random.fold_in, (None, 0))

@@ -24,11 +24,15 @@ class Text:
     group: pairs of equal group show the same thing and are never each other's negatives; the whole run shares one
       number space of 64 bits (see `stable_hash`).
     cumulative: probability that the choice is among the first k captions, for each k; None for equal chances.
+    weight: how much the pair counts in objectives that weigh pairs.
+    wrong: captions that nearly fit the image and are wrong, for objectives that compare with such.
   """
 
   captions: tuple[str, ...]
   group: int
   cumulative: tuple[float, ...] | None = None
+  weight: float = 1.0
+  wrong: tuple[str, ...] = ()
 
   def choose(self, draw: float) -> str:
     """Returns the caption for a uniform draw in [0, 1)."""

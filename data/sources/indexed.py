@@ -1,5 +1,6 @@
 """A set in shards, read by its index."""
 
+import dataclasses
 import functools
 import os
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ from data import tables
 from data.files import Files, is_folder, whole
 from data.sources import Text, in_order, stable_hash, weighted
 from data.sources.answers import answers, refuse_most
+from data.sources.columns import weight_of
+from data.sources.features import distinct
 from data.sources.formats import CLASSES, FORMATS
 from data.sources.index import Index
 from data.sources.keep import Filter
@@ -41,6 +44,8 @@ class IndexedSource(PictureSource):
     caption_key: str | Mapping[str, float] = "",
     filter: str = "",
     group_key: str = "",
+    weight_key: str = "",
+    wrong_caption_key: str = "",
     classes: str = "",
     templates: Sequence[str] = GENERIC_TEMPLATES,
     flip: bool = True,
@@ -58,6 +63,8 @@ class IndexedSource(PictureSource):
       filter: the samples that are kept, as `keep.Filter` reads it; "" keeps all.
       group_key: column of what a picture shows, such as a product: samples of one value are never each other's
         negatives; "" lets each stand for itself.
+      weight_key: column of how much a pair counts; "" is 1 for all.
+      wrong_caption_key: field of captions that nearly fit the picture and are wrong; "" is none.
       classes: a file with the names of classes, one a line, where the field of captions holds their numbers.
       templates: prompts in which `{}` stands for the name of a class.
       flip: whether pictures may be mirrored; those whose captions name left or right never are.
@@ -77,13 +84,19 @@ class IndexedSource(PictureSource):
       raise UserError(f"{name}: {self._index.folder} is the index of a set of kind {self._index.kind}: name it so")
     self._read = FORMATS[kind].read
     self._check_files(files_named)
+    self.weight_key, self.wrong_caption_key = weight_key, wrong_caption_key
     self._fields = self._weighted(caption_key or (CLASSES if classes else ""))
     self.classes, self.templates = self._class_names(classes), tuple(templates)
-    if group_key and group_key not in self._index.columns:
-      raise UserError(
-        f"{name}: its index has no column {group_key!r}{nearest(group_key, self._index.columns)}: index it with"
-        f" --columns={group_key}"
-      )
+    for column, known, flag in (
+      (group_key, self._index.columns, "columns"),
+      (weight_key, self._index.columns, "columns"),
+      (wrong_caption_key, self._index.texts, "texts"),
+    ):
+      if column and column not in known:
+        raise UserError(
+          f"{name}: its index has no {'column' if flag == 'columns' else 'captions in'} {column!r}"
+          f"{nearest(column, known)}: index it with --{flag}={column}"
+        )
     self._group_key = group_key
     self._takes_first = not caption_key
     self._group = f"{kind}/{files_named}"
@@ -104,7 +117,12 @@ class IndexedSource(PictureSource):
       words = self.classes[self._label(found[0][1])]
       captions = tuple(template.replace("{}", words) for template in self.templates)
       return Text(captions, stable_hash(self._group, "class", words))
-    return weighted(found[:1] if self._takes_first else found, self._group_of(row))
+    text = weighted(found[:1] if self._takes_first else found, self._group_of(row))
+    if self.weight_key:
+      text = dataclasses.replace(text, weight=weight_of(self._index.value(self.weight_key, row), self.weight_key))
+    if self.wrong_caption_key:
+      text = dataclasses.replace(text, wrong=tuple(distinct(self._index.value(self.wrong_caption_key, row) or ())))
+    return text
 
   def label(self, index: int) -> int:
     """Returns the number of the class of a sample of a set with classes; raises `DecodeError` where it has none."""
@@ -179,7 +197,7 @@ class IndexedSource(PictureSource):
 
   def _weighted(self, caption_key: str | Mapping[str, float]) -> dict[str, float]:
     if not caption_key:
-      captions = [field for field in self._index.texts if field != CLASSES]
+      captions = [field for field in self._index.texts if field not in (CLASSES, self.wrong_caption_key)]
       return dict.fromkeys(captions or self._index.texts, 1.0)
     fields = {caption_key: 1.0} if isinstance(caption_key, str) else in_order(caption_key)
     for field in fields:

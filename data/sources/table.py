@@ -1,6 +1,7 @@
 """A table that names pictures and tells their captions: CSV, TSV, JSON, JSON lines or Parquet."""
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from contrastive_jax.errors import UserError, nearest
 from contrastive_jax.preprocess.decoding import DecodeError
 from data import tables
 from data.sources import Text, in_order, stable_hash, weighted
+from data.sources.columns import weight_of
 from data.sources.features import distinct, read_texts
 from data.sources.keep import Filter
 from data.sources.pictures import FilePictures, in_split, place_and_split
@@ -30,6 +32,8 @@ class TableSource(FilePictures):
     *,
     image_key: str = "image",
     caption_key: str | Mapping[str, float] = "caption",
+    weight_key: str = "",
+    wrong_caption_key: str = "",
     root: str = "",
     filter: str = "",
     flip: bool = True,
@@ -42,6 +46,8 @@ class TableSource(FilePictures):
       image_key: column of the picture's path.
       caption_key: column of its caption or of a list of captions; or weights of several, of which one is drawn by its
         weight among those that a picture has.
+      weight_key: column of how much a picture's pairs count; "" is 1 for all. The rows of one picture agree in it.
+      wrong_caption_key: column of a caption, or of a list, that nearly fits the picture and is wrong; "" is none.
       root: the folder that paths start from; "" is that of the table.
       filter: the rows that are kept, as `keep.Filter` reads it; "" keeps all. Columns of numbers may be text.
       flip: whether pictures may be mirrored; those whose captions name left or right never are.
@@ -53,13 +59,19 @@ class TableSource(FilePictures):
     name = f"table/{place}"
     folder = paths.typed(f"root of {name!r}", root) if root else table.parent
     self._weights = {caption_key: 1.0} if isinstance(caption_key, str) else in_order(caption_key)
-    rows = _rows(table, split, name, image_key, tuple(self._weights))
+    self.weight_key, self.wrong_caption_key = weight_key, wrong_caption_key
+    beside = [key for key in (weight_key, wrong_caption_key) if key]
+    rows = _rows(table, split, name, image_key, {**dict.fromkeys(self._weights, "caption"), **_options(self)})
     captions: dict[str, list[tuple[Any, ...]]] = {}
+    more: dict[str, list[tuple[Any, ...]]] = {}
     for row in _kept(list(rows), filter, name) if filter else rows:
       captions.setdefault(row[image_key], []).append(tuple(row.get(key) for key in self._weights))
+      if beside:
+        more.setdefault(row[image_key], []).append(tuple(row.get(key) for key in beside))
     if not captions:
       raise UserError(f"{name} has no rows: write one with a picture and a caption, or name another split")
     self._names, self._captions = list(captions), list(captions.values())
+    self._more = [dict(zip(beside, zip(*rows, strict=True), strict=True)) for rows in more.values()]
     self._groups = [stable_hash("table", os.fspath(table), picture) for picture in captions]
     super().__init__(name, split, [_file(folder, picture, table) for picture in captions], flip)
 
@@ -70,14 +82,30 @@ class TableSource(FilePictures):
         found.append((weight, captions))
     if not found:
       raise DecodeError("its rows have no caption")
-    return weighted(found, self._groups[index])
+    text = weighted(found, self._groups[index])
+    more = self._more[index] if self._more else {}
+    if self.weight_key:
+      weights = {weight_of(value, self.weight_key) for value in more[self.weight_key]}
+      if len(weights) > 1:
+        raise DecodeError(f"its rows have the weights {', '.join(map(str, sorted(weights)))}, which must be one")
+      text = dataclasses.replace(text, weight=weights.pop())
+    if self.wrong_caption_key:
+      said = (caption for value in more[self.wrong_caption_key] if value is not None for caption in read_texts(value))
+      text = dataclasses.replace(text, wrong=tuple(distinct(said)))
+    return text
 
   def sample_name(self, index: int) -> str:
     return paths.as_id(self._names[index])
 
 
-def _rows(table: Path, split: str, name: str, image_key: str, caption_keys: Sequence[str]) -> Iterator[dict[str, Any]]:
-  """Yields the rows of a split, as they stand there."""
+def _options(source: TableSource) -> dict[str, str]:
+  """Returns the option that names each column beside those of captions."""
+  named = {"weight": source.weight_key, "wrong_caption": source.wrong_caption_key}
+  return {column: option for option, column in named.items() if column}
+
+
+def _rows(table: Path, split: str, name: str, image_key: str, options: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+  """Yields the rows of a split, as they stand there; `options` has the kind of each column that must be there."""
   columns: set[str] = set()
   told: set[str] | None = None
   number = 0
@@ -98,11 +126,12 @@ def _rows(table: Path, split: str, name: str, image_key: str, caption_keys: Sequ
     elif not in_split(name, split, row[image_key]):
       continue
     yield row
-  absent = next((key for key in caption_keys if key not in columns), None)
+  absent = next((key for key in options if key not in columns), None)
   if number and absent is not None:
+    what = "captions" if options[absent] == "caption" else f"{options[absent].replace('_', ' ')}s"
     raise UserError(
       f"{table} has no column {absent!r}{nearest(absent, columns)}: it has {', '.join(sorted(columns))}, name"
-      " that of the captions with caption_key"
+      f" that of the {what} with {options[absent]}_key"
     )
   if split and told is not None and split not in told:
     raise UserError(
