@@ -201,12 +201,12 @@ def _cut(packed: Packed, start: Array, size: int) -> Any:
   return packed.map(lambda leaf, axis: lax.dynamic_slice_in_dim(leaf, start, size, axis)).tree()
 
 
-def _slice(tree: Any, start: Array, size: int) -> Any:
-  return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size), tree)
+def _slice(totals: Any, start: Array, size: int) -> Any:
+  return _each(lambda total: total.cut(start, size), totals)
 
 
-def _update(tree: Any, part: Any, start: Array) -> Any:
-  return jax.tree.map(lambda leaf, new: lax.dynamic_update_slice_in_dim(leaf, new, start, 0), tree, part)
+def _update(totals: Any, parts: Any, start: Array) -> Any:
+  return _each(lambda total, part: total.put(part, start), totals, parts)
 
 
 def _each(function: Callable, *trees: Any) -> Any:

@@ -76,6 +76,14 @@ class Accumulator(abc.ABC):
   def merge(self, other: "Accumulator") -> "Accumulator":
     """Returns the accumulator of everything that either has seen."""
 
+  def cut(self, start: Array, size: int) -> "Accumulator":
+    """Returns the part of `size` lines from `start` on."""
+    return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size), self)
+
+  def put(self, part: "Accumulator", start: Array) -> "Accumulator":
+    """Returns the accumulator with the lines from `start` on replaced by those of a part."""
+    return jax.tree.map(lambda leaf, new: lax.dynamic_update_slice_in_dim(leaf, new, start, 0), self, part)
+
   def scatter(self, axes: tuple[str, ...]) -> "Accumulator":
     """Merges the devices' accumulators of all columns; each device keeps those of its own columns."""
     devices = lax.axis_size(axes)
@@ -113,6 +121,23 @@ class Sum(Accumulator):
 
   def scatter(self, axes: tuple[str, ...]) -> "Sum":
     return type(self)(lax.psum_scatter(self.total, axes, scatter_dimension=0, tiled=True))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class WholeSum(Accumulator):
+  """A sum over all tiles and not over those of a line, among the accumulators of the rows; `total` has any shape."""
+
+  total: Float[Array, "..."]
+
+  def merge(self, other: "WholeSum") -> "WholeSum":
+    return type(self)(self.total + other.total)
+
+  def cut(self, start: Array, size: int) -> "WholeSum":
+    return self
+
+  def put(self, part: "WholeSum", start: Array) -> "WholeSum":
+    return part
 
 
 @jax.tree_util.register_dataclass

@@ -84,6 +84,9 @@ def weighted_softmax_loss(
   image_extra: Float[Array, "pairs _"] | None = None,
   text_extra: Float[Array, "pairs _"] | None = None,
   label_smoothing: float = 0.0,
+  mean_negatives: bool = False,
+  intra_modal: bool = False,
+  pair_weights: Float[Array, "pairs"] | None = None,
   group: pairwise.Group | None = None,
   axis_name: str | tuple[str, ...] | None = None,
   strategy: str = "gather",
@@ -93,7 +96,7 @@ def weighted_softmax_loss(
   """Computes `-w s_ii + log(a e^s_ii + sum_j g_ij e^s_ij + sum_h e^s'_ih)`, the mean over pairs and both directions.
 
   InfoNCE is the default. a = 0 is the decoupled loss (DCL); it is unbounded below in the scale, which must then be
-  fixed or clamped. g = 1 / (pairs - 1) is a mean over negatives; g in {0, 1} selects hard negatives.
+  fixed or clamped. g in {0, 1} selects hard negatives.
 
   Args:
     image: L2-normalised image embeddings; the local shard inside `jax.shard_map`.
@@ -110,6 +113,12 @@ def weighted_softmax_loss(
     text_extra: similarities of each text to further negatives of its own.
     label_smoothing: share of the target spread evenly over all classes that are not masked; extra negatives are no
       classes here.
+    mean_negatives: whether the first sum becomes a mean over the negatives of the line, so that the loss of
+      similarities that are all alike does not grow with the batch. It takes no `negative_weight`.
+    intra_modal: whether images are negatives of images and texts of texts, too; weights and label smoothing leave them
+      out.
+    pair_weights: how much each pair counts in the mean over pairs, at least 0; None is 1. They are constants to the
+      gradient. A pair of weight 0 is still a negative of others; where all are 0, so is the loss.
     group: pairs of equal group are left out of each other's negatives; None when all differ.
     axis_name: mesh axes that the pairs are split over, None on one device.
     strategy: "gather" holds the texts of all devices, "ring" passes them around in blocks.
@@ -120,7 +129,7 @@ def weighted_softmax_loss(
     As `softmax_loss`. A pair whose denominator is empty (a = 0 and no negatives) counts 0.
 
   Raises:
-    UserError: as in `softmax_loss`, and for a negative `positive_coefficient`.
+    UserError: as in `softmax_loss`, and for a negative `positive_coefficient` or weights of a mean.
 
   Examples:
     >>> both = jnp.eye(2)
@@ -134,27 +143,44 @@ def weighted_softmax_loss(
     raise UserError(f"label_smoothing={label_smoothing} must be at least 0 and below 1")
   if positive_coefficient < 0:
     raise UserError(f"positive_coefficient={positive_coefficient} must be at least 0")
+  if mean_negatives and negative_weight is not None:
+    raise UserError("mean_negatives=True counts all negatives alike: leave it out, or leave out negative_weight")
   axes = pairwise.mesh_axes(axis_name)
   scale = jnp.asarray(logit_scale, negatives.accumulation_dtype(image, text))
   keys = pairwise.keys_of(group, len(image), axes)
   positive = negatives.positive_similarities(image, text)
+  sweep = negatives.Sweep(axes, strategy, tile, ring_order)
   of_images, of_texts = negatives.statistics_of_negatives(
     image,
     text,
     scale,
     positive,
     keys,
-    negatives.Sweep(axes, strategy, tile, ring_order),
-    with_totals=label_smoothing > 0,
+    sweep,
+    with_totals=label_smoothing > 0 or mean_negatives,
     weight=negative_weight,
     image_side=image_side,
     text_side=text_side,
   )
+  others = {"image_to_text": None, "text_to_image": None}
+  if intra_modal:
+    for direction, side in zip(others, (image, text), strict=True):
+      # Both directions of a symmetric matrix are alike.
+      others[direction], _ = negatives.statistics_of_negatives(
+        side, side, scale, positive, keys, sweep, with_totals=mean_negatives
+      )
   positive = positive * scale
   pairs = len(image) * pairwise.device_count(axes)
 
   def mean(values):
     return pairwise.global_sum(jnp.sum(values), axes) / pairs
+
+  def weighted_mean(values):
+    if pair_weights is None:
+      return mean(values)
+    weights = lax.stop_gradient(pair_weights).astype(values.dtype)
+    total = pairwise.global_sum(jnp.sum(weights), axes)
+    return pairwise.global_sum(jnp.sum(weights * values), axes) / jnp.where(total > 0, total, 1)
 
   # The positive and the negatives come from different summations of the same products: what is nearer than their
   # rounding is a tie, and a tie is no hit.
@@ -164,7 +190,12 @@ def weighted_softmax_loss(
   metrics = {}
   directions = {"image_to_text": (of_images, image_extra), "text_to_image": (of_texts, text_extra)}
   for direction, (statistics, extra) in directions.items():
-    largest, margin = statistics.largest, statistics.margin
+    largest, margin, count = statistics.largest, statistics.margin, statistics.count
+    if (alike := others[direction]) is not None:
+      margin = log_sum_exp(jnp.stack([margin, alike.margin], axis=1))
+      count = count + alike.count if mean_negatives else None
+    if mean_negatives:
+      margin = margin - jnp.log(jnp.maximum(lax.stop_gradient(count), 1))
     if extra is not None:
       some = ~jnp.isneginf(extra)
       margins = jnp.where(some, extra, 0).astype(scale.dtype) * scale - positive[:, None]
@@ -172,10 +203,12 @@ def weighted_softmax_loss(
       largest = jnp.maximum(largest, jnp.max(margins, axis=1, initial=-jnp.inf))
       margin = log_sum_exp(jnp.stack([margin, log_sum_exp(margins)], axis=1))
     loss = _cross_entropy(margin, positive_coefficient) + (1 - positive_weight) * positive
+    if positive_coefficient == 0:
+      loss = jnp.where(jnp.isneginf(margin), 0, loss)
     if label_smoothing:
       # How far the positive logit lies above the mean of all classes.
       loss = loss - label_smoothing * statistics.total / (statistics.count + 1)
-    metrics[f"loss_{direction}"] = mean(loss)
+    metrics[f"loss_{direction}"] = weighted_mean(loss)
     metrics[f"accuracy_{direction}"] = mean((largest < -tolerance).astype(scale.dtype))
   return (metrics["loss_image_to_text"] + metrics["loss_text_to_image"]) / 2, metrics
 

@@ -351,7 +351,7 @@ def check_teacher(objective: Objective, *, teacher: str, targets: str) -> None:
     )
   if (teacher or targets) and not objective.distils:
     field, value = ("teacher", teacher) if teacher else ("targets", targets)
-    some = [name for name, term in TERMS.items() if any(need.startswith("teacher.") for need in term.needs)]
+    some = [name for name, term in TERMS.items() if term().distils]
     terms = f"{', '.join(some[:-1])} or {some[-1]}"
     raise UserError(f"distillation.{field}={value} has no use: add {terms} to the objective")
   if targets and objective.needs(TEACHER_TEXT):

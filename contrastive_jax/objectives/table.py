@@ -4,11 +4,20 @@ from collections.abc import Mapping
 
 from contrastive_jax.objectives.alignment import Alignment
 from contrastive_jax.objectives.barlip import Barlip
+from contrastive_jax.objectives.cacr import CACR
+from contrastive_jax.objectives.cwcl import CWCL
+from contrastive_jax.objectives.dcl import DCL
 from contrastive_jax.objectives.distill_features import DistillFeatures
 from contrastive_jax.objectives.distill_relational import DistillRelational
 from contrastive_jax.objectives.distill_similarity import DistillSimilarity
+from contrastive_jax.objectives.gram import GRAM
+from contrastive_jax.objectives.groco import GroCo
 from contrastive_jax.objectives.individual_temperatures import IndividualTemperatures
+from contrastive_jax.objectives.mann_whitney import MannWhitney
 from contrastive_jax.objectives.matryoshka import Matryoshka
+from contrastive_jax.objectives.mixup import Mixup, SoftCLIP
+from contrastive_jax.objectives.mochi import MoCHi
+from contrastive_jax.objectives.multi_view import MultiViewDHEL, MultiViewInfoNCE
 from contrastive_jax.objectives.queued_softmax import QueuedSoftmax
 from contrastive_jax.objectives.siamlip import Siamlip
 from contrastive_jax.objectives.sigmoid import Sigmoid
@@ -21,6 +30,17 @@ from contrastive_jax.objectives.uniformity import CrossUniformity, Uniformity
 TERMS: Mapping[str, type[Term]] = {
   "sigmoid": Sigmoid,
   "softmax": Softmax,
+  "dcl": DCL,
+  "cwcl": CWCL,
+  "mann_whitney": MannWhitney,
+  "mv_infonce": MultiViewInfoNCE,
+  "mv_dhel": MultiViewDHEL,
+  "cacr": CACR,
+  "groco": GroCo,
+  "gram": GRAM,
+  "mochi": MoCHi,
+  "mixup": Mixup,
+  "soft_clip": SoftCLIP,
   "individual_temperatures": IndividualTemperatures,
   "sogclr": Sogclr,
   "queued_softmax": QueuedSoftmax,
