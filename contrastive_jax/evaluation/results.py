@@ -276,7 +276,7 @@ def headline(result: Result) -> Mapping[str, str]:
   if found := re.match(r"first_(\d+)_", result.task):
     sentence += f", by the first {found[1]} features of the embeddings"
   few = [side for side in ("image", "text") if metrics.get(f"rank_{side}", math.inf) < COLLAPSED]
-  if few and sizes[shown] >= ENOUGH_FOR_RANK:
+  if few and sizes[shown] >= ENOUGH_FOR_RANK and not result.task.startswith("first_"):
     sentence += f"; the {' and '.join(few)} embeddings use fewer than {COLLAPSED} directions: they have collapsed"
   if result.left_out:
     sentence += f"; {result.left_out:,} more cannot be read and were left out"

@@ -23,6 +23,7 @@ class Barlip(ComparesTowers, GlobalTerm):
   off_diagonal: float = within(NOT_NEGATIVE, 0.005)
 
   separates: ClassVar[bool] = True
+  compares_pairs: ClassVar[bool] = True
 
   def __call__(self, pairs: Pairs, params, state, *, axis_name=None, **exchange: Any):
     loss = functools.partial(losses.cross_correlation_loss, off_diagonal=self.off_diagonal, axis_name=axis_name)

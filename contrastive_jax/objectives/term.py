@@ -115,7 +115,7 @@ class Term:
   Attributes:
     needs: those of `TEACHER_IMAGE`, `TEACHER_TEXT`, `STATE_ROWS` and `WEIGHTS` that a batch must bring.
     separates: whether it keeps the embeddings of different pairs apart; an objective needs one such term.
-    compares_pairs: whether it is always 0 for a batch of one pair.
+    compares_pairs: whether nothing is learned from a batch of one pair.
     towers: the names of the towers whose outputs it reads.
   """
 

@@ -285,8 +285,8 @@ def check_pairs(segments: Sequence[Segment], objective: Objective) -> None:
     if alone and segment.batch_size < 2:
       stage = f" of stage '{segment.name}'" if segment.name else ""
       raise UserError(
-        f"batch_size={segment.batch_size}{stage} leaves nothing to compare a pair with, so that {alone[0]} is always 0:"
-        " use at least 2"
+        f"batch_size={segment.batch_size}{stage} leaves nothing to compare a pair with, so that {alone[0]} learns"
+        " nothing: use at least 2"
       )
 
 

@@ -166,5 +166,18 @@ def test_a_headline_says_which_features_a_probe_saw():
   )
 
 
+def test_a_headline_says_that_embeddings_have_collapsed_and_which_features_were_scored():
+  sizes = {"images": 60, "captions": 60}
+  metrics = {"image_retrieval_recall@1": 0.5, "rank_image": 2.5, "rank_text": 40.0}
+  plain = "of 60 captions rank their image among the first 1 of 60"
+  told = "; the image embeddings use fewer than 3 directions: they have collapsed"
+  assert headline(Result("toy", "zeroshot_retrieval", metrics, "en", sizes))["sentence"] == plain + told
+  # Few images vary in few directions, and so do few features.
+  few = headline(Result("toy", "zeroshot_retrieval", metrics, "en", {"images": 3, "captions": 60}))
+  assert "collapsed" not in few["sentence"]
+  part = headline(Result("toy", "first_4_zeroshot_retrieval", metrics, "en", sizes))
+  assert part["sentence"] == plain + ", by the first 4 features of the embeddings"
+
+
 def test_percentages():
   assert [percent(x) for x in (0.00054, 0.0942, 1.0, 0.0)] == ["0.05%", "9.4%", "100.0%", "0.00%"]

@@ -61,6 +61,7 @@ def test_nested_dimensions_add_the_loss_of_each_part(rng):
 
   with jax.enable_x64(True):
     (truth, found), exact = jax.value_and_grad(plain, (0, 1), has_aux=True)(*(jnp.float64(side) for side in sides))
+    exact = jax.tree.map(np.asarray, exact)
   # The gradient of the whole is that of unit vectors, whose length is not divided out; on them they agree to rounding
   # after the part along the embedding itself is taken off.
   assert float(value) == pytest.approx(float(truth), rel=1e-5)

@@ -117,7 +117,7 @@ def test_control_groups_limit_memory(files, limit, tmp_path):
 
 @pytest.mark.parametrize(
   "terms",
-  [{"softmax": 1.0}, {"individual_temperatures": 1.0}, {"sigmoid": 1.0, "distill_similarity": 0.5}],
+  [{"softmax": 1.0}, {"individual_temperatures": 1.0}, {"barlip": 1.0}, {"sigmoid": 1.0, "distill_similarity": 0.5}],
 )
 def test_one_pair_has_nothing_to_be_compared_with(terms):
   made = segment(batch_size=1)
