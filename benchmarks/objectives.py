@@ -34,6 +34,29 @@ BASE = "softmax"
 OBJECTIVES: Mapping[str, tuple[Mapping[str, float], Mapping[str, Mapping[str, Any]]]] = {
   "softmax": ({"softmax": 1.0}, {}),
   "sigmoid": ({"sigmoid": 1.0}, {}),
+  "mean_negatives": ({"softmax": 1.0}, {"softmax": {"mean_negatives": True, "label_smoothing": 0.0}}),
+  "hard_top_32": ({"softmax": 1.0}, {"softmax": {"hard_top_k": 32, "label_smoothing": 0.0}}),
+  "dcl": ({"dcl": 1.0}, {"dcl": {"temperature": 0.05}}),
+  "cwcl": ({"cwcl": 1.0}, {}),
+  "mann_whitney": ({"mann_whitney": 1.0}, {}),
+  "mv_infonce": ({"mv_infonce": 1.0}, {}),
+  "mochi": ({"mochi": 1.0}, {}),
+  "groco": ({"groco": 1.0}, {"groco": {"steepness": 20.0}}),
+  "cacr": ({"cacr": 1.0}, {}),
+  "individual_temperatures": ({"individual_temperatures": 1.0}, {"individual_temperatures": {"temperature": 0.05}}),
+  "sogclr": ({"sogclr": 1.0}, {"sogclr": {"temperature": 0.05}}),
+  "queued_softmax": ({"queued_softmax": 1.0}, {"queued_softmax": {"size": 2048}}),
+  "matryoshka": ({"matryoshka": 1.0}, {"matryoshka": {"of": "softmax"}}),
+  "softmax+mixup": ({"softmax": 1.0, "mixup": 0.3}, {}),
+  "softmax+soft_clip": ({"softmax": 1.0, "soft_clip": 0.3}, {}),
+  "softmax+mv_dhel": ({"softmax": 1.0, "mv_dhel": 0.3}, {}),
+  "softmax+uniformity+alignment": ({"softmax": 1.0, "uniformity": 0.3, "alignment": 0.3}, {}),
+  "softmax+swapped_prototypes": (
+    {"softmax": 1.0, "swapped_prototypes": 0.2},
+    {"swapped_prototypes": {"prototypes": 256}},
+  ),
+  "softmax+barlip": ({"softmax": 1.0, "barlip": 0.025}, {}),
+  "softmax+siamlip": ({"softmax": 1.0, "siamlip": 0.3}, {}),
 }
 # (column, evaluation set, metric, factor)
 COLUMNS = (

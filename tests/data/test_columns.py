@@ -132,9 +132,7 @@ def test_columns_without_a_use_and_uses_without_a_column_are_named(photos, tars)
   ):
     with pytest.raises(UserError, match=said):
       pipeline(source, **options)
-  with pytest.raises(
-    UserError, match=r"no column 'qualty' .*'quality'.*that of the weights with weight_key"
-  ):
+  with pytest.raises(UserError, match=r"no column 'qualty' .*'quality'.*that of the weights with weight_key"):
     TableSource(table, weight_key="qualty")
   with pytest.raises(UserError, match=r"no captions in 'worng'.*--texts=worng"):
     IndexedSource("webdataset", tars, wrong_caption_key="worng")
