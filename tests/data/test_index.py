@@ -115,6 +115,11 @@ def test_options_of_an_entry_reach_the_source_and_the_evaluation(name):
   scored = tasks.load(f"webdataset/{name}", hints=kinds.hints(config, f"webdataset/{name}"))
   assert len(scored.images) == 20 and scored.captions[6:8] == ["it says 3", "also 3"]
   np.testing.assert_array_equal(scored.images[3], pixels(3))
+  # The feature that a config names for tables and TFDS sets is no field of an index.
+  config.data.sources = {"mine": {"name": f"webdataset/{name}@train", "weight": 1.0}}
+  config.data.caption_key = "title"
+  scored = tasks.load(f"webdataset/{name}@test", hints=kinds.hints(config, f"webdataset/{name}@test"))
+  assert set(scored.captions) <= {f"picture {k}" for k in range(40)}
 
 
 def copied(shards, tmp_path):
