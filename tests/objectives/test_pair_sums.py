@@ -1,16 +1,17 @@
-"""Terms that compare pairs in a train step, and the memory of their losses."""
+"""Terms that compare pairs in one objective, and the memory of their losses."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from contrastive_jax import losses
-from contrastive_jax.parallel.mesh import put_batch
-from contrastive_jax.training.run import Run
-from data import build
-from tests import tiny
+from contrastive_jax.batch import Batch, ImageBatch, TextBatch
+from contrastive_jax.objectives import make_objective
+from contrastive_jax.parallel.mesh import MeshSpec, put_batch
+from tests.keys import keys_of
 
 PAIR_TERMS = (
   "dcl",
@@ -27,34 +28,26 @@ PAIR_TERMS = (
 )
 
 
-def trained(config, devices, accumulation, steps=2):
-  config.accumulation = accumulation
-  run = Run.from_config(config)
-  sources = build.open_sources(config, run.source_names())
-  tokenizer = build.make_tokenizer(config.tokenizer, config.model.text.vocab_size, sources.values())
-  pipeline = build.make_pipeline(run, run.segments, sources, tokenizer, (0, 1))
-  mesh = run.make_mesh(jax.devices()[:devices])
-  spec, step = run.build(mesh)
-  state, rows = spec.create(0), []
-  for number in range(steps):
-    state, metrics = step(state, put_batch(mesh, pipeline.batch(number).on_device()))
-    rows.append({name: float(value) for name, value in metrics.items()})
-  return rows
-
-
 @pytest.mark.slow
-def test_terms_train_and_accumulation_changes_nothing():
-  config = tiny.get_config()
-  config.objective = dict.fromkeys(("softmax", *PAIR_TERMS), 0.1)
-  config.loss_options.softmax.update({"label_smoothing": 0.0, "hard_top_k": 8})
-  config.loss_options.mochi.update({"hardest": 8, "mixed": 4})
-  whole, parts = trained(config, 1, 1), trained(config, 2, 2)
-  for first, second in zip(whole, parts, strict=True):
-    assert first["finite"] == second["finite"] == 1
-    for name in PAIR_TERMS:
-      assert first[f"loss_{name}"] == pytest.approx(second[f"loss_{name}"], rel=2e-4)
-    assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-3)
-  assert whole[1]["loss"] != whole[0]["loss"]
+def test_a_sum_of_all_terms_is_that_sum_and_teaches_both_towers():
+  objective = make_objective(dict.fromkeys(PAIR_TERMS, 0.5), {"mochi": {"hardest": 4, "mixed": 3}})
+  mesh = MeshSpec().make(jax.devices()[:2])
+  rows = np.random.default_rng(0).standard_normal((2, 8, 4))
+  image, text = (put_batch(mesh, np.float32(side / np.linalg.norm(side, axis=1, keepdims=True))) for side in rows)
+  pixels = ImageBatch(np.zeros((8, 1, 3), np.uint8), np.zeros((8, 1, 3), np.int16))
+  words = TextBatch(np.zeros((8, 1), np.int32), np.ones((8, 1), bool))
+  batch = put_batch(mesh, Batch(pixels, words, keys_of(np.arange(8))))
+
+  @jax.jit
+  def run(embeddings, batch):
+    loss = functools.partial(objective.global_loss, batch=batch, logit_scale=jnp.float32(7), logit_bias=None, mesh=mesh)
+    return jax.value_and_grad(loss, has_aux=True)(embeddings)
+
+  (value, (metrics, _)), gradients = run({"image": image, "text": text}, batch)
+  parts = [float(metrics[f"loss_{name}"]) for name in PAIR_TERMS]
+  assert np.isfinite(parts).all() and value == pytest.approx(0.5 * sum(parts), rel=1e-5)
+  for gradient in gradients.values():
+    assert np.isfinite(gradient).all() and np.abs(gradient).max(axis=1).min() > 0
 
 
 IMAGE_AND_TEXT = {
