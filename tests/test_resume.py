@@ -216,5 +216,7 @@ def test_what_a_term_remembers_is_resumed(terms, options, tolerance, tmp_path):
   runs.assert_same_bits(runs.final_state(killed), state)
   runs.train(moved, *options, "--config.mesh.fsdp=2", devices=8)
   runs.assert_close(runs.final_state(moved), state, tolerance)
+  if len(terms) > 1:
+    return  # What follows costs a start, and is the same for all of them.
   other = (*options, "--config.data.sources={'noto': 1.0}", "--config.total_steps=30")
   assert "the sources of the run cannot change" in runs.train(whole, *other, devices=2, expected=2)
