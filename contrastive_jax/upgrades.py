@@ -39,6 +39,7 @@ def _own_pairs(config: Config) -> None:
     config.setdefault("workdir_mirror", "")
     for name, value in (
       ("long_captions", "truncate"),
+      ("swap_words", False),
       ("captions_per_image", 1),
       ("cache_bytes", 0),
       ("cache_dir", ""),
