@@ -1,6 +1,7 @@
 # make train   train, evaluate and report a small model on emoji
 # make test    the test suite; make test-slow adds fault injection, several processes, parity with other libraries
-# make test-extra  runs against servers of buckets and a Dask cluster, and follows the guide to data command by command
+# make test-extra  runs against servers of buckets and a Dask cluster, follows the guide to data command by command, and
+#              compares more cases of losses with dense formulas
 # make docs    the documentation as a site, in site/
 # make plan    an environment in which plan.py compiles for TPUs and GPUs (6 GB)
 

@@ -352,15 +352,16 @@ def check(name, layout, groups=True):
     assert abs(by_scale - d_scale) <= bound * max(abs(float(d_scale)), 1e-2)
 
 
-# Every kind of sweep that the losses are made of.
+# Every kind of sweep that the losses are made of; the others take minutes.
 QUICK = ("hard top 3", "cwcl", "mann-whitney", "mixup")
 
 
 @pytest.mark.parametrize(
-  "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CASES]
+  "name",
+  [pytest.param(name, marks=() if name in QUICK else (pytest.mark.slow, pytest.mark.extra)) for name in CASES],
 )
 def test_value_and_gradients_equal_a_dense_formula(name):
-  check(name, Layout(devices=4, strategy=("ring", "gather")[QUICK.index(name) % 2], tile=3))
+  check(name, Layout(devices=4, strategy=("ring", "gather")[list(CASES).index(name) % 2], tile=3))
 
 
 # One of these for each case.
