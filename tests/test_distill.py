@@ -45,6 +45,7 @@ def on_white_square(drawing):
   return Image.fromarray(page)
 
 
+@pytest.mark.slow
 def test_the_cache_holds_every_drawing_as_it_is_seen(teacher, tmp_path):
   output = tmp_path / "targets"
   arguments = f"--teacher={teacher}", runs.TINY, f"--output={output}"

@@ -48,6 +48,7 @@ def _shards(leaf):
   return 4 if "fsdp" in leaf.sharding.spec else 1
 
 
+@pytest.mark.slow
 def test_under_fsdp_weights_travel_and_activations_do_not():
   config = tiny.get_config()
   config.mesh.fsdp = 8

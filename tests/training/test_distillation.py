@@ -239,6 +239,7 @@ def test_gradients_equal_those_of_one_device_in_one_piece():
   assert kernel.addressable_shards[0].data.size == kernel.size // 4
 
 
+@pytest.mark.slow
 def test_packed_images_and_captions_are_cut_with_their_pairs():
   batch = packed(make_batch())
   gradients, metrics = differentiate(make_objective(WEIGHTS, {}), batch, devices=2, accumulate=4)

@@ -70,7 +70,7 @@ def one_device(pipeline):
   [
     (8, {}),
     pytest.param(8, {"fsdp": 4}, marks=pytest.mark.slow),
-    (8, {"data": 2, "fsdp": 2, "tensor": 2}),
+    pytest.param(8, {"data": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.slow),
   ],
 )
 def test_any_mesh_gives_the_same_curve(devices, mesh, one_device, pipeline):
@@ -222,7 +222,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(pipeline, tmp_pa
     assert checkpoints.steps == [5]
 
 
-@pytest.mark.parametrize("way", ["stop", "skip"])
+@pytest.mark.parametrize("way", ["stop", pytest.param("skip", marks=pytest.mark.slow)])
 def test_a_rate_that_breaks_the_parameters_is_caught_at_its_step(way, pipeline, tmp_path):
   """Loss and gradient of step 7 are finite, the parameters after it are not."""
 
