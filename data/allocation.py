@@ -6,7 +6,7 @@ import functools
 # Names of the settings in malloc.h of glibc.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 # Of what is freed, so many bytes stay with the process; what is larger than the second is mapped by itself. They are
-# the most that glibc comes to by itself, once large arrays were freed: with less, those of a train step are mapped anew.
+# the most that glibc comes to by itself, once large arrays were freed. With less, a train step maps its own anew.
 _KEPT, _MAPPED = 64 << 20, 32 << 20
 
 
