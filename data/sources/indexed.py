@@ -116,13 +116,15 @@ class IndexedSource(PictureSource):
     if self.classes is not None:
       words = self.classes[self._label(found[0][1])]
       captions = tuple(template.replace("{}", words) for template in self.templates)
-      return Text(captions, stable_hash(self._group, "class", words))
-    text = weighted(found[:1] if self._takes_first else found, self._group_of(row))
+      text = Text(captions, stable_hash(self._group, "class", words))
+    else:
+      text = weighted(found[:1] if self._takes_first else found, self._group_of(row))
+    beside = {}
     if self.weight_key:
-      text = dataclasses.replace(text, weight=weight_of(self._index.value(self.weight_key, row), self.weight_key))
+      beside["weight"] = weight_of(self._index.value(self.weight_key, row), self.weight_key)
     if self.wrong_caption_key:
-      text = dataclasses.replace(text, wrong=tuple(distinct(self._index.value(self.wrong_caption_key, row) or ())))
-    return text
+      beside["wrong"] = tuple(distinct(self._index.value(self.wrong_caption_key, row) or ()))
+    return dataclasses.replace(text, **beside) if beside else text
 
   def label(self, index: int) -> int:
     """Returns the number of the class of a sample of a set with classes; raises `DecodeError` where it has none."""

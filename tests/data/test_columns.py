@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import webdataset
 from PIL import Image
 
 from contrastive_jax.errors import UserError
@@ -38,8 +39,6 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tars(photos, tmp_path_factory):
-  import webdataset
-
   folder = tmp_path_factory.mktemp("tars")
   with webdataset.ShardWriter(f"{folder}/%03d.tar", maxcount=5, verbose=0) as writer:
     for number in range(COUNT):
@@ -77,6 +76,18 @@ def test_a_batch_has_the_weights_and_wrong_captions_of_its_samples(photos, tars,
       assert sorted(some) == sorted(row(number)["wrong"][:-1])[:2]
       met.add(tuple(some))
   assert {("no 0 of 2", "no 1 of 2"), ("no 1 of 2", "no 0 of 2")} <= met  # Their order is drawn.
+
+
+def test_a_set_with_classes_has_them_too(photos, tmp_path):
+  (tmp_path / "names.txt").write_text("cat\ndog\n")
+  with webdataset.ShardWriter(f"{tmp_path}/%03d.tar", verbose=0) as writer:
+    said = {"quality": 0.25, "wrong": ["a photo of a fish"]}
+    writer.write({"__key__": "a", "png": (photos / "0.png").read_bytes(), "cls": "1", "json": said})
+  build("webdataset", f"{tmp_path}/*.tar", texts=("cls", "wrong"), columns=("quality",))
+  source = IndexedSource("webdataset", f"{tmp_path}/*.tar", classes=str(tmp_path / "names.txt"), **KEYS)
+  text = source.text(0)
+  assert all("dog" in caption for caption in text.captions) and text.weight == 0.25
+  assert text.wrong == ("a photo of a fish",)
 
 
 def test_hosts_share_the_wrong_captions_of_a_batch(photos):
