@@ -14,16 +14,14 @@ The file is also the config of these runs: --config=benchmarks/curriculum.py:nat
 """
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
+from benchmarks import short_runs
 from configs import common, univitar_emoji
-from contrastive_jax.evaluation.results import read_result
 
 _QUARTER = 225
 _NATIVE = 200
@@ -111,19 +109,11 @@ def _steps_of_equal_tokens(config: ConfigDict, native: ConfigDict) -> int:
 def train(root: Path, variant: str, seed: int, begins: str) -> Path:
   """Trains a variant, unless it is there, and returns its run directory."""
   workdir = root / f"{variant}-{seed}"
-  command = [sys.executable, "train.py", f"--config=benchmarks/curriculum.py:{variant}", f"--workdir={workdir}"]
-  command.append(f"--config.seed={seed}")
+  options = [f"--config.seed={seed}"]
   if begins:
-    command.append(f"--config.init_from={root / f'{begins}-{seed}'}")
-  if subprocess.run(command).returncode:
-    sys.exit(f"{workdir} stopped; run the same command again to resume")
+    options.append(f"--config.init_from={root / f'{begins}-{seed}'}")
+  short_runs.train(f"benchmarks/curriculum.py:{variant}", workdir, *options)
   return workdir
-
-
-def score(workdir: Path, dataset: str, metric: str) -> float:
-  """Returns a metric of a finished run, in percent."""
-  (path,) = (workdir / "eval").glob(f"{dataset}@*.json")
-  return 100 * read_result(path)["metrics"][metric]
 
 
 def table(comparison: Comparison, scores: np.ndarray) -> str:
@@ -156,7 +146,7 @@ def main(_) -> None:
         train(root, comparison.begins, seed, "")
       for row, variant in enumerate(comparison.variants):
         workdir = train(root, variant, seed, comparison.begins)
-        scores[row, column] = [score(workdir, *which) for which in comparison.scores]
+        scores[row, column] = [100 * short_runs.score(workdir, *which) for which in comparison.scores]
     print(f"\n{name}, seeds {', '.join(map(str, seeds))}\n{table(comparison, scores)}\n", flush=True)
 
 

@@ -15,7 +15,6 @@ The file is also the config of these runs: --config=benchmarks/objectives.py:dcl
 
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,8 +24,8 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
+from benchmarks import short_runs
 from configs import emoji
-from contrastive_jax.evaluation.results import read_result
 
 ROOT = Path(__file__).parents[1]
 BASE = "softmax"
@@ -86,18 +85,13 @@ def train(root: Path, name: str, seed: int, steps: int) -> Path:
   """Trains with an objective, unless that is done, and returns the run directory."""
   workdir = root / f"{name}-{steps}-{seed}"
   options = (f"--config.seed={seed}", f"--config.total_steps={steps}", f"--config.checkpoint_every={steps}")
-  command = [sys.executable, "train.py", f"--config=benchmarks/objectives.py:{name}", f"--workdir={workdir}", *options]
-  if subprocess.run(command, cwd=ROOT).returncode:
-    sys.exit(f"{workdir} stopped: run the same command again to go on")
+  short_runs.train(f"benchmarks/objectives.py:{name}", workdir, *options)
   return workdir
 
 
 def numbers_of(workdir: Path) -> list[float]:
   """Returns the numbers of the columns, and the seconds of a step."""
-  found = []
-  for _, dataset, metric, factor in COLUMNS:
-    (path,) = (workdir / "eval").glob(f"{dataset}@*.json")
-    found.append(factor * read_result(path)["metrics"][metric])
+  found = [factor * short_runs.score(workdir, dataset, metric) for _, dataset, metric, factor in COLUMNS]
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   # The first rows hold the compilation.
   return [*found, statistics.median(row["step_seconds"] for row in rows[2:] if "step_seconds" in row)]

@@ -102,9 +102,9 @@ def _write_elsewhere(
   shared = folder.absolute() / f".source.{uuid.uuid4().hex}.pickle"
   try:
     shared_source.write(source, shared)
+    opens = pickle.dumps(open_model)
     calls = {
-      file: (os.fspath(shared), pickle.dumps(open_model), os.fspath(file.absolute()), rows, told)
-      for file, (rows, told) in missing.items()
+      file: (os.fspath(shared), opens, os.fspath(file.absolute()), rows, told) for file, (rows, told) in missing.items()
     }
     for file, _ in executors.each(executor, write_shard, calls, "shards", "embedding"):
       yield _shard(file, of, len(missing[file][0]), kept=False)

@@ -1,7 +1,6 @@
 """Contrastive attraction and repulsion (CACR): distances to positives and negatives, weighted by how hard they are."""
 
 import itertools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +20,9 @@ from contrastive_jax.losses.lines import (
 from contrastive_jax.losses.negatives import matmul
 from contrastive_jax.losses.reductions import finite
 
-Views = Sequence[Float[Array, "pairs dim"]]
-
 
 def attraction_repulsion_loss(
-  views: Views,
+  views: pairwise.Views,
   *,
   attraction_scale: float = 1.0,
   repulsion_scale: float = 1.0,
@@ -72,7 +69,7 @@ def attraction_repulsion_loss(
     >>> float(loss), float(parts["attraction"]), float(parts["repulsion"])
     (-2.0, 0.0, -2.0)
   """
-  _check(views, strategy, tile)
+  pairwise.check_views(views, strategy, tile)
   axes = pairwise.mesh_axes(axis_name)
   dtype = negatives.accumulation_dtype(*views)
   sweep = negatives.Sweep(axes, strategy, tile, ring_order)
@@ -93,7 +90,7 @@ def attraction_repulsion_loss(
 
 
 def reweighted_softmax_loss(
-  views: Views,
+  views: pairwise.Views,
   *,
   temperature: float = 1.0,
   group: pairwise.Group | None = None,
@@ -130,7 +127,7 @@ def reweighted_softmax_loss(
     >>> round(float(reweighted_softmax_loss([both, both], temperature=0.5)[0]), 4)  # log(1 + e^-2)
     0.1269
   """
-  _check(views, strategy, tile)
+  pairwise.check_views(views, strategy, tile)
   if not temperature > 0:
     raise UserError(f"temperature={temperature} must be above 0")
   axes = pairwise.mesh_axes(axis_name)
@@ -147,12 +144,6 @@ def reweighted_softmax_loss(
     total += weights[:, index] * sum(jnp.logaddexp(0, statistics.margin) for statistics in both)
   pairs = len(first) * pairwise.device_count(axes)
   return temperature * pairwise.global_sum(jnp.sum(total), axes) / pairs, {}
-
-
-def _check(views: Views, strategy: str, tile: int | None) -> None:
-  pairwise.check(strategy, tile)
-  if len(views) < 2:
-    raise UserError(f"a loss of several views has {len(views)}: give at least two")
 
 
 def _distances(first: Float[Array, "pairs dim"], second: Float[Array, "pairs dim"]) -> Float[Array, "pairs"]:

@@ -7,8 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from contrastive_jax.losses import negatives, pairwise
 from contrastive_jax.losses.lines import COLUMN_LOG_SUM_EXP, ROW_LOG_SUM_EXP, reduce_negatives, to_rows
-from contrastive_jax.losses.nearest import gathered
-from contrastive_jax.losses.reductions import log_sum_exp
+from contrastive_jax.losses.reductions import gathered, log_sum_exp
 
 
 def mixup_loss(

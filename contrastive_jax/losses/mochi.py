@@ -76,8 +76,7 @@ def mixed_negatives_loss(
     length = jnp.maximum(jnp.linalg.norm(mixture, axis=-1, keepdims=True), 1e-6)
     mixture = lax.stop_gradient(mixture / length)
     there = ~jnp.any(absent[lines[..., None], places], axis=-1)
-    found = jnp.einsum("id,ikd->ik", anchors.astype(dtype), mixture, precision=lax.Precision.HIGHEST)
-    return jnp.where(there, found, -jnp.inf)
+    return jnp.where(there, negatives.similarities_to(anchors, mixture), -jnp.inf)
 
   return weighted_softmax_loss(
     image,

@@ -2,20 +2,16 @@
 
 import itertools
 import math
-from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from contrastive_jax.errors import UserError
 from contrastive_jax.losses import negatives, pairwise
 from contrastive_jax.losses.reductions import log_sum_exp
 
-Views = Sequence[Float[Array, "pairs dim"]]
-
 
 def multi_view_softmax_loss(
-  views: Views,
+  views: pairwise.Views,
   *,
   logit_scale: Float[Array, ""] | float,
   intra_modal: bool = True,
@@ -65,7 +61,7 @@ def multi_view_softmax_loss(
 
 
 def decoupled_views_loss(
-  views: Views,
+  views: pairwise.Views,
   *,
   logit_scale: Float[Array, ""] | float,
   group: pairwise.Group | None = None,
@@ -115,16 +111,14 @@ def decoupled_views_loss(
 class _Options:
   """What both losses compute of the views; logits are relative to the mean positive of each instance."""
 
-  def __init__(self, views: Views, scale: Array, keys: pairwise.Keys, sweep: negatives.Sweep):
+  def __init__(self, views: pairwise.Views, scale: Array, keys: pairwise.Keys, sweep: negatives.Sweep):
     self.views, self.scale, self.keys, self.sweep = views, scale, keys, sweep
     self.similarities = jnp.stack([negatives.positive_similarities(*two) for two in self.pairs_of_views()], axis=1)
     self.reference = jnp.mean(self.similarities, axis=1)
 
   @classmethod
   def of(cls, views, logit_scale, group, axis_name, strategy, tile, ring_order) -> "_Options":
-    pairwise.check(strategy, tile)
-    if len(views) < 2:
-      raise UserError(f"a loss of several views has {len(views)}: give at least two")
+    pairwise.check_views(views, strategy, tile)
     axes = pairwise.mesh_axes(axis_name)
     scale = jnp.asarray(logit_scale, negatives.accumulation_dtype(*views))
     keys = pairwise.keys_of(group, len(views[0]), axes)

@@ -1,7 +1,6 @@
 """The embeddings of the nearest negatives of each pair, for losses that need more of them than similarities."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +9,10 @@ from jaxtyping import Array, Bool, Float
 
 from contrastive_jax.losses import negatives, pairwise
 from contrastive_jax.losses.exponentials import only_negatives
-from contrastive_jax.losses.reductions import collective
+from contrastive_jax.losses.reductions import gathered
 
 # Columns of the block in which the nearest negatives are looked for.
 _COLUMNS = 512
-
-
-def gathered(tree: Any, axes: tuple[str, ...]) -> Any:
-  """Returns arrays of the pairs of all devices, in the order of the pairs."""
-  if not axes:
-    return tree
-  return collective(lambda leaf, axis: lax.all_gather(leaf, axes, axis=axis, tiled=True), tree)
 
 
 def nearest_negatives(

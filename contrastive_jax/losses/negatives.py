@@ -86,6 +86,14 @@ def positive_similarities(image: Float[Array, "pairs dim"], text: Float[Array, "
   return jnp.sum(image.astype(dtype) * text.astype(dtype), axis=1)
 
 
+def similarities_to(
+  anchors: Float[Array, "pairs dim"], others: Float[Array, "pairs count dim"]
+) -> Float[Array, "pairs count"]:
+  """Computes the similarities of each anchor to embeddings of its own."""
+  dtype = accumulation_dtype(anchors, others)
+  return jnp.einsum("id,ikd->ik", anchors.astype(dtype), others.astype(dtype), precision=lax.Precision.HIGHEST)
+
+
 def statistics_of_negatives(
   image: Float[Array, "pairs dim"],
   text: Float[Array, "pairs dim"],

@@ -6,7 +6,7 @@ Inside a block, loops over tiles bound the logits that exist at once.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +29,8 @@ TILES = {8192: (1024, 1024), 2048: (1024, 512), 0: (256, 512)}
 # pairs that no earlier tile has counted.
 TileFn = Callable[[Any, Any, Bool[Array, "a b"] | None], tuple[Any, Any]]
 
+# The embeddings of each view of the same instances.
+Views = Sequence[Float[Array, "pairs dim"]]
 # What a user says of which pairs are alike: one label a pair, or several keys of 64 bits.
 Group = Integer[Array, "pairs"] | UInt32[Array, "pairs keys 2"]
 # The same for the engine: each key as its words, each word a vector over the pairs. Two pairs share a key when all its
@@ -71,6 +73,13 @@ def check(strategy: str, tile: int | None) -> None:
   require_known("strategy", strategy, STRATEGIES)
   if tile is not None and tile < 1:
     raise UserError(f"tile={tile} must be at least 1, or None to let the library choose")
+
+
+def check_views(views: Views, strategy: str, tile: int | None) -> None:
+  """Raises a `UserError` as `check` does, and for fewer than two views of the instances."""
+  check(strategy, tile)
+  if len(views) < 2:
+    raise UserError(f"a loss of several views has {len(views)}: give at least two")
 
 
 def tile_shape(rows: int, columns: int, tile: int | None) -> tuple[int, int]:

@@ -69,6 +69,13 @@ def collective(function: Callable[[Array, int], Array], tree: Any) -> Any:
   return Packed.of(tree).map(function).tree()
 
 
+def gathered(tree: Any, axes: tuple[str, ...]) -> Any:
+  """Returns arrays of the pairs of all devices, in the order of the pairs."""
+  if not axes:
+    return tree
+  return collective(lambda leaf, axis: lax.all_gather(leaf, axes, axis=axis, tiled=True), tree)
+
+
 class Accumulator(abc.ABC):
   """Base of all accumulators."""
 

@@ -66,7 +66,7 @@ def sorting_loss(
   def direction(anchors, others):
     anchors, others = anchors.astype(dtype), lax.stop_gradient(others.astype(dtype))
     hardest, absent = nearest_negatives(anchors, others, keys, size, tile=tile, axes=axes)
-    similarities = jnp.einsum("id,ikd->ik", anchors, hardest, precision=lax.Precision.HIGHEST)
+    similarities = negatives.similarities_to(anchors, hardest)
     positive = negatives.positive_similarities(anchors, others)
     lines = _wrong_order(jnp.concatenate([similarities, positive[:, None]], axis=1), absent, steepness)
     return pairwise.global_sum(jnp.sum(lines), axes) / pairs

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Int
 
 from contrastive_jax.errors import UserError
 from contrastive_jax.losses import pairwise
-from contrastive_jax.losses.reductions import collective
+from contrastive_jax.losses.reductions import collective, gathered
 from contrastive_jax.objectives.term import Sizes
 
 # The number of rows is a multiple of this, so that the state has one shape on all meshes whose devices divide it.
@@ -63,7 +63,7 @@ def write(state: Any, rows: Int[Array, "pairs"], values: Any, axes: tuple[str, .
   """Returns the state with the pairs' rows replaced; of pairs that share a row the first one counts."""
   if axes:
     rows = lax.all_gather(rows, axes, tiled=True)
-    values = collective(lambda leaf, axis: lax.all_gather(leaf, axes, axis=axis, tiled=True), values)
+    values = gathered(values, axes)
   index, mine = _own(state, rows, axes)
   length = jax.tree.leaves(state)[0].shape[0]
   target = jnp.where(mine & _is_first(rows), index, length)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from contrastive_jax import losses
 from contrastive_jax.bounds import BELOW_ONE, COUNT, NOT_NEGATIVE, Range, within
 from contrastive_jax.errors import UserError, require_known
-from contrastive_jax.losses.negatives import accumulation_dtype
+from contrastive_jax.losses.negatives import similarities_to
 from contrastive_jax.objectives.term import WEIGHTS, ComparesTowers, GlobalTerm, Pairs, against_first
 
 DIRECTIONS = ("mean", "sum")
@@ -72,7 +72,6 @@ class Softmax(ComparesTowers, GlobalTerm):
         f"label_smoothing={self.label_smoothing} and mean_negatives={self.mean_negatives} are over all negatives: leave"
         " them out, or keep all negatives by hard_top_k=None and hard_share=None"
       )
-
     if self.hard_captions and (self._is_hard or self.towers != ("image", "text")):
       raise UserError(
         f"hard_captions={self.hard_captions} are negatives of images beside all texts: leave towers={self.towers} at"
@@ -112,6 +111,4 @@ class Softmax(ComparesTowers, GlobalTerm):
   def _to_hard_captions(self, pairs: Pairs) -> Float[Array, "pairs captions"]:
     """Returns the similarities of images to their wrong captions, minus infinity where there is none."""
     hard, there = (leaf[:, : self.hard_captions] for leaf in (pairs.hard_text, pairs.hard_there))
-    dtype = accumulation_dtype(pairs.image)
-    found = jnp.einsum("id,ikd->ik", pairs.image.astype(dtype), hard.astype(dtype), precision="highest")
-    return jnp.where(there, found, -jnp.inf)
+    return jnp.where(there, similarities_to(pairs.image, hard), -jnp.inf)
