@@ -16,17 +16,19 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 ROOT = Path(__file__).parents[1]
 TINY = "--config=tests/tiny.py"
+# Programs that run for seconds are compiled as `make test` does it: a run of several devices is mostly that.
+QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
 def start(
   script: str, *arguments: str, devices: int = 1, start_new_session: bool = False, **environment: str
 ) -> subprocess.Popen:
   """Starts a script on emulated CPU devices."""
-  settings = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), **environment}
+  settings = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "XLA_FLAGS": QUICKLY_COMPILED}
   return subprocess.Popen(
     [sys.executable, script, *arguments],
     cwd=ROOT,
-    env={**os.environ, **settings},
+    env={**os.environ, **settings, **environment},
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,

@@ -98,6 +98,14 @@ LAYOUTS = {
 FAST = {("softmax", "gather"), ("sigmoid", "ring"), ("softmax, groups and smoothing", "single, tiles")}
 
 
+def marks(case, layout):
+  """All layouts of every case take minutes to compile: each case has tiles and one mesh, and the rest is extra."""
+  if (case, layout) in FAST:
+    return ()
+  turn = ("gather", "ring")[list(CASES).index(case) % 2]
+  return pytest.mark.slow if layout in ("single, tiles", turn) else (pytest.mark.slow, pytest.mark.extra)
+
+
 def made(case, layout, dtype=jnp.float64):
   """The library's loss as a function of image, text, scale and bias."""
   _, _, loss, options, sides = CASES[case]
@@ -131,11 +139,7 @@ def second_difference(function, step=2e-3):
 
 @pytest.mark.parametrize(
   ("case", "layout"),
-  [
-    pytest.param(case, layout, marks=() if (case, layout) in FAST else pytest.mark.slow)
-    for case in CASES
-    for layout in LAYOUTS
-  ],
+  [pytest.param(case, layout, marks=marks(case, layout)) for case in CASES for layout in LAYOUTS],
 )
 def test_second_derivatives_equal_differences_in_extended_precision(case, layout, rng):
   reference, options, *_ = CASES[case]
@@ -187,68 +191,73 @@ def test_the_second_derivative_of_the_sigmoid_where_logits_are_zero():
   assert jax.grad(jax.grad(loss))(0.0) == pytest.approx(4 * 0.25 / 2, rel=1e-6)
 
 
-@pytest.mark.parametrize(
-  ("side", "coefficient", "scale"),
-  [
-    ("rows", 1.0, 100.0),
-    ("all", 0.0, 1.0),
-    *(
-      pytest.param(side, coefficient, scale, marks=pytest.mark.slow)
-      for side in ("neither", "some", "rows", "all")
-      for coefficient in (0.0, 1.0)
-      for scale in (1.0, 100.0)
-    ),
-  ],
-)
+@functools.cache
+def extra_negatives(coefficient, present):
+  """Value, gradients and second derivative in the scale of a softmax loss, compiled once for all inputs."""
+
+  def loss(image, text, scale, group, extra=None):
+    more = {} if extra is None else {"image_extra": extra, "text_extra": extra}
+    how = {"positive_coefficient": coefficient, "group": group}
+    return losses.weighted_softmax_loss(image, text, logit_scale=scale, **how, **more)[0]
+
+  if not present:
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+
+  @jax.jit
+  def derivatives(*given):
+    value, gradients = jax.value_and_grad(loss, argnums=(0, 1, 2, 4))(*given)
+    return value, gradients, jax.grad(jax.grad(loss, argnums=2), argnums=2)(*given)
+
+  return derivatives
+
+
+@pytest.mark.parametrize("coefficient", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+@pytest.mark.parametrize("side", ["neither", "some", "rows", "all"])
 def test_gradients_are_finite_where_nothing_counts(side, coefficient, scale, rng):
   """Extra negatives of minus infinity count nothing: value and gradients are those without them."""
   image, text = (jnp.asarray(rows, jnp.float32) for rows in unit(rng, 2, 6, 4))
   extra = rng.uniform(-1, 1, (6, 3)).astype(np.float32)
   {"neither": lambda: None, "some": lambda: extra[:, 1].fill(-np.inf), "rows": lambda: extra[:2].fill(-np.inf),
    "all": lambda: extra.fill(-np.inf)}[side]()  # fmt: skip
-
-  def loss(image, text, scale, extra, group):
-    more = {} if extra is None else {"image_extra": extra, "text_extra": extra}
-    how = {"positive_coefficient": coefficient, "group": group}
-    return losses.weighted_softmax_loss(image, text, logit_scale=scale, **how, **more)[0]
-
-  for group in (None, jnp.zeros(6, jnp.int32)):  # With one group there are no negatives in the batch.
-    given = image, text, scale, jnp.asarray(extra), group
-    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))(*given)
-    second = jax.jit(jax.grad(jax.grad(loss, argnums=2), argnums=2))(*given)
+  # With one group there are no negatives in the batch, and with one a pair all others are.
+  for group in (jnp.arange(6, dtype=jnp.int32), jnp.zeros(6, jnp.int32)):
+    given = image, text, scale, group
+    value, gradients, second = extra_negatives(coefficient, True)(*given, jnp.asarray(extra))
     assert np.isfinite(value) and all(np.isfinite(part).all() for part in gradients) and np.isfinite(second)
     assert not np.asarray(gradients[3])[np.isneginf(extra)].any()
     if side == "all":
-      plain, expected = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(image, text, scale, None, group)
+      plain, expected = extra_negatives(coefficient, False)(*given)
       assert value == pytest.approx(float(plain), rel=1e-6, abs=1e-7)
       for part, known in zip(gradients, expected, strict=False):
         np.testing.assert_allclose(part, known, rtol=1e-5, atol=1e-6)
 
 
+@functools.cache
+def all_derivatives(loss):
+  """First derivatives of a loss, and those of their squared length, compiled once for all inputs."""
+  function = {**losses.OBJECTIVES, **losses.DISTILLATIONS}[loss]
+  bias = {"logit_bias": 0.0} if loss in losses.OBJECTIVES else {}
+
+  def value(image, text, scale, *teacher):
+    return function(image, text, *teacher, logit_scale=scale, tile=4, **bias)[0]
+
+  gradient = jax.grad(value, argnums=(0, 1, 2))
+  second = jax.grad(lambda *a: sum(jnp.vdot(part, part) for part in gradient(*a)), argnums=(0, 1, 2))
+  return jax.jit(lambda *a: (*gradient(*a), *second(*a)))
+
+
+@pytest.mark.parametrize("layout", ["zero", "equal", "opposite"])
 @pytest.mark.parametrize(
-  ("loss", "layout"),
+  "loss",
   [
-    ("softmax", "opposite"),
-    ("distill_similarity", "opposite"),
-    *(
-      pytest.param(loss, layout, marks=pytest.mark.slow)
-      for loss in ("sigmoid", "softmax", "distill_similarity", "distill_relational")
-      for layout in ("zero", "equal", "opposite")
-    ),
+    "softmax",
+    *(pytest.param(loss, marks=pytest.mark.slow) for loss in ("sigmoid", "distill_similarity", "distill_relational")),
   ],
 )
 def test_all_derivatives_are_finite_at_the_largest_scale(loss, layout, rng):
   rows = unit(rng, 6, 4).astype(np.float32)
   image, text = {"zero": (0 * rows, 0 * rows), "equal": (rows, rows), "opposite": (rows, -rows)}[layout]
-  function = {**losses.OBJECTIVES, **losses.DISTILLATIONS}[loss]
-  more = () if loss in losses.OBJECTIVES else (jnp.asarray(rows[::-1]), jnp.asarray(rows))
-  bias = {"logit_bias": 0.0} if loss in losses.OBJECTIVES else {}
-
-  def value(image, text, scale):
-    return function(image, text, *more, logit_scale=scale, tile=4, **bias)[0]
-
-  gradient = jax.grad(value, argnums=(0, 1, 2))
-  arguments = jnp.asarray(image), jnp.asarray(text), jnp.float32(100.0)
-  second = jax.grad(lambda *a: sum(jnp.vdot(part, part) for part in gradient(*a)), argnums=(0, 1, 2))
-  for part in jax.jit(lambda *a: (*gradient(*a), *second(*a)))(*arguments):
+  teacher = () if loss in losses.OBJECTIVES else (jnp.asarray(rows[::-1]), jnp.asarray(rows))
+  for part in all_derivatives(loss)(jnp.asarray(image), jnp.asarray(text), jnp.float32(100.0), *teacher):
     assert np.isfinite(part).all()
