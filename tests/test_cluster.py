@@ -60,7 +60,9 @@ class Cluster:
       self.address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     port = self.address.rpartition(":")[2]
     self._start, self._log = start, folder
-    self._environment = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
+    # Compiled as the commands are, since the same bits are asked of both.
+    compiled = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": runs.QUICKLY_COMPILED}
+    self._environment = {**os.environ, **compiled, **environment}
     self.scheduler = self.dask("scheduler", "--host=127.0.0.1", f"--port={port}", "--no-dashboard")
     self.workers = [self.worker() for _ in range(2)]
 
