@@ -13,6 +13,7 @@ from contrastive_jax.objectives.objective import create
 from contrastive_jax.parallel.mesh import put_batch
 from contrastive_jax.training.run import Run
 from tests import tiny
+from tests.keys import keys_of
 from tests.objectives.stepping import DIM, PAIRS, batch_of, stepping, unit
 
 IMAGE, TEXT = jnp.eye(2), jnp.asarray([[1, 0], [0.6, 0.8]])
@@ -132,3 +133,65 @@ def test_barlip_is_its_loss():
   sides = jnp.float32(np.random.default_rng(0).standard_normal((2, 8, 3)))
   value, _, _ = term_of("barlip", off_diagonal=0.2)(Pairs(*sides, None, 1.0), {}, {}, axis_name=None, ring_order=None)
   assert value == losses.cross_correlation_loss(*sides, off_diagonal=0.2)[0]
+
+
+def loss_of(term, image, text, options=None, params=None):
+  """The value of a term of some embeddings, which has no state."""
+  own = make_objective({term: 1.0}, options or {}).terms[term][1]
+  keys = keys_of(np.arange(len(image)))
+  return float(own(Pairs(image, text, keys, 3.0), params or {}, {}, axis_name=None)[0])
+
+
+def test_a_fixed_head_of_equal_weights_is_none_and_one_of_the_first_feature_alone_sees_its_sign(rng):
+  image, text = (jnp.float32(unit(rng, 5)) for _ in range(2))
+  plain, equal, first = (
+    loss_of(term, image, text, options)
+    for term, options in (
+      ("softmax", {}),
+      ("fixed_head", {"fixed_head": {"kappa": 1.0}}),
+      ("fixed_head", {"fixed_head": {"kappa": 1e12}}),
+    )
+  )
+  assert equal == pytest.approx(plain, rel=1e-6)
+  signs = [np.sign(side[:, :1]) * np.eye(1, DIM, dtype=np.float32) for side in (image, text)]
+  assert first == pytest.approx(loss_of("softmax", *signs), rel=1e-5)
+  assert term_of("fixed_head").params(Sizes(DIM)) == {}
+
+
+def test_several_heads_add_the_loss_of_what_each_makes(rng):
+  image, text = (np.float32(unit(rng, 5)) for _ in range(2))
+  options = {"multi_head": {"of": "softmax", "heads": 2, "hidden": 7, "dim": 3}}
+  variables = make_objective({"multi_head": 1.0}, options).params(Sizes(DIM))
+  params = create(variables, jax.random.key(0))["multi_head"]
+
+  def behind(head, side):
+    made = np.maximum(side @ head["into"] + head["into_bias"], 0) @ head["out"] + head["out_bias"]
+    return np.float32(made / np.linalg.norm(made, axis=1, keepdims=True))
+
+  parts = [loss_of("softmax", *(behind(head, side) for side in (image, text))) for head in params.values()]
+  assert abs(parts[0] - parts[1]) > 1e-3  # They are drawn apart.
+  assert loss_of("multi_head", image, text, options, params) == pytest.approx(sum(parts), rel=1e-5)
+
+
+def test_what_a_term_behind_heads_remembers_has_their_size():
+  options = {"multi_head": {"of": "queued_softmax", "heads": 2, "dim": 3}, "queued_softmax": {"size": 8}}
+  term = make_objective({"multi_head": 1.0}, options).terms["multi_head"][1]
+  shapes = {name: ring["image"].shape for name, ring in term.state(Sizes(DIM)).items()}
+  assert shapes == {"head_0": (8, 3), "head_1": (8, 3)}
+  with pytest.raises(UserError, match=r"multi_head\.of='alignment' is unknown"):
+    make_objective({"multi_head": 1.0}, {"multi_head": {"of": "alignment"}})
+
+
+@pytest.mark.slow
+@pytest.mark.extra
+@pytest.mark.parametrize("term", ["multi_head", "fixed_head"])
+def test_heads_do_the_same_on_any_mesh(term, rng):
+  options = {"multi_head": {"of": "swapped_prototypes", "dim": 4}, "swapped_prototypes": {"prototypes": 5}}
+  options |= {"fixed_head": {"kappa": 1.3, "of": "softmax"}}
+  sides, batch, found = [np.float32(unit(rng)) for _ in range(2)], batch_of(np.arange(PAIRS), np.arange(PAIRS)), []
+  for devices in (1, 8):
+    mesh, params, state, run = stepping(term, options, devices)
+    placed = tuple(put_batch(mesh, side) for side in sides)
+    (value, _), gradients = run(placed, put_batch(mesh, batch), state, params)
+    found.append(jax.tree.map(np.asarray, (value, gradients)))
+  jax.tree.map(lambda one, many: np.testing.assert_allclose(one, many, rtol=1e-4, atol=1e-6), *found)
