@@ -28,6 +28,7 @@ MODULES = [
   "contrastive_jax.losses.cwcl",
   "contrastive_jax.losses.decoupled",
   "contrastive_jax.losses.distillation",
+  "contrastive_jax.losses.gated",
   "contrastive_jax.losses.gram",
   "contrastive_jax.losses.hard_negatives",
   "contrastive_jax.losses.mann_whitney",

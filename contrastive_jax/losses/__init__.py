@@ -7,7 +7,7 @@ distil also take a frozen teacher's embeddings of the same pairs, and those of s
 
 from contrastive_jax.losses.alignment import squared_distances
 from contrastive_jax.losses.cacr import attraction_repulsion_loss, reweighted_softmax_loss
-from contrastive_jax.losses.clusters import cluster_proxy_loss, cluster_sums, spherical_k_means
+from contrastive_jax.losses.clusters import cluster_proxy_loss, spherical_k_means
 from contrastive_jax.losses.cross_correlation import cross_correlation_loss
 from contrastive_jax.losses.cwcl import cwcl_loss
 from contrastive_jax.losses.decoupled import decoupled_loss
@@ -17,6 +17,7 @@ from contrastive_jax.losses.distillation import (
   relational_distillation,
   similarity_distillation,
 )
+from contrastive_jax.losses.gated import gated_pairs_loss
 from contrastive_jax.losses.gram import gram_loss
 from contrastive_jax.losses.hard_negatives import hard_softmax_loss
 from contrastive_jax.losses.individual_temperatures import individual_temperature_loss
@@ -43,13 +44,13 @@ __all__ = [
   "attraction_repulsion_loss",
   "balanced_bias",
   "cluster_proxy_loss",
-  "cluster_sums",
   "cross_correlation_loss",
   "cross_uniformity",
   "cwcl_loss",
   "decoupled_loss",
   "decoupled_views_loss",
   "feature_distances",
+  "gated_pairs_loss",
   "gram_loss",
   "hard_softmax_loss",
   "individual_temperature_loss",

@@ -24,6 +24,7 @@ from contrastive_jax.objectives.pamc import PamC
 from contrastive_jax.objectives.queued_softmax import QueuedSoftmax
 from contrastive_jax.objectives.siamlip import Siamlip
 from contrastive_jax.objectives.sigmoid import Sigmoid
+from contrastive_jax.objectives.simlap import SimLAP
 from contrastive_jax.objectives.softmax import Softmax
 from contrastive_jax.objectives.sogclr import Sogclr
 from contrastive_jax.objectives.swapped_prototypes import SwappedPrototypes
@@ -54,6 +55,7 @@ TERMS: Mapping[str, type[Term]] = {
   "pamc": PamC,
   "barlip": Barlip,
   "siamlip": Siamlip,
+  "simlap": SimLAP,
   "margin_regularizer": MarginRegularizer,
   "alignment": Alignment,
   "uniformity": Uniformity,

@@ -178,6 +178,18 @@ def gram(views, scale, others, *, smoothing):
   return total
 
 
+def gated(views, scale, others, *, gates, partners):
+  """Each pair's gates on both sides of the cosines of its line."""
+  (image,) = views
+  mine = gates[:, None] * image[None]
+  cosines = jnp.einsum("id,ijd->ij", gates * image, mine) / jnp.linalg.norm(gates * image, axis=1)[:, None]
+  logits = scale * cosines / jnp.linalg.norm(mine, axis=2)
+  lines = jnp.arange(len(image))
+  own, counted = logits[lines, partners], others[lines, partners]
+  negatives = log_sum_exp(logits, others & others[partners])
+  return jnp.sum(jnp.where(counted, jnp.logaddexp(own, negatives) - own, 0)) / counted.sum()
+
+
 def mochi(views, scale, others, *, picks, shares, hardest, query_picks=None, query_shares=None):
   total = 0.0
   for first, second in (views, views[::-1]):
@@ -251,6 +263,7 @@ QUERIES = {
   "query_picks": DRAWS.integers(0, 4, (PAIRS, 2)).astype(np.int32),
   "query_shares": DRAWS.uniform(0, 0.5, (PAIRS, 2)),
 }
+GATES = {"gates": DRAWS.uniform(0.1, 1, (PAIRS, DIM)), "partners": np.roll(np.arange(PAIRS), 3).astype(np.int32)}
 CLUSTERS = {"clusters": tuple(DRAWS.integers(0, count, PAIRS).astype(np.int32) for count in (3, 5))}
 
 CASES = {
@@ -308,6 +321,7 @@ CASES = {
   ),
   "meow": Case("decoupled_loss", {}, dcl, arrays=CLUSTERS),
   "margin": Case("margin_regularizer", {}, margin),
+  "gated pairs": Case("gated_pairs_loss", {}, gated, towers=1, arrays=GATES),
 }
 
 # Losses that could be lowered without end by the scale alone, or that have none.
@@ -413,7 +427,7 @@ LAYOUTS = [
 
 
 # Options of terms whose other forms are compared as well.
-REPEATED = ("mochi with the query", "mv-dhel with itself", "meow", "margin")
+REPEATED = ("mochi with the query", "mv-dhel with itself", "meow", "margin", "gated pairs")
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from contrastive_jax import losses
 from contrastive_jax.errors import UserError
 from contrastive_jax.losses.gram import volumes
 from contrastive_jax.objectives import TERMS, Pairs, Sizes, make_objective
+from contrastive_jax.objectives.objective import create
 from contrastive_jax.objectives.scales import scale_of
 from contrastive_jax.parallel.mesh import BATCH_AXES, MeshSpec
 from tests.keys import keys_of
@@ -559,12 +560,47 @@ class TestMarginRegularizer:
     assert value_of("margin_regularizer", *unit(rng, 2, 3, 2), group=[5, 5, 5]) == 0
 
 
+class TestGatedPairs:
+  def test_each_line_is_a_softmax_of_its_own_gated_features(self, rng):
+    """Against NumPy, one line at a time; the third pair shares a key with its partner, the first with a negative."""
+    image, group = unit(rng, 6, 4), np.array([0, 1, 2, 2, 0, 3])
+    gates, partners = np.float32(rng.uniform(0.1, 1, (6, 4))), np.array([1, 5, 3, 4, 2, 0], np.int32)
+    lines = []
+    for i, p in enumerate(partners):
+      mine = np.float64(gates[i] * image)
+      logits = 5 * mine @ mine[i] / np.linalg.norm(mine, axis=1) / np.linalg.norm(mine[i])
+      counted = (group != group[i]) & (group != group[p])
+      if group[i] != group[p]:
+        lines.append(np.log(np.exp(logits[p]) + np.exp(logits[counted]).sum()) - logits[p])
+    assert len(lines) == 5
+    found, _ = losses.gated_pairs_loss(image, gates, partners, logit_scale=5.0, group=jnp.asarray(group))
+    assert found == pytest.approx(np.mean(lines), rel=1e-5)
+
+  def test_gates_learn_from_captions_and_captions_do_not(self, rng):
+    objective = make_objective({"softmax": 1.0, "simlap": 1.0}, {"simlap": {"hidden": 3}})
+    params = create({"simlap": objective.params(Sizes(4))["simlap"]}, jax.random.key(0))["simlap"]
+    assert jax.tree.map(jnp.shape, params) == {"into": (4, 3), "into_bias": (3,), "out": (3, 4), "out_bias": (4,)}
+    keys = jnp.asarray(keys_of(np.arange(6)))
+
+    @jax.jit
+    def gradients(image, text, params):
+      def loss(image, text, params):
+        return objective.terms["simlap"][1](Pairs(image, text, keys, 1.0), params, {}, axis_name=None)[0]
+
+      return jax.grad(loss, (0, 1, 2))(image, text, params)
+
+    d_image, d_text, d_params = gradients(*unit(rng, 2, 6, 4), params)
+    assert np.abs(d_image).max(axis=1).min() > 0 and not np.any(d_text)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(d_params))
+
+
 class TestDraws:
   @pytest.mark.slow
-  @pytest.mark.parametrize("term", ["mixup", "mochi"])
+  @pytest.mark.parametrize("term", ["mixup", "mochi", pytest.param("pamc", marks=pytest.mark.extra)])
   def test_they_are_the_same_on_any_mesh_and_others_for_another_batch(self, term, rng):
     image, text = unit(rng, 2, 16, 4)
-    built = TERMS[term](**({"hardest": 4, "mixed": 3} if term == "mochi" else {}))
+    options = {"mochi": {"hardest": 4, "mixed": 3, "mixed_with_query": 2}, "pamc": {"clusters": 3}}
+    built = TERMS[term](**options.get(term, {}))
     mesh, split = MeshSpec(fsdp=2).make(jax.devices()[:4]), PartitionSpec(BATCH_AXES)
 
     def local(axes, image, text, keys):
