@@ -113,8 +113,14 @@ def least_similarities(
     image: this device's image embeddings, without a gradient.
     text: this device's text embeddings, without a gradient.
     keys: pairs that share one are not each other's negatives.
-    kept: number of nearest negatives that are kept. Where there are fewer, the result is minus infinity.
+    kept: number of nearest negatives that are kept. Where there are no more, the result is minus infinity.
     sweep: mesh axes, strategy and tile.
+
+  Examples:
+    >>> text = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    >>> least, _ = least_similarities(text, text, pairwise.keys_of(None, 4, ()), 2, negatives.Sweep())
+    >>> least.round(3).tolist()
+    [-0.5, -0.5, -0.5, -0.5]
   """
   dtype = negatives.accumulation_dtype(image, text)
 
