@@ -7,6 +7,7 @@ distil also take a frozen teacher's embeddings of the same pairs, and those of s
 
 from contrastive_jax.losses.alignment import squared_distances
 from contrastive_jax.losses.cacr import attraction_repulsion_loss, reweighted_softmax_loss
+from contrastive_jax.losses.clusters import cluster_proxy_loss, spherical_k_means
 from contrastive_jax.losses.cross_correlation import cross_correlation_loss
 from contrastive_jax.losses.cwcl import cwcl_loss
 from contrastive_jax.losses.decoupled import decoupled_loss
@@ -16,10 +17,12 @@ from contrastive_jax.losses.distillation import (
   relational_distillation,
   similarity_distillation,
 )
+from contrastive_jax.losses.gated import gated_pairs_loss
 from contrastive_jax.losses.gram import gram_loss
 from contrastive_jax.losses.hard_negatives import hard_softmax_loss
 from contrastive_jax.losses.individual_temperatures import individual_temperature_loss
 from contrastive_jax.losses.mann_whitney import mann_whitney_loss
+from contrastive_jax.losses.margin import margin_regularizer
 from contrastive_jax.losses.mixup import mixup_loss
 from contrastive_jax.losses.mochi import mixed_negatives_loss
 from contrastive_jax.losses.multi_view import decoupled_views_loss, multi_view_softmax_loss
@@ -40,16 +43,19 @@ __all__ = [
   "OBJECTIVES",
   "attraction_repulsion_loss",
   "balanced_bias",
+  "cluster_proxy_loss",
   "cross_correlation_loss",
   "cross_uniformity",
   "cwcl_loss",
   "decoupled_loss",
   "decoupled_views_loss",
   "feature_distances",
+  "gated_pairs_loss",
   "gram_loss",
   "hard_softmax_loss",
   "individual_temperature_loss",
   "mann_whitney_loss",
+  "margin_regularizer",
   "mixed_negatives_loss",
   "mixup_loss",
   "multi_view_softmax_loss",
@@ -62,6 +68,7 @@ __all__ = [
   "soft_target_loss",
   "softmax_loss",
   "sorting_loss",
+  "spherical_k_means",
   "squared_distances",
   "swapped_prototypes_loss",
   "uniformity",

@@ -1,11 +1,14 @@
 """The decoupled softmax loss (DCL), whose denominator has no positive, and its weighted form (DCLW)."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from contrastive_jax.errors import UserError
 from contrastive_jax.losses import negatives, pairwise
+from contrastive_jax.losses.clusters import apart
 from contrastive_jax.losses.softmax import weighted_softmax_loss
 
 
@@ -17,6 +20,7 @@ def decoupled_loss(
   sigma: float | None = None,
   through_weights: bool = False,
   intra_modal: bool = False,
+  clusters: Sequence[Int[Array, "pairs"]] = (),
   group: pairwise.Group | None = None,
   axis_name: str | tuple[str, ...] | None = None,
   strategy: str = "gather",
@@ -36,6 +40,8 @@ def decoupled_loss(
       is 1: pairs that agree already count less.
     through_weights: whether gradients flow through these weights.
     intra_modal: whether images are negatives of images and texts of texts, too.
+    clusters: the number of the cluster of each pair, for each of several clusterings. A negative then weighs as much as
+      the share of them that has it in another cluster than the pair, which is a constant to the gradient.
     group: pairs of equal labels `[pairs]`, or that share any of their 64-bit keys `[pairs, keys, 2]`, are left out of
       each other's negatives; None when all differ.
     axis_name: mesh axes that the pairs are split over, None on one device.
@@ -47,15 +53,18 @@ def decoupled_loss(
     As `softmax_loss`. A pair without negatives counts 0.
 
   Raises:
-    UserError: for an unknown strategy, a tile below 1 or a sigma that is not above 0.
+    UserError: for an unknown strategy, a tile below 1, a sigma that is not above 0, or clusters with `intra_modal`.
 
-  Yeh et al., "Decoupled Contrastive Learning" (arXiv 2110.06848), equations 5 and 6.
+  Yeh et al., "Decoupled Contrastive Learning" (arXiv 2110.06848), equations 5 and 6. With clusters it is the loss
+  of MEOW (SDM 2023) less the logarithm of the number of clusterings, from both sides.
 
   Examples:
     >>> both = jnp.eye(2)
     >>> float(decoupled_loss(both, both, logit_scale=1.0)[0]), float(decoupled_loss(both, both, logit_scale=9.0)[0])
     (-1.0, -9.0)
   """
+  if clusters and intra_modal:
+    raise UserError("clusters weigh the negatives between the towers alone: leave intra_modal=True or clusters out")
   weight = 1.0
   if sigma is not None:
     if not sigma > 0:
@@ -69,6 +78,9 @@ def decoupled_loss(
     positive_coefficient=0.0,
     positive_weight=weight,
     intra_modal=intra_modal,
+    negative_weight=apart if clusters else None,
+    image_side=tuple(clusters),
+    text_side=tuple(clusters),
     group=group,
     axis_name=axis_name,
     strategy=strategy,

@@ -77,7 +77,7 @@ def hard_softmax_loss(
   if kept < others:
     keys = pairwise.keys_of(group, len(image), axes)
     sweep = negatives.Sweep(axes, strategy, tile, ring_order)
-    least = _least_similarities(*lax.stop_gradient((image, text)), keys, kept, sweep)
+    least = least_similarities(*lax.stop_gradient((image, text)), keys, kept, sweep)
     # The selection is made by logits, as tiles have them.
     image_side, text_side = (lax.stop_gradient(line * logit_scale) for line in least)
     selection = {"negative_weight": _at_least, "image_side": image_side, "text_side": text_side}
@@ -100,8 +100,28 @@ def _at_least(image_side: Any, text_side: Any, logits: Float[Array, "a b"]) -> t
   return rows.astype(logits.dtype), columns.astype(logits.dtype)
 
 
-def _least_similarities(image, text, keys, kept, sweep) -> tuple[Float[Array, "pairs"], Float[Array, "pairs"]]:
-  """Returns a similarity between the last negative that is kept and the next, for each image and each text."""
+def least_similarities(
+  image: Float[Array, "pairs dim"],
+  text: Float[Array, "pairs dim"],
+  keys: pairwise.Keys,
+  kept: int,
+  sweep: negatives.Sweep,
+) -> tuple[Float[Array, "pairs"], Float[Array, "pairs"]]:
+  """Returns a similarity between the last negative that is kept and the next, for each image and each text.
+
+  Args:
+    image: this device's image embeddings, without a gradient.
+    text: this device's text embeddings, without a gradient.
+    keys: pairs that share one are not each other's negatives.
+    kept: number of nearest negatives that are kept. Where there are no more, the result is minus infinity.
+    sweep: mesh axes, strategy and tile.
+
+  Examples:
+    >>> text = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    >>> least, _ = least_similarities(text, text, pairwise.keys_of(None, 4, ()), 2, negatives.Sweep())
+    >>> least.round(3).tolist()
+    [-0.5, -0.5, -0.5, -0.5]
+  """
   dtype = negatives.accumulation_dtype(image, text)
 
   def tile_fn(rows, columns, fresh):

@@ -67,7 +67,7 @@ def mixup_loss(
   keys = pairwise.keys_of(group, len(image), axes)
   everyone = gathered({"image": image, "text": text, "keys": keys}, axes)
   partner = jax.tree.map(lambda leaf: leaf[partners], everyone)
-  same = _share_a_key(keys, partner["keys"])
+  same = pairwise.share_a_key(keys, partner["keys"])
   shares = jnp.where(same, 1, shares)
   mixed = shares[:, None] * image + (1 - shares)[:, None] * partner["image"]
   squares = jnp.sum(jnp.square(mixed), axis=1, keepdims=True)
@@ -103,16 +103,6 @@ def mixup_loss(
   pairs = len(image) * pairwise.device_count(axes)
   parts = {name: pairwise.global_sum(jnp.sum(line), axes) / pairs for name, line in lines.items()}
   return (parts["loss_image_to_text"] + parts["loss_text_to_image"]) / 2, parts
-
-
-def _share_a_key(first: pairwise.Keys, second: pairwise.Keys) -> Array:
-  same = False
-  for one, other in zip(first, second, strict=True):
-    equal = True
-    for word, other_word in zip(one, other, strict=True):
-      equal = equal & (word == other_word)
-    same = same | equal
-  return same
 
 
 def _margins(rows, columns):

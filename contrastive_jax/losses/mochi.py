@@ -16,6 +16,8 @@ def mixed_negatives_loss(
   picks: Int[Array, "pairs mixed 2"],
   shares: Float[Array, "pairs mixed"],
   *,
+  query_picks: Int[Array, "pairs more"] | None = None,
+  query_shares: Float[Array, "pairs more"] | None = None,
   logit_scale: Float[Array, ""] | float,
   hardest: int,
   group: pairwise.Group | None = None,
@@ -26,14 +28,17 @@ def mixed_negatives_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
   """Computes the softmax loss in which every image and every text also has mixtures of its hardest negatives.
 
-  A mixture is `share first + (1 - share) second` of two of the hardest negatives, normalised, and a constant to the
-  gradient. Pairs that share a key are masked before these are chosen.
+  A mixture is `share first + (1 - share) second` of two of the hardest negatives, or of the image or text itself and
+  one of them, normalised, and a constant to the gradient. Pairs that share a key are masked before these are chosen.
 
   Args:
     image: L2-normalised image embeddings; the local shard inside `jax.shard_map`.
     text: L2-normalised text embeddings of the same pairs.
     picks: which two of the hardest negatives each mixture is made of, 0 for the hardest; for images and texts alike.
     shares: the share of the first of them.
+    query_picks: which of the hardest negatives is mixed with the image or text itself, for further mixtures; None has
+      none of these.
+    query_shares: the share of the image or text itself in them, below 0.5 in the paper.
     logit_scale: multiplier of the similarities, already exponentiated.
     hardest: number of hardest negatives that are mixed. Mixtures of negatives that do not exist are left out.
     group: pairs of equal labels `[pairs]`, or that share any of their 64-bit keys `[pairs, keys, 2]`, are left out of
@@ -48,10 +53,10 @@ def mixed_negatives_loss(
     As `softmax_loss`; mixtures count in its accuracies. It holds the embeddings of all hardest negatives and mixtures.
 
   Raises:
-    UserError: as in `softmax_loss`, and for `hardest` below 1.
+    UserError: as in `softmax_loss`, for `hardest` below 1, and for one of `query_picks` and `query_shares` alone.
 
-  Kalantidis et al., "Hard Negative Mixing for Contrastive Learning" (arXiv 2010.01028), mixtures of two negatives, with
-  the batch in place of a queue.
+  Kalantidis et al., "Hard Negative Mixing for Contrastive Learning" (arXiv 2010.01028), mixtures of two negatives and
+  of the query with one, with the batch in place of a queue.
 
   Examples:
     >>> both = jnp.eye(3)
@@ -63,20 +68,35 @@ def mixed_negatives_loss(
   pairwise.check(strategy, tile)
   if hardest < 1:
     raise UserError(f"hardest={hardest} must be at least 1")
+  if (query_picks is None) != (query_shares is None):
+    raise UserError("query_picks and query_shares describe the same mixtures: give both, or neither")
   axes = pairwise.mesh_axes(axis_name)
   dtype = negatives.accumulation_dtype(image, text)
   keys = pairwise.keys_of(group, len(image), axes)
 
   def similarities(anchors, others):
     found, absent = nearest_negatives(anchors, others, keys, hardest, tile=tile, axes=axes)
-    lines, places = jnp.arange(len(anchors))[:, None], hardest - 1 - picks
-    first, second = (found.astype(dtype)[lines, places[..., which]] for which in (0, 1))
-    mixture = shares[..., None] * first + (1 - shares[..., None]) * second
-    # Opposite ones cancel.
-    length = jnp.maximum(jnp.linalg.norm(mixture, axis=-1, keepdims=True), 1e-6)
-    mixture = lax.stop_gradient(mixture / length)
-    there = ~jnp.any(absent[lines[..., None], places], axis=-1)
-    return jnp.where(there, negatives.similarities_to(anchors, mixture), -jnp.inf)
+    lines = jnp.arange(len(anchors))[:, None]
+
+    def chosen(picks):
+      """Returns negatives by their places among the hardest, and which of them there are."""
+      places = hardest - 1 - picks
+      return found.astype(dtype)[lines, places], ~absent[lines, places]
+
+    def to_mixtures(first, second, shares, there):
+      mixture = shares[..., None] * first + (1 - shares[..., None]) * second
+      # Opposite ones cancel.
+      length = jnp.maximum(jnp.linalg.norm(mixture, axis=-1, keepdims=True), 1e-6)
+      mixture = lax.stop_gradient(mixture / length)
+      return jnp.where(there, negatives.similarities_to(anchors, mixture), -jnp.inf)
+
+    (first, some), (second, more) = (chosen(picks[..., which]) for which in (0, 1))
+    extra = to_mixtures(first, second, shares, some & more)
+    if query_picks is None:
+      return extra
+    negative, there = chosen(query_picks)
+    with_query = to_mixtures(anchors.astype(dtype)[:, None], negative, query_shares, there)
+    return jnp.concatenate([extra, with_query], axis=1)
 
   return weighted_softmax_loss(
     image,

@@ -64,6 +64,7 @@ def decoupled_views_loss(
   views: pairwise.Views,
   *,
   logit_scale: Float[Array, ""] | float,
+  with_self: bool = False,
   group: pairwise.Group | None = None,
   axis_name: str | tuple[str, ...] | None = None,
   strategy: str = "gather",
@@ -79,6 +80,8 @@ def decoupled_views_loss(
   Args:
     views: L2-normalised embeddings of each view of the same instances; local shards inside `jax.shard_map`.
     logit_scale: multiplier of the similarities, already exponentiated.
+    with_self: whether j runs over i itself as well, and both orders of two views count, as in the authors' README;
+      their code does neither. The loss then has a lower bound.
     group: instances of equal labels `[pairs]`, or that share any of their 64-bit keys `[pairs, keys, 2]`, are left out
       of each other's negatives; None when all differ.
     axis_name: mesh axes that the instances are split over, None on one device.
@@ -87,24 +90,30 @@ def decoupled_views_loss(
     ring_order: order of the devices around the ring, as `parallel.mesh.ring_order` returns it.
 
   Returns:
-    The loss of the global batch and no metrics. An instance without negatives counts 0.
+    The loss of the global batch and no metrics. An instance without negatives counts 0, unless it counts itself.
 
   Raises:
     UserError: for fewer than two views, an unknown strategy or a tile below 1.
 
-  arXiv 2507.06979, in the form of the authors' code; sums of logarithms take the place of its products, which overflow.
+  arXiv 2507.06979; sums of logarithms take the place of the products in the authors' code, which overflow.
 
   Examples:
     >>> views = jnp.eye(2), jnp.array([[1.0, 0.0], [0.6, 0.8]])
-    >>> round(float(decoupled_views_loss(views, logit_scale=1.0)[0]), 4)
-    -0.3
+    >>> code, readme = (decoupled_views_loss(views, logit_scale=1.0, with_self=way)[0] for way in (False, True))
+    >>> round(float(code), 4), round(float(readme), 4)
+    (-0.3, 1.2331)
   """
   options = _Options.of(views, logit_scale, group, axis_name, strategy, tile, ring_order)
   repulsion = jnp.stack([options.between(view, view)[0] for view in views], axis=1)
+  positives = options.positives()
+  if with_self:
+    own = jnp.stack([negatives.positive_similarities(view, view) for view in views], axis=1)
+    repulsion = jnp.logaddexp(repulsion, (own - options.reference[:, None]) * options.scale)
+    positives = positives + math.log(2)
   some = ~jnp.any(jnp.isneginf(repulsion), axis=1)
   # All are relative to one logit, of which the positives take one and each view adds one.
   rest = (len(views) - 1) * options.reference * options.scale
-  lines = jnp.sum(jnp.where(some[:, None], repulsion, 0), axis=1) + rest - options.positives()
+  lines = jnp.sum(jnp.where(some[:, None], repulsion, 0), axis=1) + rest - positives
   return options.mean(jnp.where(some, lines, 0)), {}
 
 

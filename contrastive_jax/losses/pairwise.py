@@ -112,6 +112,17 @@ def keys_of(group: Group | None, count: int, axes: tuple[str, ...]) -> Keys:
   return tuple(tuple(group[:, key, word] for word in range(2)) for key in range(group.shape[1]))
 
 
+def share_a_key(first: Keys, second: Keys) -> Bool[Array, "pairs"]:
+  """Says of pairs and others in the same places whether they share a key."""
+  same = False
+  for one, other in zip(first, second, strict=True):
+    equal = True
+    for word, other_word in zip(one, other, strict=True):
+      equal = equal & (word == other_word)
+    same = same | equal
+  return same
+
+
 def sweep(
   tile_fn: TileFn,
   rows: Any,

@@ -10,12 +10,10 @@ import jax.numpy as jnp
 from contrastive_jax.bounds import COUNT, POSITIVE, within
 from contrastive_jax.errors import UserError
 from contrastive_jax.losses.negatives import accumulation_dtype
-from contrastive_jax.objectives.term import Arrays, GlobalTerm, Pairs, Sizes, WrapsTerm
+from contrastive_jax.objectives.term import AroundTerm, Arrays, GlobalTerm, Pairs, Sizes, WrapsTerm
 
 # Parts of the embeddings that are compared where the options name none.
 _HALVINGS = (2, 4, 8)
-# The embeddings among `Pairs` that are cut.
-_EMBEDDINGS = ("image", "text", "others", "average_image", "average_text", "hard_text")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,35 +54,10 @@ class Matryoshka(WrapsTerm):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Nested(GlobalTerm):
+class _Nested(AroundTerm):
   """A term of whole embeddings and of their parts."""
 
   options: Matryoshka
-  term: GlobalTerm
-
-  @property
-  def needs(self) -> frozenset[str]:
-    return self.term.needs
-
-  @property
-  def separates(self) -> bool:
-    return self.term.separates
-
-  @property
-  def uses_average(self) -> bool:
-    return self.term.uses_average
-
-  @property
-  def captions_needed(self) -> int:
-    return self.term.captions_needed
-
-  @property
-  def compares_pairs(self) -> bool:
-    return self.term.compares_pairs
-
-  @property
-  def towers(self) -> tuple[str, ...]:
-    return self.term.towers
 
   def params(self, sizes: Sizes) -> Arrays:
     return self._each(sizes, self.term.params)
@@ -112,8 +85,7 @@ class _Nested(GlobalTerm):
       def first(embeddings: jax.Array, size: int = size) -> jax.Array:
         return _first(embeddings, size)
 
-      cut = dataclasses.replace(pairs, **{field: jax.tree.map(first, getattr(pairs, field)) for field in _EMBEDDINGS})
-      value, remembered, own = self.term(cut, params.get(name, {}), state.get(name, {}), **exchange)
+      value, remembered, own = self.term(pairs.map(first), params.get(name, {}), state.get(name, {}), **exchange)
       total += weight * value
       after |= {name: remembered} if name in state else {}
       # Those of whole embeddings are what the term reports by itself.

@@ -22,7 +22,9 @@ class MoCHi(ComparesTowers, GlobalTerm):
 
   Attributes:
     hardest: number of hardest negatives of each image and text that are mixed; at most all of them.
-    mixed: number of mixtures for each image and text.
+    mixed: number of mixtures of two negatives for each image and text.
+    mixed_with_query: number of mixtures of the image or text itself with a negative, which has the larger share. They
+      lie between the modalities, and so are hard for whatever the gap between these is, not for what is shown.
     strategy: "gather" holds the texts of all devices, "ring" passes them around in blocks.
     tile: largest number of rows and columns of logits that exist at once; None lets the library choose.
     towers: the towers that are compared: the first with each other one, in a sum of losses.
@@ -30,6 +32,7 @@ class MoCHi(ComparesTowers, GlobalTerm):
 
   hardest: int = within(Range(2, 4096), 32)
   mixed: int = within(Range(1, 4096), 16)
+  mixed_with_query: int = within(Range(0, 4096), 0)
   strategy: str = "gather"
   tile: int | None = within(COUNT, None)
 
@@ -40,7 +43,8 @@ class MoCHi(ComparesTowers, GlobalTerm):
     axes = pairwise.mesh_axes(exchange["axis_name"])
     others = len(pairs.image) * pairwise.device_count(axes) - 1
     hardest = min(self.hardest, max(others, 1))
-    first, apart, share = jax.random.split(draws.batch_key(pairs, axes), 3)
+    key = draws.batch_key(pairs, axes)
+    first, apart, share = jax.random.split(key, 3)
 
     def draw(count):
       shape = count, self.mixed
@@ -49,11 +53,19 @@ class MoCHi(ComparesTowers, GlobalTerm):
       other = (one + jax.random.randint(apart, shape, min(1, hardest - 1), hardest)) % hardest
       return jnp.stack([one, other], axis=-1), jax.random.uniform(share, shape)
 
+    def draw_with_query(count):
+      of_pick, of_share = jax.random.split(jax.random.fold_in(key, 3))
+      shape = count, self.mixed_with_query
+      return jax.random.randint(of_pick, shape, 0, hardest), jax.random.uniform(of_share, shape, maxval=0.5)
+
     picks, shares = draws.of_pairs(draw, pairs, axes)
+    query_picks, query_shares = draws.of_pairs(draw_with_query, pairs, axes) if self.mixed_with_query else (None, None)
     loss = functools.partial(
       losses.mixed_negatives_loss,
       picks=picks,
       shares=shares,
+      query_picks=query_picks,
+      query_shares=query_shares,
       logit_scale=pairs.logit_scale,
       hardest=hardest,
       group=pairs.keys,

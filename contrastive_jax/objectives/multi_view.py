@@ -51,12 +51,15 @@ class MultiViewDHEL(ComparesTowers, GlobalTerm):
 
   Attributes:
     temperature: divisor of the similarities; None takes that of the model, which another term then has to train.
+    with_self: whether each embedding is also compared with itself, and both orders of two views count, as in the
+      authors' README; their code does neither. No similarity is larger than this one, which weakens the repulsion.
     strategy: "gather" holds a view of all devices, "ring" passes it around in blocks.
     tile: largest number of rows and columns of logits that exist at once; None lets the library choose.
     towers: the towers whose embeddings are the views.
   """
 
   temperature: float | None = within(POSITIVE, 0.5)
+  with_self: bool = False
   strategy: str = "gather"
   tile: int | None = within(COUNT, None)
 
@@ -67,6 +70,7 @@ class MultiViewDHEL(ComparesTowers, GlobalTerm):
     loss, metrics = losses.decoupled_views_loss(
       [pairs.of(tower) for tower in self.towers],
       logit_scale=scale_of(pairs, self.temperature, constant=True),
+      with_self=self.with_self,
       group=pairs.keys,
       strategy=self.strategy,
       tile=self.tile,

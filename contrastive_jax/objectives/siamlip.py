@@ -7,11 +7,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from contrastive_jax.bounds import COUNT, within
-from contrastive_jax.objectives.term import Arrays, LocalTerm, Sizes, Variable
+from contrastive_jax.objectives import mlp
+from contrastive_jax.objectives.term import Arrays, LocalTerm, Sizes
 from contrastive_jax.parallel.placement import gathered
-
-# FSDP splits what is multiplied by the embedding's features.
-_INTO, _OUT = ("embed", None), (None, "embed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,19 +31,7 @@ class Siamlip(LocalTerm):
   def params(self, sizes: Sizes) -> Arrays:
     dim = sizes.embed_dim
     hidden = self.hidden or max(dim // 4, 1)
-
-    def zeros(length: int, axis: str | None) -> Variable:
-      return Variable((length,), (axis,), lambda _, shape: jnp.zeros(shape))
-
-    return {
-      tower: {
-        "into": Variable((dim, hidden), _INTO, _normal(number, 0)),
-        "into_bias": zeros(hidden, None),
-        "out": Variable((hidden, dim), _OUT, _normal(number, 1)),
-        "out_bias": zeros(dim, None),
-      }
-      for number, tower in enumerate(("image", "text"))
-    }
+    return {tower: mlp.variables(dim, hidden, dim, number) for number, tower in enumerate(("image", "text"))}
 
   def total(self, model, outputs, batch, params):
     image, text = outputs["image"].embedding, outputs["text"].embedding
@@ -58,22 +44,9 @@ class Siamlip(LocalTerm):
 def _distance(params: Arrays, embedding: jax.Array, target: jax.Array) -> jax.Array:
   """Sums `2 - 2 cos` of what is predicted from an embedding and the target."""
   target = lax.stop_gradient(target)
-  hidden = jax.nn.relu(_product(embedding, gathered(params["into"], _INTO)) + params["into_bias"])
-  predicted = _product(hidden, gathered(params["out"], _OUT)) + params["out_bias"]
+  whole = {**params, "into": gathered(params["into"], mlp.INTO), "out": gathered(params["out"], mlp.OUT)}
+  predicted = mlp.apply(whole, embedding)
   # A prediction of zero has no direction: its cosine is 0, with a gradient that is finite.
   square = jnp.sum(jnp.square(predicted), axis=1)
   length = jnp.sqrt(jnp.where(square > 0, square, 1))
   return jnp.sum(2 - 2 * jnp.sum(predicted * target, axis=1) / length)
-
-
-def _product(rows: jax.Array, kernel: jax.Array) -> jax.Array:
-  return jnp.matmul(rows, kernel, precision=lax.Precision.HIGHEST)
-
-
-def _normal(tower: int, layer: int):
-  """Returns the maker of a kernel; each is drawn from a key of its own."""
-
-  def create(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return jax.random.normal(jax.random.fold_in(key, 2 * tower + layer), shape) / jnp.sqrt(shape[0])
-
-  return create

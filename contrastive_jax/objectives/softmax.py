@@ -11,8 +11,19 @@ from jaxtyping import Array, Float
 from contrastive_jax import losses
 from contrastive_jax.bounds import BELOW_ONE, COUNT, NOT_NEGATIVE, Range, within
 from contrastive_jax.errors import UserError, require_known
+from contrastive_jax.losses import pairwise
+from contrastive_jax.losses.clusters import apart
 from contrastive_jax.losses.negatives import similarities_to
-from contrastive_jax.objectives.term import WEIGHTS, ComparesTowers, GlobalTerm, Pairs, against_first
+from contrastive_jax.objectives import clusters
+from contrastive_jax.objectives.term import (
+  WEIGHTS,
+  Arrays,
+  ComparesTowers,
+  GlobalTerm,
+  Pairs,
+  Sizes,
+  against_first,
+)
 
 DIRECTIONS = ("mean", "sum")
 
@@ -27,6 +38,9 @@ class Softmax(ComparesTowers, GlobalTerm):
     mean_negatives: whether the negatives enter as their mean, as in cMIM; the loss does not grow with the batch then.
     hard_top_k: number of nearest negatives that each image and each text keeps; None keeps all.
     hard_share: share of the other pairs of the batch that each keeps instead, the nearest ones; None keeps all.
+    clusters: numbers of clusters, one for each run of k-means over the embeddings that the first tower makes of a
+      batch. A negative weighs as much as the share of the runs that has it in another cluster than the pair, as in
+      MEOW: 0 or 1 of a single run, and between them of several. Empty weighs all alike.
     pair_weights: whether pairs count by their weights, which a source reads from its column `weight_key`.
     hard_captions: number of wrong captions that are negatives of each image beside the texts of the batch. A source
       reads them from its column `wrong_caption_key`, or `data.swap_words` makes them.
@@ -40,6 +54,7 @@ class Softmax(ComparesTowers, GlobalTerm):
   mean_negatives: bool = False
   hard_top_k: int | None = within(COUNT, None)
   hard_share: float | None = within(Range(0, 1, above=True), None)
+  clusters: tuple[int, ...] = within(Range(2), ())
   pair_weights: bool = False
   hard_captions: int = within(NOT_NEGATIVE, 0)
   strategy: str = "gather"
@@ -48,7 +63,9 @@ class Softmax(ComparesTowers, GlobalTerm):
   separates: ClassVar[bool] = True
   compares_pairs: ClassVar[bool] = True
 
-  def unlearned(self, pairs: int) -> float:
+  def unlearned(self, pairs: int) -> float | None:
+    if self.clusters:
+      return None  # It depends on the sizes of the clusters.
     negatives = pairs - 1
     if self.hard_top_k is not None:
       negatives = min(negatives, self.hard_top_k)
@@ -72,11 +89,20 @@ class Softmax(ComparesTowers, GlobalTerm):
         f"label_smoothing={self.label_smoothing} and mean_negatives={self.mean_negatives} are over all negatives: leave"
         " them out, or keep all negatives by hard_top_k=None and hard_share=None"
       )
+    if self.clusters and (self._is_hard or self.label_smoothing or self.mean_negatives):
+      raise UserError(
+        f"clusters={self.clusters} weigh the negatives, which label_smoothing, mean_negatives, hard_top_k and"
+        " hard_share count alike: leave these at 0, False, None and None"
+      )
     if self.hard_captions and (self._is_hard or self.towers != ("image", "text")):
       raise UserError(
         f"hard_captions={self.hard_captions} are negatives of images beside all texts: leave towers={self.towers} at"
         " images and texts, and hard_top_k and hard_share at None"
       )
+
+  def state(self, sizes: Sizes) -> Arrays:
+    clusters.check(self.clusters, sizes, "loss_options.softmax.clusters")
+    return {}
 
   @property
   def needs(self) -> frozenset[str]:
@@ -103,6 +129,10 @@ class Softmax(ComparesTowers, GlobalTerm):
       loss = functools.partial(losses.hard_softmax_loss, top_k=self.hard_top_k, share=self.hard_share, **options)
     else:
       smoothing, mean = self.label_smoothing, self.mean_negatives
+      if self.clusters:
+        axes = pairwise.mesh_axes(exchange["axis_name"])
+        ids = clusters.of_pairs(pairs, self.towers[0], self.clusters, axes)
+        options |= {"negative_weight": apart, "image_side": ids, "text_side": ids}
       options["image_extra"] = self._to_hard_captions(pairs) if self.hard_captions else None
       loss = functools.partial(losses.weighted_softmax_loss, label_smoothing=smoothing, mean_negatives=mean, **options)
     value, metrics = against_first(pairs, self.towers, loss)

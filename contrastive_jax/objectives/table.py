@@ -12,15 +12,19 @@ from contrastive_jax.objectives.distill_relational import DistillRelational
 from contrastive_jax.objectives.distill_similarity import DistillSimilarity
 from contrastive_jax.objectives.gram import GRAM
 from contrastive_jax.objectives.groco import GroCo
+from contrastive_jax.objectives.heads import FixedHead, MultiHead
 from contrastive_jax.objectives.individual_temperatures import IndividualTemperatures
 from contrastive_jax.objectives.mann_whitney import MannWhitney
+from contrastive_jax.objectives.margin_regularizer import MarginRegularizer
 from contrastive_jax.objectives.matryoshka import Matryoshka
 from contrastive_jax.objectives.mixup import Mixup, SoftCLIP
 from contrastive_jax.objectives.mochi import MoCHi
 from contrastive_jax.objectives.multi_view import MultiViewDHEL, MultiViewInfoNCE
+from contrastive_jax.objectives.pamc import PamC
 from contrastive_jax.objectives.queued_softmax import QueuedSoftmax
 from contrastive_jax.objectives.siamlip import Siamlip
 from contrastive_jax.objectives.sigmoid import Sigmoid
+from contrastive_jax.objectives.simlap import SimLAP
 from contrastive_jax.objectives.softmax import Softmax
 from contrastive_jax.objectives.sogclr import Sogclr
 from contrastive_jax.objectives.swapped_prototypes import SwappedPrototypes
@@ -45,9 +49,14 @@ TERMS: Mapping[str, type[Term]] = {
   "sogclr": Sogclr,
   "queued_softmax": QueuedSoftmax,
   "matryoshka": Matryoshka,
+  "multi_head": MultiHead,
+  "fixed_head": FixedHead,
   "swapped_prototypes": SwappedPrototypes,
+  "pamc": PamC,
   "barlip": Barlip,
   "siamlip": Siamlip,
+  "simlap": SimLAP,
+  "margin_regularizer": MarginRegularizer,
   "alignment": Alignment,
   "uniformity": Uniformity,
   "cross_uniformity": CrossUniformity,

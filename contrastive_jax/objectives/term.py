@@ -107,6 +107,11 @@ class Pairs:
     """Returns the embeddings that a tower makes, by its name."""
     return {"image": self.image, "text": self.text, **self.others}[tower]
 
+  def map(self, function: Callable[[AnyArray], AnyArray]) -> "Pairs":
+    """Returns the pairs with a function of embeddings `[..., dim]` applied to all but those of a teacher."""
+    names = ("image", "text", "others", "average_image", "average_text", "hard_text")
+    return dataclasses.replace(self, **{name: jax.tree.map(function, getattr(self, name)) for name in names})
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Term:
@@ -204,6 +209,41 @@ class WrapsTerm(Term, abc.ABC):
   @abc.abstractmethod
   def around(self, term: GlobalTerm) -> GlobalTerm:
     """Returns the term around another one."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AroundTerm(GlobalTerm):
+  """Base of terms around another one, which need of a batch what that one needs.
+
+  Attributes:
+    term: the other term.
+  """
+
+  term: GlobalTerm
+
+  @property
+  def needs(self) -> frozenset[str]:
+    return self.term.needs
+
+  @property
+  def separates(self) -> bool:
+    return self.term.separates
+
+  @property
+  def uses_average(self) -> bool:
+    return self.term.uses_average
+
+  @property
+  def captions_needed(self) -> int:
+    return self.term.captions_needed
+
+  @property
+  def compares_pairs(self) -> bool:
+    return self.term.compares_pairs
+
+  @property
+  def towers(self) -> tuple[str, ...]:
+    return self.term.towers
 
 
 class LocalTerm(Term, abc.ABC):

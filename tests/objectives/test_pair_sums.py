@@ -60,12 +60,18 @@ IMAGE_AND_TEXT = {
     [image, text], logit_scale=9.0, **options
   ),
   "cacr": lambda *views, **options: losses.attraction_repulsion_loss(views, **options),
+  "meow": lambda image, text, **options: losses.decoupled_loss(
+    image, text, logit_scale=9.0, clusters=(jnp.arange(len(image)) % 100,), **options
+  ),
+  "margin": losses.margin_regularizer,
   "gram": lambda image, text, **options: losses.gram_loss([image, text, text[::-1]], logit_scale=9.0, **options),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", IMAGE_AND_TEXT)
+@pytest.mark.parametrize(
+  "name", [pytest.param(name, marks=pytest.mark.extra if name in ("meow", "margin") else ()) for name in IMAGE_AND_TEXT]
+)
 def test_temporary_memory_is_some_tiles_and_not_the_matrix(name):
   def size(pairs):
     rows = jax.ShapeDtypeStruct((pairs, 64), jnp.float32)

@@ -43,12 +43,14 @@ def softmax(views, scale, others, *, smoothing=0.0, factor=1.0, mean=False, kept
   return total
 
 
-def dcl(views, scale, others, *, sigma=None, intra_modal=False):
-  total = 0.0
+def dcl(views, scale, others, *, sigma=None, intra_modal=False, clusters=()):
+  total, factors = 0.0, 1.0
+  if clusters:
+    factors = sum(1.0 * (ids[:, None] != ids) for ids in clusters) / len(clusters)
   for side, similarities in zip(views, directions(views), strict=True):
     own = jnp.diag(similarities)
     weight = 1 if sigma is None else 2 - len(own) * jax.nn.softmax(own / sigma)
-    negatives = jnp.exp(log_sum_exp(scale * similarities, others))
+    negatives = jnp.sum(jnp.where(others, factors * jnp.exp(scale * similarities), 0), axis=1)
     if intra_modal:
       negatives += jnp.exp(log_sum_exp(scale * side @ side.T, others))
     total += jnp.mean(jnp.log(negatives) - weight * scale * own) / 2
@@ -86,14 +88,26 @@ def mv_infonce(views, scale, others, *, intra_modal=True):
   return -jnp.mean(jnp.log(sums(positive) / sums(allowed)))
 
 
-def mv_dhel(views, scale, others):
+def mv_dhel(views, scale, others, *, with_self=False):
   attraction = sum(
     jnp.exp(scale * jnp.sum(views[first] * views[second], 1))
     for first in range(len(views))
     for second in range(first + 1, len(views))
   )
+  others, orders = (others | jnp.eye(len(others), dtype=bool), 2) if with_self else (others, 1)
   repulsion = sum(log_sum_exp(scale * view @ view.T, others) for view in views)
-  return jnp.mean(repulsion - jnp.log(attraction))
+  return jnp.mean(repulsion - jnp.log(orders * attraction))
+
+
+def margin(views, scale, others):
+  del scale
+  total = 0.0
+  for similarities in directions(views):
+    own, nearest = jnp.diag(similarities), jnp.max(jnp.where(others, similarities, -jnp.inf), axis=1)
+    low, high = jnp.minimum(own, nearest), jnp.maximum(own, nearest)
+    below = jnp.sum(jnp.where(others, high[:, None] - similarities, 0), axis=1) / others.sum(1)
+    total += jnp.mean(own - low + below) / 2
+  return total
 
 
 def cacr(views, scale, others, *, pull=1.0, push=1.0, weights=(1.0, 1.0)):
@@ -164,13 +178,29 @@ def gram(views, scale, others, *, smoothing):
   return total
 
 
-def mochi(views, scale, others, *, picks, shares, hardest):
+def gated(views, scale, others, *, gates, partners):
+  """Each pair's gates on both sides of the cosines of its line."""
+  (image,) = views
+  mine = gates[:, None] * image[None]
+  cosines = jnp.einsum("id,ijd->ij", gates * image, mine) / jnp.linalg.norm(gates * image, axis=1)[:, None]
+  logits = scale * cosines / jnp.linalg.norm(mine, axis=2)
+  lines = jnp.arange(len(image))
+  own, counted = logits[lines, partners], others[lines, partners]
+  negatives = log_sum_exp(logits, others & others[partners])
+  return jnp.sum(jnp.where(counted, jnp.logaddexp(own, negatives) - own, 0)) / counted.sum()
+
+
+def mochi(views, scale, others, *, picks, shares, hardest, query_picks=None, query_shares=None):
   total = 0.0
   for first, second in (views, views[::-1]):
     similarities, constant = first @ second.T, jax.lax.stop_gradient(second)
     order = jnp.argsort(jnp.where(others, -similarities, jnp.inf), axis=1)[:, :hardest]
     one, other = (constant[jnp.take_along_axis(order, picks[..., which], axis=1)] for which in (0, 1))
     mixture = shares[..., None] * one + (1 - shares[..., None]) * other
+    if query_picks is not None:
+      negative, share = constant[jnp.take_along_axis(order, query_picks, axis=1)], query_shares[..., None]
+      query = jax.lax.stop_gradient(first)[:, None]
+      mixture = jnp.concatenate([mixture, share * query + (1 - share) * negative], axis=1)
     mixture /= jnp.linalg.norm(mixture, axis=2, keepdims=True)
     extra = jnp.einsum("id,ikd->ik", first, mixture)
     negatives = jnp.logaddexp(log_sum_exp(scale * similarities, others), log_sum_exp(scale * extra))
@@ -229,6 +259,12 @@ class Case:
 DRAWS = np.random.default_rng(11)
 PARTNERS = {"partners": DRAWS.permutation(PAIRS).astype(np.int32), "shares": DRAWS.uniform(0.2, 1, PAIRS)}
 MIXTURES = {"picks": DRAWS.integers(0, 4, (PAIRS, 3, 2)).astype(np.int32), "shares": DRAWS.uniform(0, 1, (PAIRS, 3))}
+QUERIES = {
+  "query_picks": DRAWS.integers(0, 4, (PAIRS, 2)).astype(np.int32),
+  "query_shares": DRAWS.uniform(0, 0.5, (PAIRS, 2)),
+}
+GATES = {"gates": DRAWS.uniform(0.1, 1, (PAIRS, DIM)), "partners": np.roll(np.arange(PAIRS), 3).astype(np.int32)}
+CLUSTERS = {"clusters": tuple(DRAWS.integers(0, count, PAIRS).astype(np.int32) for count in (3, 5))}
 
 CASES = {
   "align": Case(
@@ -274,10 +310,22 @@ CASES = {
   "soft-clip": Case(
     "soft_clip", {"temperature": None, "target_temperature": 0.3}, functools.partial(soft_clip, temperature=0.3)
   ),
+  "mochi with the query": Case(
+    "mixed_negatives_loss", {"hardest": 4}, functools.partial(mochi, hardest=4), arrays=MIXTURES | QUERIES
+  ),
+  "mv-dhel with itself": Case(
+    "mv_dhel",
+    {"temperature": 0.5, "with_self": True},
+    lambda views, scale, others: mv_dhel(views, 2.0, others, with_self=True),
+    towers=3,
+  ),
+  "meow": Case("decoupled_loss", {}, dcl, arrays=CLUSTERS),
+  "margin": Case("margin_regularizer", {}, margin),
+  "gated pairs": Case("gated_pairs_loss", {}, gated, towers=1, arrays=GATES),
 }
 
 # Losses that could be lowered without end by the scale alone, or that have none.
-WITHOUT_SCALE = {"dcl", "dclw", "mv-dhel", "cacr", "cacr, rbf", "groco"}
+WITHOUT_SCALE = {"dcl", "dclw", "mv-dhel", "cacr", "cacr, rbf", "groco", "mv-dhel with itself", "margin"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,12 +378,10 @@ def check(name, layout, groups=True):
   with jax.enable_x64(True):
     rounded = [jnp.asarray(view, layout.dtype) for view in views[: case.towers]]
     wide = [jnp.asarray(view, jnp.float64) for view in rounded]
-    arrays = {name: jnp.asarray(array) for name, array in case.arrays.items()}
+    arrays = jax.tree.map(jnp.asarray, case.arrays)
     reference = jax.jit(jax.value_and_grad(case.reference, argnums=(0, 1)))
     truth, (d_views, d_scale) = reference(wide, jnp.float64(SCALE), jnp.asarray(others), **arrays)
-    arrays = {
-      name: array.astype(layout.dtype) if array.dtype == jnp.float64 else array for name, array in arrays.items()
-    }
+    arrays = jax.tree.map(lambda leaf: leaf.astype(layout.dtype) if leaf.dtype == jnp.float64 else leaf, arrays)
     scale, keys = jnp.asarray(SCALE, layout.dtype), jnp.asarray(keys)
     found, (gradients, by_scale) = computed(case, rounded, scale, keys, arrays, layout)
   # As NumPy arrays: outside of the block JAX would compare float64 in float32.
@@ -380,8 +426,14 @@ LAYOUTS = [
 ]
 
 
+# Options of terms whose other forms are compared as well.
+REPEATED = ("mochi with the query", "mv-dhel with itself", "meow", "margin", "gated pairs")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+  "name", [pytest.param(name, marks=pytest.mark.extra if name in REPEATED else ()) for name in CASES]
+)
 def test_value_and_gradients_equal_a_dense_formula_on_any_mesh(name):
   layout = LAYOUTS[list(CASES).index(name) % len(LAYOUTS)]
   check(name, layout, groups=layout.tile is not None)

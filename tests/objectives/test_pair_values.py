@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec
 from contrastive_jax import losses
 from contrastive_jax.errors import UserError
 from contrastive_jax.losses.gram import volumes
-from contrastive_jax.objectives import TERMS, Pairs, make_objective
+from contrastive_jax.objectives import TERMS, Pairs, Sizes, make_objective
+from contrastive_jax.objectives.objective import create
 from contrastive_jax.objectives.scales import scale_of
 from contrastive_jax.parallel.mesh import BATCH_AXES, MeshSpec
 from tests.keys import keys_of
@@ -46,6 +47,7 @@ def value_of(term, image, text, scale=1.0, group=None, **options):
     ("mv_infonce", {}, 0.765496),
     ("mv_infonce", {"intra_modal": False}, 0.454584),
     ("mv_dhel", {"temperature": None}, -0.3),
+    ("mv_dhel", {"temperature": None, "with_self": True}, 1.233130),
   ],
 )
 def test_values_of_the_fixture(term, options, expected):
@@ -399,6 +401,20 @@ class TestMixedNegatives:
     for direction in ("loss_image_to_text", "loss_text_to_image"):
       assert more[direction] > plain[direction]
 
+  def test_a_mixture_with_the_query_worked_out_by_hand(self):
+    """Of (1, 0) with a share of a quarter and the negative (0, 1) it has a similarity of 0.3162 to (1, 0)."""
+    none, picks, shares = np.zeros((2, 0, 2)), jnp.zeros((2, 1), jnp.int32), jnp.full((2, 1), 0.25)
+    options = {"logit_scale": 2.0, "hardest": 1, "query_picks": picks, "query_shares": shares}
+    loss, _ = self.mixed(EYE, EYE, none, np.zeros((2, 0)), **options)
+    assert loss == pytest.approx(np.log(1 + np.exp(-2) + np.exp(2 * (0.316228 - 1))), rel=1e-5)
+    with pytest.raises(UserError, match="query_picks and query_shares describe the same mixtures"):
+      losses.mixed_negatives_loss(
+        *map(jnp.asarray, (EYE, EYE)),
+        jnp.zeros((2, 0, 2), jnp.int32),
+        jnp.zeros((2, 0)),
+        **options | {"query_shares": None},
+      )
+
 
 class TestMixup:
   def loss(self, image, text, partners, shares, scale=10.0, **options):
@@ -435,12 +451,154 @@ class TestMixup:
     assert found == pytest.approx(2 * value_of("softmax", image, text, 5.0), rel=1e-5)
 
 
+def expected_clusters(image, ids):
+  """The centre that is nearest to each image, of those that its cluster's images have in the mean."""
+  centres = np.stack([image[ids == cluster].sum(0) for cluster in range(ids.max() + 1)])
+  return (image @ (centres / np.linalg.norm(centres, axis=1, keepdims=True)).T).argmax(1)
+
+
+class TestClusters:
+  """Weights of negatives by clusters (MEOW), and sums of clusters that repel each other (PamC)."""
+
+  def test_k_means_ends_where_each_embedding_is_nearest_to_its_own_centre_on_any_mesh(self, rng):
+    image, places = unit(rng, 24, 4), rng.permutation(24).astype(np.int32)
+    mesh, split = MeshSpec(fsdp=2).make(jax.devices()[:4]), PartitionSpec(BATCH_AXES)
+    assign = functools.partial(losses.spherical_k_means, clusters=3)
+    island = jax.shard_map(functools.partial(assign, axis_name=BATCH_AXES), mesh=mesh, in_specs=split, out_specs=split)
+    ids = np.asarray(jax.jit(assign)(image, places))
+    np.testing.assert_array_equal(ids, expected_clusters(image, ids))
+    np.testing.assert_array_equal(ids, jax.jit(island)(image, places))
+
+  @pytest.mark.parametrize(("term", "options"), [("dcl", {"temperature": 0.2}), ("softmax", {})])
+  def test_a_cluster_for_each_pair_changes_nothing(self, term, options, rng):
+    image, text = unit(rng, 2, 6, 3)
+    plain, apart = (value_of(term, image, text, 5.0, clusters=clusters, **options) for clusters in ((), (6, 6)))
+    assert apart == pytest.approx(plain, rel=1e-6)
+
+  def test_negatives_weigh_by_the_clusterings_that_have_them_apart(self):
+    """Of three pairs, the second lies with the first in one of two clusterings, and the third with none."""
+    ids = jnp.array([0, 0, 1]), jnp.array([0, 1, 2])
+    image, text = jnp.eye(3), jnp.array([[0.9, 0.1, 0.2], [0.3, 0.8, 0.1], [0.5, 0.2, 0.7]]).T
+    _, parts = jax.jit(functools.partial(losses.decoupled_loss, logit_scale=1.0, clusters=ids))(image, text)
+    s = np.asarray(text).T
+    lines = [0.5 * np.exp(s[0, 1]) + np.exp(s[0, 2]), 0.5 * np.exp(s[1, 0]) + np.exp(s[1, 2]), np.exp(s[2, :2]).sum()]
+    assert parts["loss_image_to_text"] == pytest.approx(np.mean(np.log(lines) - np.diag(s)), rel=1e-5)
+
+  def test_a_batch_in_one_cluster_has_no_negatives_and_a_finite_gradient(self):
+    one = (jnp.zeros(2, jnp.int32),)
+    loss = functools.partial(losses.decoupled_loss, logit_scale=9.0, clusters=one)
+    value, gradient = jax.jit(jax.value_and_grad(lambda image: loss(image, image)[0]))(jnp.eye(2))
+    assert value == 0 and np.all(gradient == 0)
+
+  def test_what_cannot_be_weighed_is_refused(self):
+    for term, options, named in (
+      ("dcl", {"intra_modal": True}, r"dcl.clusters=\(4,\) weigh the negatives between the towers alone"),
+      ("softmax", {"hard_top_k": 3}, r"softmax.clusters=\(4,\) weigh the negatives, which"),
+      ("softmax", {"label_smoothing": 0.1}, r"softmax.clusters=\(4,\) weigh the negatives, which"),
+    ):
+      with pytest.raises(UserError, match=f"loss_options.{named}"):
+        make_objective({term: 1.0}, {term: {"clusters": (4,), **options}})
+    for term, clusters in (("dcl", (8, 64)), ("softmax", (64,)), ("pamc", 64)):
+      objective = make_objective({"sigmoid": 1.0, term: 1.0}, {term: {"clusters": clusters}})
+      with pytest.raises(UserError, match=rf"loss_options.{term}.clusters asks for 64 clusters of a batch of 32 pairs"):
+        objective.state(Sizes(4, pairs=32))
+      objective.state(Sizes(4, pairs=64))
+
+  def test_sums_of_clusters_that_repel_each_other_on_a_mesh(self, rng):
+    """Value and gradients against a dense formula in float64; the last cluster is empty."""
+    image, text, ids, scale = *np.float64(unit(rng, 2, 8, 4)), np.array([0, 1, 2, 1, 0, 2, 1, 1], np.int32), 1.5
+
+    def dense(image, text):
+      sums = [jnp.stack([side[ids == k].sum(0) for k in range(3)]) for side in (image, text)]
+      first, second = (side / jnp.linalg.norm(side, axis=1, keepdims=True) for side in sums)
+      kernel = jnp.where(
+        jnp.eye(3, dtype=bool), 1, jnp.exp(scale * first @ second.T)
+      )  # What is on the diagonal adds 1.
+      repulsion = (jnp.log(kernel.sum(1)).mean() + jnp.log(kernel.sum(0)).mean()) / 2
+      return repulsion - scale * jnp.sum(image * text) / 8
+
+    mesh, split = MeshSpec(fsdp=2).make(jax.devices()[:4]), PartitionSpec(BATCH_AXES)
+    ours = functools.partial(losses.cluster_proxy_loss, clusters=4, logit_scale=scale, axis_name=BATCH_AXES)
+    island = jax.shard_map(lambda *local: ours(*local)[0], mesh=mesh, in_specs=split, out_specs=PartitionSpec())
+    with jax.enable_x64(True):
+      truth, exact = jax.jit(jax.value_and_grad(dense, (0, 1)))(jnp.asarray(image), jnp.asarray(text))
+      found, gradients = jax.jit(jax.value_and_grad(island, (0, 1)))(image, text, ids)
+      assert float(found) == pytest.approx(float(truth), rel=1e-11)
+      for gradient, expected in zip(gradients, exact, strict=True):
+        np.testing.assert_allclose(np.asarray(gradient), np.asarray(expected), atol=1e-12)
+
+  def test_a_proxy_for_each_pair_repels_as_the_pair_itself(self, rng):
+    image, text = unit(rng, 2, 6, 3)
+    s = np.float64(image) @ np.float64(text).T
+    kernel = np.where(np.eye(6, dtype=bool), 1, np.exp(2 * s))
+    expected = np.mean((np.log(kernel.sum(0)) + np.log(kernel.sum(1))) / 2 - 2 * np.diag(s))
+    assert value_of("pamc", image, text, clusters=6, temperature=0.5) == pytest.approx(expected, rel=1e-5)
+
+
+def margin_term(own, others):
+  """As the authors' code has it of one line: both distances to the clipped similarities, in two means."""
+  low, high = min(own, max(others)), max(own, max(others))
+  return max(own - low, 0) + np.mean([max(high - other, 0) for other in others])
+
+
+class TestMarginRegularizer:
+  def test_the_value_of_each_line(self, rng):
+    assert margin_term(2, (1, 0)) == 2.5 and margin_term(0, (1, 0.5)) == 0.25
+    image, text = unit(rng, 2, 7, 3)
+    group = np.array([0, 0, 1, 2, 3, 3, 4])
+    lines = [
+      margin_term(matrix[i, i], matrix[i, group != group[i]])
+      for matrix in (image @ text.T, text @ image.T)
+      for i in range(7)
+    ]
+    assert value_of("margin_regularizer", image, text, group=group) == pytest.approx(np.mean(lines), rel=1e-5)
+
+  def test_pairs_without_negatives_count_nothing(self, rng):
+    assert value_of("margin_regularizer", *unit(rng, 2, 3, 2), group=[5, 5, 5]) == 0
+
+
+class TestGatedPairs:
+  def test_each_line_is_a_softmax_of_its_own_gated_features(self, rng):
+    """Against NumPy, one line at a time; the third pair shares a key with its partner, the first with a negative."""
+    image, group = unit(rng, 6, 4), np.array([0, 1, 2, 2, 0, 3])
+    gates, partners = np.float32(rng.uniform(0.1, 1, (6, 4))), np.array([1, 5, 3, 4, 2, 0], np.int32)
+    lines = []
+    for i, p in enumerate(partners):
+      mine = np.float64(gates[i] * image)
+      logits = 5 * mine @ mine[i] / np.linalg.norm(mine, axis=1) / np.linalg.norm(mine[i])
+      counted = (group != group[i]) & (group != group[p])
+      if group[i] != group[p]:
+        lines.append(np.log(np.exp(logits[p]) + np.exp(logits[counted]).sum()) - logits[p])
+    assert len(lines) == 5
+    loss = jax.jit(functools.partial(losses.gated_pairs_loss, logit_scale=5.0, group=jnp.asarray(group)))
+    found, _ = loss(image, gates, partners)
+    assert found == pytest.approx(np.mean(lines), rel=1e-5)
+
+  def test_gates_learn_from_captions_and_captions_do_not(self, rng):
+    objective = make_objective({"softmax": 1.0, "simlap": 1.0}, {"simlap": {"hidden": 3}})
+    params = create({"simlap": objective.params(Sizes(4))["simlap"]}, jax.random.key(0))["simlap"]
+    assert jax.tree.map(jnp.shape, params) == {"into": (4, 3), "into_bias": (3,), "out": (3, 4), "out_bias": (4,)}
+    keys = jnp.asarray(keys_of(np.arange(6)))
+
+    @jax.jit
+    def gradients(image, text, params):
+      def loss(image, text, params):
+        return objective.terms["simlap"][1](Pairs(image, text, keys, 1.0), params, {}, axis_name=None)[0]
+
+      return jax.grad(loss, (0, 1, 2))(image, text, params)
+
+    d_image, d_text, d_params = gradients(*unit(rng, 2, 6, 4), params)
+    assert np.abs(d_image).max(axis=1).min() > 0 and not np.any(d_text)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(d_params))
+
+
 class TestDraws:
   @pytest.mark.slow
-  @pytest.mark.parametrize("term", ["mixup", "mochi"])
+  @pytest.mark.parametrize("term", ["mixup", "mochi", pytest.param("pamc", marks=pytest.mark.extra)])
   def test_they_are_the_same_on_any_mesh_and_others_for_another_batch(self, term, rng):
     image, text = unit(rng, 2, 16, 4)
-    built = TERMS[term](**({"hardest": 4, "mixed": 3} if term == "mochi" else {}))
+    options = {"mochi": {"hardest": 4, "mixed": 3, "mixed_with_query": 2}, "pamc": {"clusters": 3}}
+    built = TERMS[term](**options.get(term, {}))
     mesh, split = MeshSpec(fsdp=2).make(jax.devices()[:4]), PartitionSpec(BATCH_AXES)
 
     def local(axes, image, text, keys):

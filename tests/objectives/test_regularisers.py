@@ -8,11 +8,12 @@ import pytest
 from contrastive_jax import losses
 from contrastive_jax.errors import UserError
 from contrastive_jax.models.outputs import TowerOutputs
-from contrastive_jax.objectives import Pairs, Sizes, make_objective
+from contrastive_jax.objectives import Pairs, Sizes, Variable, make_objective
 from contrastive_jax.objectives.objective import create
 from contrastive_jax.parallel.mesh import put_batch
 from contrastive_jax.training.run import Run
 from tests import tiny
+from tests.keys import keys_of
 from tests.objectives.stepping import DIM, PAIRS, batch_of, stepping, unit
 
 IMAGE, TEXT = jnp.eye(2), jnp.asarray([[1, 0], [0.6, 0.8]])
@@ -132,3 +133,66 @@ def test_barlip_is_its_loss():
   sides = jnp.float32(np.random.default_rng(0).standard_normal((2, 8, 3)))
   value, _, _ = term_of("barlip", off_diagonal=0.2)(Pairs(*sides, None, 1.0), {}, {}, axis_name=None, ring_order=None)
   assert value == losses.cross_correlation_loss(*sides, off_diagonal=0.2)[0]
+
+
+def loss_of(term, image, text, options=None, params=None):
+  """The value of a term of some embeddings, which has no state."""
+  own = make_objective({term: 1.0}, options or {}).terms[term][1]
+  run = jax.jit(lambda pairs, params: own(pairs, params, {}, axis_name=None)[0])
+  return float(run(Pairs(image, text, keys_of(np.arange(len(image))), 3.0), params or {}))
+
+
+def softmax(image, text):
+  logits = 3 * np.float64(image) @ np.float64(text).T
+  return -np.mean([np.diag(matrix - np.log(np.exp(matrix).sum(1, keepdims=True))) for matrix in (logits, logits.T)])
+
+
+def test_a_fixed_head_of_equal_weights_is_none_and_one_of_the_first_feature_alone_sees_its_sign(rng):
+  image, text = (np.float32(unit(rng, 5)) for _ in range(2))
+  equal, first = (loss_of("fixed_head", image, text, {"fixed_head": {"kappa": kappa}}) for kappa in (1.0, 1e12))
+  assert equal == pytest.approx(softmax(image, text), rel=1e-5)
+  assert first == pytest.approx(softmax(*(np.sign(side[:, :1]) for side in (image, text))), rel=1e-5)
+  assert term_of("fixed_head").params(Sizes(DIM)) == {}
+
+
+def test_several_heads_add_the_loss_of_what_each_makes(rng):
+  image, text = (np.float32(unit(rng, 5)) for _ in range(2))
+  options = {"multi_head": {"of": "softmax", "heads": 2, "hidden": 7, "dim": 3}}
+  variables = make_objective({"multi_head": 1.0}, options).params(Sizes(DIM))["multi_head"]
+  shapes = jax.tree.map(lambda variable: variable.shape, variables, is_leaf=lambda node: isinstance(node, Variable))
+  one = {"into": (DIM, 7), "into_bias": (7,), "out": (7, 3), "out_bias": (3,)}
+  assert shapes == {"head_0": one, "head_1": one}
+  params = {
+    head: {name: np.float32(rng.standard_normal(shape)) for name, shape in own.items()} for head, own in shapes.items()
+  }
+
+  def behind(head, side):
+    made = np.maximum(side @ head["into"] + head["into_bias"], 0) @ head["out"] + head["out_bias"]
+    return made / np.linalg.norm(made, axis=1, keepdims=True)
+
+  parts = [softmax(*(behind(head, side) for side in (image, text))) for head in params.values()]
+  assert loss_of("multi_head", image, text, options, params) == pytest.approx(sum(parts), rel=1e-5)
+
+
+def test_what_a_term_behind_heads_remembers_has_their_size():
+  options = {"multi_head": {"of": "queued_softmax", "heads": 2, "dim": 3}, "queued_softmax": {"size": 8}}
+  term = make_objective({"multi_head": 1.0}, options).terms["multi_head"][1]
+  shapes = {name: ring["image"].shape for name, ring in term.state(Sizes(DIM)).items()}
+  assert shapes == {"head_0": (8, 3), "head_1": (8, 3)}
+  with pytest.raises(UserError, match=r"multi_head\.of='alignment' is unknown"):
+    make_objective({"multi_head": 1.0}, {"multi_head": {"of": "alignment"}})
+
+
+@pytest.mark.slow
+@pytest.mark.extra
+@pytest.mark.parametrize("term", ["multi_head", "fixed_head"])
+def test_heads_do_the_same_on_any_mesh(term, rng):
+  options = {"multi_head": {"of": "swapped_prototypes", "dim": 4}, "swapped_prototypes": {"prototypes": 5}}
+  options |= {"fixed_head": {"kappa": 1.3, "of": "softmax"}}
+  sides, batch, found = [np.float32(unit(rng)) for _ in range(2)], batch_of(np.arange(PAIRS), np.arange(PAIRS)), []
+  for devices in (1, 8):
+    mesh, params, state, run = stepping(term, options, devices)
+    placed = tuple(put_batch(mesh, side) for side in sides)
+    (value, _), gradients = run(placed, put_batch(mesh, batch), state, params)
+    found.append(jax.tree.map(np.asarray, (value, gradients)))
+  jax.tree.map(lambda one, many: np.testing.assert_allclose(one, many, rtol=1e-4, atol=1e-6), *found)
