@@ -73,12 +73,12 @@ class Augment:
   def __post_init__(self):
     for field in ("flip", "background", "colour", "grey", "outline", "flatten", "unfill", "blur"):
       if not 0 <= getattr(self, field) <= 1:
-        raise UserError(f"data.augment.{field}={getattr(self, field)} must be a probability between 0 and 1")
+        raise UserError(f"{field}={getattr(self, field)} must be a probability between 0 and 1")
     for field in ("zoom", "saturation", "contrast"):
       low, high = getattr(self, field)
       object.__setattr__(self, field, (low, high))
       if not 0 <= low <= high or (field == "zoom" and low == 0):
-        raise UserError(f"data.augment.{field}={(low, high)} must be a range of positive factors, lowest first")
+        raise UserError(f"{field}={(low, high)} must be a range of positive factors, lowest first")
 
   def __call__(
     self,
@@ -292,5 +292,10 @@ DRAWINGS = Augment(
 )  # fmt: skip
 # Photographs: random resized crops of at least half of the area, mirrored half of the time.
 PHOTOGRAPHS = Augment(zoom=(1.0, 1.41), stretch=0.25, flip=0.5)
+# Strong views of a pair, beside the one that the model reads: crops of a twelfth of the area on, and other colours.
+STRONG = Augment(
+  zoom=(1.0, 3.5), stretch=0.288, flip=0.5, colour=0.8, hue=36.0, saturation=(0.6, 1.4), contrast=(0.6, 1.4),
+  brightness=51.0, grey=0.2, blur=0.5,
+)  # fmt: skip
 # What a config may name.
 PRESETS = {"none": Augment(), "drawings": DRAWINGS, "photographs": PHOTOGRAPHS}

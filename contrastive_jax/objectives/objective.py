@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from contrastive_jax.batch import Batch
 from contrastive_jax.errors import UserError, fields_of, nearest, require_known
 from contrastive_jax.models.dual_encoder import DualEncoder
-from contrastive_jax.models.outputs import HARD_CAPTIONS
+from contrastive_jax.models.outputs import HARD_CAPTIONS, STRONG_IMAGE, STRONG_TEXT
 from contrastive_jax.models.presets import with_tuples
 from contrastive_jax.objectives.table import TERMS
 from contrastive_jax.objectives.term import (
@@ -66,6 +66,16 @@ class Objective:
     """The number of wrong captions of each pair that a batch must bring: terms with fewer read the first."""
     return max((term.captions_needed for _, term in self.terms.values()), default=0)
 
+  @property
+  def strong_images(self) -> int:
+    """The number of strong views of each image that a batch must bring: terms with fewer read the first."""
+    return max((term.strong_images for _, term in self.terms.values()), default=0)
+
+  @property
+  def strong_texts(self) -> int:
+    """The number of changed captions of each pair that a batch must bring: terms with fewer read the first."""
+    return max((term.strong_texts for _, term in self.terms.values()), default=0)
+
   def unlearned(self, pairs: int) -> dict[str, float]:
     """Returns the values of terms where embeddings tell nothing of so many pairs, by the names of their metrics."""
     found = {}
@@ -112,7 +122,7 @@ class Objective:
     """Computes the global terms of embeddings that lie on the batch axes of `mesh`.
 
     Args:
-      embeddings: the embeddings that each tower makes, by its name.
+      embeddings: the embeddings that each tower makes, by its name, as `models.outputs.for_global_terms` returns them.
       batch: the pairs; without targets the terms that distil are left out.
       logit_scale: multiplier of the similarities.
       logit_bias: the number added to the logits, or None.
@@ -161,6 +171,10 @@ class Objective:
     if hard is not None:
       there = batch.hard_captions.there
       beside |= {"hard_text": hard.reshape(*there.shape, -1), "hard_there": there}
+    if (views := narrow.pop(STRONG_IMAGE, None)) is not None:
+      beside["strong_image"] = views.reshape(batch.pairs, batch.strong.patches.shape[1], -1)
+    if (views := narrow.pop(STRONG_TEXT, None)) is not None:
+      beside |= {"strong_text": views.reshape(*batch.strong.keys.shape[:2], -1), "strong_keys": batch.strong.keys}
     pairs = Pairs(image, text, batch.keys, logit_scale, logit_bias, others=narrow, **beside)
     if average is not None:
       slow = {f"average_{side}": jax.lax.stop_gradient(average[side].astype(self.dtype)) for side in ("image", "text")}
@@ -304,7 +318,9 @@ def _try(term: GlobalTerm) -> None:
   others = {name: side for name in term.towers if name not in ("image", "text")}
   hard = [jax.ShapeDtypeStruct((2, 1, *shape), dtype) for shape, dtype in (((2,), jnp.float32), ((), jnp.bool_))]
   weights = jax.ShapeDtypeStruct((2,), jnp.float32)
-  pairs = Pairs(side, side, keys, 1.0, 0.0, side, side, rows, others, side, side, weights, *hard)
+  views, view_keys = jax.ShapeDtypeStruct((2, 2, 2), jnp.float32), keys
+  strong = views, views, view_keys
+  pairs = Pairs(side, side, keys, 1.0, 0.0, side, side, rows, others, side, side, weights, *hard, *strong)
   # The key is made within the trace: one made outside would start JAX, and fix its devices and processes.
   arrays = [
     jax.eval_shape(lambda kind=kind: create({"": kind}, jax.random.key(0))[""])

@@ -23,6 +23,7 @@ from contrastive_jax.objectives.siamlip import Siamlip
 from contrastive_jax.objectives.sigmoid import Sigmoid
 from contrastive_jax.objectives.softmax import Softmax
 from contrastive_jax.objectives.sogclr import Sogclr
+from contrastive_jax.objectives.strong_views import StrongViews
 from contrastive_jax.objectives.swapped_prototypes import SwappedPrototypes
 from contrastive_jax.objectives.term import Term
 from contrastive_jax.objectives.uniformity import CrossUniformity, Uniformity
@@ -48,6 +49,7 @@ TERMS: Mapping[str, type[Term]] = {
   "swapped_prototypes": SwappedPrototypes,
   "barlip": Barlip,
   "siamlip": Siamlip,
+  "strong_views": StrongViews,
   "alignment": Alignment,
   "uniformity": Uniformity,
   "cross_uniformity": CrossUniformity,

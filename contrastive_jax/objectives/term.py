@@ -86,6 +86,9 @@ class Pairs:
     weights: `[pairs]`, how much each pair counts, or None.
     hard_text: `[pairs, captions, dim]`, L2-normalised embeddings of wrong captions of each pair, or None.
     hard_there: `[pairs, captions]`, which of these there are.
+    strong_image: `[pairs, views, width]`, the image tower's features of strong views, before its projection, or None.
+    strong_text: `[pairs, views, width]`, the text tower's features of changed captions, or None.
+    strong_keys: uint32 `[pairs, views, 2]`, the 64-bit key of each changed caption, or None.
   """
 
   image: AnyArray
@@ -102,6 +105,9 @@ class Pairs:
   weights: AnyArray | None = None
   hard_text: AnyArray | None = None
   hard_there: AnyArray | None = None
+  strong_image: AnyArray | None = None
+  strong_text: AnyArray | None = None
+  strong_keys: AnyArray | None = None
 
   def of(self, tower: str) -> AnyArray:
     """Returns the embeddings that a tower makes, by its name."""
@@ -137,6 +143,16 @@ class Term:
   @property
   def captions_needed(self) -> int:
     """The number of wrong captions of each pair that a batch must bring."""
+    return 0
+
+  @property
+  def strong_images(self) -> int:
+    """The number of strong views of each image that a batch must bring."""
+    return 0
+
+  @property
+  def strong_texts(self) -> int:
+    """The number of changed captions of each pair that a batch must bring."""
     return 0
 
   def unlearned(self, pairs: int) -> float | None:

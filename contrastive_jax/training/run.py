@@ -179,7 +179,7 @@ class Run:
 
   def check_host_memory(self, mesh: jax.sharding.Mesh) -> None:
     """Raises a `UserError` for a batch of which this host cannot hold its share."""
-    host_memory.check_host_memory(self.segments, self.model, mesh, teacher_dims=self.teacher_dims)
+    host_memory.check_host_memory(self.segments, self.model, mesh, **self._beside())
 
   def build(self, mesh: jax.sharding.Mesh, growths: Growths = (), *, samples: int = 0) -> tuple[StateSpec, TrainStep]:
     """Makes the state's specification and the train step.
@@ -225,9 +225,18 @@ class Run:
 
   def abstract_batch(self, segment: Segment, modality: str, length: int, mesh: jax.sharding.Mesh) -> Batch:
     """Describes one kind of batch of a segment, in shapes with shardings, as `shapes.abstract_batch` does."""
-    beside = {"teacher_dims": self.teacher_dims, "state_rows": self.needs_state_rows}
-    beside |= {"weights": self.objective.needs(WEIGHTS), "hard_captions": self.objective.captions_needed}
-    return shapes.abstract_batch(segment, modality, length, self.model, mesh, **beside)
+    return shapes.abstract_batch(segment, modality, length, self.model, mesh, **self._beside())
+
+  def _beside(self) -> dict[str, Any]:
+    """Returns what batches hold beside images and captions, as `shapes.abstract_batch` takes it."""
+    return {
+      "teacher_dims": self.teacher_dims,
+      "state_rows": self.needs_state_rows,
+      "weights": self.objective.needs(WEIGHTS),
+      "hard_captions": self.objective.captions_needed,
+      "strong_images": self.objective.strong_images,
+      "strong_texts": self.objective.strong_texts,
+    }
 
 
 def term_weights(config: ConfigDict) -> dict[str, float]:
