@@ -34,7 +34,7 @@ def test_captions_are_changed_as_often_as_the_options_say(rng):
   # Both words may be "a", in one of the 28 choices of two: what is seen is 27 / 28 of a quarter.
   assert np.mean([each != words for each in swaps]) == pytest.approx(0.25 * 27 / 28, abs=0.03)
   kept = collections.Counter(word for caption in changed(draws, delete=1.0, share=0.3) for word in caption.split())
-  assert {kept[word] / 4000 for word in CONTENT} == {pytest.approx(0.7, abs=0.03)}
+  assert [kept[word] / 4000 for word in CONTENT] == pytest.approx([0.7] * 4, abs=0.03)
   assert all(caption for caption in changed(draws[:100], delete=1.0, share=1.0))
   marked = [caption.split() for caption in changed(draws[:200], insert=1.0, share=0.25)]
   assert all(len(each) == len(words) + 2 and [word for word in each if word.isalpha()] == words for each in marked)
@@ -66,7 +66,8 @@ def test_hosts_share_views_that_lie_where_the_image_does(segment):
   for field in dataclasses.fields(whole.strong):
     together = np.concatenate([getattr(part, field.name) for part in parts])
     np.testing.assert_array_equal(together, getattr(whole.strong, field.name))
-  assert len(np.unique(whole.strong.patches.reshape(-1, whole.strong.patches[0, 0].size), axis=0)) > 8
+  rows = whole.strong.patches.reshape(-1, whole.strong.patches[0, 0].size)
+  assert len(np.unique(rows, axis=0)) > len(rows) // 2
   captions = [[bytes(row[row > 0].astype(np.uint8)).decode() for row in rows] for rows in whole.strong.tokens]
   assert len({caption for row in captions for caption in row}) > 8
   keys = np.ascontiguousarray(whole.strong.keys).view("<u8")[..., 0]
