@@ -48,6 +48,7 @@ def _own_pairs(config: Config) -> None:
   """Every image made one pair, long captions were cut, and all files were on the machine of the run."""
   if "total_steps" in config:
     config.setdefault("workdir_mirror", "")
+    config.get("model", {}).setdefault("text", {}).setdefault("tap", 0)
     for name, value in copy.deepcopy(_UNUSED_VIEWS).items():
       config["data"].setdefault(name, value)
     for name, value in (

@@ -13,7 +13,7 @@ from contrastive_jax.batch import Batch, HardCaptions, ImageBatch, StrongViews
 from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.models.image import ImageTower
 from contrastive_jax.models.layers import ParameterMaker, constant, l2_normalize
-from contrastive_jax.models.outputs import HARD_CAPTIONS, STRONG_IMAGE, STRONG_TEXT, TowerOutputs
+from contrastive_jax.models.outputs import HARD_CAPTIONS, STRONG_IMAGE, STRONG_TEXT, TEXT_TAP, TowerOutputs
 from contrastive_jax.models.text import TextTower
 
 
@@ -40,8 +40,9 @@ class DualEncoder(nnx.Module):
         keys are deterministic.
 
     Returns:
-      The outputs of each tower, by its name, which is also that of its parameters; and where the batch has them, those
-      of its hard captions and strong views by `outputs.HARD_CAPTIONS`, `STRONG_IMAGE` and `STRONG_TEXT`.
+      The outputs of each tower, by its name, which is also that of its parameters; those of the text tower's tap by
+      `outputs.TEXT_TAP`; and where the batch has them, those of its hard captions and strong views by
+      `outputs.HARD_CAPTIONS`, `STRONG_IMAGE` and `STRONG_TEXT`.
     """
     keys, text = keys or {}, batch.text
     placed = {"segment_ids": text.segment_ids, "locations": text.locations}
@@ -49,6 +50,8 @@ class DualEncoder(nnx.Module):
       "image": self.image(batch.image, keys=keys.get("image")),
       "text": self.text(text.tokens, text.mask, **placed, keys=keys.get("text")),
     }
+    if (tap := outputs["text"].tap) is not None:
+      outputs[TEXT_TAP] = tap
     for other in self.config.others:
       outputs[other.name] = getattr(self, other.name)(batch.others[other.name], keys=keys.get(other.name))
     if batch.hard_captions is not None:

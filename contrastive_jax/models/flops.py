@@ -74,4 +74,7 @@ def forward_flops(
       total += _attention_pool_flops(tower.transformer, count, pairs)
     if tower.projection:
       total += pairs * 2 * tower.transformer.width * config.embed_dim
+  if text.tap:
+    total += _attention_pool_flops(text.transformer, tokens, pairs)
+    total += pairs * 2 * text.transformer.width * config.embed_dim
   return float(total + pairs * sum(other.forward_flops(config.embed_dim) for other in config.others))

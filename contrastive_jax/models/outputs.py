@@ -9,6 +9,8 @@ from contrastive_jax.batch import AnyArray
 
 # The name of what the text tower makes of the wrong captions of a batch, beside the names of the towers.
 HARD_CAPTIONS = "text.hard"
+# The name of what the text tower makes of its tokens before its last block.
+TEXT_TAP = "text.tap"
 # The names of what the towers make of the strong views of a batch.
 STRONG_IMAGE, STRONG_TEXT = "image.strong", "text.strong"
 
@@ -26,11 +28,13 @@ class TowerOutputs:
     states: `[rows, length, width]`, the state of every token after the last block and the last norm. The class token of
       an image tower comes first; padding and packed rows are those of the inputs. Hard captions and strong views have
       as many rows for each one of these, next to each other.
+    tap: the same of the states after an earlier block, where the tower has a tap; None elsewhere.
   """
 
   embedding: AnyArray
   pooled: AnyArray
   states: AnyArray
+  tap: "TowerOutputs | None" = None
 
 
 def for_global_terms(outputs: Mapping[str, TowerOutputs]) -> dict[str, AnyArray]:

@@ -31,6 +31,7 @@ RANGES: Mapping[str, Range] = {
   r"schedule\.end_factor": SHARE,
   r"schedule\.timescale": POSITIVE,
   r"distillation\.dim": NOT_NEGATIVE,
+  r"model\.text\.tap": NOT_NEGATIVE,
   r"model\.embed_dim|model\.text\.(length|vocab_size)": COUNT,
   # The scale is a logarithm.
   r"model\.init_logit_scale": Range(-14, 14),
