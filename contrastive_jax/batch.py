@@ -126,6 +126,9 @@ class Batch:
     weights: float32 `[pairs]`, how much each pair counts, for the objectives that weigh pairs.
     hard_captions: wrong captions of each pair, for the objectives that compare with them.
     strong: further views of each pair, for the objectives that compare with them.
+    present_in: bool `[pairs]`, which pairs take part in a term, by the names of the terms that some sources are kept
+      from.
+    present: those of `present_in` for the term that reads the batch; None are all.
     teacher: inputs of a frozen teacher, when it runs beside the student.
     targets: outputs of a frozen teacher, from its own step or from a cache.
     others: what the towers of `DualEncoderConfig.others` read, by the name of the tower: trees of arrays `[pairs, ...]`
@@ -140,6 +143,8 @@ class Batch:
   weights: AnyArray | None = None
   hard_captions: HardCaptions | None = None
   strong: StrongViews | None = None
+  present_in: Mapping[str, AnyArray] = dataclasses.field(default_factory=dict)
+  present: AnyArray | None = None
   teacher: TeacherInputs | None = None
   targets: Targets | None = None
   others: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -150,6 +150,7 @@ def make_pipeline(
     strong_texts=run.objective.strong_texts,
     strong_augment=strong_augment,
     text_augment=text_augment,
+    present_in=run.present_in,
     host_index=share[0],
     host_count=share[1],
     threads=config.data.threads,

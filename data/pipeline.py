@@ -89,6 +89,7 @@ class Pipeline:
     strong_texts: int = 0,
     strong_augment: Augment = STRONG,
     text_augment: TextAugment | None = None,
+    present_in: Mapping[str, Sequence[str]] | None = None,
     long_captions: str = "truncate",
     host_index: int = 0,
     host_count: int = 1,
@@ -119,6 +120,7 @@ class Pipeline:
       strong_texts: number of changed captions that every pair gets beside its own.
       strong_augment: the strong views.
       text_augment: the changes of captions; None is those that `TextAugment` has by default.
+      present_in: the sources whose pairs take part in a term, by the names of the terms that some are kept from.
       long_captions: what is read of a caption that does not fit, one of `long_captions.WAYS`.
       host_index: number of this host, which serves the rows from `host_index * batch_size / host_count` on.
       host_count: number of hosts that share each batch.
@@ -138,6 +140,7 @@ class Pipeline:
     self._weighs, self._hard, self._swaps = weights, hard_captions, swap_words
     self._strong_images, self._strong_texts = strong_images, strong_texts
     self._text_augment = text_augment or TextAugment()
+    self._present_in = {term: frozenset(names) for term, names in (present_in or {}).items()}
     self._others = tuple(others)
     self._patch_size = patch_size
     self._seed = seed
@@ -280,6 +283,7 @@ class Pipeline:
       "state_rows": self._state_rows(names, examples),
       "weights": np.array([e.text.weight for e in examples], np.float32) if self._weighs else None,
       "hard_captions": self._hard_captions(examples, captions, plan.position) if self._hard else None,
+      "present_in": {term: np.array([name in some for name in names]) for term, some in self._present_in.items()},
       "strong": self._strong(examples, captions, inputs, plan.position, length),
       "keys": pair_keys([example.text.group for example in examples], captions),
       "failed": np.array(failed),
@@ -406,6 +410,7 @@ class Pipeline:
       weights=fields["weights"],
       hard_captions=fields["hard_captions"],
       strong=fields["strong"],
+      present_in=fields["present_in"],
       others=fields["others"],
       teacher=fields["teacher"],
       targets=self._targets(fields["ids"]) if self._targets and self._segment(step).taught else None,

@@ -79,6 +79,10 @@ class _Nested(GlobalTerm):
     return self.term.captions_needed
 
   @property
+  def leaves_out(self) -> bool:
+    return self.term.leaves_out
+
+  @property
   def compares_pairs(self) -> bool:
     return self.term.compares_pairs
 

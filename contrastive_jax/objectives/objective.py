@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -150,11 +150,15 @@ class Objective:
     }
     used, state = ({name: own for name, own in arrays.items() if name in chosen} for arrays in (params, remembered))
 
-    def local(pairs, params, state, factors):
+    def local(pairs, present_in, params, state, factors):
       total, metrics, after = 0.0, {}, {}
       for name, (weight, term) in chosen.items():
         value, own, parts = term(
-          pairs, params.get(name, {}), state.get(name, {}), axis_name=BATCH_AXES, ring_order=order
+          dataclasses.replace(pairs, present=present_in.get(name)),
+          params.get(name, {}),
+          state.get(name, {}),
+          axis_name=BATCH_AXES,
+          ring_order=order,
         )
         total += weight * factors.get(name, 1.0) * value
         # Terms of a sum may have metrics of one name.
@@ -190,15 +194,20 @@ class Objective:
       is_leaf=lambda node: isinstance(node, tuple),
     )
     island = jax.shard_map(
-      local, mesh=mesh, in_specs=(where, everywhere, states, everywhere), out_specs=(everywhere, everywhere, states)
+      local,
+      mesh=mesh,
+      in_specs=(where, split, everywhere, states, everywhere),
+      out_specs=(everywhere, everywhere, states),
     )
     factors = {name: jnp.asarray(factor, jnp.float32) for name, factor in (factors or {}).items()}
-    value, metrics, after = island(pairs, used, state, factors)
+    value, metrics, after = island(pairs, dict(batch.present_in), used, state, factors)
     return value, (metrics, {**remembered, **after})
 
   def counts(self, batch: Batch) -> dict[str, Float[Array, ""]]:
     """Computes the divisors of the local terms of a batch, or of parts of it."""
-    return {name: term.count(batch) for name, (_, term) in self.terms.items() if isinstance(term, LocalTerm)}
+    return {
+      name: term.count(_seen_by(name, batch)) for name, (_, term) in self.terms.items() if isinstance(term, LocalTerm)
+    }
 
   def local_loss(
     self,
@@ -224,7 +233,9 @@ class Objective:
     for name, (weight, term) in self.terms.items():
       if not isinstance(term, LocalTerm) or (term.distils and batch.targets is None):
         continue
-      value = term.total(model, outputs, batch, (params or {}).get(name, {})) / counts[name]
+      value = term.total(model, outputs, _seen_by(name, batch), (params or {}).get(name, {}))
+      # Where no pair of the batch takes part there is nothing to divide.
+      value = value / jnp.where(counts[name] > 0, counts[name], 1)
       total = total + weight * (factors or {}).get(name, 1.0) * value
       metrics[f"loss_{name}"] = value
     return total, metrics
@@ -236,6 +247,11 @@ class Objective:
       f"objective.{name} needs what the teacher makes of the captions, which a cache of targets does not hold: let the"
       " teacher run beside the model"
     )
+
+
+def _seen_by(name: str, batch: Batch) -> Batch:
+  """Returns the batch as a term sees it, of which some sources may be kept from it."""
+  return dataclasses.replace(batch, present=batch.present_in.get(name))
 
 
 def create(variables: Arrays, key: jax.Array) -> dict[str, Any]:
@@ -346,6 +362,41 @@ def check_towers(objective: Objective, towers: Sequence[str]) -> None:
         f"no term of the objective reads the {tower} tower, which would never learn: add it to the towers of a term,"
         " such as loss_options.sigmoid.towers, or leave it out of the model"
       )
+
+
+def present_in(objective: Objective, sources: Iterable[str], kept: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+  """Returns the sources whose pairs take part in a term, by the names of the terms that some are kept from.
+
+  Args:
+    objective: the objective of the run.
+    sources: the names of all sources of the run.
+    kept: the terms that a source names in its option `terms`; the others take part in all.
+
+  Raises:
+    UserError: for a term that the objective does not have or no source takes part in, or that cannot leave pairs out.
+  """
+  for source, names in kept.items():
+    if not names:
+      raise UserError(
+        f"data.sources gives {source!r} no terms: name some of {', '.join(objective.terms)}, or leave it out"
+      )
+    for name in names:
+      require_known(f"data.sources gives {source!r} terms, of which one", name, objective.terms)
+  found = {}
+  for name, (_, term) in objective.terms.items():
+    taking = tuple(source for source in sources if name in kept.get(source, objective.terms))
+    out = [source for source in sources if source not in taking]
+    if not taking:
+      raise UserError(f"no source takes part in the term {name}: add it to the terms of one of data.sources")
+    if out and not term.leaves_out:
+      able = ", ".join(sorted(other for other, kind in TERMS.items() if kind().leaves_out))
+      raise UserError(
+        f"data.sources keeps {out[0]!r} from {name}, which sees all pairs of a batch: add {name} to its terms. Those that"
+        f" can leave pairs out, at their defaults, are {able}"
+      )
+    if out:
+      found[name] = taking
+  return found
 
 
 def check_teacher(objective: Objective, *, teacher: str, targets: str) -> None:

@@ -1,13 +1,14 @@
 """The term in which a small network predicts the text embedding of an image, and the image embedding of a text."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from contrastive_jax.bounds import COUNT, within
-from contrastive_jax.objectives.term import Arrays, LocalTerm, Sizes, Variable
+from contrastive_jax.objectives.term import Arrays, LocalTerm, Sizes, Variable, count_of_pairs, sum_of_pairs
 from contrastive_jax.parallel.placement import gathered
 
 # FSDP splits what is multiplied by the embedding's features.
@@ -30,6 +31,8 @@ class Siamlip(LocalTerm):
 
   hidden: int | None = within(COUNT, None)
 
+  leaves_out: ClassVar[bool] = True
+
   def params(self, sizes: Sizes) -> Arrays:
     dim = sizes.embed_dim
     hidden = self.hidden or max(dim // 4, 1)
@@ -49,21 +52,22 @@ class Siamlip(LocalTerm):
 
   def total(self, model, outputs, batch, params):
     image, text = outputs["image"].embedding, outputs["text"].embedding
-    return (_distance(params["image"], image, text) + _distance(params["text"], text, image)) / 2
+    distances = _distances(params["image"], image, text) + _distances(params["text"], text, image)
+    return sum_of_pairs(distances / 2, batch)
 
   def count(self, batch):
-    return jnp.float32(batch.pairs)
+    return count_of_pairs(batch)
 
 
-def _distance(params: Arrays, embedding: jax.Array, target: jax.Array) -> jax.Array:
-  """Sums `2 - 2 cos` of what is predicted from an embedding and the target."""
+def _distances(params: Arrays, embedding: jax.Array, target: jax.Array) -> jax.Array:
+  """Computes `2 - 2 cos` of what is predicted from each embedding and its target."""
   target = lax.stop_gradient(target)
   hidden = jax.nn.relu(_product(embedding, gathered(params["into"], _INTO)) + params["into_bias"])
   predicted = _product(hidden, gathered(params["out"], _OUT)) + params["out_bias"]
   # A prediction of zero has no direction: its cosine is 0, with a gradient that is finite.
   square = jnp.sum(jnp.square(predicted), axis=1)
   length = jnp.sqrt(jnp.where(square > 0, square, 1))
-  return jnp.sum(2 - 2 * jnp.sum(predicted * target, axis=1) / length)
+  return 2 - 2 * jnp.sum(predicted * target, axis=1) / length
 
 
 def _product(rows: jax.Array, kernel: jax.Array) -> jax.Array:

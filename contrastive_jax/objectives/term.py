@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from contrastive_jax.batch import AnyArray, Batch
@@ -89,6 +90,8 @@ class Pairs:
     strong_image: `[pairs, views, width]`, the image tower's features of strong views, before its projection, or None.
     strong_text: `[pairs, views, width]`, the text tower's features of changed captions, or None.
     strong_keys: uint32 `[pairs, views, 2]`, the 64-bit key of each changed caption, or None.
+    present: bool `[pairs]`, which pairs take part in the term that sees them, for terms that `leaves_out` others; None
+      are all.
   """
 
   image: AnyArray
@@ -108,6 +111,7 @@ class Pairs:
   strong_image: AnyArray | None = None
   strong_text: AnyArray | None = None
   strong_keys: AnyArray | None = None
+  present: AnyArray | None = None
 
   def of(self, tower: str) -> AnyArray:
     """Returns the embeddings that a tower makes, by its name."""
@@ -123,12 +127,14 @@ class Term:
     separates: whether it keeps the embeddings of different pairs apart; an objective needs one such term.
     compares_pairs: whether nothing is learned from a batch of one pair.
     towers: the names of the towers whose outputs it reads.
+    leaves_out: whether it can be computed as if some pairs of a batch were not there, which their source is kept from.
   """
 
   needs: ClassVar[frozenset[str]] = frozenset()
   separates: ClassVar[bool] = False
   compares_pairs: ClassVar[bool] = False
   towers: ClassVar[tuple[str, ...]] = ("image", "text")
+  leaves_out: ClassVar[bool] = False
 
   @property
   def distils(self) -> bool:
@@ -223,7 +229,10 @@ class WrapsTerm(Term, abc.ABC):
 
 
 class LocalTerm(Term, abc.ABC):
-  """A sum over pairs that do not see each other, divided by a count; micro-batches can add it up."""
+  """A sum over pairs that do not see each other, divided by a count; micro-batches can add it up.
+
+  Terms that `leaves_out` pairs make both with `sum_of_pairs` and `count_of_pairs`.
+  """
 
   @abc.abstractmethod
   def total(self, model: DualEncoder, outputs: Outputs, batch: Batch, params: Arrays) -> Float[Array, ""]:
@@ -240,6 +249,16 @@ class LocalTerm(Term, abc.ABC):
   @abc.abstractmethod
   def count(self, batch: Batch) -> Float[Array, ""]:
     """Computes the divisor of the sum from the batch alone; the counts of its parts add up to it."""
+
+
+def sum_of_pairs(values: Float[Array, "pairs"], batch: Batch) -> Float[Array, ""]:
+  """Adds up a number of each pair, of those that take part in the term."""
+  return jnp.sum(values if batch.present is None else jnp.where(batch.present, values, 0))
+
+
+def count_of_pairs(batch: Batch) -> Float[Array, ""]:
+  """Counts the pairs that take part in the term."""
+  return jnp.float32(batch.pairs) if batch.present is None else jnp.sum(batch.present.astype(jnp.float32))
 
 
 def against_first(

@@ -1,6 +1,6 @@
 """The shapes of a segment's batches, known before any data is read, so that steps can be compiled ahead of time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -35,6 +35,7 @@ def abstract_batch(
   hard_captions: int = 0,
   strong_images: int = 0,
   strong_texts: int = 0,
+  present_in: Sequence[str] = (),
 ) -> Batch:
   """Describes one kind of batch, as `data.pipeline` makes it, by shapes, dtypes and shardings.
 
@@ -51,6 +52,7 @@ def abstract_batch(
     hard_captions: number of wrong captions that it brings for each pair.
     strong_images: number of strong views that it brings of each image.
     strong_texts: number of changed captions that it brings for each pair.
+    present_in: the names of the terms for which it says which pairs take part.
   """
   pairs, sharding = segment.batch_size, batch_sharding(mesh)
 
@@ -108,6 +110,7 @@ def abstract_batch(
     weights=array(jnp.float32, pairs) if weights else None,
     hard_captions=hard,
     strong=strong,
+    present_in={term: array(jnp.bool_, pairs) for term in present_in},
     targets=targets,
     others=others,
   )

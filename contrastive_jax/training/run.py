@@ -15,7 +15,7 @@ from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.models import flops
 from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.models.presets import model_config
-from contrastive_jax.objectives import Objective, Sizes, check_teacher, check_towers, make_objective
+from contrastive_jax.objectives import Objective, Sizes, check_teacher, check_towers, make_objective, present_in
 from contrastive_jax.objectives.term import STATE_ROWS, TEACHER_TEXT, WEIGHTS
 from contrastive_jax.parallel.mesh import MeshSpec, batch_shards
 from contrastive_jax.preprocess import long_captions
@@ -23,7 +23,7 @@ from contrastive_jax.runs import read_object
 from contrastive_jax.schedule import shapes
 from contrastive_jax.schedule.segments import Segment, resume, source_names
 from contrastive_jax.schedule.shapes import TeacherDims
-from contrastive_jax.schedule.stages import Stage, first_steps, segments_of, stages_of, weighted_sources
+from contrastive_jax.schedule.stages import Stage, first_steps, segments_of, source_terms, stages_of, weighted_sources
 from contrastive_jax.training import config as configs
 from contrastive_jax.training import growth, host_memory, initialize
 from contrastive_jax.training import optimizer as optimizers
@@ -49,6 +49,7 @@ class Run:
     objective: the objective that the run minimises.
     teacher_dims: the number of features of the teacher's images, and of its captions where a term asks for them; None
       where no term distils.
+    present_in: the sources whose pairs take part in a term, by the names of the terms that some are kept from.
   """
 
   config: ConfigDict
@@ -57,6 +58,7 @@ class Run:
   segments: tuple[Segment, ...]
   objective: Objective
   teacher_dims: TeacherDims
+  present_in: Mapping[str, tuple[str, ...]]
 
   @classmethod
   def from_config(
@@ -79,13 +81,15 @@ class Run:
       config = initialize.with_initial_model(config, workdir, say)
     _check_choices(config)
     objective = make_objective(term_weights(config), config.loss_options.to_dict(), config.loss_dtype)
+    segments = segments_of(config)
     run = cls(
       config=config.copy_and_resolve_references().lock(),
       model=model_config(config),
       stages=stages_of(config),
-      segments=segments_of(config),
+      segments=segments,
       objective=objective,
       teacher_dims=_teacher_dims(config, objective),
+      present_in=present_in(objective, source_names(segments), source_terms(config)),
     )
     check_pairs(run.segments, objective)
     check_scale(run.model, config)
@@ -236,6 +240,7 @@ class Run:
       "hard_captions": self.objective.captions_needed,
       "strong_images": self.objective.strong_images,
       "strong_texts": self.objective.strong_texts,
+      "present_in": tuple(self.present_in),
     }
 
 
