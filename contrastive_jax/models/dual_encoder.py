@@ -57,7 +57,9 @@ class DualEncoder(nnx.Module):
     if batch.hard_captions is not None:
       outputs[HARD_CAPTIONS] = self._captions(batch.hard_captions, keys.get(HARD_CAPTIONS))
     if batch.strong is not None and batch.strong.patches is not None:
-      outputs[STRONG_IMAGE] = self._views(batch.image, batch.strong.patches, batch.pairs, keys.get(STRONG_IMAGE))
+      outputs[STRONG_IMAGE] = self.image_views(
+        batch.image, batch.strong.patches, batch.pairs, keys=keys.get(STRONG_IMAGE)
+      )
     if batch.strong is not None and batch.strong.tokens is not None:
       outputs[STRONG_TEXT] = self._captions(batch.strong, keys.get(STRONG_TEXT))
     return outputs
@@ -68,8 +70,20 @@ class DualEncoder(nnx.Module):
     rows = (leaf.reshape(pairs * count, length) for leaf in (several.tokens, several.mask))
     return _in_a_row(self.text(*rows, keys=_for_each(keys, count)), pairs)
 
-  def _views(self, image: ImageBatch, patches: Any, pairs: int, keys: Key[Array, "rows"] | None) -> TowerOutputs:
-    """Embeds several views of each image, whose patches lie where those of the image do."""
+  def image_views(
+    self, image: ImageBatch, patches: Any, pairs: int, *, keys: Key[Array, "rows"] | None = None
+  ) -> TowerOutputs:
+    """Embeds several views of each image.
+
+    Args:
+      image: the images, of which only the places of patches matter.
+      patches: uint8 `[rows, views, length, patch_dim]`, which lie where those of the images do.
+      pairs: number of images.
+      keys: the random key of each row, for dropout and drop path; None is deterministic.
+
+    Returns:
+      The outputs, with what belongs to an image in one row, and `views` rows of states for each row of the images.
+    """
     rows, count, *patch = patches.shape
     coords = jnp.repeat(image.coords, count, axis=0)
     segment_ids = None if image.segment_ids is None else jnp.repeat(image.segment_ids, count, axis=0)

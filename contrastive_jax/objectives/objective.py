@@ -391,8 +391,8 @@ def present_in(objective: Objective, sources: Iterable[str], kept: Mapping[str, 
     if out and not term.leaves_out:
       able = ", ".join(sorted(other for other, kind in TERMS.items() if kind().leaves_out))
       raise UserError(
-        f"data.sources keeps {out[0]!r} from {name}, which sees all pairs of a batch: add {name} to its terms. Those that"
-        f" can leave pairs out, at their defaults, are {able}"
+        f"data.sources keeps {out[0]!r} from {name}, which sees all pairs of a batch: add {name} to its terms. Those"
+        f" that can leave pairs out, at their defaults, are {able}"
       )
     if out:
       found[name] = taking

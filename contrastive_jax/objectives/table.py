@@ -19,6 +19,7 @@ from contrastive_jax.objectives.mixup import Mixup, SoftCLIP
 from contrastive_jax.objectives.mochi import MoCHi
 from contrastive_jax.objectives.multi_view import MultiViewDHEL, MultiViewInfoNCE
 from contrastive_jax.objectives.queued_softmax import QueuedSoftmax
+from contrastive_jax.objectives.rotation import Rotation
 from contrastive_jax.objectives.siamlip import Siamlip
 from contrastive_jax.objectives.sigmoid import Sigmoid
 from contrastive_jax.objectives.softmax import Softmax
@@ -50,6 +51,7 @@ TERMS: Mapping[str, type[Term]] = {
   "barlip": Barlip,
   "siamlip": Siamlip,
   "strong_views": StrongViews,
+  "rotation": Rotation,
   "alignment": Alignment,
   "uniformity": Uniformity,
   "cross_uniformity": CrossUniformity,

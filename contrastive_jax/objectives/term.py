@@ -128,6 +128,7 @@ class Term:
     compares_pairs: whether nothing is learned from a batch of one pair.
     towers: the names of the towers whose outputs it reads.
     leaves_out: whether it can be computed as if some pairs of a batch were not there, which their source is kept from.
+    reads_squares: whether it takes images apart, and so needs squares of one size, without clips.
   """
 
   needs: ClassVar[frozenset[str]] = frozenset()
@@ -135,6 +136,7 @@ class Term:
   compares_pairs: ClassVar[bool] = False
   towers: ClassVar[tuple[str, ...]] = ("image", "text")
   leaves_out: ClassVar[bool] = False
+  reads_squares: ClassVar[bool] = False
 
   @property
   def distils(self) -> bool:

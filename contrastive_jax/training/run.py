@@ -92,6 +92,7 @@ class Run:
       present_in=present_in(objective, source_names(segments), source_terms(config)),
     )
     check_pairs(run.segments, objective)
+    check_squares(run.segments, objective)
     check_scale(run.model, config)
     check_bias(run.model, objective)
     check_average(objective, config.average_decay)
@@ -302,6 +303,19 @@ def check_pairs(segments: Sequence[Segment], objective: Objective) -> None:
         f"batch_size={segment.batch_size}{stage} leaves nothing to compare a pair with, so that {alone[0]} learns"
         " nothing: use at least 2"
       )
+
+
+def check_squares(segments: Sequence[Segment], objective: Objective) -> None:
+  """Raises a `UserError` where a term needs squares of one size and a stage shows other images, or clips."""
+  for name in [name for name, (_, term) in objective.terms.items() if term.reads_squares]:
+    for number, segment in enumerate(segments):
+      stage = f"stage '{segment.name}'" if segment.name else "the run"
+      if segment.clips is not None:
+        raise UserError(f"{stage} shows clips, which {name} cannot read: set curriculum.{number}.video_share to 0")
+      if segment.resolution.mode != "fixed":
+        raise UserError(
+          f"{stage} shows images of any shape, and {name} needs squares: set curriculum.{number}.mode to 'fixed'"
+        )
 
 
 def check_model_fits(segment: Segment, model: DualEncoderConfig) -> None:
