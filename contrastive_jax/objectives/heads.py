@@ -26,9 +26,9 @@ def variables(widths: Sequence[int], *, number: int = 0, normed: bool = False) -
   """
   layers = {}
   for place, (into, out) in enumerate(itertools.pairwise(widths)):
-    layer = {"kernel": Variable((into, out), _AXES, _normal(number, place)), "bias": _constant(out, 0)}
+    layer = {"kernel": Variable((into, out), _AXES, _normal(number, place)), "bias": _constant(out, 0.0)}
     hidden = place < len(widths) - 2
-    layers[f"layer{place + 1}"] = layer | ({"scale": _constant(out, 1)} if hidden and normed else {})
+    layers[f"layer{place + 1}"] = layer | ({"scale": _constant(out, 1.0)} if hidden and normed else {})
   return layers
 
 

@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
-import itertools
 import math
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 from contrastive_jax import losses
@@ -80,31 +81,33 @@ class StrongViews(GlobalTerm):
     axes = pairwise.mesh_axes(axis_name)
     images = self._embedded(params["image"], pairs.strong_image, axes)
     texts = self._embedded(params["text"], pairs.strong_text, axes)
-    found = []
-    for image, (number, text) in itertools.product(images, enumerate(texts)):
-      found.append(
-        losses.softmax_loss(
-          image,
-          text,
-          logit_scale=jnp.exp(params["log_logit_scale"]),
-          label_smoothing=self.label_smoothing,
-          group=jnp.concatenate([pairs.keys, pairs.strong_keys[:, number, None]], axis=1),
-          strategy=self.strategy,
-          tile=self.tile,
-          axis_name=axis_name,
-          **exchange,
-        )
+    scale = jnp.exp(params["log_logit_scale"])
+
+    def loss(views):
+      image, text, caption_keys = views
+      return losses.softmax_loss(
+        image,
+        text,
+        logit_scale=scale,
+        label_smoothing=self.label_smoothing,
+        group=jnp.concatenate([pairs.keys, caption_keys[:, None]], axis=1),
+        strategy=self.strategy,
+        tile=self.tile,
+        axis_name=axis_name,
+        **exchange,
       )
-    loss, metrics = jax.tree.map(lambda *values: sum(values) / len(values), *found)
-    return loss, state, {**metrics, "logit_scale": jnp.exp(params["log_logit_scale"])}
+
+    of_image, of_text = np.indices((len(images), len(texts))).reshape(2, -1)
+    caption_keys = jnp.moveaxis(pairs.strong_keys[:, : self.views], 1, 0)
+    # One after the other, so that the program does not grow with the square of the number of views.
+    found = lax.map(loss, (images[of_image], texts[of_text], caption_keys[of_text]))
+    value, metrics = jax.tree.map(jnp.mean, found)
+    return value, state, {**metrics, "logit_scale": scale}
 
   def _embedded(
     self, params: Arrays, features: Float[Array, "pairs views width"], axes: tuple[str, ...]
-  ) -> list[Float[Array, "pairs dim"]]:
+  ) -> Float[Array, "views pairs dim"]:
     """Returns the embeddings of each view, in the dtype of the features."""
-    wide = features[:, : self.views].astype(accumulation_dtype(features))
-    over_batch = functools.partial(standardized, axes=axes)
-    return [
-      l2_normalize(heads.apply(params, wide[:, view], over_batch)).astype(features.dtype)
-      for view in range(wide.shape[1])
-    ]
+    wide = jnp.moveaxis(features[:, : self.views].astype(accumulation_dtype(features)), 1, 0)
+    over_batch = jax.vmap(functools.partial(standardized, axes=axes))
+    return l2_normalize(heads.apply(params, wide, over_batch)).astype(features.dtype)

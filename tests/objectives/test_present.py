@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 
 from configs import common
 from contrastive_jax.errors import UserError
+from contrastive_jax.models import dual_encoder
 from contrastive_jax.models.outputs import TowerOutputs
 from contrastive_jax.objectives import TERMS, Pairs, make_objective, present_in
 from contrastive_jax.parallel.mesh import BATCH_AXES, MeshSpec
@@ -19,6 +20,7 @@ from data.pipeline import Pipeline
 from tests.data.toy import ToySource, WordTokenizer
 from tests.keys import keys_of
 from tests.objectives.stepping import batch_of, unit
+from tests.training import test_accumulation
 
 PAIRS = 16
 GROUP = np.array([0, 1, 2, 3, 4, 1, 6, 7, 8, 9, 4, 4, 12, 13, 14, 15])
@@ -68,6 +70,7 @@ def test_value_and_gradients_are_those_of_the_batch_without_them(case):
 def test_local_terms_count_who_takes_part_and_a_batch_without_any_counts_nothing():
   rng, pairs = np.random.default_rng(1), 4
   objective = make_objective({"softmax": 1.0, "alignment": 2.0}, {})
+  model = dual_encoder.merge(*dual_encoder.abstract(test_accumulation.make_spec().model))  # Which no one reads.
   image, text = unit(rng, pairs), unit(rng, pairs)
   outputs = {name: TowerOutputs(jnp.asarray(side), None, None) for name, side in (("image", image), ("text", text))}
 
@@ -75,7 +78,7 @@ def test_local_terms_count_who_takes_part_and_a_batch_without_any_counts_nothing
     batch = dataclasses.replace(
       batch_of(np.arange(pairs), np.arange(pairs)), present_in={"alignment": np.array(present)}
     )
-    return float(objective.local_loss(None, outputs, batch, objective.counts(batch))[0])
+    return float(objective.local_loss(model, outputs, batch, objective.counts(batch))[0])
 
   distances = ((image - text) ** 2).sum(1)
   assert loss([True, False, True, False]) == pytest.approx(2 * (distances[0] + distances[2]) / 2, rel=1e-6)
@@ -107,6 +110,6 @@ def test_what_cannot_be_left_out_is_named():
   ):
     with pytest.raises(UserError, match=said):
       present_in(objective, ("a", "b"), kept)
-  config.data.sources.b.terms = "alignment"
+  config.data.sources = {"noto": 1.0, "b": {"name": "folder/b", "terms": "alignment"}}
   with pytest.raises(UserError, match="terms='alignment', which must be a list"):
     Run.from_config(config)

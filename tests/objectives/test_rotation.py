@@ -29,28 +29,34 @@ def test_it_is_the_cross_entropy_of_the_images_that_take_part():
   pairs, every = 8, 4
   spec = test_accumulation.make_spec()
   batch = test_accumulation.make_batch(np.random.default_rng(1), pairs)
-  model = dual_encoder.merge(dual_encoder.abstract(spec.model)[0], test_accumulation.params_of(spec.model))
+  graphdef, shapes = dual_encoder.abstract(spec.model)
+  rng = np.random.default_rng(3)
+  towers = jax.tree.map(lambda leaf: jnp.float32(0.3 * rng.standard_normal(leaf.shape)), shapes)
   term = TERMS["rotation"](every=every, hidden=(6, 5))
   params = create({"": term.params(Sizes(16, model=spec.model))}, jax.random.key(0))[""]
-  expected = []
-  for pair in range(0, pairs, every):
-    for turns in range(4):
-      # The image tower, on one image that NumPy turned.
-      pixels = np.asarray(batch.image.patches[pair]).reshape(2, 2, 4, 4, 3).swapaxes(1, 2).reshape(8, 8, 3)
-      image = patchify(np.ascontiguousarray(np.rot90(pixels, turns))[None], 4)
-      x = np.float64(model.image(image).pooled[0])
-      for name in ("layer1", "layer2", "layer3"):
-        x = x @ np.float64(params[name]["kernel"]) + params[name]["bias"]
-        x = np.maximum(x, 0) if name != "layer3" else x
-      expected.append(np.log(np.exp(x).sum()) - x[turns])
-  found = term.total(model, {}, batch, params) / term.count(batch)
-  assert float(found) == pytest.approx(np.mean(expected), rel=1e-4)
-  blind = jax.tree.map(jnp.zeros_like, params)
-  assert float(term.total(model, {}, batch, blind) / term.count(batch)) == pytest.approx(np.log(4))
-  some = dataclasses.replace(batch, present=np.arange(pairs) < every)
-  assert float(term.total(model, {}, some, params) / term.count(some)) == pytest.approx(np.mean(expected[:4]), rel=1e-4)
+  # The images that take part, which NumPy turns.
+  pixels = batch.image.patches[::every].reshape(-1, 2, 2, 4, 4, 3).swapaxes(2, 3).reshape(-1, 8, 8, 3)
+  turns = patchify(np.concatenate([np.rot90(pixels, turns, axes=(1, 2)) for turns in range(4)]), 4)
+
+  @jax.jit
+  def values(towers, params, batch, turns):
+    model = dual_encoder.merge(graphdef, towers)
+    blind = jax.tree.map(jnp.zeros_like, params)
+    batches = batch, batch, dataclasses.replace(batch, present=jnp.arange(pairs) < every)
+    found = [term.total(model, {}, b, p) / term.count(b) for b, p in zip(batches, (params, blind, params), strict=True)]
+    return found, model.image(turns).pooled
+
+  (whole, blind, first), features = values(towers, params, batch, turns)
+  x = np.float64(features)
+  for name in ("layer1", "layer2", "layer3"):
+    x = x @ np.float64(params[name]["kernel"]) + np.float64(params[name]["bias"])
+    x = np.maximum(x, 0) if name != "layer3" else x
+  expected = (np.log(np.exp(x).sum(1)) - x[np.arange(len(x)), np.repeat(range(4), 2)]).reshape(4, 2)
+  assert float(whole) == pytest.approx(expected.mean(), rel=1e-4)
+  assert float(first) == pytest.approx(expected[:, 0].mean(), rel=1e-4)
+  assert float(blind) == pytest.approx(np.log(4))
   with pytest.raises(UserError, match=r"rotation\.every=3 does not divide the 8 pairs"):
-    TERMS["rotation"](every=3).total(model, {}, batch, params)
+    TERMS["rotation"](every=3).total(None, {}, batch, params)
 
 
 def test_other_images_than_squares_are_refused():

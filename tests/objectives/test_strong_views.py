@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from jax.sharding import PartitionSpec
 
 from contrastive_jax.batch import StrongViews
 from contrastive_jax.errors import UserError
-from contrastive_jax.models.dual_encoder import DualEncoder
+from contrastive_jax.models import dual_encoder
 from contrastive_jax.models.outputs import STRONG_IMAGE, STRONG_TEXT
 from contrastive_jax.objectives import TERMS, Pairs, Sizes, make_objective
 from contrastive_jax.objectives.objective import create
@@ -42,7 +41,7 @@ def reference(params, image, text):
     targets = (1 - SMOOTHING) * np.eye(PAIRS) + SMOOTHING * classes / classes.sum(1, keepdims=True)
     logits = np.where(classes, logits, -np.inf)
     log_probabilities = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    return -np.where(classes, targets * log_probabilities, 0).sum(1).mean()
+    return -(targets * np.where(classes, log_probabilities, 0)).sum(1).mean()
 
   losses = []
   for i in range(VIEWS):
@@ -83,7 +82,8 @@ def differentiated(term, arrays, devices):
   return jax.jit(jax.value_and_grad(function, argnums=range(3)))(*arrays, keys_of(GROUP), caption_keys)
 
 
-def test_value_and_gradients_are_numpys_on_any_number_of_devices(problem):
+@pytest.mark.parametrize("devices", [pytest.param(0, marks=(pytest.mark.slow, pytest.mark.extra)), 4])
+def test_value_and_gradients_are_numpys_on_any_number_of_devices(problem, devices):
   term, *arrays = problem
   truth = reference(*arrays)
   # How the value changes along one direction of everything that is differentiated, by central differences.
@@ -94,11 +94,10 @@ def test_value_and_gradients_are_numpys_on_any_number_of_devices(problem):
     return reference(*jax.tree.map(lambda leaf, along: leaf + by * along, tuple(arrays), direction))
 
   with jax.enable_x64(True):
-    for devices in (0, 4):
-      value, gradients = differentiated(term, arrays, devices)
-      assert float(value) == pytest.approx(truth, rel=1e-6)
-      slope = sum(np.sum(g * d) for g, d in zip(jax.tree.leaves(gradients), jax.tree.leaves(direction), strict=True))
-      assert float(slope) == pytest.approx((moved(1e-5) - moved(-1e-5)) / 2e-5, rel=1e-4)
+    value, gradients = differentiated(term, arrays, devices)
+    assert float(value) == pytest.approx(truth, rel=1e-6)
+    slope = sum(np.sum(g * d) for g, d in zip(jax.tree.leaves(gradients), jax.tree.leaves(direction), strict=True))
+    assert float(slope) == pytest.approx((moved(1e-5) - moved(-1e-5)) / 2e-5, rel=1e-4)
 
 
 def test_it_stands_beside_a_term_that_keeps_the_models_own_embeddings_apart():
@@ -109,7 +108,7 @@ def test_it_stands_beside_a_term_that_keeps_the_models_own_embeddings_apart():
   assert make_objective({"softmax": 1.0}, {}).strong_images == 0
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", [pytest.param(False, marks=(pytest.mark.slow, pytest.mark.extra)), True])
 def test_the_towers_embed_each_view_as_they_embed_it_alone(packed):
   rng, pairs = np.random.default_rng(3), 4
   spec = test_accumulation.make_spec()
@@ -118,14 +117,24 @@ def test_the_towers_embed_each_view_as_they_embed_it_alone(packed):
   tokens = rng.integers(0, 19, (pairs, VIEWS, test_accumulation.LENGTH), np.int32)
   mask = np.arange(test_accumulation.LENGTH) < rng.integers(1, test_accumulation.LENGTH + 1, (pairs, VIEWS, 1))
   strong = StrongViews(rng.integers(0, 256, (rows, VIEWS, length, patch), np.uint8), tokens, mask)
-  model = DualEncoder(spec.model, rngs=nnx.Rngs(params=0))
-  found = model(dataclasses.replace(batch, strong=strong))
-  for view in range(VIEWS):
-    image = dataclasses.replace(batch.image, patches=strong.patches[:, view])
-    alone = model.image(image).pooled, model.text(tokens[:, view], mask[:, view]).pooled
-    for name, expected in zip((STRONG_IMAGE, STRONG_TEXT), alone, strict=True):
-      got = found[name].pooled.reshape(pairs, VIEWS, -1)[:, view]
-      np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+  graphdef, shapes = dual_encoder.abstract(spec.model)
+  params = jax.tree.map(lambda leaf: jnp.float32(0.3 * rng.standard_normal(leaf.shape)), shapes)
+
+  @jax.jit
+  def together_and_alone(params, batch):
+    model = dual_encoder.merge(graphdef, params)
+    found = model(batch)
+    alone = []
+    for view in range(VIEWS):
+      image = dataclasses.replace(batch.image, patches=batch.strong.patches[:, view])
+      text = model.text(batch.strong.tokens[:, view], batch.strong.mask[:, view])
+      alone.append((model.image(image).pooled, text.pooled))
+    return [found[name].pooled for name in (STRONG_IMAGE, STRONG_TEXT)], alone
+
+  found, alone = together_and_alone(params, dataclasses.replace(batch, strong=strong))
+  for together, views in zip(found, zip(*alone, strict=True), strict=True):
+    expected = np.stack(views, axis=1)
+    np.testing.assert_allclose(together.reshape(expected.shape), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
