@@ -162,7 +162,8 @@ class Run:
 
   def loop_options(self) -> LoopOptions:
     """Makes the options of the loop."""
-    config = self.config
+    config, objective = self.config, self.objective
+    images, texts = 1 + objective.strong_images, 1 + objective.captions_needed + objective.strong_texts
     return LoopOptions(
       total_steps=config.total_steps,
       log_every=config.log_every,
@@ -173,7 +174,9 @@ class Run:
       stop_on_nonfinite=config.on_nonfinite == "stop",
       max_skipped_steps=config.get("max_skipped_steps", 10),
       # A backward pass costs two forward passes. The stages of a curriculum have no one number of tokens a pair.
-      flops_per_pair=0.0 if config.curriculum else 3 * flops.forward_flops_per_pair(self.model),
+      flops_per_pair=0.0
+      if config.curriculum
+      else 3 * flops.forward_flops_per_pair(self.model, images=images, texts=texts),
       unlearned=self.objective.unlearned,
       stages=tuple(self.first_steps()),
     )
