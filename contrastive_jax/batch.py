@@ -75,12 +75,15 @@ class StrongViews:
     tokens: int32 `[pairs, views, length]`, the changed captions, one a padded row; None where no term reads captions.
     mask: bool `[pairs, views, length]`, True on real tokens.
     keys: uint32 `[pairs, views, 2]`, the 64-bit key of each changed caption.
+    places: float32 `[pairs, views, 2, 3]`, the affine maps from the (x, y) of a pixel in a view to those in its image;
+      None without views of images, or where these are no squares.
   """
 
   patches: AnyArray | None = None
   tokens: AnyArray | None = None
   mask: AnyArray | None = None
   keys: AnyArray | None = None
+  places: AnyArray | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
 
 from contrastive_jax.errors import UserError
 
@@ -110,6 +110,21 @@ class Augment:
     if not isinstance(size, int):
       return views
     return np.stack(views) if views else np.empty((0, size, size, 3), np.uint8)
+
+  def places(
+    self, images: Sequence[np.ndarray], flips: Sequence[bool], size: int, draws: Float[np.ndarray, "images draws"]
+  ) -> Float32[np.ndarray, "images 2 3"]:
+    """Returns the affine maps from the (x, y) of a pixel in a square view to those in its image.
+
+    Args:
+      images: the images or clips.
+      flips: whether each may be mirrored.
+      size: side of the views in pixels.
+      draws: the uniform draws of the views, as `__call__` takes them.
+    """
+    warps = self._warps(images, flips, np.full((len(images), 2), size, np.float64), draws)
+    inverse = np.linalg.inv(warps[:, :, :2])
+    return np.concatenate([inverse, -inverse @ warps[:, :, 2:]], axis=2).astype(np.float32)
 
   def _restyled(self, frames: list[np.ndarray], u: np.ndarray) -> list[np.ndarray]:
     """Changes the drawing style, in an order in which outlines survive the loss of the fills they surround."""

@@ -368,12 +368,16 @@ class Pipeline:
   ) -> StrongViews | None:
     """Returns the strong views of consecutive pairs; None where no term reads any."""
     count, images, texts = len(examples), self._strong_images, self._strong_texts
-    patches = tokens = mask = keys = None
+    patches = tokens = mask = keys = places = None
     if images:
       draws = uniforms(self._seed, "strong images", position, count, images * DRAWS).reshape(count, images, DRAWS)
       # The size of a view depends on its image alone, so that the patches lie where those of `Batch.image` do.
       views = [self._render_strongly(examples, inputs, draws[:, k], length)[0].patches for k in range(images)]
       patches = np.stack(views, axis=1)
+      if inputs.resolution.mode == "fixed":
+        pixels, flips = [example.image for example in examples], [example.flip for example in examples]
+        places = self._render_strongly.augment.places
+        places = np.stack([places(pixels, flips, inputs.resolution.size, draws[:, k]) for k in range(images)], axis=1)
     if texts:
       draws = uniforms(self._seed, "strong texts", position, count, -(-texts // 4) * 4)[:, :texts].tolist()
       changed = [
@@ -384,7 +388,7 @@ class Pipeline:
       tokens, mask = (part.reshape(count, texts, self._text_length) for part in rows)
       hashes = np.array([stable_hash(caption) for caption in changed], "<u8")
       keys = hashes.view("<u4").reshape(count, texts, 2)
-    return StrongViews(patches, tokens, mask, keys) if images or texts else None
+    return StrongViews(patches, tokens, mask, keys, places) if images or texts else None
 
   def _teacher_inputs(self, examples: list[Example], captions: list[str], draws: np.ndarray) -> TeacherInputs:
     teacher = self._teacher

@@ -21,6 +21,7 @@ from contrastive_jax.objectives.term import (
   SAMPLES,
   TEACHER_TEXT,
   Arrays,
+  Average,
   Embeddings,
   GlobalTerm,
   LocalTerm,
@@ -60,6 +61,11 @@ class Objective:
   def uses_average(self) -> bool:
     """Whether any term compares with what the moving average of the towers makes of the pairs."""
     return any(term.uses_average for _, term in self.terms.values())
+
+  @property
+  def embeds_average(self) -> bool:
+    """Whether a global term compares with the embeddings that the moving average makes of the whole batch."""
+    return any(term.uses_average for _, term in self.terms.values() if isinstance(term, GlobalTerm))
 
   @property
   def captions_needed(self) -> int:
@@ -217,6 +223,7 @@ class Objective:
     counts: Mapping[str, Float[Array, ""]],
     *,
     params: Arrays | None = None,
+    average: Average | None = None,
     factors: Mapping[str, Float[Array, ""]] | None = None,
   ) -> tuple[Float[Array, ""], Metrics]:
     """Computes the local terms of a batch, or one part's share of them, and their metrics.
@@ -227,13 +234,15 @@ class Objective:
       batch: the pairs; without targets the terms that distil are left out.
       counts: the divisors of the terms of the whole batch.
       params: the parameters of the terms.
+      average: the moving average of the dual encoder and of the parameters of the terms, where a term uses it.
       factors: factors of the weights of terms, by their names; 1 where there is none.
     """
     total, metrics = jnp.float32(0), {}
     for name, (weight, term) in self.terms.items():
       if not isinstance(term, LocalTerm) or (term.distils and batch.targets is None):
         continue
-      value = term.total(model, outputs, _seen_by(name, batch), (params or {}).get(name, {}))
+      slow = {"average": (average[0], average[1].get(name, {}))} if term.uses_average else {}
+      value = term.total(model, outputs, _seen_by(name, batch), (params or {}).get(name, {}), **slow)
       # Where no pair of the batch takes part there is nothing to divide.
       value = value / jnp.where(counts[name] > 0, counts[name], 1)
       total = total + weight * (factors or {}).get(name, 1.0) * value

@@ -18,6 +18,7 @@ from contrastive_jax.objectives.matryoshka import Matryoshka
 from contrastive_jax.objectives.mixup import Mixup, SoftCLIP
 from contrastive_jax.objectives.mochi import MoCHi
 from contrastive_jax.objectives.multi_view import MultiViewDHEL, MultiViewInfoNCE
+from contrastive_jax.objectives.pixpro import PixPro
 from contrastive_jax.objectives.queued_softmax import QueuedSoftmax
 from contrastive_jax.objectives.rotation import Rotation
 from contrastive_jax.objectives.siamlip import Siamlip
@@ -52,6 +53,7 @@ TERMS: Mapping[str, type[Term]] = {
   "siamlip": Siamlip,
   "strong_views": StrongViews,
   "rotation": Rotation,
+  "pixpro": PixPro,
   "alignment": Alignment,
   "uniformity": Uniformity,
   "cross_uniformity": CrossUniformity,

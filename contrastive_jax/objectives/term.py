@@ -25,6 +25,9 @@ Outputs = Mapping[str, TowerOutputs]
 # Arrays of a term, or `Variable`s that describe them, by the names that it gives them, nested as it likes.
 Arrays = Mapping[str, Any]
 
+# The moving average of the towers, as a model, and of a term's arrays.
+Average = tuple[DualEncoder, Arrays]
+
 # The names of what a term may need beside the embeddings of the pairs.
 TEACHER_IMAGE, TEACHER_TEXT, STATE_ROWS = "teacher.image", "teacher.text", "state_rows"
 WEIGHTS = "weights"
@@ -237,7 +240,9 @@ class LocalTerm(Term, abc.ABC):
   """
 
   @abc.abstractmethod
-  def total(self, model: DualEncoder, outputs: Outputs, batch: Batch, params: Arrays) -> Float[Array, ""]:
+  def total(
+    self, model: DualEncoder, outputs: Outputs, batch: Batch, params: Arrays, **average: Average
+  ) -> Float[Array, ""]:
     """Computes the sum over some pairs.
 
     Args:
@@ -246,6 +251,8 @@ class LocalTerm(Term, abc.ABC):
         are those of one micro-batch: states of the whole batch are never kept.
       batch: the part of the batch that the pairs are.
       params: the arrays that `Term.params` describes.
+      average: `average`, the moving averages of the dual encoder and of the term's arrays, for a term that
+        `uses_average`; no gradient reaches them.
     """
 
   @abc.abstractmethod

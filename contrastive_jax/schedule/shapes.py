@@ -101,6 +101,7 @@ def abstract_batch(
       array(jnp.int32, *some, model.text.length) if strong_texts else None,
       array(jnp.bool_, *some, model.text.length) if strong_texts else None,
       array(jnp.uint32, *some, 2) if strong_texts else None,
+      array(jnp.float32, pairs, strong_images, 2, 3) if strong_images and inputs.resolution.mode == "fixed" else None,
     )
   return Batch(
     image,

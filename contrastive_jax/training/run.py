@@ -292,7 +292,7 @@ def check_average(objective: Objective, average_decay: float) -> None:
   if objective.uses_average and not average_decay:
     raise UserError(
       f"{average_decay=} keeps no moving average of the towers, which the objective compares with: set it to 0.999, or"
-      " turn the option average of the term off"
+      " turn the option average of the term off, or leave the term out"
     )
 
 

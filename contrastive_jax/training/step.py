@@ -80,7 +80,7 @@ def make_value_and_grad(spec: StateSpec, *, accumulate: int = 1) -> Callable:
   def value_and_grad(trained, frozen, batch: Batch, key, factors=None, remembered=None, average=None):
     counts = objective.counts(batch)
     slow = None
-    if objective.uses_average:
+    if objective.embeds_average:
       with jax.named_scope("average"):
         params = towers(optimizers.combine(average, frozen))
         slow = accumulation.embed(graphdef, params, batch, accumulate, spec.mesh)
@@ -112,9 +112,12 @@ def make_value_and_grad(spec: StateSpec, *, accumulate: int = 1) -> Callable:
 
     def local_loss(trained, made, rows: _Rows):
       model, outputs = made
-      params = optimizers.combine(trained, frozen).get(OBJECTIVE)
+      params, slow = optimizers.combine(trained, frozen).get(OBJECTIVE), None
+      if objective.uses_average:
+        whole = optimizers.combine(average, frozen)
+        slow = dual_encoder.merge(graphdef, towers(whole)), whole.get(OBJECTIVE, {})
       with jax.named_scope("loss"), jax.sharding.use_abstract_mesh(spec.mesh.abstract_mesh):
-        return objective.local_loss(model, outputs, rows.batch, counts, params=params, factors=factors)
+        return objective.local_loss(model, outputs, rows.batch, counts, params=params, average=slow, factors=factors)
 
     rows = _Rows.of(batch, key)
     if accumulate > 1:
