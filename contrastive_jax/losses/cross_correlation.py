@@ -58,6 +58,10 @@ def standardized(features: Float[Array, "pairs dim"], axes: tuple[str, ...]) -> 
   Args:
     features: the features of this device's pairs.
     axes: mesh axes that the pairs are split over.
+
+  Examples:
+    >>> standardized(jnp.array([[1.0], [5.0]]), ()).round(3).tolist()
+    [[-1.0], [1.0]]
   """
   pairs = len(features) * pairwise.device_count(axes)
 

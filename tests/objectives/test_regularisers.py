@@ -110,7 +110,7 @@ def test_a_predictor_that_changes_nothing_makes_the_distance_of_the_pairs_and_no
   }
 
   def total(image, text, params):
-    return term.total(None, outputs_of(image, text), None, params)
+    return term.total(None, outputs_of(image, text), batch_of(np.arange(len(image)), np.arange(len(image))), params)
 
   both = {"image": identity, "text": identity}
   assert total(IMAGE, TEXT, both) / 2 == pytest.approx(0.2, abs=1e-6)
