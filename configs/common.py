@@ -13,8 +13,9 @@ from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.models import presets
 from contrastive_jax.objectives import term_options
 from contrastive_jax.schedule.stages import Stage
-from data.augment import Augment
+from data.augment import STRONG, Augment
 from data.emoji import CaptionMix
+from data.text_augment import TextAugment
 
 
 class _Model(ConfigDict):
@@ -171,6 +172,9 @@ def get_config() -> ConfigDict:
   # never each other's negatives.
   config.data.captions_per_image = 1
   config.data.augment = as_config(Augment())
+  # The views that strong_views, among the losses, compares beside these.
+  config.data.strong_augment = as_config(STRONG)
+  config.data.text_augment = as_config(TextAugment())
   config.data.threads = 8
   config.data.workers = 0  # Processes that read and decode; 0 reads in `threads` threads of the run's own process.
   config.data.prefetch_bytes = 256 * 2**20  # Memory for batches that are read ahead.

@@ -66,6 +66,28 @@ class HardCaptions:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class StrongViews:
+  """Further views of each pair, changed more than those that the model learns to embed; several a pair.
+
+  Attributes:
+    patches: uint8 `[rows, views, length, patch_dim]`. Each view has the size of the pair's image, and its patches lie
+      where those of `Batch.image` do. None where no term reads images.
+    tokens: int32 `[pairs, views, length]`, the changed captions, one a padded row; None where no term reads captions.
+    mask: bool `[pairs, views, length]`, True on real tokens.
+    keys: uint32 `[pairs, views, 2]`, the 64-bit key of each changed caption.
+    places: float32 `[pairs, views, 2, 3]`, the affine maps from the (x, y) of a pixel in a view to those in its image;
+      None without views of images, or where these are no squares.
+  """
+
+  patches: AnyArray | None = None
+  tokens: AnyArray | None = None
+  mask: AnyArray | None = None
+  keys: AnyArray | None = None
+  places: AnyArray | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Targets:
   """The embeddings that a frozen teacher makes of the pairs.
 
@@ -106,6 +128,10 @@ class Batch:
     state_rows: int32 `[pairs]` rows of per-sample objective state, for the objectives that keep any.
     weights: float32 `[pairs]`, how much each pair counts, for the objectives that weigh pairs.
     hard_captions: wrong captions of each pair, for the objectives that compare with them.
+    strong: further views of each pair, for the objectives that compare with them.
+    present_in: bool `[pairs]`, which pairs take part in a term, by the names of the terms that some sources are kept
+      from.
+    present: those of `present_in` for the term that reads the batch; None are all.
     teacher: inputs of a frozen teacher, when it runs beside the student.
     targets: outputs of a frozen teacher, from its own step or from a cache.
     others: what the towers of `DualEncoderConfig.others` read, by the name of the tower: trees of arrays `[pairs, ...]`
@@ -119,6 +145,9 @@ class Batch:
   state_rows: AnyArray | None = None
   weights: AnyArray | None = None
   hard_captions: HardCaptions | None = None
+  strong: StrongViews | None = None
+  present_in: Mapping[str, AnyArray] = dataclasses.field(default_factory=dict)
+  present: AnyArray | None = None
   teacher: TeacherInputs | None = None
   targets: Targets | None = None
   others: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -33,10 +33,24 @@ def _other_towers(config: Config) -> None:
     config.get("model", {}).setdefault("others", [])
 
 
+# Views that no term read: what `data.augment.STRONG` and `data.text_augment.TextAugment` are.
+_UNUSED_VIEWS: Config = {
+  "strong_augment": {
+    **{"zoom": [1.0, 3.5], "stretch": 0.288, "flip": 0.5, "colour": 0.8, "hue": 36.0, "brightness": 51.0},
+    **{"saturation": [0.6, 1.4], "contrast": [0.6, 1.4], "grey": 0.2, "blur": 0.5},
+    **dict.fromkeys(("rotate", "shear", "shift", "background", "outline", "flatten", "unfill"), 0.0),
+  },
+  "text_augment": {"stop_words": 0.8, "swap": 0.4, "delete": 0.2, "insert": 0.0, "share": 0.1},
+}
+
+
 def _own_pairs(config: Config) -> None:
   """Every image made one pair, long captions were cut, and all files were on the machine of the run."""
   if "total_steps" in config:
     config.setdefault("workdir_mirror", "")
+    config.get("model", {}).setdefault("text", {}).setdefault("tap", 0)
+    for name, value in copy.deepcopy(_UNUSED_VIEWS).items():
+      config["data"].setdefault(name, value)
     for name, value in (
       ("long_captions", "truncate"),
       ("swap_words", False),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
 
 from contrastive_jax.errors import UserError
 
@@ -73,12 +73,12 @@ class Augment:
   def __post_init__(self):
     for field in ("flip", "background", "colour", "grey", "outline", "flatten", "unfill", "blur"):
       if not 0 <= getattr(self, field) <= 1:
-        raise UserError(f"data.augment.{field}={getattr(self, field)} must be a probability between 0 and 1")
+        raise UserError(f"{field}={getattr(self, field)} must be a probability between 0 and 1")
     for field in ("zoom", "saturation", "contrast"):
       low, high = getattr(self, field)
       object.__setattr__(self, field, (low, high))
       if not 0 <= low <= high or (field == "zoom" and low == 0):
-        raise UserError(f"data.augment.{field}={(low, high)} must be a range of positive factors, lowest first")
+        raise UserError(f"{field}={(low, high)} must be a range of positive factors, lowest first")
 
   def __call__(
     self,
@@ -110,6 +110,21 @@ class Augment:
     if not isinstance(size, int):
       return views
     return np.stack(views) if views else np.empty((0, size, size, 3), np.uint8)
+
+  def places(
+    self, images: Sequence[np.ndarray], flips: Sequence[bool], size: int, draws: Float[np.ndarray, "images draws"]
+  ) -> Float32[np.ndarray, "images 2 3"]:
+    """Returns the affine maps from the (x, y) of a pixel in a square view to those in its image.
+
+    Args:
+      images: the images or clips.
+      flips: whether each may be mirrored.
+      size: side of the views in pixels.
+      draws: the uniform draws of the views, as `__call__` takes them.
+    """
+    warps = self._warps(images, flips, np.full((len(images), 2), size, np.float64), draws)
+    inverse = np.linalg.inv(warps[:, :, :2])
+    return np.concatenate([inverse, -inverse @ warps[:, :, 2:]], axis=2).astype(np.float32)
 
   def _restyled(self, frames: list[np.ndarray], u: np.ndarray) -> list[np.ndarray]:
     """Changes the drawing style, in an order in which outlines survive the loss of the fills they surround."""
@@ -292,5 +307,10 @@ DRAWINGS = Augment(
 )  # fmt: skip
 # Photographs: random resized crops of at least half of the area, mirrored half of the time.
 PHOTOGRAPHS = Augment(zoom=(1.0, 1.41), stretch=0.25, flip=0.5)
+# Strong views of a pair, beside the one that the model reads: crops of a twelfth of the area on, and other colours.
+STRONG = Augment(
+  zoom=(1.0, 3.5), stretch=0.288, flip=0.5, colour=0.8, hue=36.0, saturation=(0.6, 1.4), contrast=(0.6, 1.4),
+  brightness=51.0, grey=0.2, blur=0.5,
+)  # fmt: skip
 # What a config may name.
 PRESETS = {"none": Augment(), "drawings": DRAWINGS, "photographs": PHOTOGRAPHS}

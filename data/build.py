@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from contrastive_jax import paths
 from contrastive_jax.bad_records import BadRecords, readable
-from contrastive_jax.errors import UserError
+from contrastive_jax.errors import UserError, fields_of
 from contrastive_jax.evaluation.tasks import ReadSet
 from contrastive_jax.objectives.term import TEACHER_TEXT, WEIGHTS
 from contrastive_jax.preprocess import tokenizers
@@ -23,6 +23,7 @@ from data.kinds import hints, kind_of, open_sources
 from data.numbering import id_bases
 from data.pipeline import Pipeline, TeacherView
 from data.sources import Source
+from data.text_augment import TextAugment
 
 # Records whose captions a tokenizer learns from.
 MOST_CAPTIONS = 1_000_000
@@ -121,6 +122,12 @@ def make_pipeline(
   """
   config = run.config
   cache = config.distillation.targets
+  with fields_of("data.augment"):
+    augment = Augment(**config.data.augment)
+  with fields_of("data.strong_augment"):
+    strong_augment = Augment(**config.data.strong_augment)
+  with fields_of("data.text_augment"):
+    text_augment = TextAugment(**config.data.text_augment)
   return Pipeline(
     segments,
     sources,
@@ -138,7 +145,12 @@ def make_pipeline(
     swap_words=config.data.swap_words,
     long_captions=config.data.long_captions,
     targets=TargetCache(cache, _taught_bases(segments)).lookup if cache else None,
-    augment=Augment(**config.data.augment),
+    augment=augment,
+    strong_images=run.objective.strong_images,
+    strong_texts=run.objective.strong_texts,
+    strong_augment=strong_augment,
+    text_augment=text_augment,
+    present_in=run.present_in,
     host_index=share[0],
     host_count=share[1],
     threads=config.data.threads,

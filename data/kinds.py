@@ -162,14 +162,19 @@ def open_sources(config: ConfigDict, names: Iterable[str]) -> dict[str, Source]:
   options = source_options(config)
   wanted: dict[Open, dict[str, Options]] = {}
   for name in names:
-    kind, own = kind_of(name), options.get(name, {})
+    kind, own = kind_of(name), _of_the_set(options.get(name, {}))
     wanted.setdefault(kind.open, {})[name] = {key: _checked(name, kind, key, value) for key, value in own.items()}
   return {name: source for open_all, sets in wanted.items() for name, source in open_all(sets, config.data).items()}
 
 
+def _of_the_set(own: Options) -> dict[str, Any]:
+  """Returns the options of a set that say how it is read: the terms that it takes part in are those of a run."""
+  return {key: value for key, value in own.items() if key != "terms"}
+
+
 def _checked(name: str, kind: Kind, key: str, value: Any) -> Any:
   if key not in kind.options:
-    known = ", ".join(("name", "weight", *kind.options))
+    known = ", ".join(("name", "weight", "terms", *kind.options))
     raise UserError(f"data.sources gives {name!r} the option {key!r}{nearest(key, kind.options)}: it takes {known}")
   expected = kind.options[key]
   if expected == WEIGHTED:
@@ -210,5 +215,5 @@ def hints(config: ConfigDict | Mapping[str, Any], task: str) -> dict[str, Any]:
   for name, own in source_options(config).items() if data else ():
     dataset = name.partition("@")[0]
     if task == dataset or task.startswith((f"{dataset}@", f"{dataset}:")):
-      names |= own
+      names |= _of_the_set(own)
   return names

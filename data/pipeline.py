@@ -18,7 +18,7 @@ from absl import flags
 from jaxtyping import Int
 
 from contrastive_jax.bad_records import BadRecords
-from contrastive_jax.batch import Batch, HardCaptions, Targets, TeacherInputs, TextBatch
+from contrastive_jax.batch import Batch, HardCaptions, StrongViews, Targets, TeacherInputs, TextBatch
 from contrastive_jax.errors import UserError, nearest
 from contrastive_jax.models.config import OtherConfig
 from contrastive_jax.preprocess import packing
@@ -26,15 +26,16 @@ from contrastive_jax.preprocess.long_captions import fitted
 from contrastive_jax.preprocess.tokenizers import CaptionEncoder
 from contrastive_jax.schedule.segments import Inputs, Segment, segment_at, total_steps
 from data.allocation import keep_freed_memory
-from data.augment import DRAWS, Augment
+from data.augment import DRAWS, STRONG, Augment
 from data.chunks import chunk_rows, joined, on_host
 from data.hard_captions import DRAWS_EACH, chosen
 from data.lifetime import follow_parent, start_tracker
 from data.mixture import Drawn, drawn, uniforms
 from data.numbering import id_bases, pair_keys, row_bases
 from data.rendering import Renderer, with_frames
-from data.sources import Example, Source
+from data.sources import Example, Source, stable_hash
 from data.substitution import note, read_or_substitute
+from data.text_augment import TextAugment
 
 _CACHED_CAPTIONS = 1 << 18
 
@@ -84,6 +85,11 @@ class Pipeline:
     weights: bool = False,
     hard_captions: int = 0,
     swap_words: bool = False,
+    strong_images: int = 0,
+    strong_texts: int = 0,
+    strong_augment: Augment = STRONG,
+    text_augment: TextAugment | None = None,
+    present_in: Mapping[str, Sequence[str]] | None = None,
     long_captions: str = "truncate",
     host_index: int = 0,
     host_count: int = 1,
@@ -110,6 +116,11 @@ class Pipeline:
       weights: weighs every pair, by the columns of its source that say how much.
       hard_captions: number of wrong captions that every pair gets beside its own.
       swap_words: makes those that a sample lacks, by an exchange of two words of the pair's caption.
+      strong_images: number of strong views of its image that every pair gets beside the one of `augment`.
+      strong_texts: number of changed captions that every pair gets beside its own.
+      strong_augment: the strong views.
+      text_augment: the changes of captions; None is those that `TextAugment` has by default.
+      present_in: the sources whose pairs take part in a term, by the names of the terms that some are kept from.
       long_captions: what is read of a caption that does not fit, one of `long_captions.WAYS`.
       host_index: number of this host, which serves the rows from `host_index * batch_size / host_count` on.
       host_count: number of hosts that share each batch.
@@ -127,11 +138,15 @@ class Pipeline:
     self._text_length = text_length
     self._long_captions, self._remembers = long_captions, state_rows
     self._weighs, self._hard, self._swaps = weights, hard_captions, swap_words
+    self._strong_images, self._strong_texts = strong_images, strong_texts
+    self._text_augment = text_augment or TextAugment()
+    self._present_in = {term: frozenset(names) for term, names in (present_in or {}).items()}
     self._others = tuple(others)
     self._patch_size = patch_size
     self._seed = seed
     self._augment = augment or Augment()
     self._render = Renderer(self._augment, patch_size, tubelet)
+    self._render_strongly = Renderer(strong_augment, patch_size, tubelet)
     self._teacher, self._targets = teacher, targets
     self._bad_records = bad_records or BadRecords()
     self._host_index, self._host_count = host_index, host_count
@@ -255,7 +270,8 @@ class Pipeline:
       examples.append(example)
     captions = self._captions(examples, plan)
     draws = uniforms(self._seed, "augment", plan.position, count, DRAWS)
-    image, shrunk = self._render(examples, inputs, draws, self._row_length(inputs, step))
+    length = self._row_length(inputs, step)
+    image, shrunk = self._render(examples, inputs, draws, length)
     text, truncated = self._text(captions, segment)
     names = [plan.names[s] for s in plan.source]
     return {
@@ -267,6 +283,8 @@ class Pipeline:
       "state_rows": self._state_rows(names, examples),
       "weights": np.array([e.text.weight for e in examples], np.float32) if self._weighs else None,
       "hard_captions": self._hard_captions(examples, captions, plan.position) if self._hard else None,
+      "present_in": {term: np.array([name in some for name in names]) for term, some in self._present_in.items()},
+      "strong": self._strong(examples, captions, inputs, plan.position, length),
       "keys": pair_keys([example.text.group for example in examples], captions),
       "failed": np.array(failed),
       "shrunk": np.array([shrunk]),
@@ -345,6 +363,33 @@ class Pipeline:
     rows = (part.reshape(shape) for part in self._tokenize(self._tokenizer, flat, self._text_length))
     return HardCaptions(*rows, np.array([[wrong is not None for wrong in some] for some in found]))
 
+  def _strong(
+    self, examples: list[Example], captions: list[str], inputs: Inputs, position: int, length: int
+  ) -> StrongViews | None:
+    """Returns the strong views of consecutive pairs; None where no term reads any."""
+    count, images, texts = len(examples), self._strong_images, self._strong_texts
+    patches = tokens = mask = keys = places = None
+    if images:
+      draws = uniforms(self._seed, "strong images", position, count, images * DRAWS).reshape(count, images, DRAWS)
+      # The size of a view depends on its image alone, so that the patches lie where those of `Batch.image` do.
+      views = [self._render_strongly(examples, inputs, draws[:, k], length)[0].patches for k in range(images)]
+      patches = np.stack(views, axis=1)
+      if inputs.resolution.mode == "fixed":
+        pixels, flips = [example.image for example in examples], [example.flip for example in examples]
+        places = self._render_strongly.augment.places
+        places = np.stack([places(pixels, flips, inputs.resolution.size, draws[:, k]) for k in range(images)], axis=1)
+    if texts:
+      draws = uniforms(self._seed, "strong texts", position, count, -(-texts // 4) * 4)[:, :texts].tolist()
+      changed = [
+        self._text_augment(caption, draw) for caption, own in zip(captions, draws, strict=True) for draw in own
+      ]
+      # Hardly any of them comes again, so that they have no place among the tokens that are kept.
+      rows = self._tokenizer(changed, self._text_length)
+      tokens, mask = (part.reshape(count, texts, self._text_length) for part in rows)
+      hashes = np.array([stable_hash(caption) for caption in changed], "<u8")
+      keys = hashes.view("<u4").reshape(count, texts, 2)
+    return StrongViews(patches, tokens, mask, keys, places) if images or texts else None
+
   def _teacher_inputs(self, examples: list[Example], captions: list[str], draws: np.ndarray) -> TeacherInputs:
     teacher = self._teacher
     view = dataclasses.replace(self._render, patch_size=teacher.patch_size)
@@ -368,6 +413,8 @@ class Pipeline:
       state_rows=fields["state_rows"],
       weights=fields["weights"],
       hard_captions=fields["hard_captions"],
+      strong=fields["strong"],
+      present_in=fields["present_in"],
       others=fields["others"],
       teacher=fields["teacher"],
       targets=self._targets(fields["ids"]) if self._targets and self._segment(step).taught else None,
@@ -393,7 +440,8 @@ class Pipeline:
     bytes_of_token = 3 * patch * patch * (1 if inputs.frames == 1 else self._render.tubelet) + 8
     leaves = jax.tree.leaves([other.inputs() for other in self._others])
     bytes_of_others = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-    return tokens * bytes_of_token + pairs * (5 * self._text_length * (1 + self._hard) + bytes_of_others)
+    images, texts = 1 + self._strong_images, 1 + self._hard + self._strong_texts
+    return images * tokens * bytes_of_token + pairs * (5 * self._text_length * texts + bytes_of_others)
 
   def _share(self, step: int) -> int:
     return self._segment(step).batch_size // self._host_count
@@ -437,6 +485,12 @@ class Pipeline:
         raise UserError(f"{option} finds no source with a {key}: give it to an entry of data.sources{more}")
     if self._swaps and not self._hard:
       raise UserError("data.swap_words=True has no use: leave it out, or set loss_options.softmax.hard_captions=1")
+    for field, changed, used in (
+      ("strong_augment", self._render_strongly.augment != STRONG, self._strong_images),
+      ("text_augment", self._text_augment != TextAugment(), self._strong_texts),
+    ):
+      if changed and not used:
+        raise UserError(f"data.{field} has no use: leave it as it is, or add strong_views to the objective")
     for segment in self._segments:
       for name in segment.all_sources():
         if name not in self._sources:

@@ -45,9 +45,18 @@ def write(
     UserError: if the other library has no such model, naming what differs, or the folder is not empty.
   """
   kind, path = checkpoint_files.split_spec(spec, WRITERS, "FOLDER")
+  config, params = _without_tap(config, params)
   patches = _patches(config, resolution or Resolution.fixed(config.image.image_size))
   with checkpoint_files.new_folder(path) as folder:
     return WRITERS[kind](folder, config, params, tokenizer, patches)
+
+
+def _without_tap(config: DualEncoderConfig, params: Mapping[str, Any]) -> tuple[DualEncoderConfig, Mapping[str, Any]]:
+  """Leaves out the text tower's tap, which has no part in the embeddings that other libraries compute."""
+  if not config.text.tap:
+    return config, params
+  text = {name: part for name, part in params["text"].items() if name != "tap"}
+  return dataclasses.replace(config, text=dataclasses.replace(config.text, tap=0)), {**params, "text": text}
 
 
 def _patches(config: DualEncoderConfig, resolution: Resolution) -> int:

@@ -42,17 +42,32 @@ def cross_correlation_loss(
   dtype = negatives.accumulation_dtype(image, text)
   pairs = len(image) * pairwise.device_count(axes)
 
-  def mean(local: jax.Array) -> jax.Array:
-    return (lax.psum(local, axes) if axes else local) / pairs
-
-  def standardized(features: jax.Array) -> jax.Array:
-    centred = features - mean(jnp.sum(features, axis=0))
-    return centred * lax.rsqrt(mean(jnp.sum(jnp.square(centred), axis=0)) + EPSILON)
-
-  image, text = standardized(image.astype(dtype)), standardized(text.astype(dtype))
-  correlations = mean(negatives.matmul(image, text, "ik,il->kl"))
+  image, text = (standardized(side.astype(dtype), axes) for side in (image, text))
+  correlations = negatives.matmul(image, text, "ik,il->kl")
+  correlations = (lax.psum(correlations, axes) if axes else correlations) / pairs
   agreement = jnp.diagonal(correlations)
   # Not the sum of all squares less that of the diagonal, which loses the digits of what is small.
   others = jnp.sum(jnp.where(jnp.eye(len(agreement), dtype=bool), 0, jnp.square(correlations)))
   loss = jnp.sum(jnp.square(1 - agreement)) + off_diagonal * others
   return loss, {"feature_agreement": jnp.mean(agreement)}
+
+
+def standardized(features: Float[Array, "pairs dim"], axes: tuple[str, ...]) -> Float[Array, "pairs dim"]:
+  """Returns features with a mean of 0 and a variance of 1 over the whole batch, each by itself.
+
+  Args:
+    features: the features of this device's pairs.
+    axes: mesh axes that the pairs are split over.
+
+  Examples:
+    >>> standardized(jnp.array([[1.0], [5.0]]), ()).round(3).tolist()
+    [[-1.0], [1.0]]
+  """
+  pairs = len(features) * pairwise.device_count(axes)
+
+  def mean(values: jax.Array) -> jax.Array:
+    local = jnp.sum(values, axis=0)
+    return (lax.psum(local, axes) if axes else local) / pairs
+
+  centred = features - mean(features)
+  return centred * lax.rsqrt(mean(jnp.square(centred)) + EPSILON)

@@ -35,8 +35,11 @@ def only_negatives(
   """
   mask = fresh
   for row_key, column_key in zip(rows, columns, strict=True):
-    words = zip(row_key, column_key, strict=True)
-    differs = functools.reduce(operator.or_, (row[:, None] != column[None, :] for row, column in words))
+    words = list(zip(row_key, column_key, strict=True))
+    if words[0][0].dtype == bool:
+      differs = words[0][0][:, None] & words[0][1][None, :]
+    else:
+      differs = functools.reduce(operator.or_, (row[:, None] != column[None, :] for row, column in words))
     mask = differs if mask is None else mask & differs
   return jnp.where(mask, similarities, -jnp.inf)
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from contrastive_jax.batch import AnyArray
 from contrastive_jax.losses import exponentials, pairwise
 from contrastive_jax.losses.exponentials import Lines, only_negatives, with_mask
 from contrastive_jax.losses.reductions import LogSumExp, Sum, finite, safe_log
@@ -58,16 +59,18 @@ class NegativeStatistics:
   The log-sum-exp comes in two parts: at a logit scale of 100 their sum would lose two digits that differences need.
 
   Attributes:
-    largest: largest margin, minus infinity without negatives; a constant to the gradient.
-    excess: log-sum-exp of the weighted margins minus `largest`; its gradient is that of the whole log-sum-exp.
-    total: sum of the margins, or None unless asked for.
-    count: number of negatives, or None unless asked for; not differentiable.
+    largest: `[pairs]`, largest margin, minus infinity without negatives; a constant to the gradient.
+    excess: `[pairs]`, log-sum-exp of the weighted margins minus `largest`; its gradient is that of the whole
+      log-sum-exp.
+    total: `[pairs]`, sum of the margins, or None unless asked for.
+    count: `[pairs]`, number of negatives, or None unless asked for; not differentiable.
   """
 
-  largest: Float[Array, "pairs"]
-  excess: Float[Array, "pairs"]
-  total: Float[Array, "pairs"] | None = None
-  count: Float[Array, "pairs"] | None = None
+  # Inside a loop, JAX differentiates the function that returns these by their shapes in place of arrays.
+  largest: AnyArray
+  excess: AnyArray
+  total: AnyArray | None = None
+  count: AnyArray | None = None
 
   @property
   def margin(self) -> Float[Array, "pairs"]:

@@ -34,8 +34,8 @@ Views = Sequence[Float[Array, "pairs dim"]]
 # What a user says of which pairs are alike: one label a pair, or several keys of 64 bits.
 Group = Integer[Array, "pairs"] | UInt32[Array, "pairs keys 2"]
 # The same for the engine: each key as its words, each word a vector over the pairs. Two pairs share a key when all its
-# words are equal.
-Keys = tuple[tuple[Integer[Array, "_"], ...], ...]
+# words are equal. A key of booleans says which pairs there are: what is not there is nobody's negative and has none.
+Keys = tuple[tuple[Integer[Array, "_"] | Bool[Array, "_"], ...], ...]
 
 
 def mesh_axes(axis_name: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -96,20 +96,29 @@ def pair_index(count: int, axes: tuple[str, ...]) -> Array:
   return first + jnp.arange(count, dtype=jnp.int32)
 
 
-def keys_of(group: Group | None, count: int, axes: tuple[str, ...]) -> Keys:
+def keys_of(
+  group: Group | None, count: int, axes: tuple[str, ...], present: Bool[Array, "pairs"] | None = None
+) -> Keys:
   """Returns the keys of this device's `count` pairs; where `group` is None, that is the global index of each.
+
+  Args:
+    group: which pairs are alike, or None.
+    count: number of this device's pairs.
+    axes: mesh axes that the pairs are split over.
+    present: which pairs are not left out; None leaves none out.
 
   Raises:
     UserError: for a group of another shape.
   """
+  there = () if present is None else ((present,),)
   if group is None:
     group = pair_index(count, axes)
   if group.ndim == 1:
-    return ((group,),)
+    return ((group,), *there)
   if group.ndim != 3 or group.shape[1] < 1 or group.shape[2] != 2:
     raise UserError(f"group has the shape {group.shape}: it holds labels [pairs] or 64-bit keys [pairs, keys, 2]")
   # Vectors, as an array whose last axis has two elements would take 64 times its size on a TPU.
-  return tuple(tuple(group[:, key, word] for word in range(2)) for key in range(group.shape[1]))
+  return *(tuple(group[:, key, word] for word in range(2)) for key in range(group.shape[1])), *there
 
 
 def share_a_key(first: Keys, second: Keys) -> Bool[Array, "pairs"]:

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from contrastive_jax.losses import negatives, pairwise
 
@@ -16,6 +16,7 @@ def sigmoid_loss(
   *,
   logit_scale: Float[Array, ""] | float,
   logit_bias: Float[Array, ""] | float | None,
+  present: Bool[Array, "pairs"] | None = None,
   group: pairwise.Group | None = None,
   axis_name: str | tuple[str, ...] | None = None,
   strategy: str = "ring",
@@ -29,6 +30,7 @@ def sigmoid_loss(
     text: L2-normalised text embeddings of the same pairs.
     logit_scale: multiplier of the similarities, already exponentiated.
     logit_bias: added to the logits; None for none.
+    present: which pairs there are: the value and all gradients are those of a batch without the others. None is all.
     group: pairs of equal labels `[pairs]`, or that share any of their 64-bit keys `[pairs, keys, 2]`, are left out of
       each other's negatives; None when all differ.
     axis_name: mesh axes that the pairs are split over, None on one device.
@@ -56,11 +58,15 @@ def sigmoid_loss(
   dtype = negatives.accumulation_dtype(image, text)
   scale = jnp.asarray(logit_scale, dtype)
   bias = jnp.asarray(0.0 if logit_bias is None else logit_bias, dtype)
-  keys = pairwise.keys_of(group, len(image), axes)
+  keys = pairwise.keys_of(group, len(image), axes, present)
   sweep = negatives.Sweep(axes, strategy, tile, ring_order)
   negative = negatives.sum_over_negatives(_softplus_and_sigmoid, image, text, scale, bias, keys, sweep)
-  positive = jnp.sum(jax.nn.softplus(-(negatives.positive_similarities(image, text) * scale + bias)))
+  positive = jax.nn.softplus(-(negatives.positive_similarities(image, text) * scale + bias))
   pairs = len(image) * pairwise.device_count(axes)
+  if present is not None:
+    positive = jnp.where(present, positive, 0)
+    pairs = jnp.maximum(pairwise.global_sum(jnp.sum(present.astype(dtype)), axes), 1)
+  positive = jnp.sum(positive)
   parts = {"loss_positive": positive, "loss_negative": negative}
   parts = {name: pairwise.global_sum(part, axes) / pairs for name, part in parts.items()}
   return parts["loss_positive"] + parts["loss_negative"], parts

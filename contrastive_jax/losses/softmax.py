@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from contrastive_jax.errors import UserError
 from contrastive_jax.losses import negatives, pairwise
@@ -87,6 +87,7 @@ def weighted_softmax_loss(
   mean_negatives: bool = False,
   intra_modal: bool = False,
   pair_weights: Float[Array, "pairs"] | None = None,
+  present: Bool[Array, "pairs"] | None = None,
   group: pairwise.Group | None = None,
   axis_name: str | tuple[str, ...] | None = None,
   strategy: str = "gather",
@@ -119,6 +120,7 @@ def weighted_softmax_loss(
       out.
     pair_weights: how much each pair counts in the mean over pairs, at least 0; None is 1. They are constants to the
       gradient. A pair of weight 0 is still a negative of others; where all are 0, so is the loss.
+    present: which pairs there are: the value and all gradients are those of a batch without the others. None is all.
     group: pairs of equal group are left out of each other's negatives; None when all differ.
     axis_name: mesh axes that the pairs are split over, None on one device.
     strategy: "gather" holds the texts of all devices, "ring" passes them around in blocks.
@@ -147,7 +149,7 @@ def weighted_softmax_loss(
     raise UserError("mean_negatives=True counts all negatives alike: leave it out, or leave out negative_weight")
   axes = pairwise.mesh_axes(axis_name)
   scale = jnp.asarray(logit_scale, negatives.accumulation_dtype(image, text))
-  keys = pairwise.keys_of(group, len(image), axes)
+  keys = pairwise.keys_of(group, len(image), axes, present)
   positive = negatives.positive_similarities(image, text)
   sweep = negatives.Sweep(axes, strategy, tile, ring_order)
   of_images, of_texts = negatives.statistics_of_negatives(
@@ -172,13 +174,12 @@ def weighted_softmax_loss(
   positive = positive * scale
   pairs = len(image) * pairwise.device_count(axes)
 
-  def mean(values):
-    return pairwise.global_sum(jnp.sum(values), axes) / pairs
-
-  def weighted_mean(values):
-    if pair_weights is None:
-      return mean(values)
-    weights = lax.stop_gradient(pair_weights).astype(values.dtype)
+  def mean(values, weights=None):
+    if present is not None:
+      weights = present if weights is None else jnp.where(present, weights, 0)
+    if weights is None:
+      return pairwise.global_sum(jnp.sum(values), axes) / pairs
+    weights = lax.stop_gradient(weights).astype(values.dtype)
     total = pairwise.global_sum(jnp.sum(weights), axes)
     return pairwise.global_sum(jnp.sum(weights * values), axes) / jnp.where(total > 0, total, 1)
 
@@ -208,7 +209,7 @@ def weighted_softmax_loss(
     if label_smoothing:
       # How far the positive logit lies above the mean of all classes.
       loss = loss - label_smoothing * statistics.total / (statistics.count + 1)
-    metrics[f"loss_{direction}"] = weighted_mean(loss)
+    metrics[f"loss_{direction}"] = mean(loss, pair_weights)
     metrics[f"accuracy_{direction}"] = mean((largest < -tolerance).astype(scale.dtype))
   return (metrics["loss_image_to_text"] + metrics["loss_text_to_image"]) / 2, metrics
 

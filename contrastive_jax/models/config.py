@@ -227,6 +227,8 @@ class TextConfig:
       padding comes last.
     projection: whether a linear map leads to `embed_dim`; without it the width must be `embed_dim`.
     projection_bias: whether that map has a bias.
+    tap: number of blocks after which the states of tokens are also pooled, by attention with a learned query, into a
+      second embedding that terms find under the name "text.tap"; 0 makes none.
   """
 
   transformer: TransformerConfig
@@ -239,9 +241,15 @@ class TextConfig:
   attend_padding: bool = False
   projection: bool = True
   projection_bias: bool = False
+  tap: int = 0
 
   def __post_init__(self):
     _check_transformer("model.text.transformer", self.transformer)
+    if not 0 <= self.tap <= self.transformer.depth:
+      raise UserError(
+        f"model.text.tap={self.tap} must be at most model.text.transformer.depth={self.transformer.depth}, or 0 for"
+        " none"
+      )
     _check_choices("model.text", self, _TEXT_CHOICES)
     _check_positive("model.text", self, "vocab_size", "length")
     if self.transformer.rope:
@@ -329,5 +337,5 @@ class DualEncoderConfig:
 
   @property
   def names(self) -> tuple[str, ...]:
-    """The names of all towers."""
-    return "image", "text", *(other.name for other in self.others)
+    """The names of all embeddings that a pair has: those of its towers, and that of the text tower's tap."""
+    return "image", "text", *(other.name for other in self.others), *(("text.tap",) if self.text.tap else ())

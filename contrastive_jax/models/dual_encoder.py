@@ -5,14 +5,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from contrastive_jax.batch import Batch, HardCaptions, ImageBatch
+from contrastive_jax.batch import Batch, HardCaptions, ImageBatch, StrongViews
 from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.models.image import ImageTower
 from contrastive_jax.models.layers import ParameterMaker, constant, l2_normalize
-from contrastive_jax.models.outputs import HARD_CAPTIONS, TowerOutputs
+from contrastive_jax.models.outputs import HARD_CAPTIONS, STRONG_IMAGE, STRONG_TEXT, TEXT_TAP, TowerOutputs
 from contrastive_jax.models.text import TextTower
 
 
@@ -39,8 +40,9 @@ class DualEncoder(nnx.Module):
         keys are deterministic.
 
     Returns:
-      The outputs of each tower, by its name, which is also that of its parameters; and those of the text tower for the
-      batch's hard captions, where it has any, by `outputs.HARD_CAPTIONS`.
+      The outputs of each tower, by its name, which is also that of its parameters; those of the text tower's tap by
+      `outputs.TEXT_TAP`; and where the batch has them, those of its hard captions and strong views by
+      `outputs.HARD_CAPTIONS`, `STRONG_IMAGE` and `STRONG_TEXT`.
     """
     keys, text = keys or {}, batch.text
     placed = {"segment_ids": text.segment_ids, "locations": text.locations}
@@ -48,18 +50,49 @@ class DualEncoder(nnx.Module):
       "image": self.image(batch.image, keys=keys.get("image")),
       "text": self.text(text.tokens, text.mask, **placed, keys=keys.get("text")),
     }
+    if (tap := outputs["text"].tap) is not None:
+      outputs[TEXT_TAP] = tap
     for other in self.config.others:
       outputs[other.name] = getattr(self, other.name)(batch.others[other.name], keys=keys.get(other.name))
     if batch.hard_captions is not None:
-      outputs[HARD_CAPTIONS] = self._hard_captions(batch.hard_captions, keys.get(HARD_CAPTIONS))
+      outputs[HARD_CAPTIONS] = self._captions(batch.hard_captions, keys.get(HARD_CAPTIONS))
+    if batch.strong is not None and batch.strong.patches is not None:
+      outputs[STRONG_IMAGE] = self.image_views(
+        batch.image, batch.strong.patches, batch.pairs, keys=keys.get(STRONG_IMAGE)
+      )
+    if batch.strong is not None and batch.strong.tokens is not None:
+      outputs[STRONG_TEXT] = self._captions(batch.strong, keys.get(STRONG_TEXT))
     return outputs
 
-  def _hard_captions(self, hard: HardCaptions, keys: Key[Array, "pairs"] | None) -> TowerOutputs:
-    pairs, count, length = hard.tokens.shape
-    if keys is not None:
-      keys = jax.vmap(lambda key: jax.random.split(key, count))(keys).reshape(pairs * count)
-    rows = (leaf.reshape(pairs * count, length) for leaf in (hard.tokens, hard.mask))
-    return jax.tree.map(lambda leaf: leaf.reshape(pairs, -1), self.text(*rows, keys=keys))
+  def _captions(self, several: HardCaptions | StrongViews, keys: Key[Array, "pairs"] | None) -> TowerOutputs:
+    """Embeds several captions of each pair."""
+    pairs, count, length = several.tokens.shape
+    rows = (leaf.reshape(pairs * count, length) for leaf in (several.tokens, several.mask))
+    return _in_a_row(self.text(*rows, keys=_for_each(keys, count)), pairs)
+
+  def image_views(
+    self, image: ImageBatch, patches: Any, pairs: int, *, keys: Key[Array, "rows"] | None = None
+  ) -> TowerOutputs:
+    """Embeds several views of each image.
+
+    Args:
+      image: the images, of which only the places of patches matter.
+      patches: uint8 `[rows, views, length, patch_dim]`, which lie where those of the images do.
+      pairs: number of images.
+      keys: the random key of each row, for dropout and drop path; None is deterministic.
+
+    Returns:
+      The outputs, with what belongs to an image in one row, and `views` rows of states for each row of the images.
+    """
+    rows, count, *patch = patches.shape
+    coords = jnp.repeat(image.coords, count, axis=0)
+    segment_ids = None if image.segment_ids is None else jnp.repeat(image.segment_ids, count, axis=0)
+    locations = None
+    if image.locations is not None:
+      row, segment = (jnp.repeat(part[:, None], count, axis=1) for part in image.locations.T)
+      locations = jnp.stack([row * count + jnp.arange(count), segment], axis=-1).reshape(-1, 2)
+    views = ImageBatch(patches.reshape(rows * count, *patch), coords, segment_ids, locations)
+    return _in_a_row(self.image(views, keys=_for_each(keys, count)), pairs)
 
   def encode_image(
     self, image: ImageBatch, *, keys: Key[Array, "rows"] | None = None, projected: bool = True
@@ -99,6 +132,17 @@ class DualEncoder(nnx.Module):
       L2-normalised float32 embeddings; zero where the tower's output is zero.
     """
     return self.text(tokens, mask, segment_ids=segment_ids, locations=locations, keys=keys).embedding
+
+
+def _for_each(keys: Key[Array, "rows"] | None, count: int) -> Key[Array, "several"] | None:
+  """Returns `count` keys for each of some rows, next to each other."""
+  return None if keys is None else jax.vmap(lambda key: jax.random.split(key, count))(keys).reshape(-1)
+
+
+def _in_a_row(outputs: TowerOutputs, pairs: int) -> TowerOutputs:
+  """Puts the features of all that belongs to a pair into one row; the states of tokens stay as they are."""
+  embedding, pooled = (leaf.reshape(pairs, -1) for leaf in (outputs.embedding, outputs.pooled))
+  return TowerOutputs(embedding, pooled, outputs.states)
 
 
 @functools.cache

@@ -27,17 +27,27 @@ def _attention_pool_flops(config: TransformerConfig, tokens: int, pairs: int) ->
   return keys_values + attention + pairs * (2 * config.width**2 + _mlp_flops(config, 1))
 
 
-def forward_flops_per_pair(config: DualEncoderConfig) -> float:
+def forward_flops_per_pair(config: DualEncoderConfig, *, images: int = 1, texts: int = 1) -> float:
   """Counts the FLOPs of the matrix products (2 m n k each) that embed one fixed-resolution image and one full caption,
   and what other towers read of the pair.
 
   Causal attention counts in full. Training costs three times as much. The query of attention pooling, one a batch, is
   left out. With tubelets it is still an image, whose patches have one frame.
+
+  Args:
+    config: the towers.
+    images: number of views of the image that are embedded; what comes after the blocks is counted for the first.
+    texts: number of captions of the pair that are embedded; the same holds for these.
   """
   image, text = config.image, config.text
   patches = image.grid**2
   return forward_flops(
-    config, pairs=1, patches=patches, image_sequence=patches, tokens=text.length, text_sequence=text.length
+    config,
+    pairs=1,
+    patches=images * patches,
+    image_sequence=patches,
+    tokens=texts * text.length,
+    text_sequence=text.length,
   )
 
 
@@ -74,4 +84,7 @@ def forward_flops(
       total += _attention_pool_flops(tower.transformer, count, pairs)
     if tower.projection:
       total += pairs * 2 * tower.transformer.width * config.embed_dim
+  if text.tap:
+    total += _attention_pool_flops(text.transformer, tokens, pairs)
+    total += pairs * 2 * text.transformer.width * config.embed_dim
   return float(total + pairs * sum(other.forward_flops(config.embed_dim) for other in config.others))

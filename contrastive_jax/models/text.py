@@ -1,5 +1,6 @@
 """The text tower: embeds padded or packed captions as one vector each."""
 
+import functools
 from typing import Any
 
 import jax
@@ -10,10 +11,29 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from contrastive_jax.errors import UserError
 from contrastive_jax.models import pooling
 from contrastive_jax.models.config import TextConfig
-from contrastive_jax.models.layers import ParameterMaker, l2_normalize, make_norm, make_projection, normal
+from contrastive_jax.models.layers import Linear, ParameterMaker, l2_normalize, make_norm, make_projection, normal
 from contrastive_jax.models.outputs import TowerOutputs
 from contrastive_jax.models.positions import read
 from contrastive_jax.models.transformer import Transformer
+
+
+class Tap(nnx.Module):
+  """Pools the states after a block in the middle of the tower: a norm, attention with a learned query, a projection.
+
+  COSMO (arXiv 2401.00849) takes the embeddings of texts from there, so that the blocks above are free to generate.
+  """
+
+  def __init__(self, config: TextConfig, embed_dim: int, *, dtype: str, make: ParameterMaker):
+    width = config.transformer.width
+    self.norm = make_norm(config.transformer, make=make)
+    self.pool = pooling.AttentionPool(config.transformer, dtype=dtype, make=make)
+    init = normal(width**-0.5)
+    self.projection = Linear(width, embed_dim, init=init, axes=("embed", None), use_bias=False, dtype=dtype, make=make)
+
+  def __call__(self, states: Float[Array, "rows length width"], tokens: pooling.Tokens) -> TowerOutputs:
+    """Pools the tokens of each pair."""
+    pooled = self.pool(self.norm(states), tokens)
+    return TowerOutputs(l2_normalize(self.projection(pooled)), pooled, states)
 
 
 class TextTower(nnx.Module):
@@ -33,6 +53,7 @@ class TextTower(nnx.Module):
     self.post_norm = make_norm(transformer, make=make) if config.post_norm else None
     self.pool = pooling.AttentionPool(transformer, dtype=dtype, make=make) if config.pool == "map" else None
     self.projection = make_projection(config, embed_dim, dtype=dtype, make=make)
+    self.tap = Tap(config, embed_dim, dtype=dtype, make=make) if config.tap else None
 
   def __call__(
     self,
@@ -61,9 +82,10 @@ class TextTower(nnx.Module):
         f"captions cannot be packed for model.text.pool='{pool}' and model.text.attend_padding="
         f"{self.config.attend_padding}, which read the padding: set data.text_rows=0"
       )
-    states = self._states(tokens, mask, segment_ids, keys)
+    states, below = self._states(tokens, mask, segment_ids, keys)
     finished = self._finished(states)
     owned = pooling.Tokens(mask) if locations is None else pooling.Tokens(segment_ids=segment_ids, locations=locations)
+    seen = pooling.Tokens() if self.config.attend_padding else owned
     if pool == "last":
       pooled = self._finished(states[:, -1])
     elif pool in ("eos", "cls"):
@@ -72,9 +94,9 @@ class TextTower(nnx.Module):
     elif self.pool is None:
       pooled = owned.mean(finished)
     else:
-      pooled = self.pool(finished, pooling.Tokens() if self.config.attend_padding else owned)
+      pooled = self.pool(finished, seen)
     embedding = l2_normalize(pooled if self.projection is None else self.projection(pooled))
-    return TowerOutputs(embedding, pooled, finished)
+    return TowerOutputs(embedding, pooled, finished, None if self.tap is None else self.tap(below, seen))
 
   def _finished(self, states: Float[Array, "... width"]) -> Float[Array, "... width"]:
     return states if self.post_norm is None else self.post_norm(states)
@@ -85,8 +107,8 @@ class TextTower(nnx.Module):
     mask: Bool[Array, "rows length"] | None,
     segment_ids: Any,
     keys: Key[Array, "rows"] | None,
-  ) -> Float[Array, "rows length width"]:
-    """Returns the token states after the last block and before the last norm."""
+  ) -> tuple[Float[Array, "rows length width"], Float[Array, "rows length width"]]:
+    """Returns the token states after the last block and before the last norm, and those at the tap."""
     length = tokens.shape[1]
     x = self.tokens[tokens]
     if self.position is not None:
@@ -99,7 +121,12 @@ class TextTower(nnx.Module):
     # Padding comes last, so that a causal tower never sees it from a real token.
     ignored = segment_ids is None and not (self.config.attend_padding or self.config.transformer.causal)
     mask = mask[:, None, :] if ignored else None
-    return self.transformer(x.astype(self.dtype), mask=mask, segment_ids=segment_ids, keys=keys)
+    run = functools.partial(self.transformer, mask=mask, segment_ids=segment_ids, keys=keys)
+    x = x.astype(self.dtype)
+    if self.tap is None:
+      return run(x), x
+    below = run(x, last=self.config.tap)
+    return run(below, first=self.config.tap), below
 
 
 def _restarting(segment_ids: Any) -> Int[Array, "rows length"]:

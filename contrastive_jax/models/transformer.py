@@ -81,6 +81,8 @@ class Transformer(nnx.Module):
     segment_ids: Int[Array | np.ndarray, "rows length"] | None = None,
     angles: Float[Array, "rows length half_head_dim"] | None = None,
     keys: Key[Array, "rows"] | None = None,
+    first: int = 0,
+    last: int | None = None,
   ) -> Float[Array, "rows length width"]:
     """Runs the blocks.
 
@@ -91,6 +93,8 @@ class Transformer(nnx.Module):
       angles: the rotary angles of each token, as `positions.rope_angles` makes them.
       keys: the random key of each row, for dropout and drop path, so that what a row draws does not depend on the batch
         around it. None is deterministic.
+      first: number of blocks at the beginning that are left out, for tokens that have gone through them.
+      last: number of the block after which it stops; None runs all that follow.
     """
     config = self.config
     segment_ids = None if segment_ids is None else jnp.asarray(segment_ids)
@@ -109,4 +113,6 @@ class Transformer(nnx.Module):
       body = jax.checkpoint(body, policy=_POLICIES[config.remat], prevent_cse=False)
     rates = jnp.linspace(0.0, config.drop_path, config.depth, dtype=jnp.float32)
     layers = (nnx.to_pure_dict(stacked), jnp.arange(config.depth), rates)
+    if first or last is not None:
+      layers = jax.tree.map(lambda leaf: leaf[first:last], layers)
     return split_by_rows(jax.lax.scan(body, x, layers)[0])

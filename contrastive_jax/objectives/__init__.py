@@ -1,6 +1,13 @@
 """Objectives: terms that own their options, their parameters and their state, and their weighted sum."""
 
-from contrastive_jax.objectives.objective import Objective, check_teacher, check_towers, make_objective, term_options
+from contrastive_jax.objectives.objective import (
+  Objective,
+  check_teacher,
+  check_towers,
+  make_objective,
+  present_in,
+  term_options,
+)
 from contrastive_jax.objectives.table import TERMS
 from contrastive_jax.objectives.term import GlobalTerm, LocalTerm, Pairs, Sizes, Term, Variable
 
@@ -16,5 +23,6 @@ __all__ = [
   "check_teacher",
   "check_towers",
   "make_objective",
+  "present_in",
   "term_options",
 ]

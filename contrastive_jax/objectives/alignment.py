@@ -1,11 +1,10 @@
 """The term of the distance between the two embeddings of a pair."""
 
 import dataclasses
-
-import jax.numpy as jnp
+from typing import ClassVar
 
 from contrastive_jax import losses
-from contrastive_jax.objectives.term import ComparesTowers, LocalTerm
+from contrastive_jax.objectives.term import ComparesTowers, LocalTerm, count_of_pairs, sum_of_pairs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,9 +15,11 @@ class Alignment(ComparesTowers, LocalTerm):
     towers: the towers that are compared: the first with each other one, in a sum of distances.
   """
 
+  leaves_out: ClassVar[bool] = True
+
   def total(self, model, outputs, batch, params):
     first, *others = (outputs[name].embedding for name in self.towers)
-    return sum(jnp.sum(losses.squared_distances(first, other)) for other in others)
+    return sum(sum_of_pairs(losses.squared_distances(first, other), batch) for other in others)
 
   def count(self, batch):
-    return jnp.float32(batch.pairs)
+    return count_of_pairs(batch)

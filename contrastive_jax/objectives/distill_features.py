@@ -8,7 +8,15 @@ import jax.numpy as jnp
 
 from contrastive_jax import losses
 from contrastive_jax.errors import UserError, require_known
-from contrastive_jax.objectives.term import TEACHER_IMAGE, Arrays, LocalTerm, Sizes, Variable
+from contrastive_jax.objectives.term import (
+  TEACHER_IMAGE,
+  Arrays,
+  LocalTerm,
+  Sizes,
+  Variable,
+  count_of_pairs,
+  sum_of_pairs,
+)
 from contrastive_jax.parallel.placement import gathered
 
 # FSDP splits the projection by the student's features.
@@ -28,6 +36,7 @@ class DistillFeatures(LocalTerm):
   distance: str = "cosine"
   projection: bool = True
 
+  leaves_out: ClassVar[bool] = True
   needs: ClassVar[frozenset[str]] = frozenset({TEACHER_IMAGE})
 
   def __post_init__(self):
@@ -48,10 +57,10 @@ class DistillFeatures(LocalTerm):
     student = outputs["image"].embedding
     if self.projection:
       student = jnp.matmul(student, gathered(params["kernel"], _AXES), precision=jax.lax.Precision.HIGHEST)
-    return jnp.sum(losses.feature_distances(student, batch.targets.image, self.distance))
+    return sum_of_pairs(losses.feature_distances(student, batch.targets.image, self.distance), batch)
 
   def count(self, batch):
-    return jnp.float32(batch.pairs)
+    return count_of_pairs(batch)
 
 
 def _normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

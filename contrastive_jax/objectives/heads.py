@@ -8,7 +8,7 @@ import numpy as np
 
 from contrastive_jax.bounds import COUNT, Range, within
 from contrastive_jax.models.layers import l2_normalize
-from contrastive_jax.objectives import mlp
+from contrastive_jax.objectives import perceptron
 from contrastive_jax.objectives.term import AroundTerm, Arrays, GlobalTerm, Pairs, Sizes, WrapsTerm
 
 
@@ -52,8 +52,10 @@ class _BehindHeads(AroundTerm):
 
   def params(self, sizes: Sizes) -> Arrays:
     own, inner = self.options, self.term.params(self._behind(sizes))
-    heads = (mlp.variables(sizes.embed_dim, own.hidden, own.dim, number) for number in range(own.heads))
-    return {f"head_{number}": {**head, **({"term": inner} if inner else {})} for number, head in enumerate(heads)}
+    heads = (perceptron.variables((sizes.embed_dim, own.hidden, own.dim), number=number) for number in range(own.heads))
+    return {
+      f"head_{number}": {"perceptron": head, **({"term": inner} if inner else {})} for number, head in enumerate(heads)
+    }
 
   def state(self, sizes: Sizes) -> Arrays:
     inner = self.term.state(self._behind(sizes))
@@ -69,7 +71,7 @@ class _BehindHeads(AroundTerm):
       head = params[name]
 
       def project(embeddings: jax.Array, head: Arrays = head) -> jax.Array:
-        return l2_normalize(mlp.apply(head, embeddings.astype("float32"))).astype(embeddings.dtype)
+        return l2_normalize(perceptron.apply(head["perceptron"], embeddings.astype("float32"))).astype(embeddings.dtype)
 
       behind = pairs.map(project)
       # Nothing learns from what the moving average of the towers makes, the head included.

@@ -58,6 +58,38 @@ class _Nested(AroundTerm):
   """A term of whole embeddings and of their parts."""
 
   options: Matryoshka
+<<<<<<< HEAD
+=======
+  term: GlobalTerm
+
+  @property
+  def needs(self) -> frozenset[str]:
+    return self.term.needs
+
+  @property
+  def separates(self) -> bool:
+    return self.term.separates
+
+  @property
+  def uses_average(self) -> bool:
+    return self.term.uses_average
+
+  @property
+  def captions_needed(self) -> int:
+    return self.term.captions_needed
+
+  @property
+  def leaves_out(self) -> bool:
+    return self.term.leaves_out
+
+  @property
+  def compares_pairs(self) -> bool:
+    return self.term.compares_pairs
+
+  @property
+  def towers(self) -> tuple[str, ...]:
+    return self.term.towers
+>>>>>>> work-b
 
   def params(self, sizes: Sizes) -> Arrays:
     return self._each(sizes, self.term.params)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,13 +14,14 @@ from jaxtyping import Array, Float
 from contrastive_jax.batch import Batch
 from contrastive_jax.errors import UserError, fields_of, nearest, require_known
 from contrastive_jax.models.dual_encoder import DualEncoder
-from contrastive_jax.models.outputs import HARD_CAPTIONS
+from contrastive_jax.models.outputs import HARD_CAPTIONS, STRONG_IMAGE, STRONG_TEXT
 from contrastive_jax.models.presets import with_tuples
 from contrastive_jax.objectives.table import TERMS
 from contrastive_jax.objectives.term import (
   SAMPLES,
   TEACHER_TEXT,
   Arrays,
+  Average,
   Embeddings,
   GlobalTerm,
   LocalTerm,
@@ -62,9 +63,24 @@ class Objective:
     return any(term.uses_average for _, term in self.terms.values())
 
   @property
+  def embeds_average(self) -> bool:
+    """Whether a global term compares with the embeddings that the moving average makes of the whole batch."""
+    return any(term.uses_average for _, term in self.terms.values() if isinstance(term, GlobalTerm))
+
+  @property
   def captions_needed(self) -> int:
     """The number of wrong captions of each pair that a batch must bring: terms with fewer read the first."""
     return max((term.captions_needed for _, term in self.terms.values()), default=0)
+
+  @property
+  def strong_images(self) -> int:
+    """The number of strong views of each image that a batch must bring: terms with fewer read the first."""
+    return max((term.strong_images for _, term in self.terms.values()), default=0)
+
+  @property
+  def strong_texts(self) -> int:
+    """The number of changed captions of each pair that a batch must bring: terms with fewer read the first."""
+    return max((term.strong_texts for _, term in self.terms.values()), default=0)
 
   def unlearned(self, pairs: int) -> dict[str, float]:
     """Returns the values of terms where embeddings tell nothing of so many pairs, by the names of their metrics."""
@@ -112,7 +128,7 @@ class Objective:
     """Computes the global terms of embeddings that lie on the batch axes of `mesh`.
 
     Args:
-      embeddings: the embeddings that each tower makes, by its name.
+      embeddings: the embeddings that each tower makes, by its name, as `models.outputs.for_global_terms` returns them.
       batch: the pairs; without targets the terms that distil are left out.
       logit_scale: multiplier of the similarities.
       logit_bias: the number added to the logits, or None.
@@ -140,11 +156,15 @@ class Objective:
     }
     used, state = ({name: own for name, own in arrays.items() if name in chosen} for arrays in (params, remembered))
 
-    def local(pairs, params, state, factors):
+    def local(pairs, present_in, params, state, factors):
       total, metrics, after = 0.0, {}, {}
       for name, (weight, term) in chosen.items():
         value, own, parts = term(
-          pairs, params.get(name, {}), state.get(name, {}), axis_name=BATCH_AXES, ring_order=order
+          dataclasses.replace(pairs, present=present_in.get(name)),
+          params.get(name, {}),
+          state.get(name, {}),
+          axis_name=BATCH_AXES,
+          ring_order=order,
         )
         total += weight * factors.get(name, 1.0) * value
         # Terms of a sum may have metrics of one name.
@@ -161,6 +181,10 @@ class Objective:
     if hard is not None:
       there = batch.hard_captions.there
       beside |= {"hard_text": hard.reshape(*there.shape, -1), "hard_there": there}
+    if (views := narrow.pop(STRONG_IMAGE, None)) is not None:
+      beside["strong_image"] = views.reshape(batch.pairs, batch.strong.patches.shape[1], -1)
+    if (views := narrow.pop(STRONG_TEXT, None)) is not None:
+      beside |= {"strong_text": views.reshape(*batch.strong.keys.shape[:2], -1), "strong_keys": batch.strong.keys}
     pairs = Pairs(image, text, batch.keys, logit_scale, logit_bias, others=narrow, **beside)
     if average is not None:
       slow = {f"average_{side}": jax.lax.stop_gradient(average[side].astype(self.dtype)) for side in ("image", "text")}
@@ -176,15 +200,20 @@ class Objective:
       is_leaf=lambda node: isinstance(node, tuple),
     )
     island = jax.shard_map(
-      local, mesh=mesh, in_specs=(where, everywhere, states, everywhere), out_specs=(everywhere, everywhere, states)
+      local,
+      mesh=mesh,
+      in_specs=(where, split, everywhere, states, everywhere),
+      out_specs=(everywhere, everywhere, states),
     )
     factors = {name: jnp.asarray(factor, jnp.float32) for name, factor in (factors or {}).items()}
-    value, metrics, after = island(pairs, used, state, factors)
+    value, metrics, after = island(pairs, dict(batch.present_in), used, state, factors)
     return value, (metrics, {**remembered, **after})
 
   def counts(self, batch: Batch) -> dict[str, Float[Array, ""]]:
     """Computes the divisors of the local terms of a batch, or of parts of it."""
-    return {name: term.count(batch) for name, (_, term) in self.terms.items() if isinstance(term, LocalTerm)}
+    return {
+      name: term.count(_seen_by(name, batch)) for name, (_, term) in self.terms.items() if isinstance(term, LocalTerm)
+    }
 
   def local_loss(
     self,
@@ -194,6 +223,7 @@ class Objective:
     counts: Mapping[str, Float[Array, ""]],
     *,
     params: Arrays | None = None,
+    average: Average | None = None,
     factors: Mapping[str, Float[Array, ""]] | None = None,
   ) -> tuple[Float[Array, ""], Metrics]:
     """Computes the local terms of a batch, or one part's share of them, and their metrics.
@@ -204,13 +234,17 @@ class Objective:
       batch: the pairs; without targets the terms that distil are left out.
       counts: the divisors of the terms of the whole batch.
       params: the parameters of the terms.
+      average: the moving average of the dual encoder and of the parameters of the terms, where a term uses it.
       factors: factors of the weights of terms, by their names; 1 where there is none.
     """
     total, metrics = jnp.float32(0), {}
     for name, (weight, term) in self.terms.items():
       if not isinstance(term, LocalTerm) or (term.distils and batch.targets is None):
         continue
-      value = term.total(model, outputs, batch, (params or {}).get(name, {})) / counts[name]
+      slow = {"average": (average[0], average[1].get(name, {}))} if term.uses_average else {}
+      value = term.total(model, outputs, _seen_by(name, batch), (params or {}).get(name, {}), **slow)
+      # Where no pair of the batch takes part there is nothing to divide.
+      value = value / jnp.where(counts[name] > 0, counts[name], 1)
       total = total + weight * (factors or {}).get(name, 1.0) * value
       metrics[f"loss_{name}"] = value
     return total, metrics
@@ -222,6 +256,11 @@ class Objective:
       f"objective.{name} needs what the teacher makes of the captions, which a cache of targets does not hold: let the"
       " teacher run beside the model"
     )
+
+
+def _seen_by(name: str, batch: Batch) -> Batch:
+  """Returns the batch as a term sees it, of which some sources may be kept from it."""
+  return dataclasses.replace(batch, present=batch.present_in.get(name))
 
 
 def create(variables: Arrays, key: jax.Array) -> dict[str, Any]:
@@ -304,7 +343,9 @@ def _try(term: GlobalTerm) -> None:
   others = {name: side for name in term.towers if name not in ("image", "text")}
   hard = [jax.ShapeDtypeStruct((2, 1, *shape), dtype) for shape, dtype in (((2,), jnp.float32), ((), jnp.bool_))]
   weights = jax.ShapeDtypeStruct((2,), jnp.float32)
-  pairs = Pairs(side, side, keys, 1.0, 0.0, side, side, rows, others, side, side, weights, *hard)
+  views, view_keys = jax.ShapeDtypeStruct((2, 2, 2), jnp.float32), keys
+  strong = views, views, view_keys
+  pairs = Pairs(side, side, keys, 1.0, 0.0, side, side, rows, others, side, side, weights, *hard, *strong)
   # The key is made within the trace: one made outside would start JAX, and fix its devices and processes.
   arrays = [
     jax.eval_shape(lambda kind=kind: create({"": kind}, jax.random.key(0))[""])
@@ -330,6 +371,41 @@ def check_towers(objective: Objective, towers: Sequence[str]) -> None:
         f"no term of the objective reads the {tower} tower, which would never learn: add it to the towers of a term,"
         " such as loss_options.sigmoid.towers, or leave it out of the model"
       )
+
+
+def present_in(objective: Objective, sources: Iterable[str], kept: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+  """Returns the sources whose pairs take part in a term, by the names of the terms that some are kept from.
+
+  Args:
+    objective: the objective of the run.
+    sources: the names of all sources of the run.
+    kept: the terms that a source names in its option `terms`; the others take part in all.
+
+  Raises:
+    UserError: for a term that the objective does not have or no source takes part in, or that cannot leave pairs out.
+  """
+  for source, names in kept.items():
+    if not names:
+      raise UserError(
+        f"data.sources gives {source!r} no terms: name some of {', '.join(objective.terms)}, or leave it out"
+      )
+    for name in names:
+      require_known(f"data.sources gives {source!r} terms, of which one", name, objective.terms)
+  found = {}
+  for name, (_, term) in objective.terms.items():
+    taking = tuple(source for source in sources if name in kept.get(source, objective.terms))
+    out = [source for source in sources if source not in taking]
+    if not taking:
+      raise UserError(f"no source takes part in the term {name}: add it to the terms of one of data.sources")
+    if out and not term.leaves_out:
+      able = ", ".join(sorted(other for other, kind in TERMS.items() if kind().leaves_out))
+      raise UserError(
+        f"data.sources keeps {out[0]!r} from {name}, which sees all pairs of a batch: add {name} to its terms. Those"
+        f" that can leave pairs out, at their defaults, are {able}"
+      )
+    if out:
+      found[name] = taking
+  return found
 
 
 def check_teacher(objective: Objective, *, teacher: str, targets: str) -> None:

@@ -1,15 +1,15 @@
 """The term in which a small network predicts the text embedding of an image, and the image embedding of a text."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from contrastive_jax.bounds import COUNT, within
-from contrastive_jax.objectives import mlp
-from contrastive_jax.objectives.term import Arrays, LocalTerm, Sizes
-from contrastive_jax.parallel.placement import gathered
+from contrastive_jax.objectives import perceptron
+from contrastive_jax.objectives.term import Arrays, LocalTerm, Sizes, count_of_pairs, sum_of_pairs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,25 +28,27 @@ class Siamlip(LocalTerm):
 
   hidden: int | None = within(COUNT, None)
 
+  leaves_out: ClassVar[bool] = True
+
   def params(self, sizes: Sizes) -> Arrays:
     dim = sizes.embed_dim
-    hidden = self.hidden or max(dim // 4, 1)
-    return {tower: mlp.variables(dim, hidden, dim, number) for number, tower in enumerate(("image", "text"))}
+    widths = dim, self.hidden or max(dim // 4, 1), dim
+    return {tower: perceptron.variables(widths, number=number) for number, tower in enumerate(("image", "text"))}
 
   def total(self, model, outputs, batch, params):
     image, text = outputs["image"].embedding, outputs["text"].embedding
-    return (_distance(params["image"], image, text) + _distance(params["text"], text, image)) / 2
+    distances = _distances(params["image"], image, text) + _distances(params["text"], text, image)
+    return sum_of_pairs(distances / 2, batch)
 
   def count(self, batch):
-    return jnp.float32(batch.pairs)
+    return count_of_pairs(batch)
 
 
-def _distance(params: Arrays, embedding: jax.Array, target: jax.Array) -> jax.Array:
-  """Sums `2 - 2 cos` of what is predicted from an embedding and the target."""
+def _distances(params: Arrays, embedding: jax.Array, target: jax.Array) -> jax.Array:
+  """Computes `2 - 2 cos` of what is predicted from each embedding and its target."""
   target = lax.stop_gradient(target)
-  whole = {**params, "into": gathered(params["into"], mlp.INTO), "out": gathered(params["out"], mlp.OUT)}
-  predicted = mlp.apply(whole, embedding)
+  predicted = perceptron.apply(perceptron.gathered(params), embedding)
   # A prediction of zero has no direction: its cosine is 0, with a gradient that is finite.
   square = jnp.sum(jnp.square(predicted), axis=1)
   length = jnp.sqrt(jnp.where(square > 0, square, 1))
-  return jnp.sum(2 - 2 * jnp.sum(predicted * target, axis=1) / length)
+  return 2 - 2 * jnp.sum(predicted * target, axis=1) / length

@@ -28,6 +28,7 @@ class Sigmoid(ComparesTowers, GlobalTerm):
   balance_bias: bool = False
 
   separates: ClassVar[bool] = True
+  leaves_out: ClassVar[bool] = True
 
   def __post_init__(self):
     super().__post_init__()
@@ -43,6 +44,7 @@ class Sigmoid(ComparesTowers, GlobalTerm):
       losses.sigmoid_loss,
       logit_scale=pairs.logit_scale,
       logit_bias=pairs.logit_bias,
+      present=pairs.present,
       group=pairs.keys,
       strategy=self.strategy,
       tile=self.tile,

@@ -10,7 +10,7 @@ from contrastive_jax import losses
 from contrastive_jax.bounds import COUNT, POSITIVE, within
 from contrastive_jax.losses import pairwise
 from contrastive_jax.losses.reductions import gathered
-from contrastive_jax.objectives import draws, mlp
+from contrastive_jax.objectives import draws, perceptron
 from contrastive_jax.objectives.scales import scale_of
 from contrastive_jax.objectives.term import Arrays, ComparesTowers, GlobalTerm, Pairs, Sizes, against_first
 
@@ -44,7 +44,7 @@ class SimLAP(ComparesTowers, GlobalTerm):
 
   def params(self, sizes: Sizes) -> Arrays:
     dim = sizes.embed_dim
-    return mlp.variables(dim, self.hidden or 2 * dim, dim, 0)
+    return perceptron.variables((dim, self.hidden or 2 * dim, dim))
 
   def __call__(self, pairs: Pairs, params, state, **exchange: Any):
     axes = pairwise.mesh_axes(exchange["axis_name"])
@@ -62,7 +62,7 @@ class SimLAP(ComparesTowers, GlobalTerm):
       both = (captions + gathered(captions, axes)[partners]) / 2
       return losses.gated_pairs_loss(
         first,
-        jax.nn.sigmoid(mlp.apply(params, both)),
+        jax.nn.sigmoid(perceptron.apply(params, both)),
         partners,
         logit_scale=scale_of(pairs, self.temperature),
         group=pairs.keys,

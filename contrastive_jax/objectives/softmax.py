@@ -109,6 +109,10 @@ class Softmax(ComparesTowers, GlobalTerm):
     return frozenset({WEIGHTS} if self.pair_weights else ())
 
   @property
+  def leaves_out(self) -> bool:
+    return not self._is_hard
+
+  @property
   def captions_needed(self) -> int:
     return self.hard_captions
 
@@ -123,6 +127,7 @@ class Softmax(ComparesTowers, GlobalTerm):
       "strategy": self.strategy,
       "tile": self.tile,
       "pair_weights": pairs.weights if self.pair_weights else None,
+      **({} if self._is_hard else {"present": pairs.present}),
       **exchange,
     }
     if self._is_hard:

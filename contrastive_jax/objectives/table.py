@@ -20,13 +20,19 @@ from contrastive_jax.objectives.matryoshka import Matryoshka
 from contrastive_jax.objectives.mixup import Mixup, SoftCLIP
 from contrastive_jax.objectives.mochi import MoCHi
 from contrastive_jax.objectives.multi_view import MultiViewDHEL, MultiViewInfoNCE
+<<<<<<< HEAD
 from contrastive_jax.objectives.pamc import PamC
+=======
+from contrastive_jax.objectives.pixpro import PixPro
+>>>>>>> work-b
 from contrastive_jax.objectives.queued_softmax import QueuedSoftmax
+from contrastive_jax.objectives.rotation import Rotation
 from contrastive_jax.objectives.siamlip import Siamlip
 from contrastive_jax.objectives.sigmoid import Sigmoid
 from contrastive_jax.objectives.simlap import SimLAP
 from contrastive_jax.objectives.softmax import Softmax
 from contrastive_jax.objectives.sogclr import Sogclr
+from contrastive_jax.objectives.strong_views import StrongViews
 from contrastive_jax.objectives.swapped_prototypes import SwappedPrototypes
 from contrastive_jax.objectives.term import Term
 from contrastive_jax.objectives.uniformity import CrossUniformity, Uniformity
@@ -55,8 +61,14 @@ TERMS: Mapping[str, type[Term]] = {
   "pamc": PamC,
   "barlip": Barlip,
   "siamlip": Siamlip,
+<<<<<<< HEAD
   "simlap": SimLAP,
   "margin_regularizer": MarginRegularizer,
+=======
+  "strong_views": StrongViews,
+  "rotation": Rotation,
+  "pixpro": PixPro,
+>>>>>>> work-b
   "alignment": Alignment,
   "uniformity": Uniformity,
   "cross_uniformity": CrossUniformity,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from contrastive_jax.batch import AnyArray, Batch
@@ -23,6 +24,9 @@ Embeddings = Mapping[str, Float[Array, "pairs dim"]]
 Outputs = Mapping[str, TowerOutputs]
 # Arrays of a term, or `Variable`s that describe them, by the names that it gives them, nested as it likes.
 Arrays = Mapping[str, Any]
+
+# The moving average of the towers, as a model, and of a term's arrays.
+Average = tuple[DualEncoder, Arrays]
 
 # The names of what a term may need beside the embeddings of the pairs.
 TEACHER_IMAGE, TEACHER_TEXT, STATE_ROWS = "teacher.image", "teacher.text", "state_rows"
@@ -86,6 +90,11 @@ class Pairs:
     weights: `[pairs]`, how much each pair counts, or None.
     hard_text: `[pairs, captions, dim]`, L2-normalised embeddings of wrong captions of each pair, or None.
     hard_there: `[pairs, captions]`, which of these there are.
+    strong_image: `[pairs, views, width]`, the image tower's features of strong views, before its projection, or None.
+    strong_text: `[pairs, views, width]`, the text tower's features of changed captions, or None.
+    strong_keys: uint32 `[pairs, views, 2]`, the 64-bit key of each changed caption, or None.
+    present: bool `[pairs]`, which pairs take part in the term that sees them, for terms that `leaves_out` others; None
+      are all.
   """
 
   image: AnyArray
@@ -102,6 +111,10 @@ class Pairs:
   weights: AnyArray | None = None
   hard_text: AnyArray | None = None
   hard_there: AnyArray | None = None
+  strong_image: AnyArray | None = None
+  strong_text: AnyArray | None = None
+  strong_keys: AnyArray | None = None
+  present: AnyArray | None = None
 
   def of(self, tower: str) -> AnyArray:
     """Returns the embeddings that a tower makes, by its name."""
@@ -122,12 +135,16 @@ class Term:
     separates: whether it keeps the embeddings of different pairs apart; an objective needs one such term.
     compares_pairs: whether nothing is learned from a batch of one pair.
     towers: the names of the towers whose outputs it reads.
+    leaves_out: whether it can be computed as if some pairs of a batch were not there, which their source is kept from.
+    reads_squares: whether it takes images apart, and so needs squares of one size, without clips.
   """
 
   needs: ClassVar[frozenset[str]] = frozenset()
   separates: ClassVar[bool] = False
   compares_pairs: ClassVar[bool] = False
   towers: ClassVar[tuple[str, ...]] = ("image", "text")
+  leaves_out: ClassVar[bool] = False
+  reads_squares: ClassVar[bool] = False
 
   @property
   def distils(self) -> bool:
@@ -142,6 +159,16 @@ class Term:
   @property
   def captions_needed(self) -> int:
     """The number of wrong captions of each pair that a batch must bring."""
+    return 0
+
+  @property
+  def strong_images(self) -> int:
+    """The number of strong views of each image that a batch must bring."""
+    return 0
+
+  @property
+  def strong_texts(self) -> int:
+    """The number of changed captions of each pair that a batch must bring."""
     return 0
 
   def unlearned(self, pairs: int) -> float | None:
@@ -238,6 +265,10 @@ class AroundTerm(GlobalTerm):
     return self.term.captions_needed
 
   @property
+  def leaves_out(self) -> bool:
+    return self.term.leaves_out
+
+  @property
   def compares_pairs(self) -> bool:
     return self.term.compares_pairs
 
@@ -247,10 +278,15 @@ class AroundTerm(GlobalTerm):
 
 
 class LocalTerm(Term, abc.ABC):
-  """A sum over pairs that do not see each other, divided by a count; micro-batches can add it up."""
+  """A sum over pairs that do not see each other, divided by a count; micro-batches can add it up.
+
+  Terms that `leaves_out` pairs make both with `sum_of_pairs` and `count_of_pairs`.
+  """
 
   @abc.abstractmethod
-  def total(self, model: DualEncoder, outputs: Outputs, batch: Batch, params: Arrays) -> Float[Array, ""]:
+  def total(
+    self, model: DualEncoder, outputs: Outputs, batch: Batch, params: Arrays, **average: Average
+  ) -> Float[Array, ""]:
     """Computes the sum over some pairs.
 
     Args:
@@ -259,11 +295,23 @@ class LocalTerm(Term, abc.ABC):
         are those of one micro-batch: states of the whole batch are never kept.
       batch: the part of the batch that the pairs are.
       params: the arrays that `Term.params` describes.
+      average: `average`, the moving averages of the dual encoder and of the term's arrays, for a term that
+        `uses_average`; no gradient reaches them.
     """
 
   @abc.abstractmethod
   def count(self, batch: Batch) -> Float[Array, ""]:
     """Computes the divisor of the sum from the batch alone; the counts of its parts add up to it."""
+
+
+def sum_of_pairs(values: Float[Array, "pairs"], batch: Batch) -> Float[Array, ""]:
+  """Adds up a number of each pair, of those that take part in the term."""
+  return jnp.sum(values if batch.present is None else jnp.where(batch.present, values, 0))
+
+
+def count_of_pairs(batch: Batch) -> Float[Array, ""]:
+  """Counts the pairs that take part in the term."""
+  return jnp.float32(batch.pairs) if batch.present is None else jnp.sum(batch.present.astype(jnp.float32))
 
 
 def against_first(

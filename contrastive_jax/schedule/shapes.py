@@ -1,12 +1,13 @@
 """The shapes of a segment's batches, known before any data is read, so that steps can be compiled ahead of time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from contrastive_jax.batch import Batch, HardCaptions, ImageBatch, Targets, TextBatch
+from contrastive_jax.batch import Batch, HardCaptions, ImageBatch, StrongViews, Targets, TextBatch
 from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.parallel.mesh import batch_sharding
 from contrastive_jax.schedule.segments import Rows, Segment
@@ -14,13 +15,11 @@ from contrastive_jax.schedule.segments import Rows, Segment
 TeacherDims = tuple[int, int | None] | None
 
 
-def abstract_batches(
-  segment: Segment, model: DualEncoderConfig, mesh: Mesh, *, teacher_dims: TeacherDims = None
-) -> Iterator[Batch]:
-  """Yields all kinds of batches of a segment, as `abstract_batch` describes them."""
+def abstract_batches(segment: Segment, model: DualEncoderConfig, mesh: Mesh, **beside: Any) -> Iterator[Batch]:
+  """Yields all kinds of batches of a segment, as `abstract_batch` describes them, with what it takes beside."""
   for modality in segment.modalities:
     for length in segment.inputs(modality).row_lengths(model.image.patch_size, model.image.tubelet):
-      yield abstract_batch(segment, modality, length, model, mesh, teacher_dims=teacher_dims)
+      yield abstract_batch(segment, modality, length, model, mesh, **beside)
 
 
 def abstract_batch(
@@ -34,6 +33,9 @@ def abstract_batch(
   state_rows: bool = False,
   weights: bool = False,
   hard_captions: int = 0,
+  strong_images: int = 0,
+  strong_texts: int = 0,
+  present_in: Sequence[str] = (),
 ) -> Batch:
   """Describes one kind of batch, as `data.pipeline` makes it, by shapes, dtypes and shardings.
 
@@ -48,6 +50,9 @@ def abstract_batch(
     state_rows: whether the batch names the rows of its samples in the state of the objective.
     weights: whether it weighs the pairs.
     hard_captions: number of wrong captions that it brings for each pair.
+    strong_images: number of strong views that it brings of each image.
+    strong_texts: number of changed captions that it brings for each pair.
+    present_in: the names of the terms for which it says which pairs take part.
   """
   pairs, sharding = segment.batch_size, batch_sharding(mesh)
 
@@ -88,6 +93,16 @@ def abstract_batch(
     hard = HardCaptions(
       array(jnp.int32, *some, model.text.length), array(jnp.bool_, *some, model.text.length), array(jnp.bool_, *some)
     )
+  strong = None
+  if strong_images or strong_texts:
+    some = pairs, strong_texts
+    strong = StrongViews(
+      array(jnp.uint8, image.patches.shape[0], strong_images, *image.patches.shape[1:]) if strong_images else None,
+      array(jnp.int32, *some, model.text.length) if strong_texts else None,
+      array(jnp.bool_, *some, model.text.length) if strong_texts else None,
+      array(jnp.uint32, *some, 2) if strong_texts else None,
+      array(jnp.float32, pairs, strong_images, 2, 3) if strong_images and inputs.resolution.mode == "fixed" else None,
+    )
   return Batch(
     image,
     text,
@@ -95,6 +110,8 @@ def abstract_batch(
     state_rows=rows,
     weights=array(jnp.float32, pairs) if weights else None,
     hard_captions=hard,
+    strong=strong,
+    present_in={term: array(jnp.bool_, pairs) for term in present_in},
     targets=targets,
     others=others,
   )

@@ -222,6 +222,22 @@ def _entries(field: str, sources: Mapping[str, Any]) -> Iterator[tuple[str, Any,
     yield entry["name"], entry.get("weight", 1.0), own
 
 
+def source_terms(config: Mapping[str, Any] | Any) -> dict[str, tuple[str, ...]]:
+  """Returns the terms of the objective that sources take part in, of those sources whose entries say so.
+
+  Raises:
+    UserError: for an entry whose `terms` are no list of names.
+  """
+  found = {}
+  for name, own in source_options(config).items():
+    terms = own.get("terms", ())
+    if isinstance(terms, str) or not isinstance(terms, Sequence) or not all(isinstance(term, str) for term in terms):
+      raise UserError(f"data.sources gives {name!r} terms={terms!r}, which must be a list of names of terms")
+    if "terms" in own:
+      found[name] = tuple(terms)
+  return found
+
+
 def _rows(prefix: str, count: int, length: int) -> Rows | None:
   if bool(count) != bool(length):
     raise UserError(f"{prefix}rows={count} and {prefix}row_length={length} go together: give both, or leave both at 0")

@@ -77,10 +77,11 @@ def embed(graphdef: Any, params: Any, batch: Batch, count: int, mesh: Mesh) -> d
     mesh: the mesh that the pairs lie on.
 
   Returns:
-    The embeddings of the whole batch, by the name of the tower.
+    The embeddings of the whole batch, by the name of the tower. Hard captions and strong views are left out.
   """
 
   def run(part: Batch) -> dict[str, jax.Array]:
+    part = dataclasses.replace(part, hard_captions=None, strong=None)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       outputs = dual_encoder.merge(graphdef, params)(part)
     return {name: output.embedding for name, output in outputs.items()}

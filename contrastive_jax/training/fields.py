@@ -64,6 +64,17 @@ def _model() -> Node:
   return dataclasses.replace(model, fields={**model.fields, "others": Node(every=entry)})
 
 
+# Those of `data.augment.Augment`, which the library does not know.
+_AUGMENT = Node(
+  {
+    **dict.fromkeys(("zoom", "saturation", "contrast"), tuple[float, float]),
+    **dict.fromkeys(("stretch", "rotate", "shear", "shift", "flip", "background", "colour"), float),
+    **dict.fromkeys(("hue", "brightness", "grey", "outline", "flatten", "unfill", "blur"), float),
+  },
+  complete=False,
+)
+
+
 def known() -> Node:
   """Returns the fields of a run's config."""
   options = {
@@ -113,13 +124,10 @@ def known() -> Node:
           "sources": Sources,
           **dict.fromkeys(("data_dir", "image_key", "caption_key"), str),
           "captions": Node({"english": float, "aliases": float, "templates": Names, "bare": float}, complete=False),
-          "augment": Node(
-            {
-              **dict.fromkeys(("zoom", "saturation", "contrast"), tuple[float, float]),
-              **dict.fromkeys(("stretch", "rotate", "shear", "shift", "flip", "background", "colour"), float),
-              **dict.fromkeys(("hue", "brightness", "grey", "outline", "flatten", "unfill", "blur"), float),
-            },
-            complete=False,
+          "augment": _AUGMENT,
+          "strong_augment": _AUGMENT,
+          "text_augment": Node(
+            dict.fromkeys(("stop_words", "swap", "delete", "insert", "share"), float), complete=False
           ),
           "long_captions": str,
           "swap_words": bool,

@@ -15,7 +15,7 @@ from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.models import flops
 from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.models.presets import model_config
-from contrastive_jax.objectives import Objective, Sizes, check_teacher, check_towers, make_objective
+from contrastive_jax.objectives import Objective, Sizes, check_teacher, check_towers, make_objective, present_in
 from contrastive_jax.objectives.term import STATE_ROWS, TEACHER_TEXT, WEIGHTS
 from contrastive_jax.parallel.mesh import MeshSpec, batch_shards
 from contrastive_jax.preprocess import long_captions
@@ -23,7 +23,7 @@ from contrastive_jax.runs import read_object
 from contrastive_jax.schedule import shapes
 from contrastive_jax.schedule.segments import Segment, resume, source_names
 from contrastive_jax.schedule.shapes import TeacherDims
-from contrastive_jax.schedule.stages import Stage, first_steps, segments_of, stages_of, weighted_sources
+from contrastive_jax.schedule.stages import Stage, first_steps, segments_of, source_terms, stages_of, weighted_sources
 from contrastive_jax.training import config as configs
 from contrastive_jax.training import growth, host_memory, initialize
 from contrastive_jax.training import optimizer as optimizers
@@ -49,6 +49,7 @@ class Run:
     objective: the objective that the run minimises.
     teacher_dims: the number of features of the teacher's images, and of its captions where a term asks for them; None
       where no term distils.
+    present_in: the sources whose pairs take part in a term, by the names of the terms that some are kept from.
   """
 
   config: ConfigDict
@@ -57,6 +58,7 @@ class Run:
   segments: tuple[Segment, ...]
   objective: Objective
   teacher_dims: TeacherDims
+  present_in: Mapping[str, tuple[str, ...]]
 
   @classmethod
   def from_config(
@@ -79,15 +81,18 @@ class Run:
       config = initialize.with_initial_model(config, workdir, say)
     _check_choices(config)
     objective = make_objective(term_weights(config), config.loss_options.to_dict(), config.loss_dtype)
+    segments = segments_of(config)
     run = cls(
       config=config.copy_and_resolve_references().lock(),
       model=model_config(config),
       stages=stages_of(config),
-      segments=segments_of(config),
+      segments=segments,
       objective=objective,
       teacher_dims=_teacher_dims(config, objective),
+      present_in=present_in(objective, source_names(segments), source_terms(config)),
     )
     check_pairs(run.segments, objective)
+    check_squares(run.segments, objective)
     check_scale(run.model, config)
     check_bias(run.model, objective)
     check_average(objective, config.average_decay)
@@ -157,7 +162,8 @@ class Run:
 
   def loop_options(self) -> LoopOptions:
     """Makes the options of the loop."""
-    config = self.config
+    config, objective = self.config, self.objective
+    images, texts = 1 + objective.strong_images, 1 + objective.captions_needed + objective.strong_texts
     return LoopOptions(
       total_steps=config.total_steps,
       log_every=config.log_every,
@@ -168,7 +174,9 @@ class Run:
       stop_on_nonfinite=config.on_nonfinite == "stop",
       max_skipped_steps=config.get("max_skipped_steps", 10),
       # A backward pass costs two forward passes. The stages of a curriculum have no one number of tokens a pair.
-      flops_per_pair=0.0 if config.curriculum else 3 * flops.forward_flops_per_pair(self.model),
+      flops_per_pair=0.0
+      if config.curriculum
+      else 3 * flops.forward_flops_per_pair(self.model, images=images, texts=texts),
       unlearned=self.objective.unlearned,
       stages=tuple(self.first_steps()),
     )
@@ -179,7 +187,7 @@ class Run:
 
   def check_host_memory(self, mesh: jax.sharding.Mesh) -> None:
     """Raises a `UserError` for a batch of which this host cannot hold its share."""
-    host_memory.check_host_memory(self.segments, self.model, mesh, teacher_dims=self.teacher_dims)
+    host_memory.check_host_memory(self.segments, self.model, mesh, **self._beside())
 
   def build(self, mesh: jax.sharding.Mesh, growths: Growths = (), *, samples: int = 0) -> tuple[StateSpec, TrainStep]:
     """Makes the state's specification and the train step.
@@ -225,9 +233,19 @@ class Run:
 
   def abstract_batch(self, segment: Segment, modality: str, length: int, mesh: jax.sharding.Mesh) -> Batch:
     """Describes one kind of batch of a segment, in shapes with shardings, as `shapes.abstract_batch` does."""
-    beside = {"teacher_dims": self.teacher_dims, "state_rows": self.needs_state_rows}
-    beside |= {"weights": self.objective.needs(WEIGHTS), "hard_captions": self.objective.captions_needed}
-    return shapes.abstract_batch(segment, modality, length, self.model, mesh, **beside)
+    return shapes.abstract_batch(segment, modality, length, self.model, mesh, **self._beside())
+
+  def _beside(self) -> dict[str, Any]:
+    """Returns what batches hold beside images and captions, as `shapes.abstract_batch` takes it."""
+    return {
+      "teacher_dims": self.teacher_dims,
+      "state_rows": self.needs_state_rows,
+      "weights": self.objective.needs(WEIGHTS),
+      "hard_captions": self.objective.captions_needed,
+      "strong_images": self.objective.strong_images,
+      "strong_texts": self.objective.strong_texts,
+      "present_in": tuple(self.present_in),
+    }
 
 
 def term_weights(config: ConfigDict) -> dict[str, float]:
@@ -274,7 +292,7 @@ def check_average(objective: Objective, average_decay: float) -> None:
   if objective.uses_average and not average_decay:
     raise UserError(
       f"{average_decay=} keeps no moving average of the towers, which the objective compares with: set it to 0.999, or"
-      " turn the option average of the term off"
+      " turn the option average of the term off, or leave the term out"
     )
 
 
@@ -288,6 +306,19 @@ def check_pairs(segments: Sequence[Segment], objective: Objective) -> None:
         f"batch_size={segment.batch_size}{stage} leaves nothing to compare a pair with, so that {alone[0]} learns"
         " nothing: use at least 2"
       )
+
+
+def check_squares(segments: Sequence[Segment], objective: Objective) -> None:
+  """Raises a `UserError` where a term needs squares of one size and a stage shows other images, or clips."""
+  for name in [name for name, (_, term) in objective.terms.items() if term.reads_squares]:
+    for number, segment in enumerate(segments):
+      stage = f"stage '{segment.name}'" if segment.name else "the run"
+      if segment.clips is not None:
+        raise UserError(f"{stage} shows clips, which {name} cannot read: set curriculum.{number}.video_share to 0")
+      if segment.resolution.mode != "fixed":
+        raise UserError(
+          f"{stage} shows images of any shape, and {name} needs squares: set curriculum.{number}.mode to 'fixed'"
+        )
 
 
 def check_model_fits(segment: Segment, model: DualEncoderConfig) -> None:

@@ -12,7 +12,7 @@ import optax
 
 from contrastive_jax.batch import Batch
 from contrastive_jax.models import dual_encoder
-from contrastive_jax.models.outputs import HARD_CAPTIONS
+from contrastive_jax.models.outputs import HARD_CAPTIONS, STRONG_IMAGE, STRONG_TEXT, for_global_terms
 from contrastive_jax.objectives.term import Metrics
 from contrastive_jax.parallel.mesh import replicated
 from contrastive_jax.training import accumulation
@@ -36,6 +36,10 @@ class _Rows:
     keys = {"image": (image, batch.image.patches), "text": (text, batch.text.tokens)}
     if batch.hard_captions is not None:
       keys[HARD_CAPTIONS] = jax.random.fold_in(text, 1), batch.hard_captions.tokens
+    if batch.strong is not None and batch.strong.patches is not None:
+      keys[STRONG_IMAGE] = jax.random.fold_in(image, 1), batch.strong.patches
+    if batch.strong is not None and batch.strong.tokens is not None:
+      keys[STRONG_TEXT] = jax.random.fold_in(text, 2), batch.strong.tokens
     for name, inputs in batch.others.items():
       keys[name] = jax.random.fold_in(key, zlib.crc32(name.encode())), jax.tree.leaves(inputs)[0]
     every = jax.vmap(jax.random.fold_in, (None, 0))
@@ -46,6 +50,15 @@ def _are_finite(tree: Any) -> jax.Array:
   """Says whether all leaves are finite, in half the time that `jnp.isfinite` of each entry takes on a CPU."""
   with jax.named_scope("finite"):
     return jnp.isfinite(sum(jnp.sum(leaf * 0) for leaf in jax.tree.leaves(tree)))
+
+
+def _with_bounded_scales(params: Any, most: float) -> Any:
+  """Returns parameters whose logit scales, that of the model and those of terms, lie in [1, most]."""
+
+  def bounded(path, leaf):
+    return jnp.clip(leaf, 0.0, math.log(most)) if path[-1].key == "log_logit_scale" else leaf
+
+  return jax.tree_util.tree_map_with_path(bounded, params)
 
 
 def make_value_and_grad(spec: StateSpec, *, accumulate: int = 1) -> Callable:
@@ -67,7 +80,7 @@ def make_value_and_grad(spec: StateSpec, *, accumulate: int = 1) -> Callable:
   def value_and_grad(trained, frozen, batch: Batch, key, factors=None, remembered=None, average=None):
     counts = objective.counts(batch)
     slow = None
-    if objective.uses_average:
+    if objective.embeds_average:
       with jax.named_scope("average"):
         params = towers(optimizers.combine(average, frozen))
         slow = accumulation.embed(graphdef, params, batch, accumulate, spec.mesh)
@@ -76,7 +89,7 @@ def make_value_and_grad(spec: StateSpec, *, accumulate: int = 1) -> Callable:
       model = dual_encoder.merge(graphdef, towers(optimizers.combine(trained, frozen)))
       with jax.named_scope("towers"), jax.sharding.use_abstract_mesh(spec.mesh.abstract_mesh):
         outputs = model(rows.batch, keys=rows.keys)
-      return {name: output.embedding for name, output in outputs.items()}, (model, outputs)
+      return for_global_terms(outputs), (model, outputs)
 
     def global_loss(trained, embeddings):
       params = optimizers.combine(trained, frozen)
@@ -99,9 +112,12 @@ def make_value_and_grad(spec: StateSpec, *, accumulate: int = 1) -> Callable:
 
     def local_loss(trained, made, rows: _Rows):
       model, outputs = made
-      params = optimizers.combine(trained, frozen).get(OBJECTIVE)
+      params, slow = optimizers.combine(trained, frozen).get(OBJECTIVE), None
+      if objective.uses_average:
+        whole = optimizers.combine(average, frozen)
+        slow = dual_encoder.merge(graphdef, towers(whole)), whole.get(OBJECTIVE, {})
       with jax.named_scope("loss"), jax.sharding.use_abstract_mesh(spec.mesh.abstract_mesh):
-        return objective.local_loss(model, outputs, rows.batch, counts, params=params, factors=factors)
+        return objective.local_loss(model, outputs, rows.batch, counts, params=params, average=slow, factors=factors)
 
     rows = _Rows.of(batch, key)
     if accumulate > 1:
@@ -141,7 +157,7 @@ def make_train_step(
     seed: the seed of noise: dropout and drop path of row i in step k draw from `(seed, k, i)`.
     accumulate: number of micro-batches that the batch is cut into; the gradients do not depend on it.
     average_decay: decay of the moving average; its first steps use `(1 + step) / (10 + step)` where that is smaller.
-    max_logit_scale: the largest logit scale, which is kept in [1, this] after every update.
+    max_logit_scale: the largest logit scale; the model's, and those of terms, are kept in [1, this] after every update.
     skip_nonfinite: whether everything but the step stays as it was when the loss, the gradient or an updated parameter
       is not finite. The state before the update is then kept until that is known, which takes memory.
     factors: a function from the step to factors that multiply the weights of terms, by their names; None is 1 for all,
@@ -165,8 +181,7 @@ def make_train_step(
       norm = optax.tree.norm(gradients)
       updates, opt_state = spec.optimizer.update(gradients, optimizers.at_step(state.opt_state, state.step), trained)
       updated = optax.apply_updates(trained, updates)
-    if "log_logit_scale" in updated:
-      updated["log_logit_scale"] = jnp.clip(updated["log_logit_scale"], 0.0, math.log(max_logit_scale))
+    updated = _with_bounded_scales(updated, max_logit_scale)
     average = state.average
     if average is not None:
       decay = jnp.minimum(average_decay, (1 + state.step) / (10 + state.step))

@@ -109,10 +109,10 @@ def test_a_stage_has_the_options_that_the_run_gives_its_sets():
 @pytest.mark.parametrize(
   ("entry", "said"),
   [
-    ({"name": "tfds/a", "wieght": 1}, "option 'wieght': it takes name, weight, image_key"),
+    ({"name": "tfds/a", "wieght": 1}, "option 'wieght': it takes name, weight, terms, image_key"),
     ({"name": "tfds/a", "captoin_key": "x"}, "did you mean 'caption_key'"),
-    ({"name": "noto", "flip": True}, "'noto' the option 'flip': it takes name, weight$"),
-    ({"name": "clips/a", "caption_key": "x"}, "it takes name, weight, flip$"),
+    ({"name": "noto", "flip": True}, "'noto' the option 'flip': it takes name, weight, terms$"),
+    ({"name": "clips/a", "caption_key": "x"}, "it takes name, weight, terms, flip$"),
     ({"name": "tfds/a", "flip": "no"}, "flip='no', which must be True or False"),
     ({"name": "tfds/a", "flip": 1}, "flip=1, which must be True or False"),
     ({"name": "tfds/a", "caption_key": ""}, "caption_key='', which must be a text that is not empty"),

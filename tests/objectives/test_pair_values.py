@@ -577,7 +577,10 @@ class TestGatedPairs:
   def test_gates_learn_from_captions_and_captions_do_not(self, rng):
     objective = make_objective({"softmax": 1.0, "simlap": 1.0}, {"simlap": {"hidden": 3}})
     params = create({"simlap": objective.params(Sizes(4))["simlap"]}, jax.random.key(0))["simlap"]
-    assert jax.tree.map(jnp.shape, params) == {"into": (4, 3), "into_bias": (3,), "out": (3, 4), "out_bias": (4,)}
+    assert jax.tree.map(jnp.shape, params) == {
+      "layer1": {"kernel": (4, 3), "bias": (3,)},
+      "layer2": {"kernel": (3, 4), "bias": (4,)},
+    }
     keys = jnp.asarray(keys_of(np.arange(6)))
 
     @jax.jit

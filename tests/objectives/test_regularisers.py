@@ -104,29 +104,31 @@ def test_a_predictor_that_changes_nothing_makes_the_distance_of_the_pairs_and_no
   term = term_of("siamlip", hidden=4)
   # A rectifier passes x or -x, so that these two layers are the identity.
   identity = {
-    "into": jnp.concatenate([jnp.eye(2), -jnp.eye(2)], axis=1),
-    "into_bias": jnp.zeros(4),
-    "out": jnp.concatenate([jnp.eye(2), -jnp.eye(2)]),
-    "out_bias": jnp.zeros(2),
+    "layer1": {"kernel": jnp.concatenate([jnp.eye(2), -jnp.eye(2)], axis=1), "bias": jnp.zeros(4)},
+    "layer2": {"kernel": jnp.concatenate([jnp.eye(2), -jnp.eye(2)]), "bias": jnp.zeros(2)},
   }
 
   def total(image, text, params):
-    return term.total(None, outputs_of(image, text), None, params)
+    return term.total(None, outputs_of(image, text), batch_of(np.arange(len(image)), np.arange(len(image))), params)
 
   both = {"image": identity, "text": identity}
   assert total(IMAGE, TEXT, both) / 2 == pytest.approx(0.2, abs=1e-6)
   # Images predict a constant, so that texts are targets for them and nothing else, and the other way round.
-  constant = {**identity, "into": jnp.zeros((2, 4)), "out_bias": jnp.ones(2)}
+  constant = {
+    "layer1": {"kernel": jnp.zeros((2, 4)), "bias": jnp.zeros(4)},
+    "layer2": {**identity["layer2"], "bias": jnp.ones(2)},
+  }
   d_image, d_text, d_params = jax.grad(total, (0, 1, 2))(IMAGE, TEXT, {"image": constant, "text": identity})
-  assert not np.any(d_image) and np.any(d_text) and np.any(d_params["image"]["out_bias"])
+  assert not np.any(d_image) and np.any(d_text) and np.any(d_params["image"]["layer2"]["bias"])
 
 
 def test_predictors_are_drawn_apart():
   params = create({"siamlip": term_of("siamlip").params(Sizes(16))}, jax.random.key(0))["siamlip"]
-  image, text = params["image"], params["text"]
-  assert image["into"].shape == (16, 4) and not np.allclose(image["into"], text["into"])
-  assert not np.allclose(image["into"], image["out"].T)
-  assert float(jnp.std(image["into"])) == pytest.approx(1 / 4, rel=0.3)
+  first, second, other = (
+    params[tower][layer]["kernel"] for tower, layer in (("image", "layer1"), ("image", "layer2"), ("text", "layer1"))
+  )
+  assert first.shape == (16, 4) and not np.allclose(first, other) and not np.allclose(first, second.T)
+  assert float(jnp.std(first)) == pytest.approx(1 / 4, rel=0.3)
 
 
 def test_barlip_is_its_loss():
@@ -160,14 +162,15 @@ def test_several_heads_add_the_loss_of_what_each_makes(rng):
   options = {"multi_head": {"of": "softmax", "heads": 2, "hidden": 7, "dim": 3}}
   variables = make_objective({"multi_head": 1.0}, options).params(Sizes(DIM))["multi_head"]
   shapes = jax.tree.map(lambda variable: variable.shape, variables, is_leaf=lambda node: isinstance(node, Variable))
-  one = {"into": (DIM, 7), "into_bias": (7,), "out": (7, 3), "out_bias": (3,)}
+  one = {"perceptron": {"layer1": {"kernel": (DIM, 7), "bias": (7,)}, "layer2": {"kernel": (7, 3), "bias": (3,)}}}
   assert shapes == {"head_0": one, "head_1": one}
-  params = {
-    head: {name: np.float32(rng.standard_normal(shape)) for name, shape in own.items()} for head, own in shapes.items()
-  }
+  params = jax.tree.map(
+    lambda shape: np.float32(rng.standard_normal(shape)), shapes, is_leaf=lambda x: type(x) is tuple
+  )
 
   def behind(head, side):
-    made = np.maximum(side @ head["into"] + head["into_bias"], 0) @ head["out"] + head["out_bias"]
+    first, second = head["perceptron"]["layer1"], head["perceptron"]["layer2"]
+    made = np.maximum(side @ first["kernel"] + first["bias"], 0) @ second["kernel"] + second["bias"]
     return made / np.linalg.norm(made, axis=1, keepdims=True)
 
   parts = [softmax(*(behind(head, side) for side in (image, text))) for head in params.values()]

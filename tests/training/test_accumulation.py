@@ -66,10 +66,14 @@ def params_of(model):
   return jax.tree.map(lambda leaf: leaf + np.float32(0.05) * rng.standard_normal(leaf.shape, np.float32), params)
 
 
-def differentiate(spec, batch, accumulate):
+def differentiate(spec, batch, accumulate, learned=None, with_average=False):
+  """Value, metrics and gradients of a step; `learned` is what the terms of the objective learn."""
   run = jax.jit(make_value_and_grad(spec, accumulate=accumulate))
-  params = jax.device_put(params_of(dataclasses.replace(spec.model, dtype="float32")), spec.shardings().params)
-  (loss, (metrics, _)), gradients = run(params, {}, put_batch(spec.mesh, batch), jax.random.key(7))
+  params = params_of(dataclasses.replace(spec.model, dtype="float32")) | ({"objective": learned} if learned else {})
+  params = jax.device_put(params, spec.shardings().params)
+  average = jax.tree.map(lambda leaf: 0.9 * leaf, params) if with_average else None
+  arguments = put_batch(spec.mesh, batch), jax.random.key(7), None, None, average
+  (loss, (metrics, _)), gradients = run(params, {}, *arguments)
   return gradients, {"loss": float(loss), **{name: float(value) for name, value in metrics.items()}}
 
 
