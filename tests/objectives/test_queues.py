@@ -18,7 +18,7 @@ from contrastive_jax.training.step import make_value_and_grad
 from tests import tiny
 from tests.keys import keys_of
 from tests.objectives.stepping import DIM, PAIRS, batch_of, stepping, unit
-from tests.training import test_accumulation
+from tests.training import accumulating
 
 SIZE = 40
 
@@ -142,10 +142,10 @@ def test_a_state_that_is_too_small_is_refused_before_anything_is_compiled(term, 
 
 @pytest.mark.slow
 def test_a_queue_of_the_average_is_compared_with_what_the_average_makes(rng):
-  spec = test_accumulation.make_spec(4, fsdp=2, dropout=0.0, drop_path=0.0)
+  spec = accumulating.make_spec(4, fsdp=2, dropout=0.0, drop_path=0.0)
   objective = make_objective({"queued_softmax": 1.0}, {"queued_softmax": {"size": 64, "average": True}})
   spec = dataclasses.replace(spec, objective=objective, average=True)
-  batch, params = test_accumulation.make_batch(rng), test_accumulation.params_of(spec.model)
+  batch, params = accumulating.make_batch(rng), accumulating.params_of(spec.model)
   average = jax.tree.map(lambda leaf: leaf + np.float32(0.1) * rng.standard_normal(leaf.shape, np.float32), params)
   graphdef, _ = dual_encoder.abstract(spec.model)
   placed = jax.tree.map(jnp.asarray, batch)
