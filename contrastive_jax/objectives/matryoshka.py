@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from contrastive_jax.bounds import COUNT, POSITIVE, within
 from contrastive_jax.errors import UserError
@@ -104,6 +105,9 @@ class _Nested(GlobalTerm):
       name: of(dataclasses.replace(sizes, embed_dim=size)) for name, (size, _) in self.options.parts(dim).items()
     }
     return {name: arrays for name, arrays in found.items() if arrays}
+
+  def sample_values(self, state: Arrays) -> dict[str, Float[Array, "rows"]]:
+    return self.term.sample_values(state["whole"]) if "whole" in state else {}
 
   def __call__(self, pairs: Pairs, params, state, **exchange: Any):
     total, after, metrics = 0.0, {}, {}

@@ -91,6 +91,11 @@ class Objective:
     """
     return self._variables(lambda term: term.state(sizes))
 
+  def sample_values(self, state: Arrays) -> dict[str, Float[Array, "rows"]]:
+    """Returns what of the state of its terms is looked at over samples, by what it is, as `Term.sample_values` does."""
+    found = [term.sample_values(state[name]) for name, (_, term) in self.terms.items() if name in state]
+    return {what: values for values_of in found for what, values in values_of.items()}
+
   def _variables(self, of: Callable[[Term], Arrays]) -> dict[str, Any]:
     found = {name: of(term) for name, (_, term) in self.terms.items()}
     return {name: variables for name, variables in found.items() if variables}

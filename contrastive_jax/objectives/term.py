@@ -143,6 +143,17 @@ class Term:
     """Returns the value where embeddings tell nothing of the pairs of a batch; None where there is no such value."""
     return None
 
+  def sample_values(self, state: Arrays) -> dict[str, Float[Array, "rows"]]:
+    """Returns what of its state a person would look at as a histogram over samples, by what it is.
+
+    Args:
+      state: the arrays that `Term.state` describes.
+
+    Returns:
+      Positive numbers, NaN in the rows whose sample has not been seen.
+    """
+    return {}
+
   def params(self, sizes: Sizes) -> Arrays:
     """Describes the parameters of the term, which the optimiser trains.
 
