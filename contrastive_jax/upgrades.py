@@ -40,6 +40,7 @@ def _own_pairs(config: Config) -> None:
     for name, value in (
       ("long_captions", "truncate"),
       ("swap_words", False),
+      ("clusters", ""),
       ("captions_per_image", 1),
       ("cache_bytes", 0),
       ("cache_dir", ""),

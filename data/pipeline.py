@@ -28,6 +28,7 @@ from contrastive_jax.schedule.segments import Inputs, Segment, segment_at, total
 from data.allocation import keep_freed_memory
 from data.augment import DRAWS, Augment
 from data.chunks import chunk_rows, joined, on_host
+from data.clusters import Clusters, check_clusters
 from data.hard_captions import DRAWS_EACH, chosen
 from data.lifetime import follow_parent, start_tracker
 from data.mixture import Drawn, drawn, uniforms
@@ -84,6 +85,7 @@ class Pipeline:
     weights: bool = False,
     hard_captions: int = 0,
     swap_words: bool = False,
+    clusters: Mapping[str, Clusters] | None = None,
     long_captions: str = "truncate",
     host_index: int = 0,
     host_count: int = 1,
@@ -110,6 +112,7 @@ class Pipeline:
       weights: weighs every pair, by the columns of its source that say how much.
       hard_captions: number of wrong captions that every pair gets beside its own.
       swap_words: makes those that a sample lacks, by an exchange of two words of the pair's caption.
+      clusters: the clusters of each source, for segments whose batches are of one cluster each.
       long_captions: what is read of a caption that does not fit, one of `long_captions.WAYS`.
       host_index: number of this host, which serves the rows from `host_index * batch_size / host_count` on.
       host_count: number of hosts that share each batch.
@@ -127,6 +130,7 @@ class Pipeline:
     self._text_length = text_length
     self._long_captions, self._remembers = long_captions, state_rows
     self._weighs, self._hard, self._swaps = weights, hard_captions, swap_words
+    self._clusters = clusters
     self._others = tuple(others)
     self._patch_size = patch_size
     self._seed = seed
@@ -172,7 +176,7 @@ class Pipeline:
     They are `batch(step).ids` of all hosts in order, save that a bad record stands under its own id.
     """
     size = self._share(step) * self._host_count
-    plan = drawn(self._segments, self._lengths, self._seed, step, slice(0, size))
+    plan = drawn(self._segments, self._lengths, self._seed, step, slice(0, size), self._clusters)
     return np.array([self._id_base[name] for name in plan.names], np.int64)[plan.source] + plan.index
 
   def kinds(self, start: int) -> Iterator[tuple[Segment, str, int]]:
@@ -237,7 +241,7 @@ class Pipeline:
   def _load_rows(self, step: int, row: int, count: int) -> dict[str, Any]:
     """Reads `count` of this host's rows of a step, from `row` on."""
     first = self._host_index * self._share(step) + row
-    plan = drawn(self._segments, self._lengths, self._seed, step, slice(first, first + count))
+    plan = drawn(self._segments, self._lengths, self._seed, step, slice(first, first + count), self._clusters)
     at, offset = segment_at(self._segments, step)
     segment = self._segments[at]
     inputs = segment.inputs(segment.modality_at(offset)[0])
@@ -456,4 +460,7 @@ class Pipeline:
           f"data.captions_per_image={segment.captions_per_image} shows a sample several times in a step, and the"
           " objective remembers one value for it: leave it at 1"
         )
+      if segment.clustered:
+        for name in segment.all_sources():
+          check_clusters(name, (self._clusters or {}).get(name), len(self._sources[name]), segment.images)
       segment.check_patches(self._patch_size)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from contrastive_jax.evaluation.curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ticks
 
@@ -121,7 +122,7 @@ def aspects(title: str, values: Sequence[float], what: tuple[str, str]) -> Histo
   return _placed(title, values, edges, marks, what, "", None, log=True, named=_ratio)
 
 
-def ratios(title: str, values: Sequence[float], what: tuple[str, str]) -> Histogram | None:
+def ratios(title: str, values: Float[np.ndarray, "_"], what: tuple[str, str]) -> Histogram | None:
   """Counts positive numbers in bars of equal ratio.
 
   Args:
@@ -134,13 +135,17 @@ def ratios(title: str, values: Sequence[float], what: tuple[str, str]) -> Histog
   """
   if not len(values):
     return None
-  low, high = float(min(values)), float(max(values))
+  low, high = float(values.min()), float(values.max())
   # Numbers that are all equal are said and not drawn; the edges have to differ all the same.
   edges = np.geomspace(low, max(high, low * 1.001), _BARS + 1).tolist()
   # The last bar ends above the largest value, which would else be in no bar or beyond its own.
   edges[0], edges[-1] = low, max(high, edges[-1])
   marks = _round_ratios(edges[0], edges[-1])
-  return _placed(title, values, edges, marks, what, "", None, log=True, named=_three_digits)
+  # As many digits as tell the ends apart, and two more.
+  digits = 3 + max(0, -math.floor(math.log10(edges[-1] / edges[0] - 1)))
+  return _placed(
+    title, values.tolist(), edges, marks, what, "", None, log=True, named=lambda value: f"{value:.{digits}g}"
+  )
 
 
 def _round_ratios(low: float, high: float) -> list[float]:
@@ -151,10 +156,6 @@ def _round_ratios(low: float, high: float) -> list[float]:
   marks = [float(f"{factor}e{power}") for power in powers for factor in (1, 2, 5)]
   marks = [mark for mark in marks if low <= mark <= high]
   return marks[:: -(-len(marks) // 8)]
-
-
-def _three_digits(value: _Number) -> str:
-  return f"{value:.3g}"
 
 
 def _placed(

@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from jaxtyping import Float
 from PIL import Image
 
 from contrastive_jax.evaluation import curves, histograms
@@ -82,7 +83,7 @@ def write_report(
   commands: Sequence[str] = (),
   stages: Sequence[tuple[str, int]] = (),
   by_stage: Sequence[StageScores] = (),
-  samples: Mapping[str, Sequence[float]] | None = None,
+  samples: Mapping[str, Float[np.ndarray, "_"]] | None = None,
 ) -> Path:
   """Writes the report, atomically.
 
@@ -164,7 +165,7 @@ def language_bars(dataset: str, results: Sequence[Result]) -> tuple[str, str, li
   return dataset, metric, sorted(rows, key=lambda row: -row[1])
 
 
-def sample_histograms(samples: Mapping[str, Sequence[float]]) -> list[histograms.Histogram]:
+def sample_histograms(samples: Mapping[str, Float[np.ndarray, "_"]]) -> list[histograms.Histogram]:
   """Makes a histogram of each quantity that some samples have."""
   made = [histograms.ratios(name, values, ("sample", "samples")) for name, values in samples.items()]
   return [histogram for histogram in made if histogram is not None]

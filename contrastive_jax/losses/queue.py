@@ -234,7 +234,7 @@ def _targets(slow, blocks, own, scale, keys, sweep) -> tuple[Float[Array, "pairs
   found = _Weighted(LogSumExp.empty((len(slow),), dtype, scale), jnp.zeros(slow.shape, dtype))
   for columns, column_keys, valid in blocks:
     columns = lax.stop_gradient(columns).astype(slow.dtype), column_keys, valid.astype(jnp.int32)
-    (found,), _ = sweep(tile_fn, (slow, keys), columns, ((found,), ()))
+    (found,), _ = sweep(tile_fn, (slow, keys), pairwise.vary(columns, slow, axes=sweep.axes), ((found,), ()))
   # The pair itself may be the farthest of all, or the nearest.
   whole = found.sums.merge(LogSumExp(own, jnp.ones_like(own), jnp.full_like(own, scale)))
   some = ~jnp.isneginf(found.sums.largest)

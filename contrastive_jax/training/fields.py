@@ -123,6 +123,7 @@ def known() -> Node:
           ),
           "long_captions": str,
           "swap_words": bool,
+          "clusters": str,
           "captions_per_image": int,
           **dict.fromkeys(("threads", "workers", "prefetch_bytes", "cache_bytes"), int),
           "cache_dir": str,

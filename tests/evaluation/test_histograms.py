@@ -76,7 +76,7 @@ def test_positive_numbers_are_counted_once_in_bars_of_equal_ratio(rng, low, high
   for at, value in ((one, first), (other, last)):
     place = LEFT + (WIDTH - LEFT - RIGHT) * math.log(value / low) / math.log(high / low)
     assert at == pytest.approx(place, abs=0.2)
-  assert not ratios("Temperature", [0.01] * 5, THINGS).bars and ratios("Temperature", [], THINGS) is None
+  assert not ratios("Temperature", np.full(5, 0.01), THINGS).bars and ratios("Temperature", np.zeros(0), THINGS) is None
 
 
 def test_shapes_are_ratios_with_squares_in_the_middle_of_a_bar():

@@ -175,7 +175,7 @@ def test_soft_targets_come_by_and_by(rng):
   options = {"size": 0, "average": True, "soft_share": 0.8, "soft_steps": 2, "target_temperature": 0.1}
   term = make_objective({"queued_softmax": 1.0}, {"queued_softmax": options}).terms["queued_softmax"][1]
   sides = [jnp.float32(unit(rng, 4)) for _ in range(4)]
-  pairs = Pairs(*sides[:2], keys_of(np.arange(4)), 5.0, average_image=sides[2], average_text=sides[3])
+  pairs = Pairs(*sides[:2], jnp.asarray(keys_of(np.arange(4))), 5.0, average_image=sides[2], average_text=sides[3])
   assert set(term.state(Sizes(DIM))) == {"steps"}
   run = jax.jit(lambda state: term(pairs, {}, state, axis_name=None))
   state, found = {"steps": jnp.int32(0)}, []
