@@ -190,6 +190,7 @@ def get_config() -> ConfigDict:
   config.distillation = ConfigDict()
   config.distillation.teacher = ""  # A run, whose model embeds every batch beside this one.
   config.distillation.targets = ""  # In its place, the folder that distill.py wrote.
+  config.distillation.replay = ()  # Sources that the teacher has learned, for distill_positives; empty is all.
   config.distillation.dim = 0  # Size of the teacher's embeddings, for plan.py where it is not; 0 reads it from there.
 
   config.mesh = ConfigDict()

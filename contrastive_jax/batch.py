@@ -105,6 +105,8 @@ class Batch:
     ids: int64 `[pairs]` stable sample ids. They stay on the host: on the device an int64 silently becomes an int32.
     state_rows: int32 `[pairs]` rows of per-sample objective state, for the objectives that keep any.
     weights: float32 `[pairs]`, how much each pair counts, for the objectives that weigh pairs.
+    replayed: float32 `[pairs]`, 1 for the pairs of sources that an earlier run has learned from and 0 for others, for
+      the objectives that keep what was learned.
     hard_captions: wrong captions of each pair, for the objectives that compare with them.
     teacher: inputs of a frozen teacher, when it runs beside the student.
     targets: outputs of a frozen teacher, from its own step or from a cache.
@@ -118,6 +120,7 @@ class Batch:
   ids: AnyArray | None = None
   state_rows: AnyArray | None = None
   weights: AnyArray | None = None
+  replayed: AnyArray | None = None
   hard_captions: HardCaptions | None = None
   teacher: TeacherInputs | None = None
   targets: Targets | None = None

@@ -46,6 +46,7 @@ def _own_pairs(config: Config) -> None:
       ("cache_dir", ""),
     ):
       config["data"].setdefault(name, value)
+    config.get("distillation", {}).setdefault("replay", [])
 
 
 # Each brings a config to the form after its own; their number is that of today's form.

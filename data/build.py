@@ -9,7 +9,7 @@ from contrastive_jax import paths
 from contrastive_jax.bad_records import BadRecords, readable
 from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation.tasks import ReadSet
-from contrastive_jax.objectives.term import TEACHER_TEXT, WEIGHTS
+from contrastive_jax.objectives.term import REPLAYED, TEACHER_TEXT, WEIGHTS
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.schedule.segments import Segment, source_names
@@ -135,6 +135,7 @@ def make_pipeline(
     bad_records=bad_records,
     state_rows=run.needs_state_rows,
     weights=run.objective.needs(WEIGHTS),
+    replay=tuple(config.distillation.replay) if run.objective.needs(REPLAYED) else None,
     hard_captions=run.objective.captions_needed,
     swap_words=config.data.swap_words,
     clusters=open_clusters(config.data.clusters, _clustered(segments)) if config.data.clusters else None,

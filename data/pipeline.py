@@ -83,6 +83,7 @@ class Pipeline:
     bad_records: BadRecords | None = None,
     state_rows: bool = False,
     weights: bool = False,
+    replay: Sequence[str] | None = None,
     hard_captions: int = 0,
     swap_words: bool = False,
     clusters: Mapping[str, Clusters] | None = None,
@@ -110,6 +111,7 @@ class Pipeline:
       bad_records: counts and names what cannot be read, in this process wherever it was read; None counts alone.
       state_rows: names for every pair the row of its sample in the state of the objective, see `row_bases`.
       weights: weighs every pair, by the columns of its source that say how much.
+      replay: sources whose pairs are marked as replayed, all where it is empty; None marks none.
       hard_captions: number of wrong captions that every pair gets beside its own.
       swap_words: makes those that a sample lacks, by an exchange of two words of the pair's caption.
       clusters: the clusters of each source, for segments whose batches are of one cluster each.
@@ -130,7 +132,7 @@ class Pipeline:
     self._text_length = text_length
     self._long_captions, self._remembers = long_captions, state_rows
     self._weighs, self._hard, self._swaps = weights, hard_captions, swap_words
-    self._clusters = clusters
+    self._clusters, self._replay = clusters, replay
     self._others = tuple(others)
     self._patch_size = patch_size
     self._seed = seed
@@ -270,6 +272,9 @@ class Pipeline:
       "ids": np.array([self._id_base[name] + e.id for name, e in zip(names, examples, strict=True)], np.int64),
       "state_rows": self._state_rows(names, examples),
       "weights": np.array([e.text.weight for e in examples], np.float32) if self._weighs else None,
+      "replayed": None
+      if self._replay is None
+      else np.array([not self._replay or name in self._replay for name in names], np.float32),
       "hard_captions": self._hard_captions(examples, captions, plan.position) if self._hard else None,
       "keys": pair_keys([example.text.group for example in examples], captions),
       "failed": np.array(failed),
@@ -371,6 +376,7 @@ class Pipeline:
       ids=fields["ids"],
       state_rows=fields["state_rows"],
       weights=fields["weights"],
+      replayed=fields["replayed"],
       hard_captions=fields["hard_captions"],
       others=fields["others"],
       teacher=fields["teacher"],

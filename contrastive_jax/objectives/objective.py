@@ -162,7 +162,7 @@ class Objective:
     split, everywhere = PartitionSpec(BATCH_AXES), PartitionSpec()
     narrow = jax.tree.map(lambda embedding: embedding.astype(self.dtype), dict(embeddings))
     image, text, hard = narrow.pop("image"), narrow.pop("text"), narrow.pop(HARD_CAPTIONS, None)
-    beside = {"state_rows": batch.state_rows, "weights": batch.weights}
+    beside = {"state_rows": batch.state_rows, "weights": batch.weights, "replayed": batch.replayed}
     if hard is not None:
       there = batch.hard_captions.there
       beside |= {"hard_text": hard.reshape(*there.shape, -1), "hard_there": there}
@@ -309,7 +309,7 @@ def _try(term: GlobalTerm) -> None:
   others = {name: side for name in term.towers if name not in ("image", "text")}
   hard = [jax.ShapeDtypeStruct((2, 1, *shape), dtype) for shape, dtype in (((2,), jnp.float32), ((), jnp.bool_))]
   weights = jax.ShapeDtypeStruct((2,), jnp.float32)
-  pairs = Pairs(side, side, keys, 1.0, 0.0, side, side, rows, others, side, side, weights, *hard)
+  pairs = Pairs(side, side, keys, 1.0, 0.0, side, side, rows, others, side, side, weights, weights, *hard)
   # The key is made within the trace: one made outside would start JAX, and fix its devices and processes.
   arrays = [
     jax.eval_shape(lambda kind=kind: create({"": kind}, jax.random.key(0))[""])

@@ -8,6 +8,7 @@ from contrastive_jax.objectives.cacr import CACR
 from contrastive_jax.objectives.cwcl import CWCL
 from contrastive_jax.objectives.dcl import DCL
 from contrastive_jax.objectives.distill_features import DistillFeatures
+from contrastive_jax.objectives.distill_positives import DistillPositives
 from contrastive_jax.objectives.distill_relational import DistillRelational
 from contrastive_jax.objectives.distill_similarity import DistillSimilarity
 from contrastive_jax.objectives.gram import GRAM
@@ -54,4 +55,5 @@ TERMS: Mapping[str, type[Term]] = {
   "distill_features": DistillFeatures,
   "distill_similarity": DistillSimilarity,
   "distill_relational": DistillRelational,
+  "distill_positives": DistillPositives,
 }

@@ -26,7 +26,7 @@ Arrays = Mapping[str, Any]
 
 # The names of what a term may need beside the embeddings of the pairs.
 TEACHER_IMAGE, TEACHER_TEXT, STATE_ROWS = "teacher.image", "teacher.text", "state_rows"
-WEIGHTS = "weights"
+WEIGHTS, REPLAYED = "weights", "replayed"
 # A logical axis that is split over all devices that hold pairs.
 SAMPLES = "samples"
 
@@ -84,6 +84,7 @@ class Pairs:
       or None.
     average_text: the same of the texts, or None.
     weights: `[pairs]`, how much each pair counts, or None.
+    replayed: `[pairs]`, 1 for the pairs of sources that an earlier run has learned from and 0 for others, or None.
     hard_text: `[pairs, captions, dim]`, L2-normalised embeddings of wrong captions of each pair, or None.
     hard_there: `[pairs, captions]`, which of these there are.
   """
@@ -100,6 +101,7 @@ class Pairs:
   average_image: AnyArray | None = None
   average_text: AnyArray | None = None
   weights: AnyArray | None = None
+  replayed: AnyArray | None = None
   hard_text: AnyArray | None = None
   hard_there: AnyArray | None = None
 
@@ -113,7 +115,7 @@ class Term:
   """Base of all terms.
 
   Attributes:
-    needs: those of `TEACHER_IMAGE`, `TEACHER_TEXT`, `STATE_ROWS` and `WEIGHTS` that a batch must bring.
+    needs: those of `TEACHER_IMAGE`, `TEACHER_TEXT`, `STATE_ROWS`, `WEIGHTS` and `REPLAYED` that a batch must bring.
     separates: whether it keeps the embeddings of different pairs apart; an objective needs one such term.
     compares_pairs: whether nothing is learned from a batch of one pair.
     towers: the names of the towers whose outputs it reads.

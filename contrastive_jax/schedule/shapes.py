@@ -33,6 +33,7 @@ def abstract_batch(
   teacher_dims: TeacherDims = None,
   state_rows: bool = False,
   weights: bool = False,
+  replayed: bool = False,
   hard_captions: int = 0,
 ) -> Batch:
   """Describes one kind of batch, as `data.pipeline` makes it, by shapes, dtypes and shardings.
@@ -47,6 +48,7 @@ def abstract_batch(
       None without a teacher.
     state_rows: whether the batch names the rows of its samples in the state of the objective.
     weights: whether it weighs the pairs.
+    replayed: whether it says which pairs are replayed.
     hard_captions: number of wrong captions that it brings for each pair.
   """
   pairs, sharding = segment.batch_size, batch_sharding(mesh)
@@ -94,6 +96,7 @@ def abstract_batch(
     array(jnp.uint32, pairs, 2, 2),
     state_rows=rows,
     weights=array(jnp.float32, pairs) if weights else None,
+    replayed=array(jnp.float32, pairs) if replayed else None,
     hard_captions=hard,
     targets=targets,
     others=others,

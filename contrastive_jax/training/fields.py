@@ -132,7 +132,7 @@ def known() -> Node:
         }
       ),
       "curriculum": Node(every=_dataclass(Stage)),
-      "distillation": Node({"teacher": str, "targets": str, "dim": int}),
+      "distillation": Node({"teacher": str, "targets": str, "replay": Names, "dim": int}),
       "mesh": Node(dict.fromkeys(("data", "fsdp", "tensor"), int)),
       "log_every": int,
       "log_sample_ids": bool,

@@ -16,7 +16,7 @@ from contrastive_jax.models import flops
 from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.models.presets import model_config
 from contrastive_jax.objectives import Objective, Sizes, check_teacher, check_towers, make_objective
-from contrastive_jax.objectives.term import STATE_ROWS, TEACHER_TEXT, WEIGHTS
+from contrastive_jax.objectives.term import REPLAYED, STATE_ROWS, TEACHER_TEXT, WEIGHTS
 from contrastive_jax.parallel.mesh import MeshSpec, batch_shards
 from contrastive_jax.preprocess import long_captions
 from contrastive_jax.runs import read_object
@@ -92,6 +92,7 @@ class Run:
     check_bias(run.model, objective)
     check_average(objective, config.average_decay)
     check_weights(run.stages, objective)
+    check_replay(tuple(config.distillation.replay), run.source_names(), objective)
     check_towers(objective, run.model.names)
     for segment in run.segments:
       check_model_fits(segment, run.model)
@@ -226,7 +227,8 @@ class Run:
   def abstract_batch(self, segment: Segment, modality: str, length: int, mesh: jax.sharding.Mesh) -> Batch:
     """Describes one kind of batch of a segment, in shapes with shardings, as `shapes.abstract_batch` does."""
     beside = {"teacher_dims": self.teacher_dims, "state_rows": self.needs_state_rows}
-    beside |= {"weights": self.objective.needs(WEIGHTS), "hard_captions": self.objective.captions_needed}
+    beside |= {"weights": self.objective.needs(WEIGHTS), "replayed": self.objective.needs(REPLAYED)}
+    beside |= {"hard_captions": self.objective.captions_needed}
     return shapes.abstract_batch(segment, modality, length, self.model, mesh, **beside)
 
 
@@ -276,6 +278,14 @@ def check_average(objective: Objective, average_decay: float) -> None:
       f"{average_decay=} keeps no moving average of the towers, which the objective compares with: set it to 0.999, or"
       " turn the option average of the term off"
     )
+
+
+def check_replay(replay: Sequence[str], sources: Sequence[str], objective: Objective) -> None:
+  """Raises a `UserError` where sources are to be replayed that the run lacks, or for no term."""
+  for name in replay:
+    require_known("distillation.replay", name, sources)
+  if replay and not objective.needs(REPLAYED):
+    raise UserError(f"distillation.replay={tuple(replay)} has no use: add distill_positives to the objective")
 
 
 def check_pairs(segments: Sequence[Segment], objective: Objective) -> None:
