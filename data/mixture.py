@@ -134,9 +134,9 @@ def drawn(
   names = tuple(name for name, _ in sources)
   if segment.clustered:
     turn, number = (int(one[0]) for one in assign(sources, np.array([earlier])))
-    batch = batches_before(segments, at, names[turn]) + number
+    batch = _batches_before(segments, at, names[turn]) + number
     source = np.full(len(image), turn)
-    index = one_cluster(clusters[names[turn]], image, segment.images, batch, seed, names[turn])
+    index = _one_cluster(clusters[names[turn]], image, segment.images, batch, seed, names[turn])
   else:
     source, number = assign(sources, earlier * segment.images + image)
     begun = cursors(segments, at)
@@ -148,7 +148,7 @@ def drawn(
   return Drawn(position, names, source, index, copy)
 
 
-def batches_before(segments: Sequence[Segment], at: int, name: str) -> int:
+def _batches_before(segments: Sequence[Segment], at: int, name: str) -> int:
   """Counts the batches that a source gave alone in the clustered ones of the segments before `at`."""
   return sum(
     segment.draws(modality, segment.steps_of(modality, segment.steps)).get(name, 0) // segment.images
@@ -158,7 +158,7 @@ def batches_before(segments: Sequence[Segment], at: int, name: str) -> int:
   )
 
 
-def one_cluster(
+def _one_cluster(
   clusters: Clusters, places: Int[np.ndarray, " n"], size: int, batch: int, seed: int, name: str
 ) -> Int[np.ndarray, " n"]:
   """Returns the samples of some places of a batch that is drawn from a single cluster of a source.

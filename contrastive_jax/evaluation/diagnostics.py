@@ -263,7 +263,12 @@ def _logistic(features, sign) -> np.ndarray:
 
 
 def drawn_rows(images: int, texts: int, *, most: int = ROWS_COMPARED, seed: int = 0) -> list[Int[np.ndarray, "_"]]:
-  """Draws the rows of both sides that are looked at where all products are, at most `most` of each, ascending."""
+  """Draws the rows of both sides that are looked at where all products are, at most `most` of each, ascending.
+
+  Examples:
+    >>> [rows.tolist() for rows in drawn_rows(3, 2)]
+    [[0, 1, 2], [0, 1]]
+  """
   rng = np.random.default_rng(seed)
   return [np.sort(rng.permutation(rows)[:most]) for rows in (images, texts)]
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from contrastive_jax.batch import Batch
 from contrastive_jax.errors import UserError, fields_of, nearest, require_known
+from contrastive_jax.losses.pairwise import STRATEGIES
 from contrastive_jax.models.dual_encoder import DualEncoder
 from contrastive_jax.models.outputs import HARD_CAPTIONS
 from contrastive_jax.models.presets import with_tuples
@@ -277,7 +278,7 @@ def make_objective(
 
 
 def _make_term(name: str, options: Mapping[str, Mapping[str, Any]], used: bool) -> Term:
-  """Makes a term and tries it, but for one that is not used and has its defaults: a config has the options of all."""
+  """Makes a term, and tries it where it is used: a config has the options of all, and its ranges are checked apart."""
   allowed, own = term_options().get(name, {}), options.get(name, {})
   for option in own:
     if option not in allowed:
@@ -285,13 +286,14 @@ def _make_term(name: str, options: Mapping[str, Mapping[str, Any]], used: bool) 
       raise UserError(f"loss_options.{name}.{option} is not an option of '{name}'{nearest(option, allowed)}: {known}")
   with fields_of(f"loss_options.{name}"):
     term = TERMS[name](**with_tuples(own))
-    tried = used or term != TERMS[name]()
+    if any(field.name == "strategy" for field in dataclasses.fields(term)):
+      require_known("strategy", term.strategy, STRATEGIES)
     if isinstance(term, WrapsTerm):
       require_known("of", term.of, [inner for inner, kind in TERMS.items() if _may_be_wrapped(kind)])
   if isinstance(term, WrapsTerm):
-    term = term.around(_make_term(term.of, options, tried))
+    term = term.around(_make_term(term.of, options, used))
   with fields_of(f"loss_options.{name}"):
-    if tried and isinstance(term, GlobalTerm):
+    if used and isinstance(term, GlobalTerm):
       _try(term)
   return term
 
