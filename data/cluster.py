@@ -104,14 +104,9 @@ def cluster(
     raise UserError(f"--count={count} is more than the {total:,} embeddings of {embeddings}: lower it")
   if within is not None and within.about["samples"] != len(source):
     raise UserError(f"--within has clusters of {within.about['samples']:,} samples, and {name} has {len(source):,}")
-  # Number k of the rows is taken where the whole part of k * taken / total grows.
-  taken, seen, some = min(total, fit_rows), 0, []
-  for _, rows in read(files, source):
-    number = np.arange(seen, seen + len(rows))
-    some.append(rows[(number + 1) * taken // total > number * taken // total])
-    seen += len(rows)
-  centroids = kmeans.fit(np.concatenate(some), count, seed=seed, iterations=iterations)
-  del some
+  centroids = kmeans.fit(
+    spread(files, source, total, min(total, max(fit_rows, count))), count, seed=seed, iterations=iterations
+  )
   labels = np.full(len(source), -1, np.int64)
   for samples, rows in read(files, source):
     labels[samples] = kmeans.nearest(rows, centroids)
@@ -122,6 +117,19 @@ def cluster(
     clusters_now = count * len(within.sizes)
   about = {"seed": seed, "embeddings": origin(files[0])}
   return clusters.write_clusters(output, name, labels, centroids, clusters_now, about)
+
+
+def spread(files: Sequence[Path], source: StoredPictures, total: int, taken: int) -> Float[np.ndarray, "{taken} dim"]:
+  """Returns some of the embeddings of a set, evenly spread over all."""
+  found, seen = np.empty((taken, 0), np.float32), 0
+  for _, rows in read(files, source):
+    # Of the first n rows, the whole part of n * taken / total is taken.
+    place = np.arange(seen, seen + len(rows) + 1) * taken // total
+    if not found.size:
+      found = np.empty((taken, rows.shape[1]), np.float32)
+    found[place[0] : place[-1]] = rows[np.diff(place) > 0]
+    seen += len(rows)
+  return found
 
 
 def read(
