@@ -20,7 +20,8 @@ from contrastive_jax.errors import UserError
 from contrastive_jax.training.targets import folder_of
 
 ABOUT = "clusters.json"
-_AGAIN = "write it again with data.cluster"
+_COMMAND = "python -m data.cluster"
+_AGAIN = f"write them again with {_COMMAND}"
 
 
 class Clusters:
@@ -79,7 +80,7 @@ def open_clusters(folder: str | os.PathLike, names: Iterable[str]) -> dict[str, 
     own = folder_of(path, name)
     if not (own / ABOUT).is_file():
       raise UserError(
-        f"data.clusters={folder} has no clusters of source '{name}': write them with data.cluster, or leave"
+        f"data.clusters={folder} has no clusters of source '{name}': write them with {_COMMAND}, or leave"
         " data.clusters empty"
       )
     found[name] = Clusters(own)
@@ -96,9 +97,7 @@ def check_clusters(name: str, clusters: Clusters | None, samples: int, images: i
     images: number of samples of a batch.
   """
   if clusters is None:
-    raise UserError(
-      f"data source '{name}' has no clusters: write them with data.cluster, and name them in data.clusters"
-    )
+    raise UserError(f"data source '{name}' has no clusters: write them with {_COMMAND}, and name them in data.clusters")
   if clusters.about["samples"] != samples:
     raise UserError(
       f"data source '{name}' has {samples:,} samples, and its clusters in data.clusters are of"
