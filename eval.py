@@ -4,6 +4,7 @@ python eval.py --workdir=runs/emoji --tasks=emoji_openmoji,emoji_heldout
 python eval.py --tasks=list                                               # which sets there are
 python eval.py --workdir=runs/emoji --tasks=tfds/sklearn_digits --data_dir=runs/tfds --probe=linear
 python eval.py --compare runs/emoji runs/seed1                            # compares runs, in a table and a page
+python eval.py --workdir=runs/emoji --with=runs/seed1 --output=both.json  # scores several runs as one model
 
 --probe=linear and --probe=knn train a classifier on the frozen image embeddings of a set's training split and score
 that, in place of zero-shot classification. Results are written to WORKDIR/eval/<task>@<step>.json. Images that cannot
@@ -27,6 +28,7 @@ from contrastive_jax import cli, paths
 from contrastive_jax.errors import UserError
 from contrastive_jax.evaluation import compare
 from contrastive_jax.evaluation.benchmarks import BENCHMARKS
+from contrastive_jax.evaluation.concatenated import Concatenated
 from contrastive_jax.evaluation.evaluate import DRAWS, PROBES, evaluate, probe
 from contrastive_jax.evaluation.results import Result, as_json, headline
 from contrastive_jax.evaluation.tasks import EvaluationSet, LabelledSet
@@ -42,6 +44,9 @@ TASKS = flags.DEFINE_list(
   "tasks", ["emoji_openmoji"], "Names of evaluation sets, separated by commas; `list` prints all names."
 )
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint to score; the newest if not given.", lower_bound=0)
+WITH = flags.DEFINE_list(
+  "with", [], "Further runs at their newest steps, whose embeddings are put behind those of --workdir; needs --output."
+)
 PROBE = flags.DEFINE_enum(
   "probe", None, list(PROBES), "Classifier to train on frozen image embeddings, in place of zero-shot classification."
 )
@@ -83,7 +88,7 @@ CAPTION_KEY = flags.DEFINE_string(
 LABEL_KEY = flags.DEFINE_string("label_key", "", "Feature of TFDS sets that holds the class; 'label' if empty.")
 KEY_FLAGS = (IMAGE_KEY, CAPTION_KEY, LABEL_KEY)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Number of images or texts encoded at once.", lower_bound=1)
-SCORING_FLAGS = (WORKDIR, TASKS, STEP, DIMS, PROBE, *PROBE_FLAGS, DATA_DIR, *KEY_FLAGS, BATCH_SIZE)
+SCORING_FLAGS = (WORKDIR, TASKS, STEP, WITH, DIMS, PROBE, *PROBE_FLAGS, DATA_DIR, *KEY_FLAGS, BATCH_SIZE)
 
 
 def main() -> None:
@@ -113,10 +118,17 @@ def main() -> None:
   dims = sizes_of_parts()
   workdir = paths.run_to_read("--workdir", WORKDIR.value)
   output = paths.file_to_write("--output", OUTPUT.value) if OUTPUT.value else None
-  keep_in_run = paths.is_writable(workdir / "eval")
+  others = [paths.run_to_read("--with", name) for name in WITH.value]
+  if others and (dims or not output):
+    raise UserError(
+      f"--with={','.join(WITH.value)} scores several runs as one, whose results belong to none of them: name a file"
+      " with --output=FILE, and leave out --dims"
+    )
+  keep_in_run = not others and paths.is_writable(workdir / "eval")
   if not keep_in_run and not output:
     raise UserError(f"--workdir={workdir} cannot be written: name a file for the results with --output=FILE")
   model = load(workdir, STEP.value, batch_size=BATCH_SIZE.value, progress=distributed.is_main())
+  beside = [load(other, batch_size=BATCH_SIZE.value, progress=distributed.is_main()) for other in others]
   run = checked_config(workdir)
   check_parts(dims, model)
   # A set is scored by the features that the run trained on, unless others are named.
@@ -124,17 +136,20 @@ def main() -> None:
   sets = [tasks.load(name, DATA_DIR.value, keys, own) for name, own in zip(names, hints, strict=True)]
   architecture = run.get("name") or workdir.resolve().name
   about = {"workdir": workdir, "step": model.step, "architecture": architecture, "keep_in_run": keep_in_run}
+  encoder = Concatenated([model, *beside]) if beside else model
   if PROBE.value:
     results = [
-      probed(model, name, tested, keys, own, **about) for name, tested, own in zip(names, sets, hints, strict=True)
+      probed(encoder, name, tested, keys, own, **about) for name, tested, own in zip(names, sets, hints, strict=True)
     ]
   else:
-    results = evaluate(model, sets, thorough=True, dims=dims, **about)
+    results = evaluate(encoder, sets, thorough=True, dims=dims, **about)
   if distributed.is_main():
-    rows = [as_json(result, model=architecture, pretrained=f"{workdir}@{model.step}") for result in results]
+    weights = zip([workdir, *others], [model, *beside], strict=True)
+    pretrained = "+".join(f"{path}@{one.step}" for path, one in weights)
+    rows = [as_json(result, model=architecture, pretrained=pretrained) for result in results]
     if output:
       write_atomically(output, json.dumps(rows, indent=2) + "\n")
-      if not keep_in_run:
+      if not keep_in_run and not others:
         print(f"{workdir} cannot be written: the results are in {output} alone.")
     for result in results:
       words = headline(result)
@@ -212,7 +227,12 @@ def without_labels(name: str) -> UserError:
 
 
 def probed(
-  model: Model, name: str, tested: EvaluationSet, keys: Mapping[str, str], hints: Mapping[str, str], **about
+  model: Model | Concatenated,
+  name: str,
+  tested: EvaluationSet,
+  keys: Mapping[str, str],
+  hints: Mapping[str, str],
+  **about,
 ) -> Result:
   """Trains a probe on the training split of a set and scores it on the other.
 

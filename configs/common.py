@@ -168,6 +168,9 @@ def get_config() -> ConfigDict:
   # sentences, "span" all from one of its sentences on; each time the sample is drawn another.
   config.data.long_captions = "truncate"
   config.data.swap_words = False  # Whether hard captions that a sample lacks are its caption with two words exchanged.
+  # Folder of clusters that data.cluster wrote; each batch is then of one source and one of its clusters. Empty draws
+  # batches from all samples.
+  config.data.clusters = ""
   # Pairs that each drawn image makes, in consecutive rows and with different captions where it has several; they are
   # never each other's negatives.
   config.data.captions_per_image = 1
@@ -191,6 +194,7 @@ def get_config() -> ConfigDict:
   config.distillation = ConfigDict()
   config.distillation.teacher = ""  # A run, whose model embeds every batch beside this one.
   config.distillation.targets = ""  # In its place, the folder that distill.py wrote.
+  config.distillation.replay = ()  # Sources that the teacher has learned, for distill_positives; empty is all.
   config.distillation.dim = 0  # Size of the teacher's embeddings, for plan.py where it is not; 0 reads it from there.
 
   config.mesh = ConfigDict()

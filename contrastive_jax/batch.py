@@ -127,6 +127,8 @@ class Batch:
     ids: int64 `[pairs]` stable sample ids. They stay on the host: on the device an int64 silently becomes an int32.
     state_rows: int32 `[pairs]` rows of per-sample objective state, for the objectives that keep any.
     weights: float32 `[pairs]`, how much each pair counts, for the objectives that weigh pairs.
+    replayed: float32 `[pairs]`, 1 for the pairs of sources that an earlier run has learned from and 0 for others, for
+      the objectives that keep what was learned.
     hard_captions: wrong captions of each pair, for the objectives that compare with them.
     strong: further views of each pair, for the objectives that compare with them.
     present_in: bool `[pairs]`, which pairs take part in a term, by the names of the terms that some sources are kept
@@ -144,6 +146,7 @@ class Batch:
   ids: AnyArray | None = None
   state_rows: AnyArray | None = None
   weights: AnyArray | None = None
+  replayed: AnyArray | None = None
   hard_captions: HardCaptions | None = None
   strong: StrongViews | None = None
   present_in: Mapping[str, AnyArray] = dataclasses.field(default_factory=dict)

@@ -38,6 +38,7 @@ from contrastive_jax.training.initialize import initial_state
 from contrastive_jax.training.metrics import Writer
 from contrastive_jax.training.mirror import Mirror, store_of
 from contrastive_jax.training.run import Run
+from contrastive_jax.training.sample_values import sample_values
 from contrastive_jax.training.state import TrainState
 
 
@@ -221,12 +222,13 @@ def train(config: ConfigDict, workdir: str | PathLike, *, data: Data) -> Outcome
       return Outcome(int(state.step), exit_code=stop.exit_code)
     results = score(state, sets)
     lock.confirm(here=True)
+    samples_now = sample_values(spec, state)
     if writer is not None:
       writer.write({"step": int(state.step), **scalars(results)})
       writer.close()
       facts = {"Parameters": f"{announcements.count_parameters(spec):,}"}
       facts |= announcements.drawn_of(sources, segments, int(state.step))
-      conclude(run, workdir, results, data.attribution(sources), facts)
+      conclude(run, workdir, results, data.attribution(sources), facts, samples_now)
     lock.confirm(here=True)
   return Outcome(int(state.step), tuple(results))
 
@@ -341,7 +343,14 @@ def is_reported(workdir: Path, sets: Iterable[str], step: int) -> bool:
   return (workdir / "report.html").exists() and all(result_path(workdir, name, step).exists() for name in sets)
 
 
-def conclude(run: Run, workdir: Path, results: Sequence[Result], attribution: str, facts: Mapping[str, str]) -> None:
+def conclude(
+  run: Run,
+  workdir: Path,
+  results: Sequence[Result],
+  attribution: str,
+  facts: Mapping[str, str],
+  samples: Mapping[str, Any],
+) -> None:
   """Writes the report and prints the figures people ask for first."""
   stages = run.first_steps()
   worked = sessions.read(workdir)
@@ -356,6 +365,7 @@ def conclude(run: Run, workdir: Path, results: Sequence[Result], attribution: st
     commands=sessions.commands(worked),
     stages=stages,
     by_stage=stage_scores(workdir, stages, run.config.total_steps) if stages else (),
+    samples=samples,
   )
   for result in results:
     words = headline(result)

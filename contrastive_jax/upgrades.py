@@ -54,11 +54,13 @@ def _own_pairs(config: Config) -> None:
     for name, value in (
       ("long_captions", "truncate"),
       ("swap_words", False),
+      ("clusters", ""),
       ("captions_per_image", 1),
       ("cache_bytes", 0),
       ("cache_dir", ""),
     ):
       config["data"].setdefault(name, value)
+    config.get("distillation", {}).setdefault("replay", [])
 
 
 # Each brings a config to the form after its own; their number is that of today's form.

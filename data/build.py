@@ -9,16 +9,17 @@ from contrastive_jax import paths
 from contrastive_jax.bad_records import BadRecords, readable
 from contrastive_jax.errors import UserError, fields_of
 from contrastive_jax.evaluation.tasks import ReadSet
-from contrastive_jax.objectives.term import TEACHER_TEXT, WEIGHTS
+from contrastive_jax.objectives.term import REPLAYED, TEACHER_TEXT, WEIGHTS
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.tokenizers import Tokenizer
-from contrastive_jax.schedule.segments import Segment
+from contrastive_jax.schedule.segments import Segment, source_names
 from contrastive_jax.schedule.stages import source_options
 from contrastive_jax.training.distillation import Teacher
 from contrastive_jax.training.run import Run
 from contrastive_jax.training.targets import TargetCache
 from data import tasks
 from data.augment import Augment
+from data.clusters import open_clusters
 from data.kinds import hints, kind_of, open_sources
 from data.numbering import id_bases
 from data.pipeline import Pipeline, TeacherView
@@ -141,8 +142,10 @@ def make_pipeline(
     bad_records=bad_records,
     state_rows=run.needs_state_rows,
     weights=run.objective.needs(WEIGHTS),
+    replay=tuple(config.distillation.replay) if run.objective.needs(REPLAYED) else None,
     hard_captions=run.objective.captions_needed,
     swap_words=config.data.swap_words,
+    clusters=open_clusters(config.data.clusters, _clustered(segments)) if config.data.clusters else None,
     long_captions=config.data.long_captions,
     targets=TargetCache(cache, _taught_bases(segments)).lookup if cache else None,
     augment=augment,
@@ -163,6 +166,11 @@ def _taught_bases(segments: Sequence[Segment]) -> dict[str, int]:
   """Returns the id bases of the sources whose samples a frozen teacher has seen."""
   taught = {name for segment in segments if segment.taught for name in segment.all_sources()}
   return {name: base for name, base in id_bases(segments).items() if name in taught}
+
+
+def _clustered(segments: Sequence[Segment]) -> list[str]:
+  """Returns the names of the sources that give whole batches from one of their clusters."""
+  return source_names([segment for segment in segments if segment.clustered])
 
 
 def _view_of(teacher: Teacher, with_text: bool) -> TeacherView:

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 
 from contrastive_jax.schedule.interleaving import assign
 from contrastive_jax.schedule.segments import Segment, cursors, pairs_before, segment_at
+from data.clusters import Clusters
 from data.sources import stable_hash
 
 _ROUNDS = 6
@@ -107,7 +108,14 @@ class Drawn:
   copy: np.ndarray
 
 
-def drawn(segments: Sequence[Segment], lengths: Mapping[str, int], seed: int, step: int, rows: slice) -> Drawn:
+def drawn(
+  segments: Sequence[Segment],
+  lengths: Mapping[str, int],
+  seed: int,
+  step: int,
+  rows: slice,
+  clusters: Mapping[str, Clusters] | None = None,
+) -> Drawn:
   """Says which samples fill consecutive rows of a step's global batch.
 
   Args:
@@ -116,21 +124,63 @@ def drawn(segments: Sequence[Segment], lengths: Mapping[str, int], seed: int, st
     seed: seed of the run.
     step: step of the run.
     rows: start and stop of the rows within the global batch.
+    clusters: the clusters of each source, for segments that are clustered.
   """
   at, offset = segment_at(segments, step)
   segment = segments[at]
   modality, earlier = segment.modality_at(offset)
   sources = segment.inputs(modality).sources
   image, copy = np.divmod(np.arange(rows.start, rows.stop), segment.captions_per_image)
-  source, number = assign(sources, earlier * segment.images + image)
-  begun = cursors(segments, at)
   names = tuple(name for name, _ in sources)
-  index = np.empty_like(number)
-  for k, name in enumerate(names):
-    mine = source == k
-    index[mine] = shuffled(number[mine] + begun[name], lengths[name], seed, name)
+  if segment.clustered:
+    turn, number = (int(one[0]) for one in assign(sources, np.array([earlier])))
+    batch = _batches_before(segments, at, names[turn]) + number
+    source = np.full(len(image), turn)
+    index = _one_cluster(clusters[names[turn]], image, segment.images, batch, seed, names[turn])
+  else:
+    source, number = assign(sources, earlier * segment.images + image)
+    begun = cursors(segments, at)
+    index = np.empty_like(number)
+    for k, name in enumerate(names):
+      mine = source == k
+      index[mine] = shuffled(number[mine] + begun[name], lengths[name], seed, name)
   position = pairs_before(segments, at) + offset * segment.batch_size + rows.start
   return Drawn(position, names, source, index, copy)
+
+
+def _batches_before(segments: Sequence[Segment], at: int, name: str) -> int:
+  """Counts the batches that a source gave alone in the clustered ones of the segments before `at`."""
+  return sum(
+    segment.draws(modality, segment.steps_of(modality, segment.steps)).get(name, 0) // segment.images
+    for segment in segments[:at]
+    if segment.clustered
+    for modality in segment.modalities
+  )
+
+
+def _one_cluster(
+  clusters: Clusters, places: Int[np.ndarray, " n"], size: int, batch: int, seed: int, name: str
+) -> Int[np.ndarray, " n"]:
+  """Returns the samples of some places of a batch that is drawn from a single cluster of a source.
+
+  In an epoch every cluster gives as many batches as its samples fill, in a random order of all batches. No sample comes
+  twice in it, and those that fill no batch wait for the next one, which shuffles anew.
+
+  Args:
+    clusters: the clusters of the source.
+    places: places within the batch, below `size`.
+    size: number of samples of a batch.
+    batch: number of the batch among those of the source.
+    seed: seed of the run.
+    name: name of the source.
+  """
+  ends = np.cumsum(clusters.sizes // size)
+  epoch, number = divmod(batch, int(ends[-1]))
+  turn = permuted(np.array([number]), int(ends[-1]), "clusters", seed, name, epoch)[0]
+  cluster = int(np.searchsorted(ends, turn, side="right"))
+  rank = int(turn - ends[cluster] + clusters.sizes[cluster] // size)
+  inside = permuted(rank * size + places, int(clusters.sizes[cluster]), "shuffle", seed, name, epoch, cluster)
+  return np.asarray(clusters.members[clusters.starts[cluster] + inside], np.int64)
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ from contrastive_jax.schedule.segments import Inputs, Segment, segment_at, total
 from data.allocation import keep_freed_memory
 from data.augment import DRAWS, STRONG, Augment
 from data.chunks import chunk_rows, joined, on_host
+from data.clusters import Clusters, check_clusters
 from data.hard_captions import DRAWS_EACH, chosen
 from data.lifetime import follow_parent, start_tracker
 from data.mixture import Drawn, drawn, uniforms
@@ -83,6 +84,7 @@ class Pipeline:
     bad_records: BadRecords | None = None,
     state_rows: bool = False,
     weights: bool = False,
+    replay: Sequence[str] | None = None,
     hard_captions: int = 0,
     swap_words: bool = False,
     strong_images: int = 0,
@@ -90,6 +92,7 @@ class Pipeline:
     strong_augment: Augment = STRONG,
     text_augment: TextAugment | None = None,
     present_in: Mapping[str, Sequence[str]] | None = None,
+    clusters: Mapping[str, Clusters] | None = None,
     long_captions: str = "truncate",
     host_index: int = 0,
     host_count: int = 1,
@@ -114,6 +117,7 @@ class Pipeline:
       bad_records: counts and names what cannot be read, in this process wherever it was read; None counts alone.
       state_rows: names for every pair the row of its sample in the state of the objective, see `row_bases`.
       weights: weighs every pair, by the columns of its source that say how much.
+      replay: sources whose pairs are marked as replayed, all where it is empty; None marks none.
       hard_captions: number of wrong captions that every pair gets beside its own.
       swap_words: makes those that a sample lacks, by an exchange of two words of the pair's caption.
       strong_images: number of strong views of its image that every pair gets beside the one of `augment`.
@@ -121,6 +125,7 @@ class Pipeline:
       strong_augment: the strong views.
       text_augment: the changes of captions; None is those that `TextAugment` has by default.
       present_in: the sources whose pairs take part in a term, by the names of the terms that some are kept from.
+      clusters: the clusters of each source, for segments whose batches are of one cluster each.
       long_captions: what is read of a caption that does not fit, one of `long_captions.WAYS`.
       host_index: number of this host, which serves the rows from `host_index * batch_size / host_count` on.
       host_count: number of hosts that share each batch.
@@ -141,6 +146,7 @@ class Pipeline:
     self._strong_images, self._strong_texts = strong_images, strong_texts
     self._text_augment = text_augment or TextAugment()
     self._present_in = {term: frozenset(names) for term, names in (present_in or {}).items()}
+    self._clusters, self._replay = clusters, replay
     self._others = tuple(others)
     self._patch_size = patch_size
     self._seed = seed
@@ -187,7 +193,7 @@ class Pipeline:
     They are `batch(step).ids` of all hosts in order, save that a bad record stands under its own id.
     """
     size = self._share(step) * self._host_count
-    plan = drawn(self._segments, self._lengths, self._seed, step, slice(0, size))
+    plan = drawn(self._segments, self._lengths, self._seed, step, slice(0, size), self._clusters)
     return np.array([self._id_base[name] for name in plan.names], np.int64)[plan.source] + plan.index
 
   def kinds(self, start: int) -> Iterator[tuple[Segment, str, int]]:
@@ -252,7 +258,7 @@ class Pipeline:
   def _load_rows(self, step: int, row: int, count: int) -> dict[str, Any]:
     """Reads `count` of this host's rows of a step, from `row` on."""
     first = self._host_index * self._share(step) + row
-    plan = drawn(self._segments, self._lengths, self._seed, step, slice(first, first + count))
+    plan = drawn(self._segments, self._lengths, self._seed, step, slice(first, first + count), self._clusters)
     at, offset = segment_at(self._segments, step)
     segment = self._segments[at]
     inputs = segment.inputs(segment.modality_at(offset)[0])
@@ -282,6 +288,9 @@ class Pipeline:
       "ids": np.array([self._id_base[name] + e.id for name, e in zip(names, examples, strict=True)], np.int64),
       "state_rows": self._state_rows(names, examples),
       "weights": np.array([e.text.weight for e in examples], np.float32) if self._weighs else None,
+      "replayed": None
+      if self._replay is None
+      else np.array([not self._replay or name in self._replay for name in names], np.float32),
       "hard_captions": self._hard_captions(examples, captions, plan.position) if self._hard else None,
       "present_in": {term: np.array([name in some for name in names]) for term, some in self._present_in.items()},
       "strong": self._strong(examples, captions, inputs, plan.position, length),
@@ -412,6 +421,7 @@ class Pipeline:
       ids=fields["ids"],
       state_rows=fields["state_rows"],
       weights=fields["weights"],
+      replayed=fields["replayed"],
       hard_captions=fields["hard_captions"],
       strong=fields["strong"],
       present_in=fields["present_in"],
@@ -510,4 +520,7 @@ class Pipeline:
           f"data.captions_per_image={segment.captions_per_image} shows a sample several times in a step, and the"
           " objective remembers one value for it: leave it at 1"
         )
+      if segment.clustered:
+        for name in segment.all_sources():
+          check_clusters(name, (self._clusters or {}).get(name), len(self._sources[name]), segment.images)
       segment.check_patches(self._patch_size)

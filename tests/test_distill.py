@@ -86,3 +86,22 @@ def test_mistakes_are_named(teacher, tmp_path):
   assert "--teacher is missing" in runs.run("distill.py", runs.TINY, output, expected=2)
   nowhere = runs.run("distill.py", f"--teacher={tmp_path}", runs.TINY, output, expected=2)
   assert "is not a run directory" in nowhere
+
+
+@pytest.mark.slow
+@pytest.mark.extra
+def test_a_run_goes_on_to_further_pictures_and_keeps_to_what_it_was(tmp_path):
+  """The config of the guide: the model that a run begins from is its teacher, for the pictures that it has seen."""
+  short = ("--config.total_steps=4", "--config.checkpoint_every=4")
+  first, second = tmp_path / "first", tmp_path / "second"
+  runs.train(first, *short, "--config.data.sources={'noto': 1.0}")
+  continual = (
+    f"--config.init_from={first}",
+    f"--config.distillation.teacher={first}",
+    "--config.distillation.replay=('noto',)",
+    "--config.objective={'softmax': 1.0, 'distill_positives': 0.5}",
+    "--config.data.sources={'twemoji': 0.9, 'noto': 0.1}",
+  )
+  runs.train(second, *short, *continual)
+  rows = [row for row in runs.rows(second / "metrics.jsonl") if "loss_distill_positives" in row]
+  assert len(rows) == 4 and all(row["loss_distill_positives"] > 0 for row in rows)

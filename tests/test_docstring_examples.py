@@ -56,7 +56,7 @@ MODULES = [
 WITHOUT = {
   *("fuse_heads", "split_heads", "SelfAttention", "AttentionPool"),
   *("classifier", "evaluate_choices", "evaluate_multilabel", "evaluate_retrieval", "evaluate_zero_shot"),
-  *("modality_separability", "pair_diagnostics"),
+  *("modality_separability", "pair_diagnostics", "GradientProfile"),
   *("Earlier", "Queue"),
   *("decode", "straight", "flatten", "trim", "in_square", "unpatchify", "join", "Views"),
   *("Placement", "PackedGrids", "PackedTexts", "place_texts"),

@@ -1,4 +1,4 @@
-"""Curves over training steps as geometry: the report's template draws them as SVG in the colours of the page."""
+"""Curves over training steps, or another quantity, as geometry: a template draws them as SVG in the page's colours."""
 
 import dataclasses
 import math
@@ -11,6 +11,8 @@ LEFT, RIGHT, TOP, BOTTOM = 50, 14, 12, 28
 LETTER = 6.0
 # More points than this cannot be told apart at the width of a page.
 MOST_POINTS = 300
+# What lies on the x axis where nothing else is said.
+STEPS = "training steps"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Line:
     name: name of the curve in the legend.
     hue: number of its colour, from 0; a curve keeps its colour when others are left out.
     points: the points of its SVG polyline.
-    last: the last value, as text.
+    last: the last value, as text; nothing where the x axis is not that of steps.
     ends: centre of the mark at the last point.
     kind: "main", or "faint" for raw values behind their smoothed curve.
     marks: centres of all points where they are few, else none.
@@ -62,6 +64,7 @@ class Chart:
     y_ticks: the ticks of the values.
     several: whether there could be more than one curve, so that each needs its name.
     stages: where each stage of the run begins.
+    over: name of the quantity on the x axis.
   """
 
   title: str
@@ -70,6 +73,7 @@ class Chart:
   y_ticks: tuple[tuple[float, str], ...]
   several: bool
   stages: tuple[Boundary, ...] = ()
+  over: str = STEPS
 
 
 def series(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
@@ -99,17 +103,21 @@ def chart(
   from_zero: bool = False,
   percent: bool = False,
   stages: Sequence[tuple[str, float]] = (),
+  first_step: float = 0.0,
+  over: str = STEPS,
 ) -> Chart | None:
   """Places curves on common axes.
 
   Args:
     title: title of the chart.
     named: (step, value) points of each curve, by its name; curves with fewer than two are left out.
-    last_step: the end of the x axis, which starts at zero, so that charts of one run line up.
+    last_step: the end of the x axis, which is that of all charts of one run, so that they line up.
     smooth: whether the raw values are drawn faint, and their moving mean over them.
     from_zero: whether the y axis starts at zero.
     percent: whether values are fractions, written as percentages.
     stages: (name, first step) of each stage of the run, in order.
+    first_step: the beginning of the x axis.
+    over: name of the quantity on the x axis.
 
   Returns:
     The chart, or None where no curve is left.
@@ -119,12 +127,12 @@ def chart(
   if not named:
     return None
   values = [value for points in named.values() for _, value in points]
-  x_ticks = ticks(0.0, last_step, 5)
+  x_ticks = ticks(first_step, last_step, 5)
   y_ticks = ticks(0.0 if from_zero else min(values), max(values), 4)
   low_y, high_y = y_ticks[0], y_ticks[-1]
 
   def x(step: float) -> float:
-    return round(LEFT + (WIDTH - LEFT - RIGHT) * step / last_step, 1)
+    return round(LEFT + (WIDTH - LEFT - RIGHT) * (step - first_step) / (last_step - first_step), 1)
 
   def y(value: float) -> float:
     return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low_y) / (high_y - low_y), 1)
@@ -135,7 +143,7 @@ def chart(
       name=name,
       hue=hues[name],
       points=" ".join(f"{px},{py}" for px, py in places),
-      last=_text(points[-1][1], percent, digits=3),
+      last=_text(points[-1][1], percent, digits=3) if over == STEPS else "",
       ends=places[-1],
       kind=kind,
       marks=tuple(places) if len(places) <= 16 and kind == "main" else (),
@@ -155,10 +163,11 @@ def chart(
   return Chart(
     title=title,
     lines=tuple(lines),
-    x_ticks=tuple((x(tick), _text(tick)) for tick in x_ticks if tick <= last_step),
+    x_ticks=tuple((x(tick), _text(tick)) for tick in x_ticks if first_step <= tick <= last_step),
     y_ticks=tuple((y(tick), _text(tick, percent)) for tick in y_ticks),
     several=len(hues) > 1,
     stages=boundaries,
+    over=over,
   )
 
 

@@ -262,6 +262,17 @@ def _logistic(features, sign) -> np.ndarray:
   return weights
 
 
+def drawn_rows(images: int, texts: int, *, most: int = ROWS_COMPARED, seed: int = 0) -> list[Int[np.ndarray, "_"]]:
+  """Draws the rows of both sides that are looked at where all products are, at most `most` of each, ascending.
+
+  Examples:
+    >>> [rows.tolist() for rows in drawn_rows(3, 2)]
+    [[0, 1, 2], [0, 1]]
+  """
+  rng = np.random.default_rng(seed)
+  return [np.sort(rng.permutation(rows)[:most]) for rows in (images, texts)]
+
+
 @checked
 def pair_diagnostics(
   image: Float[np.ndarray, "images dim"],
@@ -292,8 +303,7 @@ def pair_diagnostics(
     absent where there are none.
   """
   found = {"alignment": alignment(image, text, image_group, text_group), "modality_gap": modality_gap(image, text)}
-  rng = np.random.default_rng(seed)
-  i, t = (np.sort(rng.permutation(len(rows))[:most]) for rows in (image, text))
+  i, t = drawn_rows(len(image), len(text), most=most, seed=seed)
   if len(i) > 1:
     found["uniformity_image"] = uniformity(image[i])
     found["rank_image"] = effective_rank(image[i])

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 
 from contrastive_jax.bad_records import FILE, BadRecords
 from contrastive_jax.evaluation.choices import evaluate_choices
-from contrastive_jax.evaluation.diagnostics import pair_diagnostics
+from contrastive_jax.evaluation.diagnostics import drawn_rows, pair_diagnostics
 from contrastive_jax.evaluation.first_features import FirstFeatures
+from contrastive_jax.evaluation.gradients import gradient_profile
 from contrastive_jax.evaluation.multilabel import evaluate_multilabel
 from contrastive_jax.evaluation.probes import few_shot, knn_probe, linear_probe
 from contrastive_jax.evaluation.results import Result, result_path, write_result
@@ -217,20 +218,16 @@ def _score_readable(model: _Remembering, scored: EvaluationSet, thorough: bool) 
     return evaluate_choices(model, scored)
   if isinstance(scored, PairSet):
     result = evaluate_retrieval(model, scored)
-    groups = scored.image_group, scored.caption_group
-    return _with(
-      result,
-      pair_diagnostics(model.image, model.text, *groups, thorough=thorough, logit_scale=float(model.logit_scale)),
-    )
+    groups, scale = (scored.image_group, scored.caption_group), float(model.logit_scale)
+    further = pair_diagnostics(model.image, model.text, *groups, thorough=thorough, logit_scale=scale)
+    i, t = drawn_rows(len(model.image), len(model.text))
+    profile = gradient_profile(model.image[i], model.text[t], groups[0][i], groups[1][t], logit_scale=scale)
+    return dataclasses.replace(result, metrics={**result.metrics, **further}, gradient=profile)
   if isinstance(scored, MultiLabelSet):
     result = evaluate_multilabel(model, scored)
   else:
     result = evaluate_zero_shot(model, scored)
   return dataclasses.replace(result, templates_source=scored.templates_source)
-
-
-def _with(result: Result, further: Mapping[str, float]) -> Result:
-  return dataclasses.replace(result, metrics={**result.metrics, **further})
 
 
 def _written(result: Result, workdir: Path, step: int, architecture: str) -> Result:

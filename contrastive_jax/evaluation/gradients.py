@@ -1,5 +1,6 @@
 """Where the gradient of a softmax loss would go: how much of it to the positives, and to how many negatives."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -9,6 +10,8 @@ from contrastive_jax.evaluation.arrays import checked
 
 # Share of the negatives that count as the hardest.
 HARDEST = 0.01
+# Width of the intervals of similarity that a profile counts in.
+WIDTH = 0.02
 
 
 @checked
@@ -65,3 +68,77 @@ def gradient_weights(
         pull = np.logaddexp.reduce(row[own]) - (math.log(total) + negatives[0])
         found["weight_of_positive"].append(1 / (1 + np.exp(np.clip(pull, -700, 700))))
   return {name: float(np.mean(values)) for name, values in found.items() if values}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GradientProfile:
+  """Shares of the gradient of a softmax loss by the similarity of an image and a text, each adding up to 1.
+
+  Attributes:
+    similarities: the middle of each interval of similarity, ascending.
+    push: the share of the weights of negatives that lies in each.
+    pull: the share of the weights of positives.
+    negatives: the share of the negatives themselves.
+  """
+
+  similarities: Float[np.ndarray, "intervals"]
+  push: Float[np.ndarray, "intervals"]
+  pull: Float[np.ndarray, "intervals"]
+  negatives: Float[np.ndarray, "intervals"]
+
+
+@checked
+def gradient_profile(
+  image: Float[Array | np.ndarray, "images dim"],
+  text: Float[Array | np.ndarray, "texts dim"],
+  image_group: Int[Array | np.ndarray, "images"],
+  text_group: Int[Array | np.ndarray, "texts"],
+  *,
+  logit_scale: float,
+  block: int = 1024,
+) -> GradientProfile | None:
+  """Adds up with which weights a softmax loss pulls and pushes the texts of each image, by their similarity.
+
+  Args:
+    image: L2-normalised embeddings of the images. One without a text of its group, or with no other, is left out.
+    text: L2-normalised embeddings of the texts.
+    image_group: the group of each image. An image and a text belong together when their groups are equal.
+    text_group: the group of each text.
+    logit_scale: multiplier of the similarities.
+    block: number of images that are compared with all texts at once.
+
+  Returns:
+    The profile, from the lowest to the highest similarity that occurs; None where no image counts.
+
+  Wang and Liu, "Understanding the Behaviour of Contrastive Loss" (arXiv 2012.09740), section 3.
+
+  Examples:
+    >>> both, group = np.eye(3, dtype=np.float32), np.arange(3)
+    >>> found = gradient_profile(both, both, group, group, logit_scale=1.0)
+    >>> found.similarities[[0, -1]].round(2).tolist(), found.push[[0, -1]].tolist(), found.pull[[0, -1]].tolist()
+    ([0.01, 0.99], [1.0, 0.0], [0.0, 1.0])
+  """
+  image, text = (np.asarray(side, np.float64) for side in (image, text))
+  intervals = round(2 / WIDTH)
+  push, pull, negatives = np.zeros((3, intervals))
+  for start in range(0, len(image), block):
+    together = np.asarray(image_group)[start : start + block, None] == np.asarray(text_group)
+    counts = together.any(axis=1) & ~together.all(axis=1)
+    together = together[counts]
+    if not len(together):
+      continue
+    similarities = image[start : start + block][counts] @ text.T
+    place = np.clip(np.floor((similarities + 1) / WIDTH), 0, intervals - 1).astype(np.int64)
+    weights = np.exp(logit_scale * (similarities - similarities.max(axis=1, keepdims=True)))
+    own, other = (np.sum(weights, axis=1, where=which, keepdims=True) for which in (together, ~together))
+    # What the pulls of an image add up to is what its pushes do: one less the probability of its texts.
+    pulls = weights * np.divide(other, own, where=own > 0, out=np.zeros_like(own)) / (own + other)
+    push += np.bincount(place[~together], (weights / (own + other))[~together], intervals)
+    pull += np.bincount(place[together], pulls[together], intervals)
+    negatives += np.bincount(place[~together], minlength=intervals)
+  if not negatives.any():
+    return None
+  occurring = np.flatnonzero(negatives + pull)
+  shown = slice(occurring[0], occurring[-1] + 1)
+  shares = (line[shown] / (line.sum() or 1.0) for line in (push, pull, negatives))
+  return GradientProfile(((np.arange(intervals) + 0.5) * WIDTH - 1)[shown], *shares)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from contrastive_jax.evaluation.curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ticks
 
@@ -119,6 +120,42 @@ def aspects(title: str, values: Sequence[float], what: tuple[str, str]) -> Histo
   reach = range(math.ceil(math.log2(edges[0])), math.floor(math.log2(edges[-1])) + 1)
   marks = [2.0**k for k in reach][:: -(-len(reach) // 8)]
   return _placed(title, values, edges, marks, what, "", None, log=True, named=_ratio)
+
+
+def ratios(title: str, values: Float[np.ndarray, "_"], what: tuple[str, str]) -> Histogram | None:
+  """Counts positive numbers in bars of equal ratio.
+
+  Args:
+    title: name of the quantity.
+    values: the numbers, all above 0.
+    what: the thing that has the quantity, as one and as several.
+
+  Returns:
+    The histogram, or None without values.
+  """
+  if not len(values):
+    return None
+  low, high = float(values.min()), float(values.max())
+  # Numbers that are all equal are said and not drawn; the edges have to differ all the same.
+  edges = np.geomspace(low, max(high, low * 1.001), _BARS + 1).tolist()
+  # The last bar ends above the largest value, which would else be in no bar or beyond its own.
+  edges[0], edges[-1] = low, max(high, edges[-1])
+  marks = _round_ratios(edges[0], edges[-1])
+  # As many digits as tell the ends apart, and two more.
+  digits = 3 + max(0, -math.floor(math.log10(edges[-1] / edges[0] - 1)))
+  return _placed(
+    title, values.tolist(), edges, marks, what, "", None, log=True, named=lambda value: f"{value:.{digits}g}"
+  )
+
+
+def _round_ratios(low: float, high: float) -> list[float]:
+  """Returns round numbers within an interval: 1, 2 or 5 times powers of ten, or of equal steps where it is narrow."""
+  if high < 4 * low:
+    return [mark for mark in ticks(low, high, 5) if low <= mark <= high]
+  powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+  marks = [float(f"{factor}e{power}") for power in powers for factor in (1, 2, 5)]
+  marks = [mark for mark in marks if low <= mark <= high]
+  return marks[:: -(-len(marks) // 8)]
 
 
 def _placed(

@@ -10,9 +10,10 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from jaxtyping import Float
 from PIL import Image
 
-from contrastive_jax.evaluation import curves
+from contrastive_jax.evaluation import curves, histograms
 from contrastive_jax.evaluation.results import (
   Result,
   figure,
@@ -82,6 +83,7 @@ def write_report(
   commands: Sequence[str] = (),
   stages: Sequence[tuple[str, int]] = (),
   by_stage: Sequence[StageScores] = (),
+  samples: Mapping[str, Float[np.ndarray, "_"]] | None = None,
 ) -> Path:
   """Writes the report, atomically.
 
@@ -97,6 +99,7 @@ def write_report(
     commands: the command lines that make the run again, in order.
     stages: (name, first step) of each stage of a run that has several; the curves show where they begin.
     by_stage: the scores at the end of each stage, from `stages.stage_scores`; several are shown as a table.
+    samples: positive numbers of samples, by what they are, which are shown as histograms.
   """
   several = _several_languages(evaluations)
   # One language stands for all of a set: fourteen galleries of the same pictures would tell no more than one.
@@ -109,6 +112,8 @@ def write_report(
     headlines=[headline(result) for result in shown],
     charts=charts(metrics, stages),
     stages=stages,
+    histograms=sample_histograms(samples or {}),
+    gradients=gradient_charts(shown),
     by_stage=by_stage if len(by_stage) > 1 else (),
     staged_sets=list(dict.fromkeys(name for stage in by_stage for name in stage.scores)),
     languages=[language_bars(dataset, results) for dataset, results in several.items()],
@@ -158,6 +163,32 @@ def language_bars(dataset: str, results: Sequence[Result]) -> tuple[str, str, li
   metric = main_metric(results[0].metrics)
   rows = [(_LANGUAGES.get(result.language, result.language), result.metrics[metric]) for result in results]
   return dataset, metric, sorted(rows, key=lambda row: -row[1])
+
+
+def sample_histograms(samples: Mapping[str, Float[np.ndarray, "_"]]) -> list[histograms.Histogram]:
+  """Makes a histogram of each quantity that some samples have."""
+  made = [histograms.ratios(name, values, ("sample", "samples")) for name, values in samples.items()]
+  return [histogram for histogram in made if histogram is not None]
+
+
+def gradient_charts(evaluations: Sequence[Result]) -> list[curves.Chart]:
+  """Makes a chart of each result that knows where the gradient of a softmax loss would go."""
+  made = []
+  for result in evaluations:
+    if (found := result.gradient) is not None:
+      sides = {"pushed apart": found.push, "pulled together": found.pull, "other captions": found.negatives}
+      made.append(
+        curves.chart(
+          result.dataset,
+          {name: list(zip(found.similarities.tolist(), line.tolist(), strict=True)) for name, line in sides.items()},
+          first_step=float(found.similarities[0]),
+          last_step=float(found.similarities[-1]),
+          from_zero=True,
+          percent=True,
+          over="similarity",
+        )
+      )
+  return [chart for chart in made if chart is not None]
 
 
 def charts(rows: Sequence[Mapping[str, Any]], stages: Sequence[tuple[str, int]] = ()) -> list[curves.Chart]:

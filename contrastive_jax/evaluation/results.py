@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from contrastive_jax.errors import UserError
+from contrastive_jax.evaluation.gradients import GradientProfile
 from contrastive_jax.preprocess.images import composite, decode
 from contrastive_jax.preprocess.video import Clip, choose_frames
 from contrastive_jax.runs import read_object, write_object
@@ -124,6 +125,7 @@ class Result:
     guesses: some images and their predictions.
     confusions: the worst confusions, most frequent first.
     searches: some queries and what they found.
+    gradient: where the gradient of a softmax loss would go, by similarity, or None.
   """
 
   dataset: str
@@ -136,6 +138,7 @@ class Result:
   guesses: tuple[Guess, ...] = ()
   confusions: tuple[Confusion, ...] = ()
   searches: tuple[Search, ...] = ()
+  gradient: GradientProfile | None = None
 
 
 def thumbnail(item: UInt8[np.ndarray, "_ _ _"] | Clip) -> Picture:

@@ -14,6 +14,7 @@ from contrastive_jax.losses.decoupled import decoupled_loss
 from contrastive_jax.losses.distillation import (
   DISTANCES,
   feature_distances,
+  positive_distillation,
   relational_distillation,
   similarity_distillation,
 )
@@ -59,6 +60,7 @@ __all__ = [
   "mixed_negatives_loss",
   "mixup_loss",
   "multi_view_softmax_loss",
+  "positive_distillation",
   "queued_softmax_loss",
   "relational_distillation",
   "reweighted_softmax_loss",

@@ -113,6 +113,82 @@ def similarity_distillation(
   return (parts[0] + parts[1]) / 2, dict(zip(names, parts, strict=True))
 
 
+def positive_distillation(
+  image: Float[Array, "pairs dim"],
+  text: Float[Array, "pairs dim"],
+  teacher_image: Float[Array, "pairs dim"],
+  teacher_text: Float[Array, "pairs dim"],
+  *,
+  logit_scale: Float[Array, ""] | float,
+  pair_weights: Float[Array, "pairs"] | None = None,
+  group: pairwise.Group | None = None,
+  axis_name: str | tuple[str, ...] | None = None,
+  strategy: str = "gather",
+  tile: int | None = None,
+  ring_order: tuple[int, ...] | None = None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+  """Computes the softmax loss in which the positive of each pair is what the teacher makes of its other side.
+
+  An image is drawn to its caption as the teacher embeds it, among the captions of other pairs as the student does, and
+  a caption likewise. The teacher shares the student's space, such as the model that the student was.
+
+  Args:
+    image: L2-normalised image embeddings; the local shard inside `jax.shard_map`.
+    text: L2-normalised text embeddings of the same pairs.
+    teacher_image: the teacher's image embeddings, which are constants to the gradient.
+    teacher_text: the teacher's text embeddings, which are constants to the gradient.
+    logit_scale: multiplier of the similarities, already exponentiated.
+    pair_weights: how much each pair counts in the mean over pairs, at least 0; None is 1. They are constants to the
+      gradient. A pair of weight 0 is still a negative of others; where all are 0, so is the loss.
+    group: pairs of equal labels `[pairs]`, or that share any of their 64-bit keys `[pairs, keys, 2]`, are left out of
+      each other's negatives; None when all differ.
+    axis_name: mesh axes that the pairs are split over, None on one device.
+    strategy: "gather" holds the texts of all devices, "ring" passes them around in blocks.
+    tile: largest number of rows and columns of logits that exist at once; None lets the library choose.
+    ring_order: order of the devices around the ring, as `parallel.mesh.ring_order` returns it.
+
+  Returns:
+    The mean of both directions over the global batch, `softmax_loss` where student and teacher agree, and
+    `{"loss_image_to_text", "loss_text_to_image"}`, equal on every device.
+
+  Raises:
+    UserError: for an unknown strategy or a tile below 1.
+
+  The negative-student positive-teacher loss of COCONUT (arXiv 2310.02699), where each pair is a class of its own and
+  the positive stands in the denominator as the teacher has it.
+
+  Examples:
+    >>> both = jnp.eye(2)  # The teacher had not told the captions apart.
+    >>> alike = jnp.full((2, 2), 0.5**0.5)
+    >>> [round(float(positive_distillation(both, both, both, old, logit_scale=1.0)[0]), 4) for old in (both, alike)]
+    [0.3133, 0.357]
+  """
+  pairwise.check(strategy, tile)
+  axes = pairwise.mesh_axes(axis_name)
+  scale = jnp.asarray(logit_scale, negatives.accumulation_dtype(image, text))
+  own = negatives.positive_similarities(image, text)
+  sides = negatives.statistics_of_negatives(
+    image,
+    text,
+    scale,
+    own,
+    pairwise.keys_of(group, len(image), axes),
+    negatives.Sweep(axes, strategy, tile, ring_order),
+  )
+  weights = jnp.ones_like(own) if pair_weights is None else lax.stop_gradient(pair_weights).astype(own.dtype)
+  total = pairwise.global_sum(jnp.sum(weights), axes)
+  teacher_image, teacher_text = (lax.stop_gradient(side).astype(image.dtype) for side in (teacher_image, teacher_text))
+  parts = {}
+  for name, statistics, *taught in (
+    ("loss_image_to_text", sides[0], image, teacher_text),
+    ("loss_text_to_image", sides[1], text, teacher_image),
+  ):
+    # Margins are relative to the student's own positive, and this one takes its place.
+    lines = jnp.logaddexp(0, statistics.margin + scale * (own - negatives.positive_similarities(*taught)))
+    parts[name] = pairwise.global_sum(jnp.sum(weights * lines), axes) / jnp.where(total > 0, total, 1)
+  return (parts["loss_image_to_text"] + parts["loss_text_to_image"]) / 2, parts
+
+
 def relational_distillation(
   image: Float[Array, "pairs dim"],
   text: Float[Array, "pairs dim"],

@@ -1,5 +1,6 @@
 """The softmax loss with further negatives of a queue: embeddings of earlier pairs, split over the devices."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -8,9 +9,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, UInt32
 
+from contrastive_jax.errors import UserError
 from contrastive_jax.losses import negatives, pairwise
 from contrastive_jax.losses.exponentials import only_negatives, with_mask
-from contrastive_jax.losses.reductions import LogSumExp, Sum, finite, log_sum_exp, safe_log
+from contrastive_jax.losses.reductions import Accumulator, LogSumExp, Sum, finite, log_sum_exp, safe_log
 
 
 class Queue(NamedTuple):
@@ -32,11 +34,13 @@ class Queue(NamedTuple):
 def queued_softmax_loss(
   image: Float[Array, "pairs dim"],
   text: Float[Array, "pairs dim"],
-  queue: Queue,
+  queue: Queue | None,
   *,
   logit_scale: Float[Array, ""] | float,
   group: UInt32[Array, "pairs keys 2"],
   average: tuple[Float[Array, "pairs dim"], Float[Array, "pairs dim"]] | None = None,
+  soft_share: Float[Array, ""] | float | None = None,
+  target_temperature: float | None = None,
   axis_name: str | tuple[str, ...] | None = None,
   strategy: str = "gather",
   tile: int | None = None,
@@ -47,13 +51,17 @@ def queued_softmax_loss(
   Args:
     image: L2-normalised image embeddings; the local shard inside `jax.shard_map`.
     text: L2-normalised text embeddings of the same pairs.
-    queue: earlier pairs, which are constants to the gradient.
+    queue: earlier pairs, which are constants to the gradient; None is no queue.
     logit_scale: multiplier of the similarities, already exponentiated.
     group: 64-bit keys of the pairs. Two pairs that share one are not each other's negatives, whether in the batch or in
       the queue: a pair that the queue still holds from an epoch before is none.
     average: embeddings that an average of the towers makes of the images and of the texts, or None. Every image is then
       compared with these of the texts, its own included, and every text with these of the images. They are constants to
       the gradient, and the queue should hold such as well.
+    soft_share: share of the targets that the average gives: the softmax of its own similarities over the pair and its
+      negatives, in the batch and in the queue. The rest is on the pair. None is 0, and spares its products.
+    target_temperature: divisor of the similarities of the average in its softmax; None takes `1 / logit_scale` as a
+      constant to the gradient.
     axis_name: mesh axes that the pairs and the queue are split over, None on one device.
     strategy: "gather" holds the texts of all devices, and the whole queue; "ring" passes them around in blocks.
     tile: largest number of rows and columns of logits that exist at once; None lets the library choose.
@@ -62,13 +70,15 @@ def queued_softmax_loss(
   Returns:
     The loss of the global batch, `softmax_loss` where the queue is empty, and `{"loss_image_to_text",
     "loss_text_to_image"}`. It takes four matrix products of size pairs x pairs x dim, six with
-    an average, and six of pairs x queue x dim.
+    an average, and six of pairs x queue x dim; `soft_share` takes four more of each.
 
   Raises:
-    UserError: for an unknown strategy or a tile below 1.
+    UserError: for an unknown strategy, a tile below 1, a `soft_share` without an average or a temperature that is not
+      above 0.
 
   He et al., "Momentum Contrast for Unsupervised Visual Representation Learning" (arXiv 1911.05722), equation 1, in both
-  directions, with the batch among the negatives as in ALBEF (arXiv 2107.07651).
+  directions, with the batch among the negatives and the targets of the average as in Li et al., "Align before Fuse"
+  (ALBEF, arXiv 2107.07651).
 
   Examples:
     >>> both, keys = jnp.eye(2), jnp.arange(4, dtype=jnp.uint32).reshape(2, 1, 2)
@@ -80,9 +90,14 @@ def queued_softmax_loss(
     [0.313, 0.707, 0.432]
   """
   pairwise.check(strategy, tile)
+  if soft_share is not None and average is None:
+    raise UserError(f"soft_share={soft_share} is a share of the average's targets, and there is no average: give both")
+  if target_temperature is not None and not target_temperature > 0:
+    raise UserError(f"target_temperature={target_temperature} must be above 0")
   axes = pairwise.mesh_axes(axis_name)
   scale = jnp.asarray(logit_scale, negatives.accumulation_dtype(image, text))
   keys = pairwise.keys_of(group, len(image), axes)
+  everywhere = jnp.ones(len(image), bool)
   sweep = negatives.Sweep(axes, strategy, tile, ring_order)
   if average is None:
     positives = (negatives.positive_similarities(image, text),) * 2
@@ -90,19 +105,29 @@ def queued_softmax_loss(
     within = [side.margin for side in statistics]
   else:
     slow_image, slow_text = (lax.stop_gradient(side).astype(image.dtype) for side in average)
-    sides, everywhere = ((image, slow_text), (text, slow_image)), jnp.ones(len(image), bool)
+    own = negatives.positive_similarities(slow_image, slow_text)
+    sides = (image, slow_text), (text, slow_image)
     positives = [negatives.positive_similarities(*side) for side in sides]
     within = [
       _margins(*side, scale, positive, keys, keys, everywhere, sweep)
       for side, positive in zip(sides, positives, strict=True)
     ]
-  queue_keys = pairwise.keys_of(queue.keys, len(queue.keys), axes)
+  queued = [] if queue is None else [(*queue[:2], pairwise.keys_of(queue.keys, len(queue.keys), axes), queue.valid)]
   pairs = len(image) * pairwise.device_count(axes)
   metrics = {}
-  directions = {"image_to_text": (image, queue.text), "text_to_image": (text, queue.image)}
-  for (direction, (rows, columns)), positive, margin in zip(directions.items(), positives, within, strict=True):
-    further = _margins(rows, columns.astype(rows.dtype), scale, positive, keys, queue_keys, queue.valid, sweep)
-    loss = jnp.logaddexp(0, log_sum_exp(jnp.stack([margin, further], axis=1)))
+  # Each direction has its rows, and the place of the other side among the embeddings of a block.
+  directions = {"image_to_text": (image, 1), "text_to_image": (text, 0)}
+  for (direction, (rows, other)), positive, margin in zip(directions.items(), positives, within, strict=True):
+    further = [
+      _margins(rows, block[other].astype(rows.dtype), scale, positive, keys, *block[2:], sweep) for block in queued
+    ]
+    loss = jnp.logaddexp(0, log_sum_exp(jnp.stack([margin, *further], axis=1)))
+    if soft_share is not None:
+      target_scale = lax.stop_gradient(scale) if target_temperature is None else 1 / target_temperature
+      blocks = [(block[other], *block[2:]) for block in ((slow_image, slow_text, keys, everywhere), *queued)]
+      rest, mean = _targets((slow_image, slow_text)[1 - other], blocks, own, target_scale, keys, sweep)
+      # A logit is linear in its column, so that the mean of the columns by their targets stands for all of them.
+      loss = loss - soft_share * scale * (negatives.positive_similarities(rows, mean) - rest * positive)
     metrics[f"loss_{direction}"] = pairwise.global_sum(jnp.sum(loss), axes) / pairs
   return (metrics["loss_image_to_text"] + metrics["loss_text_to_image"]) / 2, metrics
 
@@ -155,6 +180,66 @@ def _log_sum_exps_backward(sweep, residuals, cotangent):
 
 
 _log_sum_exps.defvjp(_log_sum_exps_forward, _log_sum_exps_backward)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Weighted(Accumulator):
+  """The log-sum-exp over the columns of each row, and the sum of the columns by the same exponentials.
+
+  Attributes:
+    sums: the log-sum-exp.
+    columns: the sum of exponential times column, `[rows, dim]`, relative to the largest value of the row as well.
+  """
+
+  sums: LogSumExp
+  columns: Float[Array, "rows dim"]
+
+  def merge(self, other: "_Weighted") -> "_Weighted":
+    sums = self.sums.merge(other.sums)
+
+    def relative(part):
+      step = jnp.where(jnp.isneginf(part.sums.largest), 0, finite(part.sums.largest) - finite(sums.largest))
+      return part.columns * jnp.exp(step * part.sums.scale)[:, None]
+
+    return type(self)(sums, relative(self) + relative(other))
+
+
+def _targets(slow, blocks, own, scale, keys, sweep) -> tuple[Float[Array, "pairs"], Float[Array, "pairs dim"]]:
+  """Computes the softmax of each row over its pair and its negatives in all blocks, as a constant to the gradient.
+
+  Args:
+    slow: embeddings that the average makes of the rows.
+    blocks: (embeddings of the other side, keys, which of them hold a pair), of the batch and of the queue.
+    own: similarities of the pairs themselves.
+    scale: multiplier of the similarities.
+    keys: keys of the rows.
+    sweep: mesh axes, strategy and tile.
+
+  Returns:
+    The share that is not on the pair itself, and the sum of the negatives by their shares.
+  """
+  dtype = negatives.accumulation_dtype(slow)
+  scale = pairwise.vary(jnp.asarray(scale, dtype), slow, axes=sweep.axes)
+
+  def tile_fn(rows, columns, fresh):
+    similarities, mask = with_mask(_tile(rows, columns, fresh))
+    largest = jnp.max(jnp.where(mask, similarities, -jnp.inf), axis=1)
+    terms = jnp.where(mask, jnp.exp(jnp.where(mask, (similarities - finite(largest)[:, None]) * scale, 0)), 0)
+    sums = LogSumExp(largest, jnp.sum(terms, axis=1), jnp.full_like(largest, scale))
+    # The exponentials feed a sum and a product: without the barrier XLA may compute them twice.
+    narrow = lax.optimization_barrier(terms.astype(columns[0].dtype))
+    return (_Weighted(sums, negatives.matmul(narrow, columns[0], "ij,jd->id")),), ()
+
+  found = _Weighted(LogSumExp.empty((len(slow),), dtype, scale), jnp.zeros(slow.shape, dtype))
+  for columns, column_keys, valid in blocks:
+    columns = lax.stop_gradient(columns).astype(slow.dtype), column_keys, valid.astype(jnp.int32)
+    (found,), _ = sweep(tile_fn, (slow, keys), pairwise.vary(columns, slow, axes=sweep.axes), ((found,), ()))
+  # The pair itself may be the farthest of all, or the nearest.
+  whole = found.sums.merge(LogSumExp(own, jnp.ones_like(own), jnp.full_like(own, scale)))
+  some = ~jnp.isneginf(found.sums.largest)
+  factor = jnp.where(some, jnp.exp((finite(found.sums.largest) - whole.largest) * scale), 0) / whole.total
+  return found.sums.total * factor, found.columns * factor[:, None]
 
 
 def _tile(rows, columns, fresh) -> Float[Array, "a b"]:

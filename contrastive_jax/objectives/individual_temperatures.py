@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from contrastive_jax.bounds import COUNT, FINITE, NOT_NEGATIVE, POSITIVE, Range, within
 from contrastive_jax.errors import UserError
@@ -67,6 +68,13 @@ class IndividualTemperatures(GlobalTerm):
 
     side = {"log_mean": filled(0), "temperature": filled(self.temperature), "momentum": filled(0)}
     return {"image": side, "text": side, "seen": filled(0, jnp.int32), **steps.variables(self.gamma_steps)}
+
+  def sample_values(self, state: Arrays) -> dict[str, Float[Array, "rows"]]:
+    seen = state["seen"] > 0
+    return {
+      f"Temperatures of {name}": jnp.where(seen, state[side]["temperature"], jnp.nan)
+      for side, name in (("image", "images"), ("text", "texts"))
+    }
 
   def __call__(self, pairs: Pairs, params, state, **exchange: Any):
     axes = pairwise.mesh_axes(exchange["axis_name"])

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from contrastive_jax.bounds import COUNT, POSITIVE, within
 from contrastive_jax.errors import UserError
@@ -58,38 +59,6 @@ class _Nested(AroundTerm):
   """A term of whole embeddings and of their parts."""
 
   options: Matryoshka
-<<<<<<< HEAD
-=======
-  term: GlobalTerm
-
-  @property
-  def needs(self) -> frozenset[str]:
-    return self.term.needs
-
-  @property
-  def separates(self) -> bool:
-    return self.term.separates
-
-  @property
-  def uses_average(self) -> bool:
-    return self.term.uses_average
-
-  @property
-  def captions_needed(self) -> int:
-    return self.term.captions_needed
-
-  @property
-  def leaves_out(self) -> bool:
-    return self.term.leaves_out
-
-  @property
-  def compares_pairs(self) -> bool:
-    return self.term.compares_pairs
-
-  @property
-  def towers(self) -> tuple[str, ...]:
-    return self.term.towers
->>>>>>> work-b
 
   def params(self, sizes: Sizes) -> Arrays:
     return self._each(sizes, self.term.params)
@@ -109,6 +78,9 @@ class _Nested(AroundTerm):
       name: of(dataclasses.replace(sizes, embed_dim=size)) for name, (size, _) in self.options.parts(dim).items()
     }
     return {name: arrays for name, arrays in found.items() if arrays}
+
+  def sample_values(self, state: Arrays) -> dict[str, Float[Array, "rows"]]:
+    return self.term.sample_values(state["whole"]) if "whole" in state else {}
 
   def __call__(self, pairs: Pairs, params, state, **exchange: Any):
     total, after, metrics = 0.0, {}, {}

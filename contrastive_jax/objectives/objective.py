@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from contrastive_jax.batch import Batch
 from contrastive_jax.errors import UserError, fields_of, nearest, require_known
+from contrastive_jax.losses.pairwise import STRATEGIES
 from contrastive_jax.models.dual_encoder import DualEncoder
 from contrastive_jax.models.outputs import HARD_CAPTIONS, STRONG_IMAGE, STRONG_TEXT
 from contrastive_jax.models.presets import with_tuples
@@ -107,6 +108,11 @@ class Objective:
     """
     return self._variables(lambda term: term.state(sizes))
 
+  def sample_values(self, state: Arrays) -> dict[str, Float[Array, "rows"]]:
+    """Returns what of the state of its terms is looked at over samples, by what it is, as `Term.sample_values` does."""
+    found = [term.sample_values(state[name]) for name, (_, term) in self.terms.items() if name in state]
+    return {what: values for values_of in found for what, values in values_of.items()}
+
   def _variables(self, of: Callable[[Term], Arrays]) -> dict[str, Any]:
     found = {name: of(term) for name, (_, term) in self.terms.items()}
     return {name: variables for name, variables in found.items() if variables}
@@ -177,7 +183,7 @@ class Objective:
     split, everywhere = PartitionSpec(BATCH_AXES), PartitionSpec()
     narrow = jax.tree.map(lambda embedding: embedding.astype(self.dtype), dict(embeddings))
     image, text, hard = narrow.pop("image"), narrow.pop("text"), narrow.pop(HARD_CAPTIONS, None)
-    beside = {"state_rows": batch.state_rows, "weights": batch.weights}
+    beside = {"state_rows": batch.state_rows, "weights": batch.weights, "replayed": batch.replayed}
     if hard is not None:
       there = batch.hard_captions.there
       beside |= {"hard_text": hard.reshape(*there.shape, -1), "hard_there": there}
@@ -311,7 +317,7 @@ def make_objective(
 
 
 def _make_term(name: str, options: Mapping[str, Mapping[str, Any]], used: bool) -> Term:
-  """Makes a term and tries it, but for one that is not used and has its defaults: a config has the options of all."""
+  """Makes a term, and tries it where it is used: a config has the options of all, and its ranges are checked apart."""
   allowed, own = term_options().get(name, {}), options.get(name, {})
   for option in own:
     if option not in allowed:
@@ -319,13 +325,14 @@ def _make_term(name: str, options: Mapping[str, Mapping[str, Any]], used: bool) 
       raise UserError(f"loss_options.{name}.{option} is not an option of '{name}'{nearest(option, allowed)}: {known}")
   with fields_of(f"loss_options.{name}"):
     term = TERMS[name](**with_tuples(own))
-    tried = used or term != TERMS[name]()
+    if any(field.name == "strategy" for field in dataclasses.fields(term)):
+      require_known("strategy", term.strategy, STRATEGIES)
     if isinstance(term, WrapsTerm):
       require_known("of", term.of, [inner for inner, kind in TERMS.items() if _may_be_wrapped(kind)])
   if isinstance(term, WrapsTerm):
-    term = term.around(_make_term(term.of, options, tried))
+    term = term.around(_make_term(term.of, options, used))
   with fields_of(f"loss_options.{name}"):
-    if tried and isinstance(term, GlobalTerm):
+    if used and isinstance(term, GlobalTerm):
       _try(term)
   return term
 
@@ -343,9 +350,8 @@ def _try(term: GlobalTerm) -> None:
   others = {name: side for name in term.towers if name not in ("image", "text")}
   hard = [jax.ShapeDtypeStruct((2, 1, *shape), dtype) for shape, dtype in (((2,), jnp.float32), ((), jnp.bool_))]
   weights = jax.ShapeDtypeStruct((2,), jnp.float32)
-  views, view_keys = jax.ShapeDtypeStruct((2, 2, 2), jnp.float32), keys
-  strong = views, views, view_keys
-  pairs = Pairs(side, side, keys, 1.0, 0.0, side, side, rows, others, side, side, weights, *hard, *strong)
+  strong = jax.ShapeDtypeStruct((2, 2, 2), jnp.float32), jax.ShapeDtypeStruct((2, 2, 2), jnp.float32), keys
+  pairs = Pairs(side, side, keys, 1.0, 0.0, side, side, rows, others, side, side, weights, weights, *hard, *strong)
   # The key is made within the trace: one made outside would start JAX, and fix its devices and processes.
   arrays = [
     jax.eval_shape(lambda kind=kind: create({"": kind}, jax.random.key(0))[""])

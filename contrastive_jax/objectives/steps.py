@@ -22,3 +22,8 @@ def falling(end: float, state: Arrays, most: int) -> Float[Array, ""] | float:
     return end
   done = state["steps"].astype(jnp.float32) / most
   return end + (1 - end) * (1 + jnp.cos(jnp.pi * done)) / 2
+
+
+def rising(end: float, state: Arrays, most: int) -> Float[Array, ""] | float:
+  """Returns a number that rises from 0 to `end` along a line over `most` steps, and stays there."""
+  return end * state["steps"].astype(jnp.float32) / most if most else end

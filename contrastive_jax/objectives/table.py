@@ -8,6 +8,7 @@ from contrastive_jax.objectives.cacr import CACR
 from contrastive_jax.objectives.cwcl import CWCL
 from contrastive_jax.objectives.dcl import DCL
 from contrastive_jax.objectives.distill_features import DistillFeatures
+from contrastive_jax.objectives.distill_positives import DistillPositives
 from contrastive_jax.objectives.distill_relational import DistillRelational
 from contrastive_jax.objectives.distill_similarity import DistillSimilarity
 from contrastive_jax.objectives.gram import GRAM
@@ -20,11 +21,8 @@ from contrastive_jax.objectives.matryoshka import Matryoshka
 from contrastive_jax.objectives.mixup import Mixup, SoftCLIP
 from contrastive_jax.objectives.mochi import MoCHi
 from contrastive_jax.objectives.multi_view import MultiViewDHEL, MultiViewInfoNCE
-<<<<<<< HEAD
 from contrastive_jax.objectives.pamc import PamC
-=======
 from contrastive_jax.objectives.pixpro import PixPro
->>>>>>> work-b
 from contrastive_jax.objectives.queued_softmax import QueuedSoftmax
 from contrastive_jax.objectives.rotation import Rotation
 from contrastive_jax.objectives.siamlip import Siamlip
@@ -61,18 +59,16 @@ TERMS: Mapping[str, type[Term]] = {
   "pamc": PamC,
   "barlip": Barlip,
   "siamlip": Siamlip,
-<<<<<<< HEAD
   "simlap": SimLAP,
   "margin_regularizer": MarginRegularizer,
-=======
   "strong_views": StrongViews,
   "rotation": Rotation,
   "pixpro": PixPro,
->>>>>>> work-b
   "alignment": Alignment,
   "uniformity": Uniformity,
   "cross_uniformity": CrossUniformity,
   "distill_features": DistillFeatures,
   "distill_similarity": DistillSimilarity,
   "distill_relational": DistillRelational,
+  "distill_positives": DistillPositives,
 }

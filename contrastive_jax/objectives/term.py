@@ -30,7 +30,7 @@ Average = tuple[DualEncoder, Arrays]
 
 # The names of what a term may need beside the embeddings of the pairs.
 TEACHER_IMAGE, TEACHER_TEXT, STATE_ROWS = "teacher.image", "teacher.text", "state_rows"
-WEIGHTS = "weights"
+WEIGHTS, REPLAYED = "weights", "replayed"
 # A logical axis that is split over all devices that hold pairs.
 SAMPLES = "samples"
 
@@ -88,6 +88,7 @@ class Pairs:
       or None.
     average_text: the same of the texts, or None.
     weights: `[pairs]`, how much each pair counts, or None.
+    replayed: `[pairs]`, 1 for the pairs of sources that an earlier run has learned from and 0 for others, or None.
     hard_text: `[pairs, captions, dim]`, L2-normalised embeddings of wrong captions of each pair, or None.
     hard_there: `[pairs, captions]`, which of these there are.
     strong_image: `[pairs, views, width]`, the image tower's features of strong views, before its projection, or None.
@@ -109,6 +110,7 @@ class Pairs:
   average_image: AnyArray | None = None
   average_text: AnyArray | None = None
   weights: AnyArray | None = None
+  replayed: AnyArray | None = None
   hard_text: AnyArray | None = None
   hard_there: AnyArray | None = None
   strong_image: AnyArray | None = None
@@ -131,7 +133,7 @@ class Term:
   """Base of all terms.
 
   Attributes:
-    needs: those of `TEACHER_IMAGE`, `TEACHER_TEXT`, `STATE_ROWS` and `WEIGHTS` that a batch must bring.
+    needs: those of `TEACHER_IMAGE`, `TEACHER_TEXT`, `STATE_ROWS`, `WEIGHTS` and `REPLAYED` that a batch must bring.
     separates: whether it keeps the embeddings of different pairs apart; an objective needs one such term.
     compares_pairs: whether nothing is learned from a batch of one pair.
     towers: the names of the towers whose outputs it reads.
@@ -174,6 +176,17 @@ class Term:
   def unlearned(self, pairs: int) -> float | None:
     """Returns the value where embeddings tell nothing of the pairs of a batch; None where there is no such value."""
     return None
+
+  def sample_values(self, state: Arrays) -> dict[str, Float[Array, "rows"]]:
+    """Returns what of its state a person would look at as a histogram over samples, by what it is.
+
+    Args:
+      state: the arrays that `Term.state` describes.
+
+    Returns:
+      Positive numbers, NaN in the rows whose sample has not been seen.
+    """
+    return {}
 
   def params(self, sizes: Sizes) -> Arrays:
     """Describes the parameters of the term, which the optimiser trains.

@@ -122,6 +122,7 @@ class Segment:
     clips: the steps that show clips instead of images; None for images only.
     taught: whether a frozen teacher sees the pairs too.
     captions_per_image: number of consecutive pairs that show one image, or clip, with captions of its own each.
+    clustered: whether all pairs of a step are of one source, and of one of its clusters.
 
   Raises:
     UserError: if a field is impossible.
@@ -138,6 +139,7 @@ class Segment:
   clips: Clips | None = None
   taught: bool = False
   captions_per_image: int = 1
+  clustered: bool = False
 
   def __post_init__(self):
     if isinstance(self.resolution, int):
@@ -191,6 +193,13 @@ class Segment:
     rounds, rest = divmod(steps, share.denominator)
     clips = rounds * share.numerator + int(_round(self.clips.seed, rounds, share)[:rest].sum())
     return clips if modality == "clip" else steps - clips
+
+  def draws(self, modality: str, steps: int) -> dict[str, int]:
+    """Counts the samples that each source gives in the first `steps` steps of a modality."""
+    sources = self.inputs(modality).sources
+    if not self.clustered:
+      return draws(sources, steps * self.images)
+    return {name: count * self.images for name, count in draws(sources, steps).items()}
 
   def inputs(self, modality: str) -> Inputs:
     """Returns the inputs of the image tower in the steps of a modality."""
@@ -312,8 +321,7 @@ def cursors(segments: Sequence[Segment], index: int) -> dict[str, int]:
   drawn: dict[str, int] = {name: 0 for segment in segments[: index + 1] for name in segment.all_sources()}
   for segment in segments[:index]:
     for modality in segment.modalities:
-      images = segment.steps_of(modality, segment.steps) * segment.images
-      for name, count in draws(segment.inputs(modality).sources, images).items():
+      for name, count in segment.draws(modality, segment.steps_of(modality, segment.steps)).items():
         drawn[name] += count
   return drawn
 

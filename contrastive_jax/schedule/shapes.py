@@ -32,6 +32,7 @@ def abstract_batch(
   teacher_dims: TeacherDims = None,
   state_rows: bool = False,
   weights: bool = False,
+  replayed: bool = False,
   hard_captions: int = 0,
   strong_images: int = 0,
   strong_texts: int = 0,
@@ -49,6 +50,7 @@ def abstract_batch(
       None without a teacher.
     state_rows: whether the batch names the rows of its samples in the state of the objective.
     weights: whether it weighs the pairs.
+    replayed: whether it says which pairs are replayed.
     hard_captions: number of wrong captions that it brings for each pair.
     strong_images: number of strong views that it brings of each image.
     strong_texts: number of changed captions that it brings for each pair.
@@ -109,6 +111,7 @@ def abstract_batch(
     array(jnp.uint32, pairs, 2, 2),
     state_rows=rows,
     weights=array(jnp.float32, pairs) if weights else None,
+    replayed=array(jnp.float32, pairs) if replayed else None,
     hard_captions=hard,
     strong=strong,
     present_in={term: array(jnp.bool_, pairs) for term in present_in},

@@ -158,6 +158,7 @@ def _segment(config: ConfigDict, stage: Stage, where: str) -> Segment:
     rows=rows,
     pack_pairs=config.data.pack_pairs,
     captions_per_image=config.data.captions_per_image,
+    clustered=bool(config.data.clusters),
     text_rows=text,
     clips=clips,
     taught=bool(config.distillation.teacher or config.distillation.targets) and max(stage.distillation) > 0,

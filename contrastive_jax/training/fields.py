@@ -131,6 +131,7 @@ def known() -> Node:
           ),
           "long_captions": str,
           "swap_words": bool,
+          "clusters": str,
           "captions_per_image": int,
           **dict.fromkeys(("threads", "workers", "prefetch_bytes", "cache_bytes"), int),
           "cache_dir": str,
@@ -139,7 +140,7 @@ def known() -> Node:
         }
       ),
       "curriculum": Node(every=_dataclass(Stage)),
-      "distillation": Node({"teacher": str, "targets": str, "dim": int}),
+      "distillation": Node({"teacher": str, "targets": str, "replay": Names, "dim": int}),
       "mesh": Node(dict.fromkeys(("data", "fsdp", "tensor"), int)),
       "log_every": int,
       "log_sample_ids": bool,

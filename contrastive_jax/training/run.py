@@ -16,7 +16,7 @@ from contrastive_jax.models import flops
 from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.models.presets import model_config
 from contrastive_jax.objectives import Objective, Sizes, check_teacher, check_towers, make_objective, present_in
-from contrastive_jax.objectives.term import STATE_ROWS, TEACHER_TEXT, WEIGHTS
+from contrastive_jax.objectives.term import REPLAYED, STATE_ROWS, TEACHER_TEXT, WEIGHTS
 from contrastive_jax.parallel.mesh import MeshSpec, batch_shards
 from contrastive_jax.preprocess import long_captions
 from contrastive_jax.runs import read_object
@@ -97,6 +97,7 @@ class Run:
     check_bias(run.model, objective)
     check_average(objective, config.average_decay)
     check_weights(run.stages, objective)
+    check_replay(tuple(config.distillation.replay), run.source_names(), objective)
     check_towers(objective, run.model.names)
     for segment in run.segments:
       check_model_fits(segment, run.model)
@@ -241,6 +242,7 @@ class Run:
       "teacher_dims": self.teacher_dims,
       "state_rows": self.needs_state_rows,
       "weights": self.objective.needs(WEIGHTS),
+      "replayed": self.objective.needs(REPLAYED),
       "hard_captions": self.objective.captions_needed,
       "strong_images": self.objective.strong_images,
       "strong_texts": self.objective.strong_texts,
@@ -294,6 +296,14 @@ def check_average(objective: Objective, average_decay: float) -> None:
       f"{average_decay=} keeps no moving average of the towers, which the objective compares with: set it to 0.999, or"
       " turn the option average of the term off, or leave the term out"
     )
+
+
+def check_replay(replay: Sequence[str], sources: Sequence[str], objective: Objective) -> None:
+  """Raises a `UserError` where sources are to be replayed that the run lacks, or for no term."""
+  for name in replay:
+    require_known("distillation.replay", name, sources)
+  if replay and not objective.needs(REPLAYED):
+    raise UserError(f"distillation.replay={tuple(replay)} has no use: add distill_positives to the objective")
 
 
 def check_pairs(segments: Sequence[Segment], objective: Objective) -> None:

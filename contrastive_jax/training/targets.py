@@ -95,7 +95,7 @@ class TargetCache:
 
 def has_source(path: Path, name: str) -> bool:
   """Says whether the targets of a source are all there."""
-  return (_folder_of(path, name) / "ids.npy").is_file()
+  return (folder_of(path, name) / "ids.npy").is_file()
 
 
 def describe(path: Path, teacher: Mapping[str, Any]) -> None:
@@ -134,7 +134,7 @@ def write_source(
   Returns:
     The number of samples written.
   """
-  folder = _folder_of(path, name)
+  folder = folder_of(path, name)
   folder.mkdir(parents=True, exist_ok=True)
   unsorted, ids, dim = folder / "unsorted", [np.empty(0, np.int64)], 0
   with unsorted.open("wb") as file:
@@ -162,7 +162,7 @@ def _opened(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     UserError: if a file is missing or damaged.
   """
   arrays = []
-  for file in (_folder_of(path, name) / "ids.npy", _folder_of(path, name) / "image.npy"):
+  for file in (folder_of(path, name) / "ids.npy", folder_of(path, name) / "image.npy"):
     try:
       arrays.append(np.load(file, mmap_mode="r"))
     except Exception as error:  # NumPy raises what its parser of headers does for files that are damaged.
@@ -178,8 +178,8 @@ def _opened(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
   return ids, images
 
 
-def _folder_of(path: Path, name: str) -> Path:
-  """Returns the folder of a source's targets, named like the source; no name leads out of the cache."""
+def folder_of(path: Path, name: str) -> Path:
+  """Returns the folder of what a cache holds of a source, named like the source; no name leads out of the cache."""
   parts = ["%2E%2E" if part == ".." else part for part in name.split("/")]
   short = [part if len(part.encode()) < 200 else hashlib.sha256(part.encode()).hexdigest()[:16] for part in parts]
   return path.joinpath(*(part for part in short if part))

@@ -147,3 +147,15 @@ def test_columns_without_a_use_and_uses_without_a_column_are_named(photos, tars)
     TableSource(table, weight_key="qualty")
   with pytest.raises(UserError, match=r"no captions in 'worng'.*--texts=worng"):
     IndexedSource("webdataset", tars, wrong_caption_key="worng")
+
+
+@pytest.mark.parametrize(("replay", "marked"), [(("b",), "b"), ((), "ab"), (None, None)])
+def test_pairs_of_replayed_sources_are_marked(replay, marked):
+  segment = Segment(2, 12, (("a", 2), ("b", 1)), 8)
+  how = {"text_length": LENGTH, "patch_size": 4, "seed": 3, "threads": 0}
+  sources = {name: ToySource(name, 9) for name in "ab"}
+  batch = Pipeline([segment], sources, WordTokenizer(), **how, replay=replay).batch(1)
+  names = np.where(batch.ids < 1 << 40, "a", "b")
+  assert set(names) == {"a", "b"}
+  expected = None if marked is None else np.isin(names, list(marked)).tolist()
+  assert expected == (None if batch.replayed is None else batch.replayed.tolist())

@@ -83,3 +83,17 @@ def test_names_that_no_probe_can_be_of_are_refused_before_the_model_is_read(argu
 @pytest.mark.parametrize("flag", ["tasks", "compare"])
 def test_an_empty_list_is_no_success(flag):
   assert f"eval.py: --{flag} is empty" in runs.run("eval.py", "--workdir=nowhere", f"--{flag}=", expected=2)
+
+
+@pytest.mark.extra
+def test_a_run_beside_itself_scores_as_it_does_alone(trained, tmp_path):
+  """The similarities are the same, and the results lie in the file that is named and not in the run."""
+  before = {path: path.read_bytes() for path in (trained / "run" / "eval").glob("*")}
+  both = f"--output={tmp_path / 'both.json'}"
+  runs.run("eval.py", f"--workdir={trained / 'run'}", f"--with={trained / 'run'}", both, "--tasks=emoji_heldout")
+  (result,) = json.loads((tmp_path / "both.json").read_text())
+  alone = json.loads((trained / "run" / "eval" / "emoji_heldout@8.json").read_text())["metrics"]
+  assert {name: result["metrics"][name] for name in alone} == pytest.approx(alone, abs=1e-5)
+  assert result["pretrained"].count("@8") == 2
+  assert before == {path: path.read_bytes() for path in (trained / "run" / "eval").glob("*")}
+  runs.run("eval.py", f"--workdir={trained / 'run'}", f"--with={trained / 'run'}", expected=2)

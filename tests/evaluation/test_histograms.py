@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from contrastive_jax.evaluation.curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
-from contrastive_jax.evaluation.histograms import aspects, histogram
+from contrastive_jax.evaluation.histograms import aspects, histogram, ratios
 
 THINGS = ("thing", "things")
 
@@ -63,6 +63,20 @@ def test_equal_values_are_said_and_not_drawn():
   chart = histogram("Width", [640] * 12, THINGS, unit="px")
   assert chart.summary == "all 640 px" and not chart.bars
   assert histogram("Width", [], THINGS) is None and aspects("Shape", [], THINGS) is None
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.005, 1.0), (0.0099, 0.0101), (3.0, 5e6)])
+def test_positive_numbers_are_counted_once_in_bars_of_equal_ratio(rng, low, high):
+  values = np.float32([low, high, *np.exp(rng.uniform(np.log(low), np.log(high), 300))])
+  chart = ratios("Temperature", values, THINGS)
+  counts = [int(bar.label.split(": ")[-1].split()[0]) for bar in chart.bars]
+  assert sum(counts) == len(values) and 20 <= len(counts) <= 28 and len(chart.x_ticks) >= 2
+  (one, first), (other, last) = ((x, float(text.replace(",", ""))) for x, text in (chart.x_ticks[0], chart.x_ticks[-1]))
+  # A tick lies where the logarithm of its number does.
+  for at, value in ((one, first), (other, last)):
+    place = LEFT + (WIDTH - LEFT - RIGHT) * math.log(value / low) / math.log(high / low)
+    assert at == pytest.approx(place, abs=0.2)
+  assert not ratios("Temperature", np.full(5, 0.01), THINGS).bars and ratios("Temperature", np.zeros(0), THINGS) is None
 
 
 def test_shapes_are_ratios_with_squares_in_the_middle_of_a_bar():

@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import html.parser
 import io
 import re
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contrastive_jax.evaluation.gradients import GradientProfile
 from contrastive_jax.evaluation.report import charts, metric_name, picture, score_series, write_report
 from contrastive_jax.evaluation.results import Confusion, Guess, Result, Search
 
@@ -218,6 +220,27 @@ def test_diagnostics_are_numbers_and_not_percentages(tmp_path):
   path = write_report(tmp_path / "r.html", title="", config={}, metrics=[], evaluations=[result], attribution="")
   text = " ".join(Page(path.read_text(encoding="utf-8")).text)
   assert "1.23" in text and "-2.75" in text and "123" not in text.replace("1.23", "") and "-275" not in text
+
+
+def test_where_the_gradient_goes_and_what_samples_have_are_drawn(tmp_path):
+  line = np.float64([0.25, 0.5, 0.25])
+  profile = GradientProfile(np.float64([0.11, 0.13, 0.15]), line, line[::-1], line)
+  result = Result("pairs", "zeroshot_retrieval", {"image_retrieval_recall@1": 0.5}, "en", {"images": 2, "captions": 2})
+  path = write_report(
+    tmp_path / "r.html",
+    title="",
+    config={},
+    metrics=[],
+    evaluations=[result, dataclasses.replace(result, gradient=profile)],
+    attribution="",
+    samples={"Temperatures of images": np.float32([0.01, 0.02, 0.05]), "Equal ones": np.full(3, 0.25)},
+  )
+  page = Page(path.read_text(encoding="utf-8"))
+  text = " ".join(" ".join(page.text).split())
+  assert "Where the gradient goes" in text and "pushed apart" in text and "median 0.02, 0.01 to 0.05" in text
+  assert "Equal ones: all 0.25" in text
+  labels = [value for name, value in page.attributes if name == "aria-label"]
+  assert "pairs over similarity" in labels and page.tags.count("polyline") == 3 and page.tags.count("rect") == 3
 
 
 def test_accuracy_gradient_norm_and_logit_scale_have_curves():

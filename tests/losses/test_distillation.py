@@ -12,6 +12,7 @@ from contrastive_jax import losses
 from contrastive_jax.errors import UserError
 from contrastive_jax.losses import pairwise
 from contrastive_jax.parallel.mesh import BATCH_AXES, MeshSpec
+from tests.keys import keys_of
 
 PAIRS, DIM, TEACHER_DIM = 24, 6, 9
 
@@ -150,6 +151,64 @@ def test_distances_have_closed_forms():
 def test_a_zero_embedding_has_a_finite_gradient():
   gradient = jax.grad(lambda x: jnp.sum(losses.feature_distances(x, jnp.ones((1, 4)) / 2)))(jnp.zeros((1, 4)))
   assert np.all(np.isfinite(gradient))
+
+
+@pytest.fixture(scope="module")
+def drawn_to_the_teacher():
+  """Value and gradients of the loss whose positives are the teacher's, on four devices around a ring."""
+
+  def local(scale, weights, keys, *sides):
+    how = {"logit_scale": scale, "pair_weights": weights, "group": keys, "axis_name": BATCH_AXES}
+    return losses.positive_distillation(*sides, **how, strategy="ring", tile=4)[0]
+
+  pairs, everywhere = PartitionSpec(BATCH_AXES), PartitionSpec()
+  mesh = MeshSpec(fsdp=2).make(jax.devices()[:4])
+  island = jax.shard_map(local, mesh=mesh, in_specs=(everywhere, *[pairs] * 6), out_specs=everywhere)
+  run = jax.jit(jax.value_and_grad(island, argnums=(0, 3, 4, 5, 6)))
+
+  def computed(sides, scale, weights, group):
+    sides, weights = ([jnp.asarray(each, jnp.float32) for each in some] for some in (sides, [weights]))
+    return run(jnp.float32(scale), *weights, keys_of(group), *sides)
+
+  return computed
+
+
+def drawn(sides, scale, weights, group):
+  """Each row's softmax over the teacher's positive and the student's negatives, in float64."""
+  image, text, old_image, old_text = sides
+  total = 0.0
+  for rows, columns, old in ((image, text, old_text), (text, image, old_image)):
+    logits = jnp.where(group[:, None] == group, -jnp.inf, scale * rows @ columns.T)
+    positive = scale * jnp.sum(rows * jax.lax.stop_gradient(old), axis=1)
+    lines = jax.nn.logsumexp(jnp.concatenate([positive[:, None], logits], axis=1), axis=1) - positive
+    total += jnp.sum(weights * lines) / jnp.sum(weights) / 2
+  return total
+
+
+def test_replayed_pairs_are_drawn_to_the_teacher_among_all_negatives(drawn_to_the_teacher, rng):
+  sides = [unit(rng.normal(size=(PAIRS, DIM))) for _ in range(4)]
+  group, weights = rng.integers(0, 18, PAIRS), np.float64(np.arange(PAIRS) % 3 == 0)
+  found, (d_scale, *gradients) = drawn_to_the_teacher(sides, 10.0, weights, group)
+  with jax.enable_x64(True):
+    truth, exact = jax.value_and_grad(drawn, argnums=(0, 1))(
+      [jnp.asarray(side) for side in sides], 10.0, weights, group
+    )
+    exact = jax.tree.map(np.asarray, exact)
+  assert float(found) == pytest.approx(float(truth), rel=1e-5)
+  assert float(d_scale) == pytest.approx(float(exact[1]), rel=1e-4)
+  for one, other in zip(gradients[:2], exact[0][:2], strict=True):
+    np.testing.assert_allclose(one, other, rtol=0, atol=2e-5 * np.abs(other).max())
+  assert not np.any(gradients[2]) and not np.any(gradients[3])
+
+
+def test_a_teacher_that_is_the_student_leaves_the_softmax_and_no_replay_leaves_nothing(drawn_to_the_teacher, rng):
+  image, text = (unit(rng.normal(size=(PAIRS, DIM))) for _ in range(2))
+  same, alone, everyone = (image, text, image, text), np.arange(PAIRS), np.ones(PAIRS)
+  logits = 10 * image @ text.T
+  expected = -np.mean([np.diag(log_softmax(logits, axis)) for axis in (0, 1)])
+  assert float(drawn_to_the_teacher(same, 10.0, everyone, alone)[0]) == pytest.approx(expected, rel=1e-5)
+  value, gradients = drawn_to_the_teacher(same, 10.0, 0 * everyone, alone)
+  assert value == 0 and not any(np.any(leaf) for leaf in gradients)
 
 
 @pytest.mark.parametrize("loss", losses.DISTILLATIONS.values())

@@ -73,13 +73,14 @@ OURS = {
   "queue": lambda x, axis_name=None, **how: losses.queued_softmax_loss(
     x.image, x.text, queue_of(x), logit_scale=x.scale, group=x.keys, axis_name=axis_name, **how
   ),
-  "average": lambda x, axis_name=None, **how: losses.queued_softmax_loss(
+  "soft": lambda x, axis_name=None, **how: losses.queued_softmax_loss(
     x.image,
     x.text,
     queue_of(x),
     logit_scale=x.scale,
     group=x.keys,
     average=(x.slow_image, x.slow_text),
+    soft_share=0.4,
     axis_name=axis_name,
     **how,
   ),
@@ -117,13 +118,18 @@ def plain(x):
     logs = [jax.nn.log_softmax(side[:PAIRS] / OPTIONS["temperature"], axis=1) for side in scores]
     return -jnp.mean(jnp.sum(codes(scores[1]) * logs[0] + codes(scores[0]) * logs[1], axis=1)) / 2
 
-  def cross_entropy(rows, columns, queue):
-    logits = x.scale * rows @ jnp.concatenate([columns, queue]).T
+  def cross_entropy(rows, columns, queue, slow_rows=None):
+    every = jnp.concatenate([columns, queue]).T
     counts = np.concatenate([apart | np.eye(PAIRS, dtype=bool), x.valid & ~share_a_key(x.keys, x.queue_keys)], axis=1)
-    return jnp.mean(jax.nn.logsumexp(jnp.where(counts, logits, -jnp.inf), axis=1) - jnp.diagonal(logits))
+    targets = jnp.eye(*counts.shape)
+    if slow_rows is not None:
+      logits = jnp.where(counts, jax.lax.stop_gradient(x.scale) * slow_rows @ every, -jnp.inf)
+      targets = 0.6 * targets + 0.4 * jax.nn.softmax(logits, axis=1)
+    logits = jnp.where(counts, x.scale * rows @ every, -1e9)
+    return -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(logits, axis=1), axis=1))
 
   directions = (x.image, x.text, x.queue_text), (x.text, x.image, x.queue_image)
-  slow = (x.image, x.slow_text, x.queue_text), (x.text, x.slow_image, x.queue_image)
+  slow = (x.image, x.slow_text, x.queue_text, x.slow_image), (x.text, x.slow_image, x.queue_image, x.slow_text)
   filled = [side[x.valid] for side in (x.queue_image, x.queue_text)]
   return {
     "uniformity": log_mean_kernel(x.image, x.image, 1.5),
@@ -132,7 +138,7 @@ def plain(x):
     "prototypes": swapped((x.image, x.text)),
     "earlier": swapped((x.image, x.text), filled),
     "queue": sum(cross_entropy(*sides) for sides in directions) / 2,
-    "average": sum(cross_entropy(*sides) for sides in slow) / 2,
+    "soft": sum(cross_entropy(*sides) for sides in slow) / 2,
   }
 
 
@@ -267,3 +273,23 @@ def test_an_empty_queue_leaves_the_softmax_loss(rng):
   how = {"logit_scale": 9.0, "group": given["keys"]}
   mine, truth = losses.queued_softmax_loss(image, text, queue, **how)[0], losses.softmax_loss(image, text, **how)[0]
   assert mine == pytest.approx(float(truth), rel=1e-6)
+
+
+def test_targets_of_an_average_that_is_sure_of_another_pair():
+  """Each tower is sure of its pair, by a logit of 100; half of the targets lie on the other pair, which has 0."""
+  both, keys = jnp.eye(2), jnp.arange(4, dtype=jnp.uint32).reshape(2, 1, 2)
+
+  @jax.jit
+  def run(text, slow_text, scale, share):
+    how = {"logit_scale": scale, "group": keys, "average": (both, slow_text), "soft_share": share}
+    return losses.queued_softmax_loss(slow_text, text, None, **how)[0]
+
+  differentiated = jax.value_and_grad(run)
+  for slow_text, scale, share, expected in (
+    (both, 100.0, 0.5, 0.0),
+    (both[::-1], 100.0, 0.5, 50.0),
+    # Without a queue, and with an average that is the towers themselves and gives no targets, it is the softmax loss.
+    (both, 1.0, 0.0, np.log1p(np.exp(-1))),
+  ):
+    value, gradient = differentiated(both, slow_text, scale, share)
+    assert np.isfinite(gradient).all() and value == pytest.approx(expected, abs=1e-4)

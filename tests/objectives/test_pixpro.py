@@ -18,7 +18,7 @@ from contrastive_jax.objectives.pixpro import same_place
 from contrastive_jax.training.run import Run
 from data.augment import STRONG
 from tests.keys import keys_of
-from tests.training import test_accumulation
+from tests.training import accumulating
 
 PIXELS = 4
 
@@ -99,7 +99,7 @@ def reference(states, slow_states, params, slow_params, places):
 
 def test_it_is_numpys_value_and_counts_the_images_that_take_part():
   pairs, rng = 3, np.random.default_rng(1)
-  spec = test_accumulation.make_spec()
+  spec = accumulating.make_spec()
   shift = [[1, 0, 3.0], [0, 1, -2.0]]
   places = np.array([[np.eye(2, 3), shift], [np.eye(2, 3), np.eye(2, 3)], [shift, [[0.5, 0, 50], [0, 0.5, 0]]]])
   batch = views_of(places, 2, rng.integers(0, 256, (pairs, 2, 4, 48), np.uint8))
@@ -146,14 +146,14 @@ def test_it_needs_a_moving_average():
 @pytest.mark.extra
 def test_accumulated_gradients_equal_those_of_the_batch_in_one_piece():
   objective = make_objective({"softmax": 1.0, "pixpro": 0.5}, {"pixpro": {"hidden": 8}})
-  rng, pairs = np.random.default_rng(2), test_accumulation.PAIRS
+  rng, pairs = np.random.default_rng(2), accumulating.PAIRS
   places = np.eye(2, 3) + rng.normal(0, 0.5, (pairs, 2, 2, 3)) * [1, 1, 4]
   strong = StrongViews(rng.integers(0, 256, (pairs, 2, 4, 48), np.uint8), places=np.float32(places))
-  batch = dataclasses.replace(test_accumulation.make_batch(rng), strong=strong)
+  batch = dataclasses.replace(accumulating.make_batch(rng), strong=strong)
 
   def differentiated(devices, accumulate):
-    spec = dataclasses.replace(test_accumulation.make_spec(devices), objective=objective)
+    spec = dataclasses.replace(accumulating.make_spec(devices), objective=objective)
     learned = create(objective.params(Sizes(16, model=spec.model)), jax.random.key(2))
-    return test_accumulation.differentiate(spec, batch, accumulate, learned, with_average=True)
+    return accumulating.differentiate(spec, batch, accumulate, learned, with_average=True)
 
-  test_accumulation.assert_equal(differentiated(4, 2), differentiated(1, 1), tolerance=1e-5)
+  accumulating.assert_equal(differentiated(4, 2), differentiated(1, 1), tolerance=1e-5)

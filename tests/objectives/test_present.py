@@ -20,7 +20,7 @@ from data.pipeline import Pipeline
 from tests.data.toy import ToySource, WordTokenizer
 from tests.keys import keys_of
 from tests.objectives.stepping import batch_of, unit
-from tests.training import test_accumulation
+from tests.training import accumulating
 
 PAIRS = 16
 GROUP = np.array([0, 1, 2, 3, 4, 1, 6, 7, 8, 9, 4, 4, 12, 13, 14, 15])
@@ -70,7 +70,7 @@ def test_value_and_gradients_are_those_of_the_batch_without_them(case):
 def test_local_terms_count_who_takes_part_and_a_batch_without_any_counts_nothing():
   rng, pairs = np.random.default_rng(1), 4
   objective = make_objective({"softmax": 1.0, "alignment": 2.0}, {})
-  model = dual_encoder.merge(*dual_encoder.abstract(test_accumulation.make_spec().model))  # Which no one reads.
+  model = dual_encoder.merge(*dual_encoder.abstract(accumulating.make_spec().model))  # Which no one reads.
   image, text = unit(rng, pairs), unit(rng, pairs)
   outputs = {name: TowerOutputs(jnp.asarray(side), None, None) for name, side in (("image", image), ("text", text))}
 

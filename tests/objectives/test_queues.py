@@ -10,7 +10,7 @@ from scipy.special import logsumexp
 
 from contrastive_jax.errors import UserError
 from contrastive_jax.models import dual_encoder
-from contrastive_jax.objectives import Sizes, make_objective
+from contrastive_jax.objectives import Pairs, Sizes, make_objective
 from contrastive_jax.objectives.objective import create
 from contrastive_jax.parallel.mesh import put_batch
 from contrastive_jax.training.run import Run
@@ -18,7 +18,7 @@ from contrastive_jax.training.step import make_value_and_grad
 from tests import tiny
 from tests.keys import keys_of
 from tests.objectives.stepping import DIM, PAIRS, batch_of, stepping, unit
-from tests.training import test_accumulation
+from tests.training import accumulating
 
 SIZE = 40
 
@@ -142,10 +142,10 @@ def test_a_state_that_is_too_small_is_refused_before_anything_is_compiled(term, 
 
 @pytest.mark.slow
 def test_a_queue_of_the_average_is_compared_with_what_the_average_makes(rng):
-  spec = test_accumulation.make_spec(4, fsdp=2, dropout=0.0, drop_path=0.0)
+  spec = accumulating.make_spec(4, fsdp=2, dropout=0.0, drop_path=0.0)
   objective = make_objective({"queued_softmax": 1.0}, {"queued_softmax": {"size": 64, "average": True}})
   spec = dataclasses.replace(spec, objective=objective, average=True)
-  batch, params = test_accumulation.make_batch(rng), test_accumulation.params_of(spec.model)
+  batch, params = accumulating.make_batch(rng), accumulating.params_of(spec.model)
   average = jax.tree.map(lambda leaf: leaf + np.float32(0.1) * rng.standard_normal(leaf.shape, np.float32), params)
   graphdef, _ = dual_encoder.abstract(spec.model)
   placed = jax.tree.map(jnp.asarray, batch)
@@ -168,6 +168,33 @@ def test_a_queue_of_the_average_is_compared_with_what_the_average_makes(rng):
   for side in ("image", "text"):
     np.testing.assert_allclose(after["queued_softmax"][side], slow[side], atol=1e-5)
     assert any(np.any(leaf) for leaf in jax.tree.leaves(gradients[side]))
+
+
+def test_soft_targets_come_by_and_by(rng):
+  """The loss is linear in their share: after one step of two it is half way."""
+  options = {"size": 0, "average": True, "soft_share": 0.8, "soft_steps": 2, "target_temperature": 0.1}
+  term = make_objective({"queued_softmax": 1.0}, {"queued_softmax": options}).terms["queued_softmax"][1]
+  sides = [jnp.float32(unit(rng, 4)) for _ in range(4)]
+  pairs = Pairs(*sides[:2], jnp.asarray(keys_of(np.arange(4))), 5.0, average_image=sides[2], average_text=sides[3])
+  assert set(term.state(Sizes(DIM))) == {"steps"}
+  run = jax.jit(lambda state: term(pairs, {}, state, axis_name=None))
+  state, found = {"steps": jnp.int32(0)}, []
+  for _ in range(4):
+    value, state, metrics = run(state)
+    found.append((float(value), float(metrics["soft_share"])))
+  values, shares = zip(*found, strict=True)
+  assert shares == pytest.approx((0, 0.4, 0.8, 0.8))
+  assert values[1] == pytest.approx((values[0] + values[2]) / 2) and values[3] == values[2] != values[0]
+
+
+def test_options_of_soft_targets_that_do_nothing_are_refused():
+  for options, said in (
+    ({"size": 0}, "size=0 leaves the softmax loss"),
+    ({"soft_share": 0.4}, "soft_share=0.4 is a share of the average's targets"),
+    ({"average": True, "soft_steps": 9}, r"soft_steps=9 and .*target_temperature=None are of targets that"),
+  ):
+    with pytest.raises(UserError, match=rf"^loss_options\.queued_softmax\.{said}"):
+      make_objective({"queued_softmax": 1.0}, {"queued_softmax": options})
 
 
 def test_a_queue_of_the_average_needs_one():

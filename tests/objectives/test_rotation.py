@@ -15,7 +15,7 @@ from contrastive_jax.objectives.objective import create
 from contrastive_jax.objectives.rotation import turned
 from contrastive_jax.preprocess.images import patchify
 from contrastive_jax.training.run import Run
-from tests.training import test_accumulation
+from tests.training import accumulating
 
 
 def test_turned_patches_are_those_of_the_turned_image():
@@ -27,8 +27,8 @@ def test_turned_patches_are_those_of_the_turned_image():
 
 def test_it_is_the_cross_entropy_of_the_images_that_take_part():
   pairs, every = 8, 4
-  spec = test_accumulation.make_spec()
-  batch = test_accumulation.make_batch(np.random.default_rng(1), pairs)
+  spec = accumulating.make_spec()
+  batch = accumulating.make_batch(np.random.default_rng(1), pairs)
   graphdef, shapes = dual_encoder.abstract(spec.model)
   rng = np.random.default_rng(3)
   towers = jax.tree.map(lambda leaf: jnp.float32(0.3 * rng.standard_normal(leaf.shape)), shapes)
@@ -75,11 +75,11 @@ def test_other_images_than_squares_are_refused():
 @pytest.mark.extra
 def test_accumulated_gradients_equal_those_of_the_batch_in_one_piece():
   objective = make_objective({"softmax": 1.0, "rotation": 0.5}, {"rotation": {"hidden": (8, 8)}})
-  batch = test_accumulation.make_batch(np.random.default_rng(2))
+  batch = accumulating.make_batch(np.random.default_rng(2))
 
   def differentiated(devices, accumulate):
-    spec = dataclasses.replace(test_accumulation.make_spec(devices), objective=objective)
+    spec = dataclasses.replace(accumulating.make_spec(devices), objective=objective)
     learned = create(objective.params(Sizes(16, model=spec.model)), jax.random.key(2))
-    return test_accumulation.differentiate(spec, batch, accumulate, learned)
+    return accumulating.differentiate(spec, batch, accumulate, learned)
 
-  test_accumulation.assert_equal(differentiated(4, 2), differentiated(1, 1), tolerance=1e-5)
+  accumulating.assert_equal(differentiated(4, 2), differentiated(1, 1), tolerance=1e-5)

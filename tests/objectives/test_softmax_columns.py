@@ -13,7 +13,7 @@ from contrastive_jax.errors import UserError
 from contrastive_jax.objectives import TERMS, Pairs, make_objective
 from contrastive_jax.parallel.mesh import BATCH_AXES, MeshSpec
 from tests.keys import keys_of
-from tests.training import test_accumulation
+from tests.training import accumulating
 
 PAIRS, DIM, CAPTIONS, SCALE = 8, 5, 3, 6.0
 OPTIONS = {"pair_weights": True, "hard_captions": 2, "label_smoothing": 0.1, "tile": 3}
@@ -75,21 +75,21 @@ def test_mistakes_are_named():
 
 @pytest.mark.slow
 def test_accumulated_gradients_equal_those_of_the_batch_in_one_piece():
-  rng, pairs, length = np.random.default_rng(4), test_accumulation.PAIRS, test_accumulation.LENGTH
+  rng, pairs, length = np.random.default_rng(4), accumulating.PAIRS, accumulating.LENGTH
   tokens = rng.integers(0, 19, (pairs, 2, length), np.int32)
   mask = np.arange(length) < rng.integers(1, length + 1, (pairs, 2, 1))
   batch = dataclasses.replace(
-    test_accumulation.make_batch(rng),
+    accumulating.make_batch(rng),
     weights=rng.uniform(0, 1, pairs).astype(np.float32),
     hard_captions=HardCaptions(tokens, mask, rng.random((pairs, 2)) < 0.7),
   )
 
   def differentiated(devices, accumulate):
-    spec = test_accumulation.make_spec(devices)
+    spec = accumulating.make_spec(devices)
     objective = make_objective({"softmax": 1.0}, {"softmax": OPTIONS})
-    return test_accumulation.differentiate(dataclasses.replace(spec, objective=objective), batch, accumulate)
+    return accumulating.differentiate(dataclasses.replace(spec, objective=objective), batch, accumulate)
 
   expected = differentiated(1, 1)
-  test_accumulation.assert_equal(differentiated(4, 2), expected, tolerance=1e-5)
-  without = test_accumulation.differentiate(test_accumulation.make_spec(), batch, 1)
+  accumulating.assert_equal(differentiated(4, 2), expected, tolerance=1e-5)
+  without = accumulating.differentiate(accumulating.make_spec(), batch, 1)
   assert abs(without[1]["loss"] - expected[1]["loss"]) > 1e-3

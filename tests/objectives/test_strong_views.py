@@ -16,7 +16,7 @@ from contrastive_jax.objectives import TERMS, Pairs, Sizes, make_objective
 from contrastive_jax.objectives.objective import create
 from contrastive_jax.parallel.mesh import BATCH_AXES, MeshSpec
 from tests.keys import keys_of
-from tests.training import test_accumulation
+from tests.training import accumulating
 
 PAIRS, VIEWS, DIM, SMOOTHING = 8, 2, 4, 0.1
 GROUP = np.array([0, 1, 2, 3, 4, 1, 6, 7])
@@ -111,11 +111,11 @@ def test_it_stands_beside_a_term_that_keeps_the_models_own_embeddings_apart():
 @pytest.mark.parametrize("packed", [pytest.param(False, marks=(pytest.mark.slow, pytest.mark.extra)), True])
 def test_the_towers_embed_each_view_as_they_embed_it_alone(packed):
   rng, pairs = np.random.default_rng(3), 4
-  spec = test_accumulation.make_spec()
-  batch = test_accumulation.make_batch(rng, pairs, packed)
+  spec = accumulating.make_spec()
+  batch = accumulating.make_batch(rng, pairs, packed)
   rows, length, patch = batch.image.patches.shape
-  tokens = rng.integers(0, 19, (pairs, VIEWS, test_accumulation.LENGTH), np.int32)
-  mask = np.arange(test_accumulation.LENGTH) < rng.integers(1, test_accumulation.LENGTH + 1, (pairs, VIEWS, 1))
+  tokens = rng.integers(0, 19, (pairs, VIEWS, accumulating.LENGTH), np.int32)
+  mask = np.arange(accumulating.LENGTH) < rng.integers(1, accumulating.LENGTH + 1, (pairs, VIEWS, 1))
   strong = StrongViews(rng.integers(0, 256, (rows, VIEWS, length, patch), np.uint8), tokens, mask)
   graphdef, shapes = dual_encoder.abstract(spec.model)
   params = jax.tree.map(lambda leaf: jnp.float32(0.3 * rng.standard_normal(leaf.shape)), shapes)
@@ -141,8 +141,8 @@ def test_the_towers_embed_each_view_as_they_embed_it_alone(packed):
 @pytest.mark.extra
 @pytest.mark.parametrize("packed", [False, True])
 def test_accumulated_gradients_equal_those_of_the_batch_in_one_piece(packed):
-  rng, pairs, length = np.random.default_rng(4), test_accumulation.PAIRS, test_accumulation.LENGTH
-  batch = test_accumulation.make_batch(rng, packed=packed)
+  rng, pairs, length = np.random.default_rng(4), accumulating.PAIRS, accumulating.LENGTH
+  batch = accumulating.make_batch(rng, packed=packed)
   tokens = rng.integers(0, 19, (pairs, VIEWS, length), np.int32)
   mask = np.arange(length) < rng.integers(1, length + 1, (pairs, VIEWS, 1))
   rows, *patches = batch.image.patches.shape
@@ -152,10 +152,10 @@ def test_accumulated_gradients_equal_those_of_the_batch_in_one_piece(packed):
   objective = make_objective({"softmax": 1.0, "strong_views": 2.0}, {"strong_views": {"hidden": 8}})
 
   def differentiated(devices, accumulate):
-    spec = dataclasses.replace(test_accumulation.make_spec(devices), objective=objective)
+    spec = dataclasses.replace(accumulating.make_spec(devices), objective=objective)
     learned = create(objective.params(Sizes(16, model=spec.model)), jax.random.key(2))
-    return test_accumulation.differentiate(spec, batch, accumulate, learned)
+    return accumulating.differentiate(spec, batch, accumulate, learned)
 
   expected = differentiated(1, 1)
   assert np.isfinite(expected[1]["loss"])
-  test_accumulation.assert_equal(differentiated(4, 2), expected, tolerance=1e-5)
+  accumulating.assert_equal(differentiated(4, 2), expected, tolerance=1e-5)

@@ -13,7 +13,7 @@ from contrastive_jax.objectives import make_objective
 from contrastive_jax.training.balancing import with_balanced_bias
 from contrastive_jax.training.run import Run
 from tests import tiny
-from tests.training.test_accumulation import make_batch, make_spec
+from tests.training.accumulating import make_batch, make_spec
 
 
 def spec_of(devices):

@@ -21,6 +21,7 @@ from contrastive_jax.training import distillation
 from contrastive_jax.training.checkpoint import Checkpoints, restore_params
 from contrastive_jax.training.distillation import Teacher
 from contrastive_jax.training.initialize import initial_state
+from contrastive_jax.training.run import check_replay
 from contrastive_jax.training.state import StateSpec
 from contrastive_jax.training.step import make_train_step, make_value_and_grad
 from tests.keys import keys_of
@@ -385,3 +386,14 @@ def test_what_does_not_go_together_is_named():
     embeddings = {"image": jnp.eye(2), "text": jnp.eye(2)}
     batch = dataclasses.replace(make_batch(2), targets=Targets(jnp.eye(2)))
     similarity.global_loss(embeddings, batch, jnp.float32(1), None, mesh)
+
+
+def test_what_is_replayed_is_a_source_of_the_run_and_has_a_term():
+  objective = make_objective({"softmax": 1.0, "distill_positives": 0.5}, {})
+  check_replay(("old",), ["new", "old"], objective)
+  with pytest.raises(UserError, match=r"^distillation\.replay='odl' is unknown \(did you mean 'old'\?\)"):
+    check_replay(("odl",), ["new", "old"], objective)
+  with pytest.raises(UserError, match=r"^distillation\.replay=\('old',\) has no use: add distill_positives"):
+    check_replay(("old",), ["new", "old"], make_objective(WEIGHTS, {}))
+  with pytest.raises(UserError, match=r"has 12 features, and model\.embed_dim=16"):
+    make_spec(objective).shardings()
