@@ -18,11 +18,6 @@ from pathlib import Path
 
 from absl import app, flags
 
-_MOMENTS = flags.DEFINE_integer("moments", 20, "How many times the disk is filled.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments.")
-_SIZE = flags.DEFINE_string("size", "24m", "Size of the disk.")
-_CONFIG = flags.DEFINE_string("config", "tests/tiny.py", "What is trained; it must write sample_ids.jsonl.")
-_STEPS = flags.DEFINE_integer("steps", 24, "Steps of each run.")
 TIMEOUT = 300
 
 
@@ -99,4 +94,10 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+  # Not where another module uses `fill`, which may have flags of these names.
+  _MOMENTS = flags.DEFINE_integer("moments", 20, "How many times the disk is filled.", lower_bound=1)
+  _SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments.")
+  _SIZE = flags.DEFINE_string("size", "24m", "Size of the disk.")
+  _CONFIG = flags.DEFINE_string("config", "tests/tiny.py", "What is trained; it must write sample_ids.jsonl.")
+  _STEPS = flags.DEFINE_integer("steps", 24, "Steps of each run.")
   app.run(main)

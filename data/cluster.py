@@ -2,7 +2,7 @@
 
 python embed.py --workdir=runs/first --source=table/photos.csv --output=embeddings
 python -m data.cluster table/photos.csv --embeddings=embeddings --count=10 --output=clusters
-python train.py --config=... --workdir=runs/second --config.data.clusters=clusters
+python train.py --config=configs/own_pairs.py:photos.csv --workdir=runs/second --config.data.clusters=clusters
 
 Names of sets, and the flags that give them options, are those of embed.py. Centroids are found on so many rows, evenly
 spread over the set; then every sample is assigned. --within divides each of the clusters of another folder, as the

@@ -50,6 +50,7 @@ def config():
   return made
 
 
+@pytest.mark.slow
 def test_mistakes_leave_no_lock_and_a_call_trains_and_another_goes_on_with_data_of_ones_own(config, tmp_path, capsys):
   wrong = config.copy_and_resolve_references()
   wrong.optimizer.learning_rate = -1.0

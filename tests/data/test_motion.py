@@ -91,6 +91,7 @@ def test_the_middle_frame_is_the_same_whatever_the_motion(rng):
     assert all(np.array_equal(middles[0], other) for other in middles)
 
 
+@pytest.mark.slow
 def test_draws_of_the_sets_do_not_depend_on_the_motion():
   """Means over many clips agree between the motions: nothing in a set ties the draws to what is shown."""
   tested = motion.openmoji()

@@ -62,7 +62,14 @@ class Reference:
     return d_similarities @ text, d_similarities.T @ image, value
 
 
-@pytest.mark.parametrize(("devices", "strategy"), [(1, "gather"), (4, "ring"), (8, "gather")])
+@pytest.mark.parametrize(
+  ("devices", "strategy"),
+  [
+    pytest.param(1, "gather", marks=(pytest.mark.slow, pytest.mark.extra)),
+    (4, "ring"),
+    pytest.param(8, "gather", marks=(pytest.mark.slow, pytest.mark.extra)),
+  ],
+)
 def test_three_steps_equal_the_algorithm_in_float64(devices, strategy, rng):
   mesh, _, state, run = stepping("individual_temperatures", chosen(strategy=strategy), devices)
   reference = Reference()
@@ -143,7 +150,9 @@ def test_the_values_of_the_fixture():
   np.testing.assert_allclose(images.momentum, 0.25, atol=1e-5)
 
 
-@pytest.mark.parametrize(("rho", "end"), [(1e4, 0.05), (-1e4, 0.6)])
+@pytest.mark.parametrize(
+  ("rho", "end"), [(1e4, 0.05), pytest.param(-1e4, 0.6, marks=(pytest.mark.slow, pytest.mark.extra))]
+)
 def test_rho_drives_the_temperatures_to_their_bounds(rho, end, rng):
   mesh, _, state, run = stepping("individual_temperatures", chosen(rho=rho), 2)
   rows = np.arange(PAIRS)

@@ -93,7 +93,8 @@ SMALL = [(1, 1, 1), (1, 1, 3), (1, 2, 2), (1, 2, 3), (1, 3, 3), (1, 5, 1), (1, 2
 @pytest.mark.parametrize(
   ("least", "most"),
   [
-    *((3, 2), (5, 2)),
+    (3, 2),
+    pytest.param(5, 2, marks=(pytest.mark.slow, pytest.mark.extra)),
     *(pytest.param(least, 3, marks=pytest.mark.slow) for least in (1, 2, 3)),
     *(pytest.param(least, 3, marks=(pytest.mark.slow, pytest.mark.extra)) for least in (4, 5, 7)),
   ],

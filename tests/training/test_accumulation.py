@@ -68,8 +68,8 @@ def in_one_piece():
 @pytest.mark.parametrize(
   ("name", "devices", "fsdp", "accumulate"),
   [
-    ("softmax", 1, 1, 4),
-    ("states", 1, 1, 8),
+    pytest.param("softmax", 1, 1, 4, marks=(pytest.mark.slow, pytest.mark.extra)),
+    pytest.param("states", 1, 1, 8, marks=pytest.mark.slow),
     pytest.param("softmax", 8, 1, 8, marks=pytest.mark.slow),
     ("sigmoid", 8, 4, 2),
     pytest.param("several", 8, 4, 4, marks=pytest.mark.slow),
@@ -124,7 +124,8 @@ def peak_temporaries(objective, pairs, accumulate):
   return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("objective", ["sigmoid", pytest.param("states", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", [pytest.param("sigmoid", marks=pytest.mark.extra), "states"])
 def test_memory_is_that_of_one_micro_batch_and_the_embeddings(objective):
   small, whole, cut = (peak_temporaries(objective, pairs, count) for pairs, count in ((64, 1), (1024, 1), (1024, 16)))
   parameters = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(dual_encoder.abstract(make_spec().model)[1]))

@@ -174,6 +174,7 @@ def test_a_skipped_update_leaves_everything_but_the_step(pipeline):
   )
 
 
+@pytest.mark.slow
 def test_no_step_is_logged_faster_than_it_ran(one_device, pipeline, tmp_path):
   """Neither is the last one, which has no other dispatched before its row is written."""
   spec, step, *_ = one_device
@@ -222,7 +223,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(pipeline, tmp_pa
     assert checkpoints.steps == [5]
 
 
-@pytest.mark.parametrize("way", ["stop", pytest.param("skip", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  "way",
+  [pytest.param("stop", marks=(pytest.mark.slow, pytest.mark.extra)), pytest.param("skip", marks=pytest.mark.slow)],
+)
 def test_a_rate_that_breaks_the_parameters_is_caught_at_its_step(way, pipeline, tmp_path):
   """Loss and gradient of step 7 are finite, the parameters after it are not."""
 
@@ -252,6 +256,7 @@ def test_a_rate_that_breaks_the_parameters_is_caught_at_its_step(way, pipeline, 
   writer.close()
 
 
+@pytest.mark.slow
 def test_starting_from_another_run_takes_whole_towers(pipeline, tmp_path):
   config = small_config()
   mesh = MeshSpec().make(jax.devices()[:1])
