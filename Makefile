@@ -1,14 +1,15 @@
 # make train   train, evaluate and report a small model on emoji
 # make test    the test suite; make test-slow adds fault injection, several processes, parity with other libraries
 # make test-extra  runs against servers of buckets and a Dask cluster, follows the guide to data command by command, and
-#              compares more cases of losses with dense formulas
+#              compares more cases of losses with dense formulas; make test-exhaustive compares every loss of pairs on
+#              1 to 8 devices, with each tile and strategy
 # make docs    the documentation as a site, in site/
 # make plan    an environment in which plan.py compiles for TPUs and GPUs (6 GB)
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: train test test-slow test-extra docs plan lint clean
+.PHONY: train test test-slow test-extra test-exhaustive docs plan lint clean
 
 train: .venv/runtime
 	$(BIN)/python train.py --config=configs/emoji.py --workdir=runs/emoji
@@ -22,7 +23,11 @@ test-slow: .venv/slow
 	$(BIN)/python -m pytest -m "slow and not extra" -n 2 --dist loadfile
 
 test-extra: .venv/extra
-	$(BIN)/python -m pytest -m extra -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "extra and not exhaustive" -n 2 --dist loadfile
+
+test-exhaustive: export XLA_FLAGS := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
+test-exhaustive: .venv/test
+	$(BIN)/python -m pytest -m exhaustive -n 2 --dist load
 
 docs: .venv-docs/ready
 	.venv-docs/bin/mkdocs build --strict

@@ -372,6 +372,12 @@ def computed(case, views, scale, keys, arrays, layout):
   return jax.jit(jax.value_and_grad(function, argnums=(0, 1)))(views, scale, keys, arrays)
 
 
+@functools.cache
+def reference_of(name):
+  """The value of a case and its gradients by the views and the scale, compiled once for all inputs."""
+  return jax.jit(jax.value_and_grad(CASES[name].reference, argnums=(0, 1)))
+
+
 def check(name, layout, groups=True):
   case = CASES[name]
   views, keys, others = problem(groups)
@@ -379,8 +385,7 @@ def check(name, layout, groups=True):
     rounded = [jnp.asarray(view, layout.dtype) for view in views[: case.towers]]
     wide = [jnp.asarray(view, jnp.float64) for view in rounded]
     arrays = jax.tree.map(jnp.asarray, case.arrays)
-    reference = jax.jit(jax.value_and_grad(case.reference, argnums=(0, 1)))
-    truth, (d_views, d_scale) = reference(wide, jnp.float64(SCALE), jnp.asarray(others), **arrays)
+    truth, (d_views, d_scale) = reference_of(name)(wide, jnp.float64(SCALE), jnp.asarray(others), **arrays)
     arrays = jax.tree.map(lambda leaf: leaf.astype(layout.dtype) if leaf.dtype == jnp.float64 else leaf, arrays)
     scale, keys = jnp.asarray(SCALE, layout.dtype), jnp.asarray(keys)
     found, (gradients, by_scale) = computed(case, rounded, scale, keys, arrays, layout)
@@ -437,3 +442,14 @@ REPEATED = ("mochi with the query", "mv-dhel with itself", "meow", "margin", "ga
 def test_value_and_gradients_equal_a_dense_formula_on_any_mesh(name):
   layout = LAYOUTS[list(CASES).index(name) % len(LAYOUTS)]
   check(name, layout, groups=layout.tile is not None)
+
+
+@pytest.mark.slow
+@pytest.mark.extra
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("strategy", ["gather", "ring"])
+@pytest.mark.parametrize("tile", [None, 2, 5])
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize("name", CASES)
+def test_value_and_gradients_equal_a_dense_formula_wherever_they_are_computed(name, devices, tile, strategy):
+  check(name, Layout(devices, strategy, tile))
