@@ -193,6 +193,7 @@ def check(learned, given, **layout):
   assert np.any(expected["earlier"][1]["prototypes"]) and expected["earlier"][0] != expected["prototypes"][0]
 
 
+@pytest.mark.slow
 def test_value_and_gradients_equal_the_dense_formula_in_float64(rng):
   check(*problem(rng), devices=8, strategy="ring")
 

@@ -71,7 +71,7 @@ def in_one_piece():
     pytest.param("softmax", 1, 1, 4, marks=(pytest.mark.slow, pytest.mark.extra)),
     pytest.param("states", 1, 1, 8, marks=pytest.mark.slow),
     pytest.param("softmax", 8, 1, 8, marks=pytest.mark.slow),
-    ("sigmoid", 8, 4, 2),
+    pytest.param("sigmoid", 8, 4, 2, marks=(pytest.mark.slow, pytest.mark.extra)),
     pytest.param("several", 8, 4, 4, marks=pytest.mark.slow),
   ],
 )

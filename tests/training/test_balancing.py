@@ -22,7 +22,10 @@ def spec_of(devices):
   return dataclasses.replace(spec, objective=objective, average=True)
 
 
-@pytest.mark.parametrize(("devices", "accumulate"), [(1, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  ("devices", "accumulate"),
+  [pytest.param(1, 1, marks=(pytest.mark.slow, pytest.mark.extra)), pytest.param(4, 2, marks=pytest.mark.slow)],
+)
 def test_the_bias_is_where_the_loss_is_smallest(devices, accumulate, rng):
   spec, batch = spec_of(devices), make_batch(rng)
   state = jax.device_get(with_balanced_bias(spec, spec.create(0), batch, accumulate=accumulate))

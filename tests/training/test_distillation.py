@@ -249,7 +249,13 @@ def test_packed_images_and_captions_are_cut_with_their_pairs():
   assert_close(gradients, expected)
 
 
-@pytest.mark.parametrize("targets", ["without", pytest.param("factor 0", marks=(pytest.mark.slow, pytest.mark.extra))])
+@pytest.mark.parametrize(
+  "targets",
+  [
+    pytest.param("without", marks=pytest.mark.slow),
+    pytest.param("factor 0", marks=(pytest.mark.slow, pytest.mark.extra)),
+  ],
+)
 def test_a_stage_without_distillation_trains_the_towers_alone(targets):
   batch = make_batch()
   alone, _ = in_one_piece(distil=False)

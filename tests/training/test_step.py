@@ -115,6 +115,7 @@ def test_frozen_parameters_keep_their_bits_and_have_no_slots(pipeline):
   assert opt_state <= 2 * trained + 8
 
 
+@pytest.mark.slow
 def test_the_logit_scale_is_brought_within_its_bounds(pipeline):
   """Weights that a run starts from may lie outside."""
   config = small_config(max_logit_scale=20.0)
@@ -152,6 +153,7 @@ def with_group(batch, word):
   return dataclasses.replace(batch, keys=keys)
 
 
+@pytest.mark.slow
 def test_a_skipped_update_leaves_everything_but_the_step(pipeline):
   config = small_config(on_nonfinite="skip")
   mesh = MeshSpec().make(jax.devices()[:1])
