@@ -8,6 +8,8 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# Programs that run once.
+QUICKLY_COMPILED := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
 
 .PHONY: train test test-slow test-extra test-exhaustive docs plan lint clean
 
@@ -15,7 +17,7 @@ train: .venv/runtime
 	$(BIN)/python train.py --config=configs/emoji.py --workdir=runs/emoji
 
 # Half of the time would go to making fast code of programs that run once; the slow tests run what users get.
-test: export XLA_FLAGS := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
+test: export XLA_FLAGS := $(QUICKLY_COMPILED)
 test: .venv/test
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
@@ -25,7 +27,7 @@ test-slow: .venv/slow
 test-extra: .venv/extra
 	$(BIN)/python -m pytest -m "extra and not exhaustive" -n 2 --dist loadfile
 
-test-exhaustive: export XLA_FLAGS := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
+test-exhaustive: export XLA_FLAGS := $(QUICKLY_COMPILED)
 test-exhaustive: .venv/test
 	$(BIN)/python -m pytest -m exhaustive -n 2 --dist load
 

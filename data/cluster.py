@@ -115,7 +115,7 @@ def cluster(
     earlier = within.labels()
     labels = np.where((labels < 0) | (earlier < 0), -1, earlier * count + labels)
     clusters_now = count * len(within.sizes)
-  about = {"seed": seed, "embeddings": origin(files[0])}
+  about = {"seed": seed, "embeddings": embedding_files.origin(pq.read_schema(files[0]))}
   return clusters.write_clusters(output, name, labels, centroids, clusters_now, about)
 
 
@@ -141,7 +141,7 @@ def read(
     UserError: if a file is damaged, or of other samples than those of the set.
   """
   for file in files:
-    said = origin(file)
+    said = embedding_files.origin(pq.read_schema(file))
     if said.get("of") != embedding_shards.IMAGES:
       raise UserError(f"{file} holds no embeddings of images of a set: write them with embed.py --source")
     span, _, samples = said.get("samples", "").partition(" of ")
@@ -166,16 +166,6 @@ def read(
         yield np.array(found, np.int64), vectors.flatten().to_numpy().reshape(len(batch), -1)
     except (pa.ArrowException, OSError) as error:
       raise UserError(f"{file} cannot be read ({error}): run embed.py again") from error
-
-
-def origin(file: Path) -> dict[str, str]:
-  """Returns what a file of embeddings says of its origin."""
-  metadata = pq.read_schema(file).metadata or {}
-  return {
-    key.decode().removeprefix(embedding_files.PREFIX): value.decode()
-    for key, value in metadata.items()
-    if key.decode(errors="replace").startswith(embedding_files.PREFIX)
-  }
 
 
 if __name__ == "__main__":

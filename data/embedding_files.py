@@ -27,7 +27,7 @@ Append = Callable[[list[str], Float[np.ndarray, "rows dim"]], None]
 # Rows that are embedded together: what is held in memory of a long list.
 CHUNK = 16_384
 # What stands before the names of the origin in the metadata of a Parquet file.
-PREFIX = "contrastive_jax."
+_PREFIX = "contrastive_jax."
 
 
 @runtime_checkable
@@ -45,6 +45,13 @@ def beside(output: Path) -> tuple[Path, ...]:
   """Returns the files written next to an output: of a .npy its ids and its origin, and last what was left out."""
   ends = (".ids.txt", ".about.json") if output.suffix == ".npy" else ()
   return (*(output.with_suffix(end) for end in ends), output.with_name(f"{output.name}.bad_records.jsonl"))
+
+
+def origin(schema: pa.Schema) -> dict[str, str]:
+  """Returns what a Parquet file of embeddings says of its origin, in the metadata of its schema."""
+  metadata = schema.metadata or {}
+  texts = {key.decode(errors="replace"): value.decode(errors="replace") for key, value in metadata.items()}
+  return {key.removeprefix(_PREFIX): value for key, value in texts.items()}
 
 
 def write(
@@ -139,7 +146,7 @@ def _discarded(partial: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _parquet(partial: Path, output: Path, dim: int, about: Mapping[str, str]) -> Iterator[Append]:
-  metadata = {f"{PREFIX}{key}": value for key, value in about.items()}
+  metadata = {f"{_PREFIX}{key}": value for key, value in about.items()}
   schema = pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.float32(), dim))], metadata=metadata)
   # An open file, since Arrow takes some names for addresses.
   with open(partial, "wb") as file, pq.ParquetWriter(file, schema, write_page_checksum=True) as writer:

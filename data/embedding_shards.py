@@ -193,9 +193,7 @@ def _is_whole(file: Path, about: Mapping[str, str], names: Sequence[str], dim: i
     table = pq.read_table(file, page_checksum_verification=True)
   except (pa.ArrowException, OSError):
     return False
-  metadata = table.schema.metadata or {}
-  texts = {key.decode(errors="replace"): value.decode(errors="replace") for key, value in metadata.items()}
-  said = {key.removeprefix(embedding_files.PREFIX): value for key, value in texts.items()}
+  said = embedding_files.origin(table.schema)
   digest = said.pop("digest", "")
   if digest != runs.digest(said):
     return False

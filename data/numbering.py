@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int, UInt32
+from jaxtyping import Int, UInt32, UInt64
 
 from contrastive_jax.schedule.segments import Segment, source_names
 from data.sources import stable_hash
@@ -18,7 +18,12 @@ def pair_keys(groups: Sequence[int], captions: Sequence[str]) -> UInt32[np.ndarr
   They depend on nothing but the pair, so that every host and every release makes the same.
   """
   numbers = [(int(group) % 2**64, stable_hash(caption)) for group, caption in zip(groups, captions, strict=True)]
-  return np.array(numbers, "<u8").reshape(-1, 2).view("<u4").reshape(-1, 2, 2)
+  return words_of(np.array(numbers, "<u8").reshape(-1, 2))
+
+
+def words_of(numbers: UInt64[np.ndarray, "*shape"]) -> UInt32[np.ndarray, "*shape 2"]:
+  """Returns 64-bit numbers as two words each, low words first, as keys of pairs travel."""
+  return numbers.astype("<u8")[..., None].view("<u4")
 
 
 def id_bases(segments: Sequence[Segment]) -> dict[str, int]:

@@ -32,7 +32,7 @@ from data.clusters import Clusters, check_clusters
 from data.hard_captions import DRAWS_EACH, chosen
 from data.lifetime import follow_parent, start_tracker
 from data.mixture import Drawn, drawn, uniforms
-from data.numbering import id_bases, pair_keys, row_bases
+from data.numbering import id_bases, pair_keys, row_bases, words_of
 from data.rendering import Renderer, with_frames
 from data.sources import Example, Source, stable_hash
 from data.substitution import note, read_or_substitute
@@ -395,8 +395,7 @@ class Pipeline:
       # Hardly any of them comes again, so that they have no place among the tokens that are kept.
       rows = self._tokenizer(changed, self._text_length)
       tokens, mask = (part.reshape(count, texts, self._text_length) for part in rows)
-      hashes = np.array([stable_hash(caption) for caption in changed], "<u8")
-      keys = hashes.view("<u4").reshape(count, texts, 2)
+      keys = words_of(np.array([stable_hash(caption) for caption in changed], np.uint64).reshape(count, texts))
     return StrongViews(patches, tokens, mask, keys, places) if images or texts else None
 
   def _teacher_inputs(self, examples: list[Example], captions: list[str], draws: np.ndarray) -> TeacherInputs:

@@ -76,8 +76,7 @@ def cluster_sums(
   dtype = negatives.accumulation_dtype(embeddings)
   members = jax.nn.one_hot(ids, clusters, dtype=dtype)
   sums = negatives.matmul(members, embeddings.astype(dtype), "ik,id->kd")
-  axes = pairwise.mesh_axes(axis_name)
-  return lax.psum(sums, axes) if axes else sums
+  return pairwise.global_sum(sums, pairwise.mesh_axes(axis_name))
 
 
 def apart(

@@ -43,8 +43,7 @@ def cross_correlation_loss(
   pairs = len(image) * pairwise.device_count(axes)
 
   image, text = (standardized(side.astype(dtype), axes) for side in (image, text))
-  correlations = negatives.matmul(image, text, "ik,il->kl")
-  correlations = (lax.psum(correlations, axes) if axes else correlations) / pairs
+  correlations = pairwise.global_sum(negatives.matmul(image, text, "ik,il->kl"), axes) / pairs
   agreement = jnp.diagonal(correlations)
   # Not the sum of all squares less that of the diagonal, which loses the digits of what is small.
   others = jnp.sum(jnp.where(jnp.eye(len(agreement), dtype=bool), 0, jnp.square(correlations)))
@@ -66,8 +65,7 @@ def standardized(features: Float[Array, "pairs dim"], axes: tuple[str, ...]) -> 
   pairs = len(features) * pairwise.device_count(axes)
 
   def mean(values: jax.Array) -> jax.Array:
-    local = jnp.sum(values, axis=0)
-    return (lax.psum(local, axes) if axes else local) / pairs
+    return pairwise.global_sum(jnp.sum(values, axis=0), axes) / pairs
 
   centred = features - mean(features)
   return centred * lax.rsqrt(mean(jnp.square(centred)) + EPSILON)

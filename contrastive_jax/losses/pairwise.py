@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Integer, UInt32
+from jaxtyping import Array, Bool, Float, Integer, Shaped, UInt32
 
 from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.losses.reductions import Accumulator, Packed
@@ -49,8 +49,8 @@ def device_count(axes: tuple[str, ...]) -> int:
   return lax.axis_size(axes) if axes else 1
 
 
-def global_sum(value: Float[Array, ""], axes: tuple[str, ...]) -> Float[Array, ""]:
-  """Sums over the mesh; the result is the same on every device."""
+def global_sum(value: Shaped[Array, "*shape"], axes: tuple[str, ...]) -> Shaped[Array, "*shape"]:
+  """Sums over the mesh, entry by entry; the result is the same on every device."""
   return lax.psum(value, axes) if axes else value
 
 

@@ -72,7 +72,7 @@ def swapped_prototypes_loss(
   pairs = len(image) * pairwise.device_count(axes)
 
   def mean(local: jax.Array) -> jax.Array:
-    return (lax.psum(local, axes) if axes else local) / pairs
+    return pairwise.global_sum(local, axes) / pairs
 
   def scores(embeddings: jax.Array) -> jax.Array:
     return negatives.matmul(embeddings.astype(dtype), directions, "id,kd->ik")
@@ -127,4 +127,4 @@ def _log_sum_exp_over_mesh(logits: jax.Array, axes: tuple[str, ...]) -> jax.Arra
   largest = jnp.max(logits, axis=0)
   largest = finite(lax.pmax(largest, axes) if axes else largest)
   total = jnp.sum(jnp.exp(logits - largest), axis=0)
-  return jnp.log(lax.psum(total, axes) if axes else total) + largest
+  return jnp.log(pairwise.global_sum(total, axes)) + largest

@@ -21,8 +21,7 @@ def batch_key(pairs: Pairs, axes: tuple[str, ...]) -> jax.Array:
     pairs: the local shard inside `jax.shard_map`, or all pairs outside.
     axes: mesh axes that the pairs are split over.
   """
-  words = jnp.sum(pairs.keys, axis=0, dtype=jnp.uint32).reshape(-1)
-  words = lax.psum(words, axes) if axes else words
+  words = pairwise.global_sum(jnp.sum(pairs.keys, axis=0, dtype=jnp.uint32).reshape(-1), axes)
   key = jax.random.key(0)
   for word in words:
     key = jax.random.fold_in(key, word)
