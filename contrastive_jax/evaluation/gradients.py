@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -49,12 +50,9 @@ def gradient_weights(
     >>> {name: round(value, 3) for name, value in gradient_weights(both, both, group, group, logit_scale=1.0).items()}
     {'effective_negatives': 2.0, 'weight_of_hardest': 0.5, 'weight_of_positive': 0.424}
   """
-  image, text = (np.asarray(side, np.float64) for side in (image, text))
   found: dict[str, list[float]] = {"effective_negatives": [], "weight_of_hardest": [], "weight_of_positive": []}
-  for start in range(0, len(image), block):
-    logits = logit_scale * image[start : start + block] @ text.T
-    together = np.asarray(image_group)[start : start + block, None] == np.asarray(text_group)
-    for row, own in zip(logits, together, strict=True):
+  for similarities, together in _blocks(image, text, image_group, text_group, block):
+    for row, own in zip(logit_scale * similarities, together, strict=True):
       negatives = np.sort(row[~own])[::-1]
       if not len(negatives):
         continue
@@ -118,16 +116,13 @@ def gradient_profile(
     >>> found.similarities[[0, -1]].round(2).tolist(), found.push[[0, -1]].tolist(), found.pull[[0, -1]].tolist()
     ([0.01, 0.99], [1.0, 0.0], [0.0, 1.0])
   """
-  image, text = (np.asarray(side, np.float64) for side in (image, text))
   intervals = round(2 / WIDTH)
   push, pull, negatives = np.zeros((3, intervals))
-  for start in range(0, len(image), block):
-    together = np.asarray(image_group)[start : start + block, None] == np.asarray(text_group)
+  for similarities, together in _blocks(image, text, image_group, text_group, block):
     counts = together.any(axis=1) & ~together.all(axis=1)
-    together = together[counts]
+    similarities, together = similarities[counts], together[counts]
     if not len(together):
       continue
-    similarities = image[start : start + block][counts] @ text.T
     place = np.clip(np.floor((similarities + 1) / WIDTH), 0, intervals - 1).astype(np.int64)
     weights = np.exp(logit_scale * (similarities - similarities.max(axis=1, keepdims=True)))
     own, other = (np.sum(weights, axis=1, where=which, keepdims=True) for which in (together, ~together))
@@ -142,3 +137,12 @@ def gradient_profile(
   shown = slice(occurring[0], occurring[-1] + 1)
   shares = (line[shown] / (line.sum() or 1.0) for line in (push, pull, negatives))
   return GradientProfile(((np.arange(intervals) + 0.5) * WIDTH - 1)[shown], *shares)
+
+
+def _blocks(image, text, image_group, text_group, block: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields the similarities of some images and all texts, in float64, and which of them belong together."""
+  image, text = (np.asarray(side, np.float64) for side in (image, text))
+  image_group, text_group = np.asarray(image_group), np.asarray(text_group)
+  for start in range(0, len(image), block):
+    rows = slice(start, start + block)
+    yield image[rows] @ text.T, image_group[rows, None] == text_group
