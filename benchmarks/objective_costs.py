@@ -55,7 +55,7 @@ TERMS: Mapping[str, tuple[str, Mapping[str, Mapping[str, Any]]]] = {
   "`cross_uniformity`": ("cross_uniformity", {}),
   "`individual_temperatures`": ("individual_temperatures", {}),
   "`sogclr`": ("sogclr", {}),
-  "`queued_softmax.size = 8192`": ("queued_softmax", {"queued_softmax": {"size": 8192}}),
+  "`queued_softmax.size = 16384`": ("queued_softmax", {"queued_softmax": {"size": 16384}}),
   "`matryoshka` of `softmax`": ("matryoshka", {}),
   "`multi_head` of `softmax`": ("multi_head", {}),
   "`fixed_head` of `softmax`": ("fixed_head", {}),

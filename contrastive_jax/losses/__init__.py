@@ -27,7 +27,7 @@ from contrastive_jax.losses.margin import margin_regularizer
 from contrastive_jax.losses.mixup import mixup_loss
 from contrastive_jax.losses.mochi import mixed_negatives_loss
 from contrastive_jax.losses.multi_view import decoupled_views_loss, multi_view_softmax_loss
-from contrastive_jax.losses.prototypes import sinkhorn, swapped_prototypes_loss
+from contrastive_jax.losses.prototypes import balancing_scales, swapped_prototypes_loss
 from contrastive_jax.losses.queue import queued_softmax_loss
 from contrastive_jax.losses.sigmoid import balanced_bias, sigmoid_loss
 from contrastive_jax.losses.soft_targets import soft_target_loss
@@ -44,6 +44,7 @@ __all__ = [
   "OBJECTIVES",
   "attraction_repulsion_loss",
   "balanced_bias",
+  "balancing_scales",
   "cluster_proxy_loss",
   "cross_correlation_loss",
   "cross_uniformity",
@@ -66,7 +67,6 @@ __all__ = [
   "reweighted_softmax_loss",
   "sigmoid_loss",
   "similarity_distillation",
-  "sinkhorn",
   "soft_target_loss",
   "softmax_loss",
   "sorting_loss",

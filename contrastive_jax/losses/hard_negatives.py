@@ -9,8 +9,13 @@ from jaxtyping import Array, Float
 
 from contrastive_jax.errors import UserError
 from contrastive_jax.losses import negatives, pairwise
-from contrastive_jax.losses.reductions import TopK
+from contrastive_jax.losses.reductions import Sum, TopK
 from contrastive_jax.losses.softmax import weighted_softmax_loss
+
+# Similarities of each line that are remembered to find the last that is kept; beyond these, they are counted.
+_REMEMBERED = 128
+# Parts into which the counting cuts an interval each time.
+_PARTS = 8
 
 
 def hard_softmax_loss(
@@ -48,8 +53,8 @@ def hard_softmax_loss(
     ring_order: order of the devices around the ring, as `parallel.mesh.ring_order` returns it.
 
   Returns:
-    As `softmax_loss`. It takes one more product of size pairs x pairs x dim, and remembers the kept similarities of
-    each image and text while it selects.
+    As `softmax_loss`. It takes one more product of size pairs x pairs x dim where few are kept. Where many are it
+    takes six (of float32), and remembers none of them.
 
   Raises:
     UserError: as in `softmax_loss`, and unless exactly one of `top_k` and `share` says how many are kept.
@@ -107,7 +112,7 @@ def least_similarities(
   kept: int,
   sweep: negatives.Sweep,
 ) -> tuple[Float[Array, "pairs"], Float[Array, "pairs"]]:
-  """Returns a similarity between the last negative that is kept and the next, for each image and each text.
+  """Returns a similarity at or just below the last negative that is kept, for each image and each text.
 
   Args:
     image: this device's image embeddings, without a gradient.
@@ -123,14 +128,51 @@ def least_similarities(
     [-0.5, -0.5, -0.5, -0.5]
   """
   dtype = negatives.accumulation_dtype(image, text)
+  # The loss makes the similarities again and may round them otherwise.
+  rounding = 4 * math.sqrt(image.shape[1]) * float(jnp.finfo(dtype).eps)
+  image, text, keys = pairwise.vary((image, text, keys), image, text, axes=sweep.axes)
+  if kept > _REMEMBERED:
+    return _least_counted((image, keys), (text, keys), kept, sweep, dtype, rounding)
 
   def tile_fn(rows, columns, fresh):
     found = negatives.negatives_of(rows, columns, fresh)
     return (TopK.along(1, found, kept + 1),), (TopK.along(0, found, kept + 1),)
 
   empty = (TopK.empty((len(image), kept + 1), dtype),)
-  image, text, keys = pairwise.vary((image, text, keys), image, text, axes=sweep.axes)
   totals = sweep(tile_fn, (image, keys), (text, keys), (empty, empty))
-  # The loss makes the similarities again and may round them otherwise: midway between two, it finds the same ones.
-  rounding = 4 * math.sqrt(image.shape[1]) * jnp.finfo(dtype).eps
+  # Midway between the two the loss finds the same ones.
   return tuple(jnp.mean(total.values[:, -2:], axis=1) - rounding for (total,) in totals)
+
+
+def _least_counted(
+  rows: Any, columns: Any, kept: int, sweep: negatives.Sweep, dtype: jnp.dtype, rounding: float
+) -> tuple[Float[Array, "pairs"], Float[Array, "pairs"]]:
+  """Finds the similarities by counting those above some thresholds, and again in the interval that this leaves."""
+  length = jnp.max(jnp.linalg.norm(jnp.concatenate([rows[0], columns[0]]).astype(dtype), axis=1))
+  bound = jnp.square(lax.pmax(length, sweep.axes) if sweep.axes else length) + rounding
+  steps = jnp.arange(_PARTS, dtype=dtype) / _PARTS
+
+  def tile_fn(rows, columns, fresh):
+    found = negatives.negatives_of(rows, columns, fresh)
+    of_rows, of_columns = rows[2][:, None, :] <= found[:, :, None], columns[2][None] <= found[:, :, None]
+    return (Sum(jnp.sum(of_rows, axis=1, dtype=dtype)),), (Sum(jnp.sum(of_columns, axis=0, dtype=dtype)),)
+
+  empty = (Sum.empty((len(rows[0]), _PARTS), dtype),)
+
+  def narrowed(_, interval):
+    lows, width = interval
+    of_rows, of_columns = (low[:, None] + width * steps for low in lows)
+    totals = sweep(tile_fn, (*rows, of_rows), (*columns, of_columns), (empty, empty))
+    enough = (jnp.sum(total.total >= kept, axis=1) for (total,) in totals)
+    # Where fewer than are kept lie above the lowest of all similarities, all are.
+    lows = tuple(
+      jnp.where(number > 0, low + width * (number - 1) / _PARTS, -jnp.inf)
+      for low, number in zip(lows, enough, strict=True)
+    )
+    return lows, width / _PARTS
+
+  lows = tuple(jnp.broadcast_to(-bound, len(side[0])) for side in (rows, columns))
+  lows = pairwise.vary(lows, rows[0], axes=sweep.axes)
+  times = math.ceil(math.log(2.5 / rounding, _PARTS))
+  lows, _ = lax.fori_loop(0, times, narrowed, (lows, 2 * bound))
+  return tuple(low - rounding for low in lows)

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from contrastive_jax.errors import UserError
 from contrastive_jax.losses import negatives, pairwise
-from contrastive_jax.losses.nearest import nearest_negatives
+from contrastive_jax.losses.nearest import over_nearest_negatives
 from contrastive_jax.losses.softmax import weighted_softmax_loss
 
 
@@ -50,7 +50,7 @@ def mixed_negatives_loss(
     ring_order: order of the devices around the ring, as `parallel.mesh.ring_order` returns it.
 
   Returns:
-    As `softmax_loss`; mixtures count in its accuracies. It holds the embeddings of all hardest negatives and mixtures.
+    As `softmax_loss`; mixtures count in its accuracies.
 
   Raises:
     UserError: as in `softmax_loss`, for `hardest` below 1, and for one of `query_picks` and `query_shares` alone.
@@ -74,8 +74,7 @@ def mixed_negatives_loss(
   dtype = negatives.accumulation_dtype(image, text)
   keys = pairwise.keys_of(group, len(image), axes)
 
-  def similarities(anchors, others):
-    found, absent = nearest_negatives(anchors, others, keys, hardest, tile=tile, axes=axes)
+  def to_mixtures(anchors, found, absent, picks, shares, of_query):
     lines = jnp.arange(len(anchors))[:, None]
 
     def chosen(picks):
@@ -83,7 +82,7 @@ def mixed_negatives_loss(
       places = hardest - 1 - picks
       return found.astype(dtype)[lines, places], ~absent[lines, places]
 
-    def to_mixtures(first, second, shares, there):
+    def similarities(first, second, shares, there):
       mixture = shares[..., None] * first + (1 - shares[..., None]) * second
       # Opposite ones cancel.
       length = jnp.maximum(jnp.linalg.norm(mixture, axis=-1, keepdims=True), 1e-6)
@@ -91,19 +90,26 @@ def mixed_negatives_loss(
       return jnp.where(there, negatives.similarities_to(anchors, mixture), -jnp.inf)
 
     (first, some), (second, more) = (chosen(picks[..., which]) for which in (0, 1))
-    extra = to_mixtures(first, second, shares, some & more)
-    if query_picks is None:
+    extra = similarities(first, second, shares, some & more)
+    if of_query is None:
       return extra
+    query_picks, query_shares = of_query
     negative, there = chosen(query_picks)
-    with_query = to_mixtures(anchors.astype(dtype)[:, None], negative, query_shares, there)
+    with_query = similarities(anchors.astype(dtype)[:, None], negative, query_shares, there)
     return jnp.concatenate([extra, with_query], axis=1)
+
+  of_query = None if query_picks is None else (query_picks, query_shares)
+
+  def extra(anchors, others):
+    beside = picks, shares, of_query
+    return over_nearest_negatives(to_mixtures, anchors, others, keys, hardest, *beside, tile=tile, axes=axes)
 
   return weighted_softmax_loss(
     image,
     text,
     logit_scale=logit_scale,
-    image_extra=similarities(image, text),
-    text_extra=similarities(text, image),
+    image_extra=extra(image, text),
+    text_extra=extra(text, image),
     group=group,
     axis_name=axis_name,
     strategy=strategy,

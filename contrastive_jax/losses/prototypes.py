@@ -1,5 +1,7 @@
 """Swapped prediction: the cluster that a pair's text is assigned to is predicted from its image, and the other way."""
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -8,7 +10,11 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from contrastive_jax.losses import negatives, pairwise
+from contrastive_jax.losses.blocks import map_blocks
 from contrastive_jax.losses.reductions import finite, safe_log
+
+# Rows whose similarities to the prototypes exist at once.
+_ROWS = 512
 
 
 class Earlier(NamedTuple):
@@ -38,8 +44,8 @@ def swapped_prototypes_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
   """Computes the cross-entropy of each tower's prototype probabilities with the other tower's codes, on average.
 
-  Codes are the similarities to the prototypes, balanced by `sinkhorn` so that all prototypes are used equally. They are
-  constants to the gradient.
+  Codes are the softmax of the similarities to the prototypes, balanced by `balancing_scales` so that all prototypes are
+  used equally. They are constants to the gradient.
 
   Args:
     image: L2-normalised image embeddings; the local shard inside `jax.shard_map`.
@@ -71,58 +77,79 @@ def swapped_prototypes_loss(
   directions = directions / jnp.maximum(jnp.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
   pairs = len(image) * pairwise.device_count(axes)
 
-  def mean(local: jax.Array) -> jax.Array:
-    return pairwise.global_sum(local, axes) / pairs
+  def scores(rows: jax.Array) -> jax.Array:
+    return negatives.matmul(rows.astype(dtype), directions, "id,kd->ik")
 
-  def scores(embeddings: jax.Array) -> jax.Array:
-    return negatives.matmul(embeddings.astype(dtype), directions, "id,kd->ik")
-
-  def codes(own: jax.Array, before: jax.Array | None) -> jax.Array:
-    rows = lax.stop_gradient(own)
+  def scales(rows: jax.Array, before: jax.Array | None) -> jax.Array:
+    valid = jnp.ones(len(rows), bool)
     if before is not None:
-      past = jnp.where(earlier.valid[:, None], lax.stop_gradient(scores(before)), -jnp.inf)
-      rows = jnp.concatenate([rows, past])
-    return sinkhorn(rows / code_temperature, iterations=iterations, axis_name=axis_name)[: len(own)]
+      rows, valid = jnp.concatenate([rows, before.astype(rows.dtype)]), jnp.concatenate([valid, earlier.valid])
+    balanced = functools.partial(balancing_scales, iterations=iterations, axis_name=axis_name)
+    return balanced(lambda some: scores(some) / code_temperature, lax.stop_gradient(rows), valid)
 
-  sides = scores(image), scores(text)
   before = (None, None) if earlier is None else (earlier.image, earlier.text)
-  targets = [codes(own, past) for own, past in zip(sides, before, strict=True)]
-  log_probabilities = [jax.nn.log_softmax(side / temperature, axis=1) for side in sides]
-  swapped = zip(targets[::-1], log_probabilities, strict=True)
-  loss = mean(-sum(jnp.sum(target * predicted) for target, predicted in swapped)) / 2
-  share = mean(jnp.sum(jnp.exp(lax.stop_gradient(log_probabilities[0])), axis=0))
-  return loss, {"prototypes_used": jnp.exp(-jnp.sum(share * jnp.where(share > 0, safe_log(share), 0)))}
+  of_images, of_texts = (scales(rows, past) for rows, past in zip((image, text), before, strict=True))
+
+  @jax.checkpoint
+  def of_block(rows, fresh):
+    sides = [scores(side) for side in rows]
+    codes = [
+      jax.nn.softmax(lax.stop_gradient(side) / code_temperature + scale, axis=1)
+      for side, scale in zip(sides, (of_images, of_texts), strict=True)
+    ]
+    predicted = [jax.nn.log_softmax(side / temperature, axis=1) for side in sides]
+    lines = -sum(jnp.sum(code * swapped, axis=1) for code, swapped in zip(codes, predicted[::-1], strict=True))
+    probabilities = jnp.exp(lax.stop_gradient(predicted[0]))
+    return jnp.sum(jnp.where(fresh, lines, 0)), jnp.sum(jnp.where(fresh[:, None], probabilities, 0), axis=0)
+
+  sums = map_blocks(of_block, (image, text), _ROWS)
+  total, share = (pairwise.global_sum(jnp.sum(blocks, axis=0), axes) / pairs for blocks in sums)
+  return total / 2, {"prototypes_used": jnp.exp(-jnp.sum(share * jnp.where(share > 0, safe_log(share), 0)))}
 
 
-def sinkhorn(
-  logits: Float[Array, "rows prototypes"], *, iterations: int = 3, axis_name: str | tuple[str, ...] | None = None
-) -> Float[Array, "rows prototypes"]:
-  """Scales the exponentials of logits so that each row sums to 1 and all columns sum to nearly the same.
+def balancing_scales(
+  logits: Callable[[Float[Array, "some dim"]], Float[Array, "some prototypes"]],
+  rows: Float[Array, "rows dim"],
+  valid: Bool[Array, "rows"],
+  *,
+  iterations: int = 3,
+  axis_name: str | tuple[str, ...] | None = None,
+) -> Float[Array, "prototypes"]:
+  """Returns what to add to logits so that the softmax of each row uses all columns nearly equally.
 
-  It works on logarithms, in which no exponential overflows and no sum is 0. The result is a constant to the gradient.
+  These are Sinkhorn's rounds, each of which scales the columns over the whole mesh and then the rows. They work on
+  logarithms, in which no exponential overflows and no sum is 0, and see some hundred rows of logits at a time.
 
   Args:
-    logits: the logits of this device's rows. A row of minus infinity takes no part and stays 0.
-    iterations: number of rounds, at least 1. Each scales the columns over the whole mesh and then the rows.
+    logits: a function that makes the logits of some rows.
+    rows: this device's rows, without a gradient.
+    valid: which of them take part.
+    iterations: number of rounds, at least 1.
     axis_name: mesh axes that the rows are split over, None on one device.
 
   Examples:
-    >>> balanced = sinkhorn(jnp.array([[0.0, -20.0], [0.0, -10.0]]), iterations=100)
-    >>> [[round(float(share), 2) for share in row] for row in balanced]
+    >>> logits = jnp.array([[0.0, -20.0], [0.0, -10.0]])
+    >>> scales = balancing_scales(lambda some: some, logits, jnp.ones(2, bool), iterations=100)
+    >>> [[round(float(share), 2) for share in row] for row in jax.nn.softmax(logits + scales, axis=1)]
     [[0.99, 0.01], [0.01, 0.99]]
   """
   axes = pairwise.mesh_axes(axis_name)
-  logits = lax.stop_gradient(logits)
-  some = jnp.max(logits, axis=1, keepdims=True) > -jnp.inf
-  filled, of_rows = jnp.where(some, logits, 0), jnp.zeros_like(logits[:, :1])
+
+  def of_block(block, fresh, *, scales):
+    rows, valid = block
+    own = lax.stop_gradient(logits(rows))
+    if scales is not None:
+      own = own - jax.nn.logsumexp(own + scales, axis=1, keepdims=True)
+    return jax.nn.logsumexp(jnp.where((valid & fresh)[:, None], own, -jnp.inf), axis=0)
+
+  scales = None
   for _ in range(iterations):
-    of_columns = -_log_sum_exp_over_mesh(logits + of_rows, axes)
-    of_rows = -jax.nn.logsumexp(filled + of_columns, axis=1, keepdims=True)
-  # Rows sum to 1 to rounding this way, however large the logits are.
-  return jnp.where(some, jax.nn.softmax(filled + of_columns, axis=1), 0)
+    blocks = map_blocks(functools.partial(of_block, scales=scales), (rows, valid), _ROWS)
+    scales = -_log_sum_exp_over_mesh(blocks, axes)
+  return scales
 
 
-def _log_sum_exp_over_mesh(logits: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+def _log_sum_exp_over_mesh(logits: Float[Array, "some prototypes"], axes: tuple[str, ...]) -> jax.Array:
   """Computes the log-sum-exp of each column over the rows of all devices."""
   largest = jnp.max(logits, axis=0)
   largest = finite(lax.pmax(largest, axes) if axes else largest)

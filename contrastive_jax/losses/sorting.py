@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float
 
 from contrastive_jax.errors import UserError
 from contrastive_jax.losses import negatives, pairwise
-from contrastive_jax.losses.nearest import nearest_negatives
+from contrastive_jax.losses.nearest import over_nearest_negatives
 
 
 def sorting_loss(
@@ -38,8 +38,8 @@ def sorting_loss(
     ring_order: has no effect, and is accepted so that the losses are interchangeable.
 
   Returns:
-    The loss of the global batch and `{"loss_image_to_text", "loss_text_to_image"}`, equal on every device. It holds the
-    embeddings of `top_k` negatives of every anchor, and a pair without negatives counts 0.
+    The loss of the global batch and `{"loss_image_to_text", "loss_text_to_image"}`, equal on every device. A pair
+    without negatives counts 0.
 
   Raises:
     UserError: for a tile or `top_k` below 1 or a steepness that is not above 0.
@@ -63,12 +63,14 @@ def sorting_loss(
   pairs = len(image) * pairwise.device_count(axes)
   size = min(top_k, max(pairs - 1, 1))
 
+  def sorted_among(anchors, hardest, absent, positive):
+    similarities = negatives.similarities_to(anchors, hardest)
+    return _wrong_order(jnp.concatenate([similarities, positive[:, None]], axis=1), absent, steepness)
+
   def direction(anchors, others):
     anchors, others = anchors.astype(dtype), lax.stop_gradient(others.astype(dtype))
-    hardest, absent = nearest_negatives(anchors, others, keys, size, tile=tile, axes=axes)
-    similarities = negatives.similarities_to(anchors, hardest)
     positive = negatives.positive_similarities(anchors, others)
-    lines = _wrong_order(jnp.concatenate([similarities, positive[:, None]], axis=1), absent, steepness)
+    lines = over_nearest_negatives(sorted_among, anchors, others, keys, size, positive, tile=tile, axes=axes)
     return pairwise.global_sum(jnp.sum(lines), axes) / pairs
 
   parts = {"loss_image_to_text": direction(image, text), "loss_text_to_image": direction(text, image)}

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 
 from contrastive_jax import losses
 from contrastive_jax.errors import UserError
+from contrastive_jax.losses import prototypes
 from contrastive_jax.losses.prototypes import Earlier
 from contrastive_jax.losses.queue import Queue
 from contrastive_jax.parallel.mesh import BATCH_AXES, MeshSpec
@@ -207,6 +208,12 @@ def test_value_and_gradients_on_every_mesh(devices, strategy, tile, rng):
   check(*problem(rng), devices=devices, strategy=strategy, tile=tile)
 
 
+@pytest.mark.slow
+def test_rows_of_prototypes_in_blocks_of_which_the_last_is_not_full(rng, monkeypatch):
+  monkeypatch.setattr(prototypes, "_ROWS", 7)
+  check(*problem(rng), devices=1)
+
+
 IMAGE, TEXT = jnp.eye(2), jnp.asarray([[1, 0], [0.6, 0.8]])
 
 
@@ -247,21 +254,26 @@ def test_a_correlation_that_is_the_identity_costs_nothing_and_copies_of_the_batc
   assert twice == pytest.approx(float(once), rel=1e-5)
 
 
+def codes_of(logits, **how):
+  scales = losses.balancing_scales(lambda rows: rows, logits, jnp.ones(len(logits), bool), **how)
+  return np.asarray(jax.nn.softmax(logits + scales, axis=1))
+
+
 def test_prototypes_that_are_all_equally_near_leave_the_logarithm_of_their_number(rng):
   image, text = (jnp.float32(unit(rng.standard_normal((6, 4)))) for _ in range(2))
   same = jnp.ones((3000, 4))
   loss, metrics = losses.swapped_prototypes_loss(image, text, same)
   assert loss == pytest.approx(8.0064, abs=1e-4) and metrics["prototypes_used"] == pytest.approx(3000, rel=1e-4)
-  np.testing.assert_allclose(losses.sinkhorn(image @ same[:5].T / 0.05), 1 / 5, rtol=1e-5)
+  np.testing.assert_allclose(codes_of(image @ same[:5].T / 0.05), 1 / 5, rtol=1e-5)
 
 
 def test_codes_sum_to_one_and_use_all_prototypes_equally_even_where_exponentials_overflow(rng):
   logits = jnp.float32(40 * rng.standard_normal((32, 4)) + 200)
-  codes = np.asarray(losses.sinkhorn(logits, iterations=200))
+  codes = codes_of(logits, iterations=200)
   np.testing.assert_allclose(codes.sum(axis=1), 1, rtol=1e-5)
   np.testing.assert_allclose(codes.sum(axis=0), 8, rtol=0.02)
   # Of two samples at two prototypes each takes one: e^(1 / 0.05) to 1.
-  np.testing.assert_allclose(losses.sinkhorn(jnp.eye(2) / 0.05), np.eye(2), atol=1e-8)
+  np.testing.assert_allclose(codes_of(jnp.eye(2) / 0.05), np.eye(2), atol=1e-8)
   loss, _ = losses.swapped_prototypes_loss(jnp.eye(2), jnp.eye(2), jnp.eye(2))
   assert loss == pytest.approx(4.54e-5, rel=1e-3)
 

@@ -11,12 +11,20 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from contrastive_jax import losses
+from contrastive_jax.losses import hard_negatives, nearest
 from contrastive_jax.objectives import TERMS, Pairs
 from contrastive_jax.parallel.mesh import BATCH_AXES, MeshSpec
 from tests.keys import keys_of
 
 PAIRS, DIM, SCALE = 16, 5, 6.0
 TOWERS = ("image", "text", "sound")
+
+
+@pytest.fixture(autouse=True)
+def bounds_that_few_pairs_reach(monkeypatch):
+  """Hard negatives are counted where six are kept, and nearest ones looked up for five pairs at a time."""
+  monkeypatch.setattr(hard_negatives, "_REMEMBERED", 4)
+  monkeypatch.setattr(nearest, "_ANCHORS", 5)
 
 
 def log_sum_exp(logits, counted=True):
