@@ -63,7 +63,9 @@ class Data(Protocol):
   def make_pipeline(
     self, run: Run, segments: Sequence[Segment], sources: Any, tokenizer: Tokenizer, **others: Any
   ) -> Any:
-    """Makes the batches of a run: a `training.loop.BatchSource` that also has `kinds` and counts what it changed."""
+    """Makes the batches of a run: a `training.loop.BatchSource` that also has `kinds` and `cluster_digests`, and counts
+    what it changed.
+    """
     ...
 
   def evaluation_names(self, names: Iterable[str]) -> tuple[str, ...]:
@@ -156,8 +158,9 @@ def train(config: ConfigDict, workdir: str | PathLike, *, data: Data) -> Outcome
     if config.distillation.teacher:
       teacher = load_teacher(config.distillation.teacher, mesh, accumulate=config.accumulation)
     pipeline = data.make_pipeline(
-      run, segments, sources, tokenizer, share=host_share(mesh), teacher=teacher, bad_records=bad_records
+      run, segments, sources, tokenizer, share=host_share(mesh), start=start, teacher=teacher, bad_records=bad_records
     )
+    check_same_clusters(pipeline.cluster_digests, config.data.clusters, metadata)
     sets = {name: data.evaluation_set(config, name) for name in all_evals}
     if start >= config.total_steps and is_reported(workdir, sets, start):
       say(f"{workdir} is complete at step {start}; its report is {workdir / 'report.html'}")
@@ -206,7 +209,7 @@ def train(config: ConfigDict, workdir: str | PathLike, *, data: Data) -> Outcome
       writer,
       run.loop_options(),
       mesh=mesh,
-      metadata=metadata_of(run, segments, growths, tokenizer, counts),
+      metadata=metadata_of(run, segments, growths, tokenizer, counts, pipeline.cluster_digests),
       evaluate=lambda state: scalars(score(state, evals)),
       teach=teacher and teacher.targets,
       ahead=(run.abstract_batch(*kind, mesh) for kind in pipeline.kinds(start)),
@@ -254,12 +257,23 @@ def metadata_of(
   growths: Sequence[growth.Growth],
   tokenizer: Tokenizer,
   counts: Mapping[str, int],
+  clusters: Mapping[str, str],
 ) -> dict[str, Any]:
-  """Returns what every checkpoint of a run carries beside its state; `counts` are the samples that a state is for."""
+  """Returns what every checkpoint of a run carries beside its state.
+
+  Args:
+    run: the run.
+    segments: its segments.
+    growths: how it grew.
+    tokenizer: its tokenizer.
+    counts: number of samples of each source that a state is for.
+    clusters: a digest of the clusters of each source that whole batches are drawn from.
+  """
   return {
     "segments": [segment.to_dict() for segment in segments],
     "tokenizer": tokenizer.fingerprint,
     **({"samples": dict(counts)} if counts else {}),
+    **({"clusters": dict(clusters)} if clusters else {}),
     "plans": [dataclasses.asdict(grown) for grown in growths],
     "config": upgrades.stamped(run.as_json()),
   }
@@ -281,6 +295,26 @@ def check_sample_counts(counts: Mapping[str, int], metadata: Mapping[str, Any]) 
     raise UserError(
       f"the objective keeps a state for every sample, so that the sources of the run cannot change: {', '.join(differ)}"
       " differ; start a new run with --config.init_from"
+    )
+
+
+def check_same_clusters(digests: Mapping[str, str], folder: str, metadata: Mapping[str, Any]) -> None:
+  """Refuses a folder of clusters whose content is not what the run has drawn from.
+
+  Args:
+    digests: a digest of the clusters of each source that the rest of the run draws from.
+    folder: `data.clusters`. The clusters of another folder make the rest of the run a segment of its own.
+    metadata: those of the checkpoint, empty without one.
+
+  Raises:
+    UserError: with the sources whose clusters differ.
+  """
+  started = metadata.get("clusters", {})
+  differ = sorted(name for name in digests if started.get(name, digests[name]) != digests[name])
+  if differ and metadata["config"]["data"]["clusters"] == folder:
+    raise UserError(
+      f"data.clusters={folder} has other clusters of {', '.join(differ)} than those that the run has drawn from: put"
+      " these back, or write the new ones to another folder and name it, so that the rest of the run draws from them"
     )
 
 

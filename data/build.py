@@ -12,7 +12,7 @@ from contrastive_jax.evaluation.tasks import ReadSet
 from contrastive_jax.objectives.term import REPLAYED, TEACHER_TEXT, WEIGHTS
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.tokenizers import Tokenizer
-from contrastive_jax.schedule.segments import Segment, source_names
+from contrastive_jax.schedule.segments import Segment, ahead, source_names
 from contrastive_jax.schedule.stages import source_options
 from contrastive_jax.training.distillation import Teacher
 from contrastive_jax.training.run import Run
@@ -107,6 +107,7 @@ def make_pipeline(
   tokenizer: Tokenizer,
   share: tuple[int, int],
   *,
+  start: int = 0,
   teacher: Teacher | None = None,
   bad_records: BadRecords | None = None,
 ) -> Pipeline:
@@ -118,6 +119,7 @@ def make_pipeline(
     sources: the sources by the names that the segments use.
     tokenizer: the tokenizer of the captions.
     share: (index, count) of this host's part of every batch.
+    start: the first step that is asked for, as that of a checkpoint.
     teacher: the frozen teacher that runs beside the model, if one does.
     bad_records: counts and names what cannot be read.
   """
@@ -145,7 +147,7 @@ def make_pipeline(
     replay=tuple(config.distillation.replay) if run.objective.needs(REPLAYED) else None,
     hard_captions=run.objective.captions_needed,
     swap_words=config.data.swap_words,
-    clusters=open_clusters(config.data.clusters, _clustered(segments)) if config.data.clusters else None,
+    clusters=open_clusters(config.data.clusters, _clustered(ahead(segments, start))) if config.data.clusters else None,
     long_captions=config.data.long_captions,
     targets=TargetCache(cache, _taught_bases(segments)).lookup if cache else None,
     augment=augment,
@@ -154,6 +156,7 @@ def make_pipeline(
     strong_augment=strong_augment,
     text_augment=text_augment,
     present_in=run.present_in,
+    start=start,
     host_index=share[0],
     host_count=share[1],
     threads=config.data.threads,

@@ -7,6 +7,7 @@
 """
 
 import functools
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -53,6 +54,13 @@ class Clusters:
   def sizes(self) -> Int[np.ndarray, "clusters"]:
     """The number of samples of each cluster."""
     return np.diff(self.starts)
+
+  @functools.cached_property
+  def digest(self) -> str:
+    """A digest of which samples each cluster has, and so of the batches that are drawn from them."""
+    found = hashlib.sha256(self.starts)
+    found.update(self.members)
+    return found.hexdigest()
 
   def labels(self) -> Int[np.ndarray, "samples"]:
     """Returns the cluster of each sample of the source, -1 where it has none."""

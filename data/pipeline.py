@@ -24,7 +24,7 @@ from contrastive_jax.models.config import OtherConfig
 from contrastive_jax.preprocess import packing
 from contrastive_jax.preprocess.long_captions import fitted
 from contrastive_jax.preprocess.tokenizers import CaptionEncoder
-from contrastive_jax.schedule.segments import Inputs, Segment, segment_at, total_steps
+from contrastive_jax.schedule.segments import Inputs, Segment, ahead, segment_at, total_steps
 from data.allocation import keep_freed_memory
 from data.augment import DRAWS, STRONG, Augment
 from data.chunks import chunk_rows, joined, on_host
@@ -93,6 +93,7 @@ class Pipeline:
     text_augment: TextAugment | None = None,
     present_in: Mapping[str, Sequence[str]] | None = None,
     clusters: Mapping[str, Clusters] | None = None,
+    start: int = 0,
     long_captions: str = "truncate",
     host_index: int = 0,
     host_count: int = 1,
@@ -126,6 +127,7 @@ class Pipeline:
       text_augment: the changes of captions; None is those that `TextAugment` has by default.
       present_in: the sources whose pairs take part in a term, by the names of the terms that some are kept from.
       clusters: the clusters of each source, for segments whose batches are of one cluster each.
+      start: the first step that is asked for, before which no clusters are needed.
       long_captions: what is read of a caption that does not fit, one of `long_captions.WAYS`.
       host_index: number of this host, which serves the rows from `host_index * batch_size / host_count` on.
       host_count: number of hosts that share each batch.
@@ -146,7 +148,7 @@ class Pipeline:
     self._strong_images, self._strong_texts = strong_images, strong_texts
     self._text_augment = text_augment or TextAugment()
     self._present_in = {term: frozenset(names) for term, names in (present_in or {}).items()}
-    self._clusters, self._replay = clusters, replay
+    self._clusters, self._replay = clusters or {}, replay
     self._others = tuple(others)
     self._patch_size = patch_size
     self._seed = seed
@@ -159,7 +161,7 @@ class Pipeline:
     self._threads, self._workers, self._prefetch_bytes = threads, workers, prefetch_bytes
     self._tokens: dict[tuple[str, int, str], tuple[np.ndarray, np.ndarray]] = {}
     self.substituted = self.shrunk = self.truncated = 0
-    self._check()
+    self._check(start)
     for name, source in self._sources.items() if self._others else ():
       # What a tower reads is compared with what the source gives before anything is compiled.
       self._check_others(name, read_or_substitute(source, 0, lambda example: example)[0])
@@ -171,6 +173,11 @@ class Pipeline:
   def segments(self) -> tuple[Segment, ...]:
     """The segments of the run."""
     return self._segments
+
+  @property
+  def cluster_digests(self) -> dict[str, str]:
+    """A digest of the clusters of each source that gives whole batches from one of them."""
+    return {name: clusters.digest for name, clusters in self._clusters.items()}
 
   def __len__(self) -> int:
     """Returns the number of steps."""
@@ -468,7 +475,7 @@ class Pipeline:
     keep_freed_memory()
     self.__dict__.update(state)
 
-  def _check(self) -> None:
+  def _check(self, start: int) -> None:
     if not self._segments:
       raise UserError("the run has no segments, give at least one")
     if not 0 <= self._host_index < self._host_count:
@@ -519,7 +526,7 @@ class Pipeline:
           f"data.captions_per_image={segment.captions_per_image} shows a sample several times in a step, and the"
           " objective remembers one value for it: leave it at 1"
         )
-      if segment.clustered:
-        for name in segment.all_sources():
-          check_clusters(name, (self._clusters or {}).get(name), len(self._sources[name]), segment.images)
       segment.check_patches(self._patch_size)
+    for segment in ahead(self._segments, start):
+      for name in segment.all_sources() if segment.clustered else ():
+        check_clusters(name, self._clusters.get(name), len(self._sources[name]), segment.images)

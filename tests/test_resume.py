@@ -220,3 +220,46 @@ def test_what_a_term_remembers_is_resumed(terms, options, tolerance, tmp_path):
     return  # What follows costs a start, and is the same for all of them.
   other = (*options, "--config.data.sources={'noto': 1.0}", "--config.total_steps=30")
   assert "the sources of the run cannot change" in runs.train(whole, *other, devices=2, expected=2)
+
+
+@pytest.mark.extra
+def test_all_that_terms_remember_at_once_is_resumed(tmp_path):
+  """A queue of what the average makes, targets that come by and by, what stands within other terms, averages of heads.
+
+  Killed on two devices: bit for bit on two, and to rounding from two to eight and back to two.
+  """
+  terms = ("sigmoid", "queued_softmax", "matryoshka", "multi_head", "individual_temperatures", "pixpro")
+  given = {
+    "sigmoid": {"balance_bias": True},
+    "queued_softmax": {"size": 96, "average": True, "soft_share": 0.5, "soft_steps": 18},
+    "matryoshka": {"of": "sogclr", "dims": (8,)},
+    "sogclr": {"gamma_steps": 18},
+    "multi_head": {"of": "swapped_prototypes", "heads": 2, "hidden": 16, "dim": 8},
+    "swapped_prototypes": {"prototypes": 8, "queue": 96, "frozen_steps": 6},
+    # At 0.01, as by default, derivatives by a temperature magnify the rounding of similarities a hundred times.
+    "individual_temperatures": {"temperature": 0.2, "gamma_steps": 18},
+  }
+  options = (
+    f"--config.objective={dict.fromkeys(terms, 1.0)}",
+    "--config.total_steps=28",
+    "--config.checkpoint_every=4",
+    *(f"--config.loss_options.{term}.{name}={value}" for term, own in given.items() for name, value in own.items()),
+  )
+  whole, killed, moved = (tmp_path / name for name in ("whole", "killed", "moved"))
+  assert "The logit bias begins at" in runs.train(whole, *options, devices=2)
+  process = runs.start("train.py", runs.TINY, f"--workdir={killed}", *options, devices=2)
+  kill_when(process, lambda: (killed / "checkpoints" / "8").exists())
+  shutil.copytree(killed, moved)
+  assert "The logit bias begins at" not in runs.train(killed, *options, devices=2)
+  state = runs.final_state(whole)
+  for term in ("queued_softmax", "matryoshka", "multi_head", "individual_temperatures"):
+    remembered = [leaf for name, leaf in state.items() if name.startswith(f"['objective']['{term}']")]
+    assert remembered and all(np.any(leaf) for leaf in remembered), term
+  assert any(name.startswith("['average']['objective']['pixpro']") for name in state)
+  runs.assert_same_bits(runs.final_state(killed), state)
+
+  process = runs.start("train.py", runs.TINY, f"--workdir={moved}", *options, "--config.mesh.fsdp=2", devices=8)
+  kill_when(process, lambda: (moved / "checkpoints" / "16").exists())
+  said = runs.train(moved, *options, devices=2)
+  assert any(f"from step {step}" in said for step in (16, 20, 24))
+  runs.assert_close(runs.final_state(moved), state, 1e-5)

@@ -8,7 +8,6 @@ from jaxtyping import Array, Float, Int
 
 from contrastive_jax.evaluation.arrays import checked
 from contrastive_jax.evaluation.calibration import global_auc
-from contrastive_jax.evaluation.gradients import gradient_weights
 
 Embeddings = Float[Array | np.ndarray, "rows dim"]
 Groups = Int[Array | np.ndarray, "rows"]
@@ -281,7 +280,6 @@ def pair_diagnostics(
   text_group: Int[np.ndarray, "texts"],
   *,
   thorough: bool = False,
-  logit_scale: float | None = None,
   most: int = ROWS_COMPARED,
   seed: int = 0,
 ) -> dict[str, float]:
@@ -293,14 +291,12 @@ def pair_diagnostics(
     image_group: the group of each image. An image and a text belong together when their groups are equal.
     text_group: the group of each text.
     thorough: whether to add those that take too long during training, global_auc and modality_separability.
-    logit_scale: multiplier of the similarities, for the weights of the gradient; None leaves these out.
     most: bound of the images and of the texts, drawn at random, whose uniformity is computed.
     seed: seed of the draw.
 
   Returns:
-    alignment and modality_gap of all rows; uniformity_image, uniformity_text, uniformity_cross, rank_image, rank_text
-    and what `gradients.gradient_weights` returns, of those drawn. A measure that needs several rows, or two groups, is
-    absent where there are none.
+    alignment and modality_gap of all rows; uniformity_image, uniformity_text, uniformity_cross, rank_image and
+    rank_text of those drawn. A measure that needs several rows, or two groups, is absent where there are none.
   """
   found = {"alignment": alignment(image, text, image_group, text_group), "modality_gap": modality_gap(image, text)}
   i, t = drawn_rows(len(image), len(text), most=most, seed=seed)
@@ -312,8 +308,6 @@ def pair_diagnostics(
     found["rank_text"] = effective_rank(text[t])
   if len(np.union1d(image_group[i], text_group[t])) > 1:
     found["uniformity_cross"] = cross_uniformity(image[i], text[t], image_group[i], text_group[t])
-    if logit_scale is not None:
-      found |= gradient_weights(image[i], text[t], image_group[i], text_group[t], logit_scale=logit_scale)
   if thorough and len(np.union1d(image_group, text_group)) > 1:
     found["global_auc"] = global_auc(image, text, image_group, text_group)
   if thorough and min(len(image), len(text)) >= MIN_ROWS:

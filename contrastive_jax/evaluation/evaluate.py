@@ -13,7 +13,7 @@ from contrastive_jax.bad_records import FILE, BadRecords
 from contrastive_jax.evaluation.choices import evaluate_choices
 from contrastive_jax.evaluation.diagnostics import drawn_rows, pair_diagnostics
 from contrastive_jax.evaluation.first_features import FirstFeatures
-from contrastive_jax.evaluation.gradients import gradient_profile
+from contrastive_jax.evaluation.gradients import softmax_gradient
 from contrastive_jax.evaluation.multilabel import evaluate_multilabel
 from contrastive_jax.evaluation.probes import few_shot, knn_probe, linear_probe
 from contrastive_jax.evaluation.results import Result, result_path, write_result
@@ -52,7 +52,7 @@ def evaluate(
   """Scores a model on sets: by zero-shot classification, retrieval, or matching of hard pairs, as each set asks for.
 
   Every process calls it; the main one writes `<workdir>/eval/<set>@<step>.json`. Results of pair sets also hold the
-  `diagnostics.pair_diagnostics` of the same embeddings.
+  `diagnostics.pair_diagnostics` of the same embeddings, and where the gradient of a softmax loss would go.
 
   Args:
     model: the model, which embeds images and texts.
@@ -218,11 +218,12 @@ def _score_readable(model: _Remembering, scored: EvaluationSet, thorough: bool) 
     return evaluate_choices(model, scored)
   if isinstance(scored, PairSet):
     result = evaluate_retrieval(model, scored)
-    groups, scale = (scored.image_group, scored.caption_group), float(model.logit_scale)
-    further = pair_diagnostics(model.image, model.text, *groups, thorough=thorough, logit_scale=scale)
-    i, t = drawn_rows(len(model.image), len(model.text))
-    profile = gradient_profile(model.image[i], model.text[t], groups[0][i], groups[1][t], logit_scale=scale)
-    return dataclasses.replace(result, metrics={**result.metrics, **further}, gradient=profile)
+    image, text, image_group, text_group = model.image, model.text, scored.image_group, scored.caption_group
+    further = pair_diagnostics(image, text, image_group, text_group, thorough=thorough)
+    i, t = drawn_rows(len(image), len(text))
+    some = image[i], text[t], image_group[i], text_group[t]
+    weights, profile = softmax_gradient(*some, logit_scale=float(model.logit_scale))
+    return dataclasses.replace(result, metrics={**result.metrics, **further, **weights}, gradient=profile)
   if isinstance(scored, MultiLabelSet):
     result = evaluate_multilabel(model, scored)
   else:

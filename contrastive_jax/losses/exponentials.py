@@ -30,18 +30,19 @@ def only_negatives(
   Args:
     similarities: those of all pairs of the tile.
     rows: keys of the rows.
-    columns: keys of the columns. A row and a column that share a key are no negatives of each other.
+    columns: keys of the columns. A row and a column that share a key are no negatives of each other, nor is what is not
+      there.
     fresh: None, or marks the pairs that no earlier tile has counted.
   """
-  mask = fresh
-  for row_key, column_key in zip(rows, columns, strict=True):
-    words = list(zip(row_key, column_key, strict=True))
-    if words[0][0].dtype == bool:
-      differs = words[0][0][:, None] & words[0][1][None, :]
-    else:
-      differs = functools.reduce(operator.or_, (row[:, None] != column[None, :] for row, column in words))
-    mask = differs if mask is None else mask & differs
-  return jnp.where(mask, similarities, -jnp.inf)
+  conditions = [] if fresh is None else [fresh]
+  if rows.present is not None:
+    conditions.append(rows.present[:, None])
+  if columns.present is not None:
+    conditions.append(columns.present[None, :])
+  for row_key, column_key in zip(rows.words, columns.words, strict=True):
+    differs = (row[:, None] != column[None, :] for row, column in zip(row_key, column_key, strict=True))
+    conditions.append(functools.reduce(operator.or_, differs))
+  return jnp.where(functools.reduce(operator.and_, conditions), similarities, -jnp.inf)
 
 
 def with_mask(negatives: Float[Array, "a b"]) -> tuple[Float[Array, "a b"], Bool[Array, "a b"]]:

@@ -80,9 +80,9 @@ def gated_pairs_loss(
     (ROW_LOG_SUM_EXP,),
     {"gated": gated, "squares": squares, "positive": positive, "scale": to_rows(scale, embeddings, axes)},
     embeddings,
-    keys + partner["keys"],
+    keys.and_those(partner["keys"]),
     negatives.Sweep(axes, strategy, tile, ring_order),
-    column_keys=keys + keys,
+    column_keys=keys.and_those(keys),
   )
   counts = ~pairwise.share_a_key(keys, partner["keys"])
   total = pairwise.global_sum(jnp.sum(jnp.where(counts, jnp.logaddexp(0, margin), 0)), axes)

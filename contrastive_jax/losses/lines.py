@@ -79,7 +79,7 @@ def _reduced(matrices, reductions, sweep, rows, columns, keys):
 
 
 def _forward(matrices, reductions, sweep, rows, columns, keys):
-  dtype, count = accumulation_dtype(*jax.tree.leaves((rows, columns))), len(keys[0][0][0])
+  dtype, count = accumulation_dtype(*jax.tree.leaves((rows, columns))), len(jax.tree.leaves(rows)[0])
   of_tile = _varying(matrices)
   sweep = sweep.in_one_tile_if_small(count)
 
@@ -102,7 +102,7 @@ def _forward(matrices, reductions, sweep, rows, columns, keys):
 def _backward(matrices, reductions, sweep, residuals, cotangents):
   rows, columns, keys, values = residuals
   dtype = accumulation_dtype(*jax.tree.leaves((rows, columns)))
-  sweep = sweep.in_one_tile_if_small(len(keys[0][0][0]))
+  sweep = sweep.in_one_tile_if_small(len(jax.tree.leaves(rows)[0]))
 
   def tile_fn(rows, columns, fresh):
     found, pull = jax.vjp(_varying(matrices), _wide(rows[0], dtype), _wide(columns[0], dtype))

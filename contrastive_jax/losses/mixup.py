@@ -85,9 +85,9 @@ def mixup_loss(
     (ROW_LOG_SUM_EXP, COLUMN_LOG_SUM_EXP),
     {"image": mixed, "own": own, "scale": to_rows(scale, image, axes)},
     {"text": text, "own": own},
-    keys + partner["keys"],
+    keys.and_those(partner["keys"]),
     negatives.Sweep(axes, strategy, tile, ring_order),
-    column_keys=keys + keys,
+    column_keys=keys.and_those(keys),
   )
 
   def direction(margin, other, same, share, weight):

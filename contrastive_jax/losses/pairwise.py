@@ -5,6 +5,7 @@ time around a ring of collective-permutes (`ring`), and what is accumulated for 
 Inside a block, loops over tiles bound the logits that exist at once.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Integer, Shaped, UInt32
 
+from contrastive_jax.batch import AnyArray
 from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.losses.reductions import Accumulator, Packed
 
@@ -33,9 +35,24 @@ TileFn = Callable[[Any, Any, Bool[Array, "a b"] | None], tuple[Any, Any]]
 Views = Sequence[Float[Array, "pairs dim"]]
 # What a user says of which pairs are alike: one label a pair, or several keys of 64 bits.
 Group = Integer[Array, "pairs"] | UInt32[Array, "pairs keys 2"]
-# The same for the engine: each key as its words, each word a vector over the pairs. Two pairs share a key when all its
-# words are equal. A key of booleans says which pairs there are: what is not there is nobody's negative and has none.
-Keys = tuple[tuple[Integer[Array, "_"] | Bool[Array, "_"], ...], ...]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Keys:
+  """Which pairs are alike, and which there are, as the engine compares them.
+
+  Attributes:
+    words: the words of each key, each a vector over the pairs. Two pairs share a key when all its words are equal.
+    present: bool `[pairs]`, which pairs there are: one that is not is nobody's negative and has none. None are all.
+  """
+
+  words: tuple[tuple[AnyArray, ...], ...]
+  present: AnyArray | None = None
+
+  def and_those(self, others: "Keys") -> "Keys":
+    """Returns the keys of pairs and, after them, those of others in the same places."""
+    return dataclasses.replace(self, words=self.words + others.words)
 
 
 def mesh_axes(axis_name: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -110,21 +127,21 @@ def keys_of(
   Raises:
     UserError: for a group of another shape.
   """
-  there = () if present is None else ((present,),)
   if group is None:
     group = pair_index(count, axes)
   if group.ndim == 1:
-    return ((group,), *there)
+    return Keys(((group,),), present)
   if group.ndim != 3 or group.shape[1] < 1 or group.shape[2] != 2:
     raise UserError(f"group has the shape {group.shape}: it holds labels [pairs] or 64-bit keys [pairs, keys, 2]")
   # Vectors, as an array whose last axis has two elements would take 64 times its size on a TPU.
-  return *(tuple(group[:, key, word] for word in range(2)) for key in range(group.shape[1])), *there
+  words = tuple(tuple(group[:, key, word] for word in range(2)) for key in range(group.shape[1]))
+  return Keys(words, present)
 
 
 def share_a_key(first: Keys, second: Keys) -> Bool[Array, "pairs"]:
   """Says of pairs and others in the same places whether they share a key."""
   same = False
-  for one, other in zip(first, second, strict=True):
+  for one, other in zip(first.words, second.words, strict=True):
     equal = True
     for word, other_word in zip(one, other, strict=True):
       equal = equal & (word == other_word)

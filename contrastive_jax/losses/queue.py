@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, UInt32
 
 from contrastive_jax.errors import UserError
 from contrastive_jax.losses import negatives, pairwise
-from contrastive_jax.losses.exponentials import only_negatives, with_mask
+from contrastive_jax.losses.exponentials import with_mask
 from contrastive_jax.losses.reductions import Accumulator, LogSumExp, Sum, finite, log_sum_exp, safe_log
 
 
@@ -97,7 +97,6 @@ def queued_softmax_loss(
   axes = pairwise.mesh_axes(axis_name)
   scale = jnp.asarray(logit_scale, negatives.accumulation_dtype(image, text))
   keys = pairwise.keys_of(group, len(image), axes)
-  everywhere = jnp.ones(len(image), bool)
   sweep = negatives.Sweep(axes, strategy, tile, ring_order)
   if average is None:
     positives = (negatives.positive_similarities(image, text),) * 2
@@ -109,22 +108,23 @@ def queued_softmax_loss(
     sides = (image, slow_text), (text, slow_image)
     positives = [negatives.positive_similarities(*side) for side in sides]
     within = [
-      _margins(*side, scale, positive, keys, keys, everywhere, sweep)
-      for side, positive in zip(sides, positives, strict=True)
+      _margins(*side, scale, positive, keys, keys, sweep) for side, positive in zip(sides, positives, strict=True)
     ]
-  queued = [] if queue is None else [(*queue[:2], pairwise.keys_of(queue.keys, len(queue.keys), axes), queue.valid)]
+  queued = []
+  if queue is not None:
+    queued = [(queue.image, queue.text, pairwise.keys_of(queue.keys, len(queue.keys), axes, queue.valid))]
   pairs = len(image) * pairwise.device_count(axes)
   metrics = {}
   # Each direction has its rows, and the place of the other side among the embeddings of a block.
   directions = {"image_to_text": (image, 1), "text_to_image": (text, 0)}
   for (direction, (rows, other)), positive, margin in zip(directions.items(), positives, within, strict=True):
     further = [
-      _margins(rows, block[other].astype(rows.dtype), scale, positive, keys, *block[2:], sweep) for block in queued
+      _margins(rows, block[other].astype(rows.dtype), scale, positive, keys, block[2], sweep) for block in queued
     ]
     loss = jnp.logaddexp(0, log_sum_exp(jnp.stack([margin, *further], axis=1)))
     if soft_share is not None:
       target_scale = lax.stop_gradient(scale) if target_temperature is None else 1 / target_temperature
-      blocks = [(block[other], *block[2:]) for block in ((slow_image, slow_text, keys, everywhere), *queued)]
+      blocks = [(block[other], block[2]) for block in ((slow_image, slow_text, keys), *queued)]
       rest, mean = _targets((slow_image, slow_text)[1 - other], blocks, own, target_scale, keys, sweep)
       # A logit is linear in its column, so that the mean of the columns by their targets stands for all of them.
       loss = loss - soft_share * scale * (negatives.positive_similarities(rows, mean) - rest * positive)
@@ -132,39 +132,38 @@ def queued_softmax_loss(
   return (metrics["loss_image_to_text"] + metrics["loss_text_to_image"]) / 2, metrics
 
 
-def _margins(rows, columns, scale, positive, keys, column_keys, valid, sweep) -> Float[Array, "pairs"]:
+def _margins(rows, columns, scale, positive, keys, column_keys, sweep) -> Float[Array, "pairs"]:
   """Computes the log-sum-exp over the columns of each row, relative to its positive logit."""
-  # A bool cannot be summed or sent everywhere: it travels as a number among the keys' words.
-  constants = lax.stop_gradient(columns), keys, column_keys, valid.astype(jnp.int32)
+  constants = lax.stop_gradient(columns), keys, column_keys
   args = pairwise.vary((rows, scale, positive, *constants), rows, columns, axes=sweep.axes)
   return _log_sum_exps(sweep, *args)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _log_sum_exps(sweep, rows, scale, positive, columns, keys, column_keys, valid):
-  return _log_sum_exps_forward(sweep, rows, scale, positive, columns, keys, column_keys, valid)[0]
+def _log_sum_exps(sweep, rows, scale, positive, columns, keys, column_keys):
+  return _log_sum_exps_forward(sweep, rows, scale, positive, columns, keys, column_keys)[0]
 
 
-def _log_sum_exps_forward(sweep, rows, scale, positive, columns, keys, column_keys, valid):
+def _log_sum_exps_forward(sweep, rows, scale, positive, columns, keys, column_keys):
   dtype = negatives.accumulation_dtype(rows)
 
   def tile_fn(rows, columns, fresh):
-    return (LogSumExp.along(1, _tile(rows, columns, fresh), scale),), ()
+    return (LogSumExp.along(1, negatives.negatives_of(rows, columns, fresh), scale),), ()
 
   empty = LogSumExp.empty((len(rows),), dtype, scale)
-  (sums,), _ = sweep(tile_fn, (rows, keys), (columns, column_keys, valid), ((empty,), ()))
+  (sums,), _ = sweep(tile_fn, (rows, keys), (columns, column_keys), ((empty,), ()))
   margin = safe_log(sums.total) + (finite(sums.largest) - positive) * scale
-  return margin, (rows, scale, positive, columns, keys, column_keys, valid, sums)
+  return margin, (rows, scale, positive, columns, keys, column_keys, sums)
 
 
 def _log_sum_exps_backward(sweep, residuals, cotangent):
-  rows, scale, positive, columns, keys, column_keys, valid, sums = residuals
+  rows, scale, positive, columns, keys, column_keys, sums = residuals
   dtype = negatives.accumulation_dtype(rows)
   some = sums.total > 0
   coefficient = jnp.where(some, cotangent / jnp.where(some, sums.total, 1), 0)
 
   def tile_fn(rows, columns, fresh):
-    similarities, mask = with_mask(_tile(rows, columns, fresh))
+    similarities, mask = with_mask(negatives.negatives_of(rows, columns, fresh))
     own, largest, coefficient = rows[2:]
     slopes = jnp.where(mask, jnp.exp(jnp.where(mask, (similarities - largest[:, None]) * scale, 0)), 0)
     slopes = slopes * coefficient[:, None]
@@ -174,9 +173,9 @@ def _log_sum_exps_backward(sweep, residuals, cotangent):
 
   lines = rows, keys, positive, finite(sums.largest), coefficient
   empty = Sum.empty(rows.shape, dtype), Sum.empty((len(rows),), dtype)
-  (d_rows, d_scale), _ = sweep(tile_fn, lines, (columns, column_keys, valid), (empty, ()))
+  (d_rows, d_scale), _ = sweep(tile_fn, lines, (columns, column_keys), (empty, ()))
   d_positive = -scale * jnp.where(some, cotangent, 0)
-  return negatives.cast(d_rows, rows), negatives.cast_scalar(d_scale, scale), d_positive, *(None,) * 4
+  return negatives.cast(d_rows, rows), negatives.cast_scalar(d_scale, scale), d_positive, *(None,) * 3
 
 
 _log_sum_exps.defvjp(_log_sum_exps_forward, _log_sum_exps_backward)
@@ -210,7 +209,7 @@ def _targets(slow, blocks, own, scale, keys, sweep) -> tuple[Float[Array, "pairs
 
   Args:
     slow: embeddings that the average makes of the rows.
-    blocks: (embeddings of the other side, keys, which of them hold a pair), of the batch and of the queue.
+    blocks: (embeddings of the other side, their keys), of the batch and of the queue.
     own: similarities of the pairs themselves.
     scale: multiplier of the similarities.
     keys: keys of the rows.
@@ -223,7 +222,7 @@ def _targets(slow, blocks, own, scale, keys, sweep) -> tuple[Float[Array, "pairs
   scale = pairwise.vary(jnp.asarray(scale, dtype), slow, axes=sweep.axes)
 
   def tile_fn(rows, columns, fresh):
-    similarities, mask = with_mask(_tile(rows, columns, fresh))
+    similarities, mask = with_mask(negatives.negatives_of(rows, columns, fresh))
     largest = jnp.max(jnp.where(mask, similarities, -jnp.inf), axis=1)
     terms = jnp.where(mask, jnp.exp(jnp.where(mask, (similarities - finite(largest)[:, None]) * scale, 0)), 0)
     sums = LogSumExp(largest, jnp.sum(terms, axis=1), jnp.full_like(largest, scale))
@@ -232,18 +231,11 @@ def _targets(slow, blocks, own, scale, keys, sweep) -> tuple[Float[Array, "pairs
     return (_Weighted(sums, negatives.matmul(narrow, columns[0], "ij,jd->id")),), ()
 
   found = _Weighted(LogSumExp.empty((len(slow),), dtype, scale), jnp.zeros(slow.shape, dtype))
-  for columns, column_keys, valid in blocks:
-    columns = lax.stop_gradient(columns).astype(slow.dtype), column_keys, valid.astype(jnp.int32)
-    (found,), _ = sweep(tile_fn, (slow, keys), pairwise.vary(columns, slow, axes=sweep.axes), ((found,), ()))
+  for columns, column_keys in blocks:
+    block = pairwise.vary((lax.stop_gradient(columns).astype(slow.dtype), column_keys), slow, axes=sweep.axes)
+    (found,), _ = sweep(tile_fn, (slow, keys), block, ((found,), ()))
   # The pair itself may be the farthest of all, or the nearest.
   whole = found.sums.merge(LogSumExp(own, jnp.ones_like(own), jnp.full_like(own, scale)))
   some = ~jnp.isneginf(found.sums.largest)
   factor = jnp.where(some, jnp.exp((finite(found.sums.largest) - whole.largest) * scale), 0) / whole.total
   return found.sums.total * factor, found.columns * factor[:, None]
-
-
-def _tile(rows, columns, fresh) -> Float[Array, "a b"]:
-  """Returns the similarities of a tile, minus infinity where a column holds nothing or is no negative of the row."""
-  similarities = negatives.matmul(rows[0], columns[0], "id,jd->ij")
-  similarities = jnp.where(columns[2][None, :] > 0, similarities, -jnp.inf)
-  return only_negatives(similarities, rows[1], columns[1], fresh)

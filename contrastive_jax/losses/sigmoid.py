@@ -77,6 +77,7 @@ def balanced_bias(
   text: Float[Array, "pairs dim"],
   *,
   logit_scale: Float[Array, ""] | float,
+  present: Bool[Array, "pairs"] | None = None,
   group: pairwise.Group | None = None,
   axis_name: str | tuple[str, ...] | None = None,
   strategy: str = "ring",
@@ -89,6 +90,7 @@ def balanced_bias(
     image: L2-normalised image embeddings; the local shard inside `jax.shard_map`.
     text: L2-normalised text embeddings of the same pairs.
     logit_scale: multiplier of the similarities, already exponentiated.
+    present: which pairs there are, as in `sigmoid_loss`; at least one.
     group: as in `sigmoid_loss`.
     axis_name: mesh axes that the pairs are split over, None on one device.
     strategy: "ring" passes blocks of texts around, "gather" holds them all.
@@ -105,7 +107,7 @@ def balanced_bias(
   pairwise.check(strategy, tile)
   axes = pairwise.mesh_axes(axis_name)
   scale = jnp.asarray(logit_scale, negatives.accumulation_dtype(image, text))
-  keys = pairwise.keys_of(group, len(image), axes)
+  keys = pairwise.keys_of(group, len(image), axes, present)
   sweep = negatives.Sweep(axes, strategy, tile, ring_order)
   positive = negatives.positive_similarities(image, text) * scale
 
@@ -113,7 +115,7 @@ def balanced_bias(
     low, high = bounds
     bias = (low + high) / 2
     wrong = negatives.sum_over_negatives(_sigmoid_alone, image, text, scale, bias, keys, sweep)
-    missed = jnp.sum(jax.nn.sigmoid(-(positive + bias)))
+    missed = jnp.sum(jax.nn.sigmoid(-(positive + bias)), where=present)
     above = pairwise.global_sum(wrong - missed, axes) > 0
     return jnp.where(above, low, bias), jnp.where(above, bias, high)
 

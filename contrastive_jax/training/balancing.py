@@ -18,10 +18,10 @@ from contrastive_jax.training import accumulation
 from contrastive_jax.training.state import StateSpec, TrainState, towers
 
 
-def balancing_term(objective: Objective) -> Sigmoid | None:
-  """Returns the term of an objective that asks for a bias from the first batch, or None."""
-  terms = (term for _, term in objective.terms.values())
-  return next((term for term in terms if isinstance(term, Sigmoid) and term.balance_bias), None)
+def balancing_term(objective: Objective) -> tuple[str, Sigmoid] | None:
+  """Returns the name and the term of an objective that asks for a bias from the first batch, or None."""
+  terms = ((name, term) for name, (_, term) in objective.terms.items())
+  return next(((name, term) for name, term in terms if isinstance(term, Sigmoid) and term.balance_bias), None)
 
 
 def check_bias(model: DualEncoderConfig, objective: Objective) -> None:
@@ -33,7 +33,9 @@ def check_bias(model: DualEncoderConfig, objective: Objective) -> None:
 
 
 def with_balanced_bias(spec: StateSpec, state: TrainState, batch: Batch, *, accumulate: int = 1) -> TrainState:
-  """Returns the state with the logit bias that `losses.balanced_bias` finds for a batch.
+  """Returns the state with the logit bias that `losses.balanced_bias` finds for the pairs of a batch in the term.
+
+  Where none of them takes part in it, the bias stays where it is.
 
   Args:
     spec: the model, and an objective in which a term asks for it.
@@ -42,18 +44,20 @@ def with_balanced_bias(spec: StateSpec, state: TrainState, batch: Batch, *, accu
     accumulate: number of micro-batches that the towers embed one after the other.
   """
   graphdef, _ = dual_encoder.abstract(spec.model)
-  term, order = balancing_term(spec.objective), ring_order(spec.mesh)
+  name, term = balancing_term(spec.objective)
+  how = {"strategy": term.strategy, "tile": term.tile, "ring_order": ring_order(spec.mesh), "axis_name": BATCH_AXES}
 
-  def local(image, text, keys, scale):
-    how = {"strategy": term.strategy, "tile": term.tile, "ring_order": order}
-    return losses.balanced_bias(image, text, logit_scale=scale, group=keys, axis_name=BATCH_AXES, **how)
+  def local(image, text, keys, present, scale):
+    return losses.balanced_bias(image, text, logit_scale=scale, group=keys, present=present, **how)
 
   def find(params, batch: Batch):
     embeddings = accumulation.embed(graphdef, towers(params), batch, accumulate, spec.mesh)
     image, text = (embeddings[name].astype(spec.objective.dtype) for name in ("image", "text"))
     split, everywhere = PartitionSpec(BATCH_AXES), PartitionSpec()
-    island = jax.shard_map(local, mesh=spec.mesh, in_specs=(split, split, split, everywhere), out_specs=everywhere)
-    return island(image, text, batch.keys, jnp.exp(params["log_logit_scale"]))
+    island = jax.shard_map(local, mesh=spec.mesh, in_specs=(*[split] * 4, everywhere), out_specs=everywhere)
+    present = batch.present_in.get(name)
+    bias = island(image, text, batch.keys, present, jnp.exp(params["log_logit_scale"]))
+    return bias if present is None else jnp.where(jnp.any(present), bias, params["logit_bias"])
 
   placed = put_batch(spec.mesh, batch.on_device())
   run = jax.jit(find, out_shardings=replicated(spec.mesh))

@@ -140,15 +140,26 @@ def test_a_run_that_goes_on_draws_what_it_would_have_drawn(clustered):
     np.testing.assert_array_equal(one.index, two.index)
 
 
+def test_the_digest_tells_other_clusters_of_the_same_samples(clustered, tmp_path):
+  labels, clusters = clustered
+  same, other = (
+    write_clusters(tmp_path / folder, "a", own, np.ones((4, 2)), 4, {"seed": 3})
+    for folder, own in (("same", labels["a"]), ("other", np.roll(labels["a"], 1)))
+  )
+  assert same.digest == clusters["a"].digest != other.digest
+
+
 def test_what_cannot_fill_a_batch_is_refused(clustered):
   labels, clusters = clustered
   sources = {name: ToySource(name, len(own)) for name, own in labels.items()}
 
-  def pipeline(batch_size, sources=sources, clusters=clusters):
+  def pipeline(batch_size, sources=sources, clusters=clusters, start=0):
     segment = Segment(2, batch_size, (("a", 1), ("b", 1)), 16, clustered=True)
-    return Pipeline((segment,), sources, WordTokenizer(), text_length=4, patch_size=4, seed=0, clusters=clusters)
+    how = {"text_length": 4, "patch_size": 4, "seed": 0, "clusters": clusters, "start": start}
+    return Pipeline((segment,), sources, WordTokenizer(), **how)
 
   assert len(pipeline(10)) == 2
+  assert len(pipeline(11, clusters=None, start=2)) == 2  # Those steps are done.
   with pytest.raises(UserError, match="the largest cluster of data source 'b' has 10 samples, and a batch takes 11"):
     pipeline(11)
   with pytest.raises(UserError, match=r"data source 'b' has 11 samples, and its clusters in data\.clusters are of 10"):

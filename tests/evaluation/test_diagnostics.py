@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from contrastive_jax.evaluation import diagnostics
-from contrastive_jax.evaluation.gradients import gradient_profile, gradient_weights
+from contrastive_jax.evaluation.gradients import softmax_gradient
 
 
 def unit(array: np.ndarray) -> np.ndarray:
@@ -110,16 +110,16 @@ def test_the_weights_of_the_gradient_are_those_of_a_softmax(rng):
   np.testing.assert_allclose(own, pushes.sum(axis=1))
   shares = pushes / own[:, None]
   group = np.arange(12)
-  assert gradient_weights(image, text, group, group, logit_scale=9.0, block=5) == pytest.approx(
+  means, found = softmax_gradient(image, text, group, group, logit_scale=9.0, block=5)
+  assert means == pytest.approx(
     {
       "effective_negatives": np.mean(np.exp(-np.sum(shares * np.log(shares), axis=1))),
       "weight_of_hardest": np.mean(shares.max(axis=1)),
       "weight_of_positive": np.mean(own),
     }
   )
-  assert gradient_weights(image, text, group * 0, group * 0, logit_scale=9.0) == {}
+  assert softmax_gradient(image, text, group * 0, group * 0, logit_scale=9.0) == ({}, None)
 
-  found = gradient_profile(image, text, group, group, logit_scale=9.0, block=5)
   edges = np.append(found.similarities - 0.01, found.similarities[-1] + 0.01)
   similarities, other = np.float64(image) @ np.float64(text).T, ~np.eye(12, dtype=bool)
   for line, which, weights in (
@@ -130,13 +130,12 @@ def test_the_weights_of_the_gradient_are_those_of_a_softmax(rng):
     expected, _ = np.histogram(similarities[which], edges, weights=weights[which])
     np.testing.assert_allclose(line, expected, atol=1e-9)
     assert line.sum() == pytest.approx(1)
-  assert gradient_profile(image, text, group * 0, group * 0, logit_scale=9.0) is None
 
 
 def test_captions_of_an_image_share_its_pull_by_their_probabilities():
   """An image with captions at similarities of 1 and 0, and another at 0.6, whose exponentials are e, 1 and e^0.6."""
   image, text = np.float32([[1, 0]]), np.float32([[1, 0], [0, 1], [0.6, 0.8]])
-  found = gradient_profile(image, text, np.array([0]), np.array([0, 0, 1]), logit_scale=1.0)
+  _, found = softmax_gradient(image, text, np.array([0]), np.array([0, 0, 1]), logit_scale=1.0)
   assert found.pull[-1] == pytest.approx(np.e / (1 + np.e)) and found.pull[0] == pytest.approx(1 / (1 + np.e))
   assert found.push.max() == 1 and found.similarities[found.push.argmax()] == pytest.approx(0.6, abs=0.011)
 

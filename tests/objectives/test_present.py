@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from configs import common
-from contrastive_jax.errors import UserError
 from contrastive_jax.models import dual_encoder
 from contrastive_jax.models.outputs import TowerOutputs
-from contrastive_jax.objectives import TERMS, Pairs, make_objective, present_in
+from contrastive_jax.objectives import TERMS, Pairs, make_objective
 from contrastive_jax.parallel.mesh import BATCH_AXES, MeshSpec
 from contrastive_jax.schedule.segments import Segment
-from contrastive_jax.training.run import Run
 from data.pipeline import Pipeline
 from tests.data.toy import ToySource, WordTokenizer
 from tests.keys import keys_of
@@ -94,22 +91,3 @@ def test_a_batch_says_which_pairs_take_part():
   # Sources have id ranges of their own, in the order of the segment.
   np.testing.assert_array_equal(batch.present_in["softmax"], batch.ids < 20)
   assert 0 < batch.present_in["softmax"].sum() < 8
-
-
-def test_what_cannot_be_left_out_is_named():
-  config = common.get_config()
-  config.objective = {"sigmoid": 1.0, "alignment": 0.5}
-  config.data.sources = {"noto": 1.0, "b": {"name": "folder/b", "terms": ("alignment",)}}
-  assert Run.from_config(config).present_in == {"sigmoid": ("noto",)}
-  objective = make_objective({"softmax": 1.0, "uniformity": 0.1}, {})
-  for kept, said in (
-    ({"a": ("softmx",)}, "terms, of which one='softmx' is unknown .*'softmax'"),
-    ({"a": ()}, "gives 'a' no terms"),
-    ({"a": ("softmax",)}, "keeps 'a' from uniformity, which sees all pairs of a batch: add uniformity to its terms"),
-    ({"a": ("uniformity",), "b": ("uniformity",)}, "no source takes part in the term softmax"),
-  ):
-    with pytest.raises(UserError, match=said):
-      present_in(objective, ("a", "b"), kept)
-  config.data.sources = {"noto": 1.0, "b": {"name": "folder/b", "terms": "alignment"}}
-  with pytest.raises(UserError, match="terms='alignment', which must be a list"):
-    Run.from_config(config)

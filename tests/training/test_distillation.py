@@ -14,7 +14,7 @@ from contrastive_jax.batch import Batch, ImageBatch, Targets, TeacherInputs, Tex
 from contrastive_jax.errors import UserError
 from contrastive_jax.models import dual_encoder, presets
 from contrastive_jax.models.outputs import TowerOutputs
-from contrastive_jax.objectives import Sizes, check_teacher, make_objective
+from contrastive_jax.objectives import Sizes, make_objective
 from contrastive_jax.parallel.mesh import MeshSpec, batch_sharding, parameter_shardings, put_batch
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.training import distillation
@@ -360,22 +360,6 @@ def test_a_checkpoint_with_the_older_name_of_projections_is_read(tmp_path):
 
 
 def test_what_does_not_go_together_is_named():
-  features = make_objective({"softmax": 1.0, "distill_features": 1.0}, {})
-  similarity = make_objective({"softmax": 1.0, "distill_similarity": 1.0}, {})
-  plain = make_objective({"softmax": 1.0}, {})
-  for objective, teacher, targets, message in (
-    (features, "", "", "has a distillation term but no teacher"),
-    (features, "runs/a", "runs/b", "distillation.teacher=runs/a and distillation.targets=runs/b"),
-    (plain, "runs/a", "", "distillation.teacher=runs/a has no use"),
-    (plain, "", "runs/b", "distillation.targets=runs/b has no use"),
-    (similarity, "", "runs/b", "a cache of targets does not hold"),
-  ):
-    with pytest.raises(UserError, match=message):
-      check_teacher(objective, teacher=teacher, targets=targets)
-  check_teacher(features, teacher="", targets="runs/b")
-  check_teacher(similarity, teacher="runs/a", targets="")
-  check_teacher(plain, teacher="", targets="")
-
   options = {"distill_features": {"projection": False}}
   bare = make_objective({"softmax": 1.0, "distill_features": 1.0}, options)
   assert bare.params(Sizes(16, 16)) == {}
@@ -391,6 +375,7 @@ def test_what_does_not_go_together_is_named():
     mesh = MeshSpec().make(jax.devices()[:1])
     embeddings = {"image": jnp.eye(2), "text": jnp.eye(2)}
     batch = dataclasses.replace(make_batch(2), targets=Targets(jnp.eye(2)))
+    similarity = make_objective({"softmax": 1.0, "distill_similarity": 1.0}, {})
     similarity.global_loss(embeddings, batch, jnp.float32(1), None, mesh)
 
 
