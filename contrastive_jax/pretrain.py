@@ -124,7 +124,7 @@ def train(config: ConfigDict, workdir: str | PathLike, *, data: Data) -> Outcome
   check_resume(workdir, config)
   mesh = run.make_mesh()
   run.check_host_memory(mesh)
-  counts = data.sample_counts(run) if run.needs_state_rows else {}
+  counts = data.sample_counts(run) if run.extras.state_rows else {}
   samples = sum(counts.values())
   spec, train_step = run.build(mesh, samples=samples)
 
