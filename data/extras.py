@@ -98,6 +98,7 @@ class Pairs:
     examples: the sample of each.
     captions: the caption of each, as it is read.
     draws: the uniform draws of the view of each image, as `Augment` takes them.
+    dropping: the uniform draws of each image that decide which of its patches are dropped; None where none are.
     taught: whether a frozen teacher sees them.
   """
 
@@ -106,6 +107,7 @@ class Pairs:
   examples: Sequence[Example]
   captions: list[str]
   draws: Float[np.ndarray, "pairs draws"]
+  dropping: Float[np.ndarray, "pairs patches"] | None
   taught: bool
 
 
@@ -143,7 +145,7 @@ class ExtrasMaker:
     Args:
       pairs: the pairs.
       inputs: the sizes, frames and rows of the step.
-      length: tokens of a row of images that is not packed.
+      length: patches of a row that is not packed before any are dropped.
       text_length: number of tokens of a caption.
 
     Returns:
@@ -190,7 +192,7 @@ class ExtrasMaker:
     patches = tokens = mask = keys = places = None
     if asked.strong_images:
       patches, places = strong_images(
-        pairs.examples, inputs, length, self._render_strongly, asked.strong_images, **where
+        pairs.examples, inputs, length, self._render_strongly, asked.strong_images, pairs.dropping, **where
       )
     if asked.strong_texts:
       change = self._options.text_augment

@@ -14,13 +14,14 @@ import grain
 import jax
 import numpy as np
 from absl import flags
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from contrastive_jax.bad_records import BadRecords
 from contrastive_jax.batch import Batch, TextBatch
 from contrastive_jax.errors import UserError, nearest
 from contrastive_jax.models.config import OtherConfig
 from contrastive_jax.preprocess import packing
+from contrastive_jax.preprocess.dropping import draws_needed
 from contrastive_jax.preprocess.long_captions import fitted
 from contrastive_jax.preprocess.tokenizers import CaptionEncoder
 from contrastive_jax.schedule.segments import Inputs, Segment, segment_at, total_steps
@@ -228,10 +229,11 @@ class Pipeline:
     captions = self._captions(examples, plan)
     draws = uniforms(self._seed, "augment", plan.position, count, DRAWS)
     length = self._row_length(inputs, step)
-    image, shrunk = self._render(examples, inputs, draws, length)
+    dropping = self._dropping(inputs, plan.position, count)
+    image, shrunk = self._render(examples, inputs, draws, length, dropping)
     text, truncated = self._text(captions, segment)
     names = [plan.names[s] for s in plan.source]
-    pairs = Pairs(plan.position, names, examples, captions, draws, segment.taught)
+    pairs = Pairs(plan.position, names, examples, captions, draws, dropping, segment.taught)
     return {
       "image": image,
       "text": text,
@@ -271,8 +273,13 @@ class Pipeline:
     for other in self._others:
       other.check(example.others.get(other.name), f"a sample of data source {name!r}")
 
+  def _dropping(self, inputs: Inputs, position: int, count: int) -> Float[np.ndarray, "{count} draws"] | None:
+    """Draws what patches images drop, from a stream of its own for each number of draws: an image has its own block."""
+    width = draws_needed(max(self._row_lengths(inputs)))
+    return uniforms(self._seed, f"dropped patches {width}", position, count, width) if inputs.drop_patches else None
+
   def _row_length(self, inputs: Inputs, step: int) -> int:
-    """Returns the length of the rows that are not packed; NaFlex draws it for each batch."""
+    """Returns the length of rows that are not packed before patches are dropped; NaFlex draws it for each batch."""
     lengths = self._row_lengths(inputs)
     if len(lengths) == 1:
       return lengths[0]
@@ -310,7 +317,7 @@ class Pipeline:
   def _chunk_bytes(self, segment: Segment, modality: str, pairs: int) -> int:
     """Bounds the bytes of a chunk."""
     inputs, patch = segment.inputs(modality), self._patch_size
-    own = pairs * max(self._row_lengths(inputs))
+    own = pairs * inputs.kept(max(self._row_lengths(inputs)))
     tokens = own if inputs.rows is None else inputs.rows.count * inputs.rows.length
     bytes_of_token = 3 * patch * patch * (1 if inputs.frames == 1 else self._render.tubelet) + 8
     leaves = jax.tree.leaves([other.inputs() for other in self._others])

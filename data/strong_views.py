@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from contrastive_jax.preprocess.tokenizers import CaptionEncoder
 from contrastive_jax.schedule.segments import Inputs
@@ -15,16 +16,25 @@ from data.text_augment import TextAugment
 
 
 def strong_images(
-  examples: Sequence[Example], inputs: Inputs, length: int, render: Renderer, views: int, *, seed: int, position: int
+  examples: Sequence[Example],
+  inputs: Inputs,
+  length: int,
+  render: Renderer,
+  views: int,
+  dropping: Float[np.ndarray, "pairs patches"] | None,
+  *,
+  seed: int,
+  position: int,
 ) -> tuple[np.ndarray, np.ndarray | None]:
   """Renders strong views of images.
 
   Args:
     examples: the samples of the pairs.
     inputs: the sizes, frames and rows of the step.
-    length: tokens of a row that is not packed.
+    length: patches of a row that is not packed before any are dropped.
     render: renders a strong view.
     views: number of views of each image.
+    dropping: the uniform draws that decide which patches of an image, and of its views, are dropped; None drops none.
     seed: seed of the run.
     position: position of the first pair in the run.
 
@@ -34,7 +44,7 @@ def strong_images(
   count = len(examples)
   draws = uniforms(seed, "strong images", position, count, views * DRAWS).reshape(count, views, DRAWS)
   # The size of a view depends on its image alone, so that the patches lie where those of `Batch.image` do.
-  patches = [render(examples, inputs, draws[:, k], length)[0].patches for k in range(views)]
+  patches = [render(examples, inputs, draws[:, k], length, dropping)[0].patches for k in range(views)]
   places = None
   if inputs.resolution.mode == "fixed":
     pixels, flips = [example.image for example in examples], [example.flip for example in examples]

@@ -100,7 +100,7 @@ def _forward_flops(inputs: Inputs, batch: Batch, model: DualEncoderConfig) -> fl
     model,
     pairs=batch.pairs,
     patches=patches,
-    image_sequence=inputs.resolution.max_tokens if packed else patches // batch.pairs,
+    image_sequence=inputs.kept(inputs.resolution.max_tokens) if packed else patches // batch.pairs,
     tokens=tokens,
     text_sequence=min(model.text.length, batch.text.tokens.shape[1]),
     frames=batch.image.patches.shape[2] // model.image.patch_dim,

@@ -35,7 +35,7 @@ def abstract_batch(
   Args:
     segment: the segment of the run.
     modality: the modality of the step.
-    length: length of rows that are not packed, one of `Inputs.row_lengths`.
+    length: length of rows that are not packed before patches are dropped, one of `Inputs.row_lengths`.
     model: the sizes of the towers, and so those of patches and captions.
     mesh: the mesh that batches are placed on.
     extras: what the batch brings beside images, captions and keys.
@@ -51,13 +51,17 @@ def abstract_batch(
 
   inputs = segment.inputs(modality)
   patch_dim = model.image.patch_size**2 * model.image.channels * (model.image.tubelet if inputs.frames > 1 else 1)
-  rows, segment_ids, locations = pairs, None, None
+  rows, length, segment_ids, locations = pairs, inputs.kept(length), None, None
   if inputs.rows is not None:
     rows, length, segment_ids, locations = packed(inputs.rows)
   elif inputs.resolution.mode != "fixed":
     segment_ids = array(jnp.int16, pairs, length)
   image = ImageBatch(
-    array(jnp.uint8, rows, length, patch_dim), array(jnp.int16, rows, length, 3), segment_ids, locations
+    array(jnp.uint8, rows, length, patch_dim),
+    array(jnp.int16, rows, length, 3),
+    segment_ids,
+    locations,
+    array(jnp.int16, rows, length, 3) if inputs.drop_patches else None,
   )
 
   if segment.text_rows is not None:

@@ -30,6 +30,7 @@ class Stage:
     lengths: sequence lengths in tokens.
     rows: number of rows that the images of a pack share (`data.pack_pairs` images); 0 gives each a row of its own.
     row_length: length of these rows in tokens.
+    drop_patches: share of the patches of each image, or clip, that are dropped; None is that of `data.drop_patches`.
     learning_rate: factor of the schedule.
     warmup_steps: number of steps over which that factor grows from 0.
     weights: factors of the weights of terms, by their names: a number, or those at the beginning and at the end of the
@@ -58,6 +59,7 @@ class Stage:
   lengths: tuple[int, ...] = ()
   rows: int = 0
   row_length: int = 0
+  drop_patches: float | None = None
   learning_rate: float = 1.0
   warmup_steps: int = 0
   weights: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -159,6 +161,7 @@ def _segment(config: ConfigDict, stage: Stage, where: str) -> Segment:
     pack_pairs=config.data.pack_pairs,
     captions_per_image=config.data.captions_per_image,
     clustered=bool(config.data.clusters),
+    drop_patches=config.data.drop_patches if stage.drop_patches is None else stage.drop_patches,
     text_rows=text,
     clips=clips,
     taught=bool(config.distillation.teacher or config.distillation.targets) and max(stage.distillation) > 0,

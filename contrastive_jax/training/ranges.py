@@ -65,6 +65,7 @@ RANGES: Mapping[str, Range] = {
   r"data\.(strong_)?augment\.brightness": Range(0, 255),
   r"data\.(strong_)?augment\.(background|blur|colour|flatten|flip|grey|outline|unfill)": SHARE,
   r"data\.text_augment\.(stop_words|swap|delete|insert|share)": SHARE,
+  r"(data|curriculum\.\d+)\.drop_patches": BELOW_ONE,
   # The last stage may say 0, which is the rest of the run.
   r"curriculum\.\d+\.steps": NOT_NEGATIVE,
   r"curriculum\.\d+\.(distillation|learning_rate|weights\..+)": NOT_NEGATIVE,

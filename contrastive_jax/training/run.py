@@ -155,6 +155,7 @@ class Run:
   def loop_options(self) -> LoopOptions:
     """Makes the options of the loop."""
     config, extras = self.config, self.extras
+    patches = self.segments[0].inputs("image").kept(self.model.image.grid**2)
     return LoopOptions(
       total_steps=config.total_steps,
       log_every=config.log_every,
@@ -167,7 +168,7 @@ class Run:
       # A backward pass costs two forward passes. The stages of a curriculum have no one number of tokens a pair.
       flops_per_pair=0.0
       if config.curriculum
-      else 3 * flops.forward_flops_per_pair(self.model, images=extras.images, texts=extras.texts),
+      else 3 * flops.forward_flops_per_pair(self.model, images=extras.images, texts=extras.texts, patches=patches),
       unlearned=self.objective.unlearned,
       stages=tuple(self.first_steps()),
     )
@@ -306,6 +307,11 @@ def check_squares(segments: Sequence[Segment], objective: Objective) -> None:
         raise UserError(
           f"{stage} shows images of any shape, and {name} needs squares: set curriculum.{number}.mode to 'fixed'"
         )
+      if segment.drop_patches:
+        raise UserError(
+          f"{stage} drops patches (drop_patches={segment.drop_patches}), and {name} needs all of an image: set"
+          " drop_patches to 0"
+        )
 
 
 def check_model_fits(segment: Segment, model: DualEncoderConfig) -> None:
@@ -326,10 +332,12 @@ def check_model_fits(segment: Segment, model: DualEncoderConfig) -> None:
       raise UserError(
         f"{stage} has clips of {times} tubelets, more than model.image.max_time={model.image.max_time}: raise that"
       )
-    if inputs.rows and inputs.resolution.mode == "native" and inputs.resolution.max_tokens > inputs.rows.length:
+    most = inputs.kept(inputs.resolution.max_tokens)
+    if inputs.rows and inputs.resolution.mode == "native" and most > inputs.rows.length:
+      left = f", of which drop_patches={inputs.drop_patches} leaves {most}" if inputs.drop_patches else ""
       raise UserError(
-        f"{stage} allows max_tokens={inputs.resolution.max_tokens}, more than its row_length={inputs.rows.length}: an"
-        " image must fit into a row"
+        f"{stage} allows max_tokens={inputs.resolution.max_tokens}{left}, more than its row_length="
+        f"{inputs.rows.length}: an image must fit into a row"
       )
 
 
