@@ -151,7 +151,7 @@ def train(config: ConfigDict, workdir: str | PathLike, *, data: Data) -> Outcome
     bad_records = BadRecords(listed, limit=config.data.max_bad_share)
     expected = metadata.get("tokenizer")
     tokenizer = find_tokenizer(config, workdir, restored is not None, expected, sources, bad_records, data)
-    tokenizers.check_length(tokenizer, config.model.text.length)
+    run.check_text_lengths(tokenizer)
     teacher = None
     if config.distillation.teacher:
       teacher = load_teacher(config.distillation.teacher, mesh, accumulate=config.accumulation)

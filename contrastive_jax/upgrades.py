@@ -64,11 +64,12 @@ def _own_pairs(config: Config) -> None:
 
 
 def _fewer_tokens(config: Config) -> None:
-  """Every step read all patches of its images."""
+  """Every step read all patches of its images, and captions of one length."""
   if "total_steps" in config:
     config["data"].setdefault("drop_patches", 0.0)
     for stage in config.get("curriculum", ()):
-      stage.setdefault("drop_patches", None)
+      for name, value in (("drop_patches", None), ("text_length", 0), ("text_rows", 0), ("text_row_length", 0)):
+        stage.setdefault(name, value)
 
 
 # Each brings a config to the form after its own; their number is that of today's form.

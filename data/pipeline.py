@@ -76,7 +76,7 @@ class Pipeline:
       segments: the segments of the run.
       sources: the sources by the names that the segments use.
       tokenizer: the tokenizer of the captions.
-      text_length: number of tokens of a caption, padded or truncated.
+      text_length: number of tokens of a caption, padded or truncated, where a segment has none of its own.
       patch_size: side of a patch in pixels.
       seed: seed of shuffling, captions and augmentation.
       tubelet: number of frames of a patch of a clip.
@@ -226,7 +226,8 @@ class Pipeline:
       example, failures = read_or_substitute(source, int(plan.index[k]), prepare)
       failed.append(failures)
       examples.append(example)
-    captions = self._captions(examples, plan)
+    text_length = segment.caption_length(self._text_length)
+    captions = self._captions(examples, plan, text_length)
     draws = uniforms(self._seed, "augment", plan.position, count, DRAWS)
     length = self._row_length(inputs, step)
     dropping = self._dropping(inputs, plan.position, count)
@@ -239,15 +240,15 @@ class Pipeline:
       "text": text,
       "others": self._stacked(names, examples),
       "ids": np.array([self._id_base[name] + e.id for name, e in zip(names, examples, strict=True)], np.int64),
-      "extras": self._make_extras(pairs, inputs, length, self._text_length),
+      "extras": self._make_extras(pairs, inputs, length, text_length),
       "keys": pair_keys([example.text.group for example in examples], captions),
       "failed": np.array(failed),
       "shrunk": np.array([shrunk]),
       "truncated": np.array([truncated]),
     }
 
-  def _captions(self, examples: list[Example], plan: Drawn) -> list[str]:
-    """Returns the caption of each example, or what is read of it where it is too long."""
+  def _captions(self, examples: list[Example], plan: Drawn, length: int) -> list[str]:
+    """Returns the caption of each example, or what is read of it where it is longer than `length` tokens."""
     # An image that makes several pairs may have made some of them in rows before these.
     before = int(plan.copy[0])
     uniform = uniforms(self._seed, "caption", plan.position - before, before + len(examples), 4)
@@ -258,7 +259,7 @@ class Pipeline:
       else example.text.choose_others(draws[before + k - copy : before + k + 1])[-1]
       for k, (example, copy) in enumerate(zip(examples, plan.copy.tolist(), strict=True))
     ]
-    return fitted(captions, parts, self._long_captions, self._tokenizer, self._text_length, self._tokenize)
+    return fitted(captions, parts, self._long_captions, self._tokenizer, length, self._tokenize)
 
   def _stacked(self, names: list[str], examples: list[Example]) -> dict[str, Any]:
     """Returns what other towers read of the examples, stacked along a new first axis."""
@@ -290,7 +291,7 @@ class Pipeline:
 
   def _text(self, captions: list[str], segment: Segment) -> tuple[TextBatch, int]:
     """Captions in rows of their own or packed, and how many were cut."""
-    tokens, mask = self._tokenize(self._tokenizer, captions, self._text_length)
+    tokens, mask = self._tokenize(self._tokenizer, captions, segment.caption_length(self._text_length))
     if segment.text_rows is None:
       return TextBatch(tokens, mask), 0
     rows = segment.text_rows
@@ -322,8 +323,8 @@ class Pipeline:
     bytes_of_token = 3 * patch * patch * (1 if inputs.frames == 1 else self._render.tubelet) + 8
     leaves = jax.tree.leaves([other.inputs() for other in self._others])
     bytes_of_others = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-    asked = self._extras.asked
-    return asked.images * tokens * bytes_of_token + pairs * (5 * self._text_length * asked.texts + bytes_of_others)
+    asked, text_length = self._extras.asked, segment.caption_length(self._text_length)
+    return asked.images * tokens * bytes_of_token + pairs * (5 * text_length * asked.texts + bytes_of_others)
 
   def _share(self, step: int) -> int:
     return self._segment(step).batch_size // self._host_count

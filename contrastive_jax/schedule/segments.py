@@ -133,6 +133,7 @@ class Segment:
     captions_per_image: number of consecutive pairs that show one image, or clip, with captions of its own each.
     clustered: whether all pairs of a step are of one source, and of one of its clusters.
     drop_patches: share of the patches of each image, or clip, that are dropped at random, below 1.
+    text_length: number of tokens that captions are cut to; 0 is all that the text tower reads.
 
   Raises:
     UserError: if a field is impossible.
@@ -151,6 +152,7 @@ class Segment:
   captions_per_image: int = 1
   clustered: bool = False
   drop_patches: float = 0.0
+  text_length: int = 0
 
   def __post_init__(self):
     if isinstance(self.resolution, int):
@@ -177,6 +179,10 @@ class Segment:
         f"batch_size={self.batch_size} is not a multiple of data.captions_per_image={self.captions_per_image}: change"
         " either"
       )
+
+  def caption_length(self, longest: int) -> int:
+    """Returns the number of tokens of a caption, of the `longest` that the text tower reads."""
+    return self.text_length or longest
 
   @property
   def images(self) -> int:

@@ -41,6 +41,7 @@ def abstract_batch(
     extras: what the batch brings beside images, captions and keys.
   """
   pairs, sharding = segment.batch_size, batch_sharding(mesh)
+  text_length = segment.caption_length(model.text.length)
 
   def array(dtype, *shape):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
@@ -68,8 +69,7 @@ def abstract_batch(
     rows, length, segment_ids, locations = packed(segment.text_rows)
     text = TextBatch(array(jnp.int32, rows, length), None, segment_ids, locations)
   else:
-    length = model.text.length
-    text = TextBatch(array(jnp.int32, pairs, length), array(jnp.bool_, pairs, length))
+    text = TextBatch(array(jnp.int32, pairs, text_length), array(jnp.bool_, pairs, text_length))
   targets = None
   if extras.teacher_dims is not None and segment.taught:
     targets = Targets(*(dim and array(jnp.float32, pairs, dim) for dim in extras.teacher_dims))
@@ -80,7 +80,7 @@ def abstract_batch(
   if extras.hard_captions:
     some = pairs, extras.hard_captions
     hard = HardCaptions(
-      array(jnp.int32, *some, model.text.length), array(jnp.bool_, *some, model.text.length), array(jnp.bool_, *some)
+      array(jnp.int32, *some, text_length), array(jnp.bool_, *some, text_length), array(jnp.bool_, *some)
     )
   strong = None
   views, changed = extras.strong_images, extras.strong_texts
@@ -88,8 +88,8 @@ def abstract_batch(
     some = pairs, changed
     strong = StrongViews(
       array(jnp.uint8, image.patches.shape[0], views, *image.patches.shape[1:]) if views else None,
-      array(jnp.int32, *some, model.text.length) if changed else None,
-      array(jnp.bool_, *some, model.text.length) if changed else None,
+      array(jnp.int32, *some, text_length) if changed else None,
+      array(jnp.bool_, *some, text_length) if changed else None,
       array(jnp.uint32, *some, 2) if changed else None,
       array(jnp.float32, pairs, views, 2, 3) if views and inputs.resolution.mode == "fixed" else None,
     )

@@ -72,6 +72,7 @@ RANGES: Mapping[str, Range] = {
   r"curriculum\.\d+\.video_share": SHARE,
   r"curriculum\.\d+\.(sources|video_sources)\..+": POSITIVE,
   r"curriculum\.\d+\.(batch_size|size|min_tokens|max_tokens|lengths|rows|row_length|warmup_steps)": NOT_NEGATIVE,
+  r"curriculum\.\d+\.text_(length|rows|row_length)": NOT_NEGATIVE,
   r"curriculum\.\d+\.(frames|frame_rate|video_size|video_max_tokens|video_rows|video_row_length)": NOT_NEGATIVE,
 }
 

@@ -19,6 +19,7 @@ from contrastive_jax.objectives import Objective, Sizes, check_teacher, check_to
 from contrastive_jax.objectives.term import REPLAYED, STATE_ROWS, TEACHER_TEXT, WEIGHTS
 from contrastive_jax.parallel.mesh import MeshSpec, batch_shards
 from contrastive_jax.preprocess import long_captions
+from contrastive_jax.preprocess.tokenizers import Tokenizer, check_length
 from contrastive_jax.runs import read_object
 from contrastive_jax.schedule import shapes
 from contrastive_jax.schedule.extras import Extras, TeacherDims
@@ -114,6 +115,13 @@ class Run:
   def term_weights(self) -> dict[str, float]:
     """The name of each term of the objective, and its weight."""
     return term_weights(self.config)
+
+  def check_text_lengths(self, tokenizer: Tokenizer) -> None:
+    """Raises a `UserError` where captions are cut to fewer tokens than the tokenizer needs for one."""
+    check_length(tokenizer, self.model.text.length)
+    for number, segment in enumerate(self.segments):
+      if segment.text_length:
+        check_length(tokenizer, segment.text_length, f"curriculum.{number}.text_length")
 
   def source_names(self) -> list[str]:
     """Returns the names of the sources of all segments, each once."""
@@ -322,8 +330,13 @@ def check_model_fits(segment: Segment, model: DualEncoderConfig) -> None:
     raise UserError(f"{stage} packs images, and model.image.class_token=True has no place in packed rows: turn one off")
   if segment.text_rows is not None and (model.text.attend_padding or model.text.pool == "last"):
     raise UserError(
-      f"{stage} packs captions (data.text_rows={segment.text_rows.count}), which needs model.text.attend_padding=False"
+      f"{stage} packs captions (text_rows={segment.text_rows.count}), which needs model.text.attend_padding=False"
       " and a model.text.pool other than 'last'"
+    )
+  if segment.text_length > model.text.length:
+    raise UserError(
+      f"{stage} has text_length={segment.text_length}, more than model.text.length={model.text.length}: lower it, or"
+      " raise that"
     )
   segment.check_patches(model.image.patch_size)
   for inputs in all_inputs:

@@ -36,8 +36,8 @@ class Captioned:
 def captions_of(pipeline, step):
   seen, choose = [], pipeline._captions
 
-  def noted(examples, plan):
-    seen.extend(found := choose(examples, plan))
+  def noted(*arguments):
+    seen.extend(found := choose(*arguments))
     return found
 
   pipeline._captions = noted

@@ -147,7 +147,7 @@ def test_what_is_dropped_costs_nothing():
   run, smaller = Run.from_config(config), dataclasses.replace(whole.model.image, image_size=16)
   expected = flops.forward_flops_per_pair(dataclasses.replace(whole.model, image=smaller))
   assert run.loop_options().flops_per_pair == 3 * expected
-  batch, forward = choose_batch(run, None, run.make_mesh(jax.devices()[:1]))
+  _, batch, forward = choose_batch(run, None, run.make_mesh(jax.devices()[:1]))
   assert batch.image.patches.shape[:2] == (32, 1) and forward == 32 * expected
 
 
