@@ -22,7 +22,8 @@ from contrastive_jax.preprocess.video import open_clip
 from contrastive_jax.schedule.segments import Clips, Segment
 from data import embedding_files
 from data.augment import PRESETS
-from data.pipeline import Pipeline, TeacherView
+from data.extras import ExtrasOptions, TeacherView
+from data.pipeline import Pipeline
 from data.sources import Example, Text
 
 
@@ -49,8 +50,8 @@ def _train(path: Path, moving: bool, resolution: Resolution, augment: str = "non
   """Reads one batch of one pair as training reads it."""
   clips = Clips((("one", 1),), 1.0, resolution, 8) if moving else None
   segment = Segment(1, 1, (("one", 1),), resolution, clips=clips, taught=teacher)
-  view = TeacherView(336, 14) if teacher else None
-  options = {"text_length": 8, "patch_size": 14, "tubelet": 2, "seed": 0, "augment": PRESETS[augment], "teacher": view}
+  extras = ExtrasOptions(teacher=TeacherView(336, 14) if teacher else None)
+  options = {"text_length": 8, "patch_size": 14, "tubelet": 2, "seed": 0, "augment": PRESETS[augment], "extras": extras}
   # Not by `batch`, which looks for a substitute of a bad record; this one has none.
   Pipeline((segment,), {"one": _One(path, moving)}, Letters(), **options).batch(0)
 

@@ -174,6 +174,9 @@ def get_config() -> ConfigDict:
   # Pairs that each drawn image makes, in consecutive rows and with different captions where it has several; they are
   # never each other's negatives.
   config.data.captions_per_image = 1
+  # Share of the patches of each image, or clip, that are dropped at random in training (FLIP): the image tower reads so
+  # many fewer tokens. A stage of the curriculum may have a share of its own.
+  config.data.drop_patches = 0.0
   config.data.augment = as_config(Augment())
   # The views that strong_views, among the losses, compares beside these.
   config.data.strong_augment = as_config(STRONG)

@@ -22,12 +22,15 @@ class ImageBatch:
     segment_ids: int16 `[rows, length]`, 0 is padding and k the k-th image of the row; None at fixed resolution.
     locations: int32 `[pairs, 2]`, the (row, segment id) of each pair's image; None when row i holds the image of pair
       i, with padding where there are segment ids.
+    grids: int16 `[rows, length, 3]`, the size along (t, y, x) of the grid that each patch is of, where some of its
+      patches were dropped; None when all are there, so that their coordinates say it.
   """
 
   patches: AnyArray
   coords: AnyArray
   segment_ids: AnyArray | None = None
   locations: AnyArray | None = None
+  grids: AnyArray | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -126,7 +126,7 @@ def train(config: ConfigDict, workdir: str | PathLike, *, data: Data) -> Outcome
   check_resume(workdir, config)
   mesh = run.make_mesh()
   run.check_host_memory(mesh)
-  counts = data.sample_counts(run) if run.needs_state_rows else {}
+  counts = data.sample_counts(run) if run.extras.state_rows else {}
   samples = sum(counts.values())
   spec, train_step = run.build(mesh, samples=samples)
 
@@ -153,7 +153,7 @@ def train(config: ConfigDict, workdir: str | PathLike, *, data: Data) -> Outcome
     bad_records = BadRecords(listed, limit=config.data.max_bad_share)
     expected = metadata.get("tokenizer")
     tokenizer = find_tokenizer(config, workdir, restored is not None, expected, sources, bad_records, data)
-    tokenizers.check_length(tokenizer, config.model.text.length)
+    run.check_text_lengths(tokenizer)
     teacher = None
     if config.distillation.teacher:
       teacher = load_teacher(config.distillation.teacher, mesh, accumulate=config.accumulation)

@@ -63,8 +63,17 @@ def _own_pairs(config: Config) -> None:
     config.get("distillation", {}).setdefault("replay", [])
 
 
+def _fewer_tokens(config: Config) -> None:
+  """Every step read all patches of its images, and captions of one length."""
+  if "total_steps" in config:
+    config["data"].setdefault("drop_patches", 0.0)
+    for stage in config.get("curriculum", ()):
+      for name, value in (("drop_patches", None), ("text_length", 0), ("text_rows", 0), ("text_row_length", 0)):
+        stage.setdefault(name, value)
+
+
 # Each brings a config to the form after its own; their number is that of today's form.
-_STEPS: tuple[Callable[[Config], None], ...] = (_named_towers, _other_towers, _own_pairs)
+_STEPS: tuple[Callable[[Config], None], ...] = (_named_towers, _other_towers, _own_pairs, _fewer_tokens)
 VERSION = len(_STEPS)
 
 

@@ -9,7 +9,7 @@ from contrastive_jax import paths
 from contrastive_jax.bad_records import BadRecords, readable
 from contrastive_jax.errors import UserError, fields_of
 from contrastive_jax.evaluation.tasks import ReadSet
-from contrastive_jax.objectives.term import REPLAYED, TEACHER_TEXT, WEIGHTS
+from contrastive_jax.objectives.term import TEACHER_TEXT
 from contrastive_jax.preprocess import tokenizers
 from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.schedule.segments import Segment, ahead, source_names
@@ -20,9 +20,10 @@ from contrastive_jax.training.targets import TargetCache
 from data import tasks
 from data.augment import Augment
 from data.clusters import open_clusters
+from data.extras import ExtrasOptions, TeacherView
 from data.kinds import hints, kind_of, open_sources
 from data.numbering import id_bases
-from data.pipeline import Pipeline, TeacherView
+from data.pipeline import Pipeline
 from data.sources import Source
 from data.text_augment import TextAugment
 
@@ -124,13 +125,8 @@ def make_pipeline(
     bad_records: counts and names what cannot be read.
   """
   config = run.config
-  cache = config.distillation.targets
   with fields_of("data.augment"):
     augment = Augment(**config.data.augment)
-  with fields_of("data.strong_augment"):
-    strong_augment = Augment(**config.data.strong_augment)
-  with fields_of("data.text_augment"):
-    text_augment = TextAugment(**config.data.text_augment)
   return Pipeline(
     segments,
     sources,
@@ -140,28 +136,34 @@ def make_pipeline(
     seed=config.seed,
     tubelet=config.model.image.tubelet,
     others=run.model.others,
-    teacher=teacher and _view_of(teacher, run.objective.needs(TEACHER_TEXT)),
+    extras=_extras(run, segments, teacher),
     bad_records=bad_records,
-    state_rows=run.needs_state_rows,
-    weights=run.objective.needs(WEIGHTS),
-    replay=tuple(config.distillation.replay) if run.objective.needs(REPLAYED) else None,
-    hard_captions=run.objective.captions_needed,
-    swap_words=config.data.swap_words,
     clusters=open_clusters(config.data.clusters, _clustered(ahead(segments, start))) if config.data.clusters else None,
     long_captions=config.data.long_captions,
-    targets=TargetCache(cache, _taught_bases(segments)).lookup if cache else None,
     augment=augment,
-    strong_images=run.objective.strong_images,
-    strong_texts=run.objective.strong_texts,
-    strong_augment=strong_augment,
-    text_augment=text_augment,
-    present_in=run.present_in,
     start=start,
     host_index=share[0],
     host_count=share[1],
     threads=config.data.threads,
     workers=config.data.workers,
     prefetch_bytes=config.data.prefetch_bytes,
+  )
+
+
+def _extras(run: Run, segments: Sequence[Segment], teacher: Teacher | None) -> ExtrasOptions:
+  """Returns what the batches of a run bring beside images, captions and keys."""
+  data, cache = run.config.data, run.config.distillation.targets
+  with fields_of("data.strong_augment"):
+    strong_augment = Augment(**data.strong_augment)
+  with fields_of("data.text_augment"):
+    text_augment = TextAugment(**data.text_augment)
+  return ExtrasOptions(
+    run.extras,
+    swap_words=data.swap_words,
+    strong_augment=strong_augment,
+    text_augment=text_augment,
+    teacher=teacher and _view_of(teacher, run.objective.needs(TEACHER_TEXT)),
+    targets=TargetCache(cache, _taught_bases(segments)).lookup if cache else None,
   )
 
 

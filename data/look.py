@@ -30,7 +30,7 @@ from contrastive_jax.evaluation import histograms
 from contrastive_jax.evaluation.histograms import Histogram
 from contrastive_jax.evaluation.report import render
 from contrastive_jax.evaluation.results import percent
-from contrastive_jax.preprocess import images, tokenizers
+from contrastive_jax.preprocess import images
 from contrastive_jax.preprocess.tokenizers import Tokenizer
 from contrastive_jax.runs import write_atomically
 from contrastive_jax.schedule.segments import draws_until
@@ -234,7 +234,7 @@ def _tokenizer(run: Run, sources: Mapping[str, Source], bad_records: BadRecords)
   console = Console(stderr=True)
   with console.status("training the tokenizer on the captions" if _is_trained(run) else "loading the tokenizer"):
     tokenizer = pretrain.find_tokenizer(run.config, Path(), False, None, sources, bad_records, build)
-  tokenizers.check_length(tokenizer, run.config.model.text.length)
+  run.check_text_lengths(tokenizer)
   return tokenizer
 
 

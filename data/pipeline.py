@@ -5,57 +5,38 @@ processes a chunk of rows at a time and put together inside the step. There is n
 step gives what `batch` gives for each.
 """
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
 import jax
 import numpy as np
 from absl import flags
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from contrastive_jax.bad_records import BadRecords
-from contrastive_jax.batch import Batch, HardCaptions, StrongViews, Targets, TeacherInputs, TextBatch
+from contrastive_jax.batch import Batch, TextBatch
 from contrastive_jax.errors import UserError, nearest
 from contrastive_jax.models.config import OtherConfig
 from contrastive_jax.preprocess import packing
+from contrastive_jax.preprocess.dropping import draws_needed
 from contrastive_jax.preprocess.long_captions import fitted
 from contrastive_jax.preprocess.tokenizers import CaptionEncoder
 from contrastive_jax.schedule.segments import Inputs, Segment, ahead, segment_at, total_steps
 from data.allocation import keep_freed_memory
-from data.augment import DRAWS, STRONG, Augment
+from data.augment import DRAWS, Augment
 from data.chunks import chunk_rows, joined, on_host
 from data.clusters import Clusters, check_clusters
-from data.hard_captions import DRAWS_EACH, chosen
+from data.extras import NO_OPTIONS, ExtrasMaker, ExtrasOptions, Pairs
 from data.lifetime import follow_parent, start_tracker
 from data.mixture import Drawn, drawn, uniforms
-from data.numbering import id_bases, pair_keys, row_bases, words_of
+from data.numbering import id_bases, pair_keys
 from data.rendering import Renderer, with_frames
-from data.sources import Example, Source, stable_hash
+from data.sources import Example, Source
 from data.substitution import note, read_or_substitute
-from data.text_augment import TextAugment
-
-_CACHED_CAPTIONS = 1 << 18
-
-
-@dataclasses.dataclass(frozen=True)
-class TeacherView:
-  """The views of the pairs that a frozen teacher reads, which runs beside the student.
-
-  Attributes:
-    size: side of its images in pixels.
-    patch_size: side of its patches in pixels.
-    tokenizer: tokenizer of its text tower, or None where no term needs its captions.
-    text_length: number of tokens of its captions.
-  """
-
-  size: int
-  patch_size: int
-  tokenizer: CaptionEncoder | None = None
-  text_length: int = 0
+from data.token_cache import TokenCache
 
 
 class Pipeline:
@@ -79,19 +60,8 @@ class Pipeline:
     tubelet: int = 1,
     others: Sequence[OtherConfig] = (),
     augment: Augment | None = None,
-    teacher: TeacherView | None = None,
-    targets: Callable[[Int[np.ndarray, "pairs"]], Targets] | None = None,
+    extras: ExtrasOptions = NO_OPTIONS,
     bad_records: BadRecords | None = None,
-    state_rows: bool = False,
-    weights: bool = False,
-    replay: Sequence[str] | None = None,
-    hard_captions: int = 0,
-    swap_words: bool = False,
-    strong_images: int = 0,
-    strong_texts: int = 0,
-    strong_augment: Augment = STRONG,
-    text_augment: TextAugment | None = None,
-    present_in: Mapping[str, Sequence[str]] | None = None,
     clusters: Mapping[str, Clusters] | None = None,
     start: int = 0,
     long_captions: str = "truncate",
@@ -107,25 +77,14 @@ class Pipeline:
       segments: the segments of the run.
       sources: the sources by the names that the segments use.
       tokenizer: the tokenizer of the captions.
-      text_length: number of tokens of a caption, padded or truncated.
+      text_length: number of tokens of a caption, padded or truncated, where a segment has none of its own.
       patch_size: side of a patch in pixels.
       seed: seed of shuffling, captions and augmentation.
       tubelet: number of frames of a patch of a clip.
       others: the towers beside those of images and texts, which read `Example.others`.
       augment: the random views; None only resizes, onto white.
-      teacher: the views of a frozen teacher, whose inputs are then part of every batch.
-      targets: a function that looks up outputs of a frozen teacher by sample ids, for every batch.
+      extras: what batches bring beside images, captions and keys.
       bad_records: counts and names what cannot be read, in this process wherever it was read; None counts alone.
-      state_rows: names for every pair the row of its sample in the state of the objective, see `row_bases`.
-      weights: weighs every pair, by the columns of its source that say how much.
-      replay: sources whose pairs are marked as replayed, all where it is empty; None marks none.
-      hard_captions: number of wrong captions that every pair gets beside its own.
-      swap_words: makes those that a sample lacks, by an exchange of two words of the pair's caption.
-      strong_images: number of strong views of its image that every pair gets beside the one of `augment`.
-      strong_texts: number of changed captions that every pair gets beside its own.
-      strong_augment: the strong views.
-      text_augment: the changes of captions; None is those that `TextAugment` has by default.
-      present_in: the sources whose pairs take part in a term, by the names of the terms that some are kept from.
       clusters: the clusters of each source, for segments whose batches are of one cluster each.
       start: the first step that is asked for, before which no clusters are needed.
       long_captions: what is read of a caption that does not fit, one of `long_captions.WAYS`.
@@ -143,23 +102,16 @@ class Pipeline:
     self._sources = dict(sources)
     self._tokenizer = tokenizer
     self._text_length = text_length
-    self._long_captions, self._remembers = long_captions, state_rows
-    self._weighs, self._hard, self._swaps = weights, hard_captions, swap_words
-    self._strong_images, self._strong_texts = strong_images, strong_texts
-    self._text_augment = text_augment or TextAugment()
-    self._present_in = {term: frozenset(names) for term, names in (present_in or {}).items()}
-    self._clusters, self._replay = clusters or {}, replay
+    self._long_captions = long_captions
+    self._clusters, self._extras = clusters or {}, extras
     self._others = tuple(others)
     self._patch_size = patch_size
     self._seed = seed
-    self._augment = augment or Augment()
-    self._render = Renderer(self._augment, patch_size, tubelet)
-    self._render_strongly = Renderer(strong_augment, patch_size, tubelet)
-    self._teacher, self._targets = teacher, targets
+    self._render = Renderer(augment or Augment(), patch_size, tubelet)
     self._bad_records = bad_records or BadRecords()
     self._host_index, self._host_count = host_index, host_count
     self._threads, self._workers, self._prefetch_bytes = threads, workers, prefetch_bytes
-    self._tokens: dict[tuple[str, int, str], tuple[np.ndarray, np.ndarray]] = {}
+    self._tokenize = TokenCache()
     self.substituted = self.shrunk = self.truncated = 0
     self._check(start)
     for name, source in self._sources.items() if self._others else ():
@@ -167,7 +119,7 @@ class Pipeline:
       self._check_others(name, read_or_substitute(source, 0, lambda example: example)[0])
     self._lengths = {name: len(source) for name, source in self._sources.items()}
     self._id_base = id_bases(self._segments)
-    self._row_base = row_bases(self._lengths) if state_rows else None
+    self._make_extras = ExtrasMaker(extras, self._lengths, tokenizer, self._tokenize, self._render, seed=seed)
 
   @property
   def segments(self) -> tuple[Segment, ...]:
@@ -281,34 +233,29 @@ class Pipeline:
       example, failures = read_or_substitute(source, int(plan.index[k]), prepare)
       failed.append(failures)
       examples.append(example)
-    captions = self._captions(examples, plan)
+    text_length = segment.caption_length(self._text_length)
+    captions = self._captions(examples, plan, text_length)
     draws = uniforms(self._seed, "augment", plan.position, count, DRAWS)
     length = self._row_length(inputs, step)
-    image, shrunk = self._render(examples, inputs, draws, length)
+    dropping = self._dropping(inputs, plan.position, count)
+    image, shrunk = self._render(examples, inputs, draws, length, dropping)
     text, truncated = self._text(captions, segment)
     names = [plan.names[s] for s in plan.source]
+    pairs = Pairs(plan.position, names, examples, captions, draws, dropping, segment.taught)
     return {
       "image": image,
       "text": text,
       "others": self._stacked(names, examples),
-      "teacher": self._teacher_inputs(examples, captions, draws) if self._teacher and segment.taught else None,
       "ids": np.array([self._id_base[name] + e.id for name, e in zip(names, examples, strict=True)], np.int64),
-      "state_rows": self._state_rows(names, examples),
-      "weights": np.array([e.text.weight for e in examples], np.float32) if self._weighs else None,
-      "replayed": None
-      if self._replay is None
-      else np.array([not self._replay or name in self._replay for name in names], np.float32),
-      "hard_captions": self._hard_captions(examples, captions, plan.position) if self._hard else None,
-      "present_in": {term: np.array([name in some for name in names]) for term, some in self._present_in.items()},
-      "strong": self._strong(examples, captions, inputs, plan.position, length),
+      "extras": self._make_extras(pairs, inputs, length, text_length),
       "keys": pair_keys([example.text.group for example in examples], captions),
       "failed": np.array(failed),
       "shrunk": np.array([shrunk]),
       "truncated": np.array([truncated]),
     }
 
-  def _captions(self, examples: list[Example], plan: Drawn) -> list[str]:
-    """Returns the caption of each example, or what is read of it where it is too long."""
+  def _captions(self, examples: list[Example], plan: Drawn, length: int) -> list[str]:
+    """Returns the caption of each example, or what is read of it where it is longer than `length` tokens."""
     # An image that makes several pairs may have made some of them in rows before these.
     before = int(plan.copy[0])
     uniform = uniforms(self._seed, "caption", plan.position - before, before + len(examples), 4)
@@ -319,7 +266,7 @@ class Pipeline:
       else example.text.choose_others(draws[before + k - copy : before + k + 1])[-1]
       for k, (example, copy) in enumerate(zip(examples, plan.copy.tolist(), strict=True))
     ]
-    return fitted(captions, parts, self._long_captions, self._tokenizer, self._text_length, self._tokenize)
+    return fitted(captions, parts, self._long_captions, self._tokenizer, length, self._tokenize)
 
   def _stacked(self, names: list[str], examples: list[Example]) -> dict[str, Any]:
     """Returns what other towers read of the examples, stacked along a new first axis."""
@@ -334,21 +281,13 @@ class Pipeline:
     for other in self._others:
       other.check(example.others.get(other.name), f"a sample of data source {name!r}")
 
-  def _state_rows(self, names: list[str], examples: list[Example]) -> Int[np.ndarray, "pairs"] | None:
-    if self._row_base is None:
-      return None
-    for name, example in zip(names, examples, strict=True):
-      if not 0 <= example.id < self._lengths[name]:
-        raise UserError(
-          f"data source {name!r} gives a sample the id {example.id}, with {self._lengths[name]} samples: an objective"
-          " that keeps a state for every sample needs ids below that number"
-        )
-    return np.array(
-      [self._row_base[name] + example.id for name, example in zip(names, examples, strict=True)], np.int32
-    )
+  def _dropping(self, inputs: Inputs, position: int, count: int) -> Float[np.ndarray, "{count} draws"] | None:
+    """Draws what patches images drop, from a stream of its own for each number of draws: an image has its own block."""
+    width = draws_needed(max(self._row_lengths(inputs)))
+    return uniforms(self._seed, f"dropped patches {width}", position, count, width) if inputs.drop_patches else None
 
   def _row_length(self, inputs: Inputs, step: int) -> int:
-    """Returns the length of the rows that are not packed; NaFlex draws it for each batch."""
+    """Returns the length of rows that are not packed before patches are dropped; NaFlex draws it for each batch."""
     lengths = self._row_lengths(inputs)
     if len(lengths) == 1:
       return lengths[0]
@@ -359,59 +298,12 @@ class Pipeline:
 
   def _text(self, captions: list[str], segment: Segment) -> tuple[TextBatch, int]:
     """Captions in rows of their own or packed, and how many were cut."""
-    tokens, mask = self._tokenize(self._tokenizer, captions, self._text_length)
+    tokens, mask = self._tokenize(self._tokenizer, captions, segment.caption_length(self._text_length))
     if segment.text_rows is None:
       return TextBatch(tokens, mask), 0
     rows = segment.text_rows
     packed = packing.pack_texts(mask.sum(axis=1), rows=rows.count, length=rows.length)
     return packing.place_texts(tokens, packed), packed.truncated
-
-  def _hard_captions(self, examples: list[Example], captions: list[str], position: int) -> HardCaptions:
-    each = DRAWS_EACH * self._hard
-    draws = uniforms(self._seed, "hard captions", position, len(examples), -(-each // 4) * 4)[:, :each].tolist()
-    found = [
-      chosen(example.text, caption, self._hard, self._swaps, own)
-      for example, caption, own in zip(examples, captions, draws, strict=True)
-    ]
-    # Where there is none, the pair's own stands in its place: it has tokens.
-    flat = [wrong or caption for some, caption in zip(found, captions, strict=True) for wrong in some]
-    shape = len(examples), self._hard, self._text_length
-    rows = (part.reshape(shape) for part in self._tokenize(self._tokenizer, flat, self._text_length))
-    return HardCaptions(*rows, np.array([[wrong is not None for wrong in some] for some in found]))
-
-  def _strong(
-    self, examples: list[Example], captions: list[str], inputs: Inputs, position: int, length: int
-  ) -> StrongViews | None:
-    """Returns the strong views of consecutive pairs; None where no term reads any."""
-    count, images, texts = len(examples), self._strong_images, self._strong_texts
-    patches = tokens = mask = keys = places = None
-    if images:
-      draws = uniforms(self._seed, "strong images", position, count, images * DRAWS).reshape(count, images, DRAWS)
-      # The size of a view depends on its image alone, so that the patches lie where those of `Batch.image` do.
-      views = [self._render_strongly(examples, inputs, draws[:, k], length)[0].patches for k in range(images)]
-      patches = np.stack(views, axis=1)
-      if inputs.resolution.mode == "fixed":
-        pixels, flips = [example.image for example in examples], [example.flip for example in examples]
-        places = self._render_strongly.augment.places
-        places = np.stack([places(pixels, flips, inputs.resolution.size, draws[:, k]) for k in range(images)], axis=1)
-    if texts:
-      draws = uniforms(self._seed, "strong texts", position, count, -(-texts // 4) * 4)[:, :texts].tolist()
-      changed = [
-        self._text_augment(caption, draw) for caption, own in zip(captions, draws, strict=True) for draw in own
-      ]
-      # Hardly any of them comes again, so that they have no place among the tokens that are kept.
-      rows = self._tokenizer(changed, self._text_length)
-      tokens, mask = (part.reshape(count, texts, self._text_length) for part in rows)
-      keys = words_of(np.array([stable_hash(caption) for caption in changed], np.uint64).reshape(count, texts))
-    return StrongViews(patches, tokens, mask, keys, places) if images or texts else None
-
-  def _teacher_inputs(self, examples: list[Example], captions: list[str], draws: np.ndarray) -> TeacherInputs:
-    teacher = self._teacher
-    view = dataclasses.replace(self._render, patch_size=teacher.patch_size)
-    text = None
-    if teacher.tokenizer is not None:
-      text = TextBatch(*self._tokenize(teacher.tokenizer, captions, teacher.text_length))
-    return TeacherInputs(view.squares(examples, draws, teacher.size), text)
 
   def _assemble(self, step: int, chunks: list[dict[str, Any]]) -> Batch:
     fields = joined(chunks)
@@ -419,45 +311,27 @@ class Pipeline:
     note(self._bad_records, fields["failed"])
     self.shrunk += int(fields["shrunk"].sum())
     self.truncated += int(fields["truncated"].sum())
-    image, text = fields["image"], fields["text"]
+    image, text, lookup = fields["image"], fields["text"], self._extras.targets
     return Batch(
       image=on_host(image, image.patches, self._host_index),
       text=on_host(text, text.tokens, self._host_index),
       keys=fields["keys"],
       ids=fields["ids"],
-      state_rows=fields["state_rows"],
-      weights=fields["weights"],
-      replayed=fields["replayed"],
-      hard_captions=fields["hard_captions"],
-      strong=fields["strong"],
-      present_in=fields["present_in"],
       others=fields["others"],
-      teacher=fields["teacher"],
-      targets=self._targets(fields["ids"]) if self._targets and self._segment(step).taught else None,
+      targets=lookup(fields["ids"]) if lookup and self._segment(step).taught else None,
+      **fields["extras"],
     )
-
-  def _tokenize(self, tokenizer: CaptionEncoder, captions: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
-    whose = tokenizer.fingerprint, length
-    rows = {caption: self._tokens.get((*whose, caption)) for caption in captions}
-    new = [caption for caption, row in rows.items() if row is None]
-    if new:
-      tokens, mask = tokenizer(new, length)
-      rows.update({caption: (tokens[k], mask[k]) for k, caption in enumerate(new)})
-      if len(self._tokens) + len(new) > _CACHED_CAPTIONS:
-        self._tokens.clear()
-      self._tokens.update({(*whose, caption): rows[caption] for caption in new})
-    return np.stack([rows[c][0] for c in captions]), np.stack([rows[c][1] for c in captions])
 
   def _chunk_bytes(self, segment: Segment, modality: str, pairs: int) -> int:
     """Bounds the bytes of a chunk."""
     inputs, patch = segment.inputs(modality), self._patch_size
-    own = pairs * max(self._row_lengths(inputs))
+    own = pairs * inputs.kept(max(self._row_lengths(inputs)))
     tokens = own if inputs.rows is None else inputs.rows.count * inputs.rows.length
     bytes_of_token = 3 * patch * patch * (1 if inputs.frames == 1 else self._render.tubelet) + 8
     leaves = jax.tree.leaves([other.inputs() for other in self._others])
     bytes_of_others = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-    images, texts = 1 + self._strong_images, 1 + self._hard + self._strong_texts
-    return images * tokens * bytes_of_token + pairs * (5 * self._text_length * texts + bytes_of_others)
+    asked, text_length = self._extras.asked, segment.caption_length(self._text_length)
+    return asked.images * tokens * bytes_of_token + pairs * (5 * text_length * asked.texts + bytes_of_others)
 
   def _share(self, step: int) -> int:
     return self._segment(step).batch_size // self._host_count
@@ -467,7 +341,7 @@ class Pipeline:
 
   def __getstate__(self) -> dict[str, Any]:
     # Only the process that delivers batches counts.
-    return self.__dict__ | {"_tokens": {}, "_bad_records": None}
+    return self.__dict__ | {"_bad_records": None}
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     # The first that a worker process does for us is to unpickle what it is to read.
@@ -489,24 +363,7 @@ class Pipeline:
     ):
       if value < least:
         raise UserError(f"{field} is {value}, it must be at least {least}")
-    for key, used, option in (
-      ("weight_key", self._weighs, "loss_options.softmax.pair_weights=True"),
-      ("wrong_caption_key", self._hard > 0, "loss_options.softmax.hard_captions=1"),
-    ):
-      having = [name for name, source in self._sources.items() if getattr(source, key, "")]
-      if having and not used:
-        raise UserError(f"{key} of data source {having[0]!r} has no use: leave it out, or set {option}")
-      if used and not having and not (self._hard and self._swaps):
-        more = ", or set data.swap_words=True" if self._hard else ""
-        raise UserError(f"{option} finds no source with a {key}: give it to an entry of data.sources{more}")
-    if self._swaps and not self._hard:
-      raise UserError("data.swap_words=True has no use: leave it out, or set loss_options.softmax.hard_captions=1")
-    for field, changed, used in (
-      ("strong_augment", self._render_strongly.augment != STRONG, self._strong_images),
-      ("text_augment", self._text_augment != TextAugment(), self._strong_texts),
-    ):
-      if changed and not used:
-        raise UserError(f"data.{field} has no use: leave it as it is, or add strong_views to the objective")
+    self._extras.check(self._sources)
     for segment in self._segments:
       for name in segment.all_sources():
         if name not in self._sources:
@@ -521,7 +378,7 @@ class Pipeline:
           f"the {segment.batch_size // self._host_count} pairs of each of {self._host_count} hosts are not whole packs"
           f" of data.pack_pairs={segment.pack_pairs}"
         )
-      if self._remembers and segment.captions_per_image > 1:
+      if self._extras.asked.state_rows and segment.captions_per_image > 1:
         raise UserError(
           f"data.captions_per_image={segment.captions_per_image} shows a sample several times in a step, and the"
           " objective remembers one value for it: leave it at 1"

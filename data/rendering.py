@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int16, UInt8
 
 from contrastive_jax.batch import ImageBatch
 from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess import native, packing
+from contrastive_jax.preprocess.dropping import kept
 from contrastive_jax.preprocess.images import patchify
 from contrastive_jax.preprocess.video import Clip, choose_frames
 from contrastive_jax.preprocess.views import gather
@@ -37,6 +38,7 @@ class Renderer:
     inputs: Inputs,
     draws: Float[np.ndarray, "pairs draws"],
     length: int,
+    dropping: Float[np.ndarray, "pairs patches"] | None = None,
   ) -> tuple[ImageBatch, int]:
     """Renders one view of each example.
 
@@ -44,7 +46,9 @@ class Renderer:
       examples: images, or clips whose frames `with_frames` has read, as `inputs` says.
       inputs: sizes, frames and rows.
       draws: the uniform draws of each view, as `Augment` takes them.
-      length: tokens of a row that is not packed, one of `Inputs.row_lengths`.
+      length: patches of a row that is not packed before any are dropped, one of `Inputs.row_lengths`.
+      dropping: the uniform draws of each image that decide which of its patches are dropped, as `dropping.kept` takes
+        them; None where `inputs` drops none.
 
     Returns:
       The rows, and the number of images that were shrunk to fit into theirs.
@@ -54,7 +58,8 @@ class Renderer:
     packed = None
     if inputs.rows is not None:
       smallest = inputs.resolution.min_tokens
-      packed = packing.pack_grids(grids, rows=inputs.rows.count, length=inputs.rows.length, min_tokens=smallest)
+      rows = {"rows": inputs.rows.count, "length": inputs.rows.length}
+      packed = packing.pack_grids(grids, **rows, min_tokens=smallest, drop_patches=inputs.drop_patches)
       grids = packed.grids
     seen = [(int(y) * self.patch_size, int(x) * self.patch_size) for _, y, x in grids]
     fixed = inputs.resolution.mode == "fixed"
@@ -63,13 +68,22 @@ class Renderer:
     sizes = [(whole, whole) if size == (whole // self.patch_size * self.patch_size,) * 2 else size for size in seen]
     views = self.augment(pixels, [example.flip for example in examples], sizes, draws)
     views = [view[..., :height, :width, :] for view, (height, width) in zip(views, seen, strict=True)]
-    if inputs.frames == 1 and packed is None and fixed:
+    if inputs.frames == 1 and packed is None and fixed and dropping is None:
       return patchify(views, self.patch_size), 0
     tubelet = 1 if inputs.frames == 1 else self.tubelet
     patches = [native.patchify_clip(view if view.ndim == 4 else view[None], self.patch_size, tubelet) for view in views]
+    if dropping is not None:
+      patches = [_without_dropped(*one, own, inputs) for one, own in zip(patches, dropping, strict=True)]
     if packed is not None:
-      return packing.place_images(patches, packed), packed.shrunk
-    return gather(patches, length, width=patches[0][0].shape[1], padded=not fixed), 0
+      image, shrunk = packing.place_images(patches, packed), packed.shrunk
+    else:
+      length = inputs.kept(length)
+      image, shrunk = gather(patches, length, width=patches[0][0].shape[1], padded=not fixed), 0
+    if dropping is not None:
+      own = grids.astype(np.int16)
+      whole = np.repeat(own[:, None], length, axis=1) if packed is None else packed.spread(own)
+      image = dataclasses.replace(image, grids=whole)
+    return image, shrunk
 
   def squares(self, examples: Sequence[Example], draws: Float[np.ndarray, "pairs draws"], size: int) -> ImageBatch:
     """Renders the same views as squares of `size` pixels for a frozen teacher, and of a clip its middle frame."""
@@ -93,6 +107,17 @@ class Renderer:
         size = native.fit_to_length(height, width, patch=patch, length=length // times)
       grids[k] = times, size[0] // patch, size[1] // patch
     return grids
+
+
+def _without_dropped(
+  patches: UInt8[np.ndarray, "patches bytes"],
+  coords: Int16[np.ndarray, "patches 3"],
+  draws: Float[np.ndarray, "draws"],
+  inputs: Inputs,
+) -> packing.Patches:
+  """Returns the patches and coordinates that an image or a clip keeps."""
+  mine = kept(draws[None], len(patches), inputs.drop_patches)[0]
+  return patches[mine], coords[mine]
 
 
 def with_frames(example: Example, inputs: Inputs, draw: float) -> Example:

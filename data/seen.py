@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int16, UInt8
 
 from contrastive_jax.bad_records import BadRecords
 from contrastive_jax.batch import ImageBatch, TextBatch
@@ -161,6 +161,8 @@ class Reader:
 def pixels_of(image: ImageBatch, pair: int, patch_size: int) -> UInt8[np.ndarray, "frames height width 3"]:
   """Puts the patches of one pair's image or clip together again, from a padded, packed or fixed batch.
 
+  Patches that were dropped are grey.
+
   Args:
     image: the images of a batch of RGB patches, on the host.
     pair: number of the pair.
@@ -168,7 +170,19 @@ def pixels_of(image: ImageBatch, pair: int, patch_size: int) -> UInt8[np.ndarray
   """
   row, number = (pair, 1) if image.locations is None else map(int, image.locations[pair])
   mine = slice(None) if image.segment_ids is None else image.segment_ids[row] == number
-  return join(image.patches[row][mine][None], image.coords[row][mine], patch_size)[0]
+  patches, coords = image.patches[row][mine], image.coords[row][mine]
+  if image.grids is not None:
+    patches, coords = _with_gaps(patches, coords, tuple(image.grids[row][mine][0].tolist()))
+  return join(patches[None], coords, patch_size)[0]
+
+
+def _with_gaps(
+  patches: UInt8[np.ndarray, "kept bytes"], coords: Int16[np.ndarray, "kept 3"], grid: tuple[int, int, int]
+) -> tuple[UInt8[np.ndarray, "patches bytes"], Int16[np.ndarray, "patches 3"]]:
+  """Returns all patches of an image and their coordinates; those that were dropped are grey."""
+  whole = np.full((math.prod(grid), patches.shape[1]), 128, np.uint8)
+  whole[np.ravel_multi_index(coords.T, grid)] = patches
+  return whole, np.indices(grid, np.int16).reshape(3, -1).T
 
 
 def tokens_of(text: TextBatch, pair: int) -> tuple[int, ...]:

@@ -87,11 +87,12 @@ class DualEncoder(nnx.Module):
     rows, count, *patch = patches.shape
     coords = jnp.repeat(image.coords, count, axis=0)
     segment_ids = None if image.segment_ids is None else jnp.repeat(image.segment_ids, count, axis=0)
+    grids = None if image.grids is None else jnp.repeat(image.grids, count, axis=0)
     locations = None
     if image.locations is not None:
       row, segment = (jnp.repeat(part[:, None], count, axis=1) for part in image.locations.T)
       locations = jnp.stack([row * count + jnp.arange(count), segment], axis=-1).reshape(-1, 2)
-    views = ImageBatch(patches.reshape(rows * count, *patch), coords, segment_ids, locations)
+    views = ImageBatch(patches.reshape(rows * count, *patch), coords, segment_ids, locations, grids)
     return _in_a_row(self.image(views, keys=_for_each(keys, count)), pairs)
 
   def encode_image(

@@ -27,7 +27,9 @@ def _attention_pool_flops(config: TransformerConfig, tokens: int, pairs: int) ->
   return keys_values + attention + pairs * (2 * config.width**2 + _mlp_flops(config, 1))
 
 
-def forward_flops_per_pair(config: DualEncoderConfig, *, images: int = 1, texts: int = 1) -> float:
+def forward_flops_per_pair(
+  config: DualEncoderConfig, *, images: int = 1, texts: int = 1, patches: int | None = None
+) -> float:
   """Counts the FLOPs of the matrix products (2 m n k each) that embed one fixed-resolution image and one full caption,
   and what other towers read of the pair.
 
@@ -38,9 +40,10 @@ def forward_flops_per_pair(config: DualEncoderConfig, *, images: int = 1, texts:
     config: the towers.
     images: number of views of the image that are embedded; what comes after the blocks is counted for the first.
     texts: number of captions of the pair that are embedded; the same holds for these.
+    patches: number of patches of the image that are embedded; None is all of them.
   """
   image, text = config.image, config.text
-  patches = image.grid**2
+  patches = image.grid**2 if patches is None else patches
   return forward_flops(
     config,
     pairs=1,

@@ -143,8 +143,8 @@ class ImageTower(nnx.Module):
     if self.config.position == "sincos2d":
       return sincos_2d(image.coords, self.config.transformer.width)
     table = self.position[self.config.class_token :]
-    # At the resolution of the table the patches of an image come in its order.
-    of_images = image.patches.shape[-1] == self.config.patch_dim
-    if of_images and image.segment_ids is None and image.patches.shape[1] == table.shape[0]:
+    # At the resolution of the table the patches of an image come in its order, where none is missing.
+    whole = image.patches.shape[-1] == self.config.patch_dim and image.grids is None
+    if whole and image.segment_ids is None and image.patches.shape[1] == table.shape[0]:
       return table[None]
-    return resampled(table, image.coords, image.segment_ids)
+    return resampled(table, image.coords, image.segment_ids, image.grids)

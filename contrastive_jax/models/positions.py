@@ -92,17 +92,18 @@ def read(table: Float[Array, "positions width"], index: Any) -> Float[Array, "ro
 
 
 def resampled(
-  table: Float[Array, "positions width"], coords: Any, segment_ids: Any
+  table: Float[Array, "positions width"], coords: Any, segment_ids: Any, grids: Any = None
 ) -> Float[Array, "rows length width"]:
   """Resamples a learned square table to the grid of each image, linear and antialiased like `jax.image.resize`.
 
-  The largest coordinates of an image say how large its grid is. Where it equals that of the table, the table is read
-  unchanged.
+  Where the grid of an image equals that of the table, the table is read unchanged.
 
   Args:
     table: one row for each position of the square, in row-major order.
     coords: the (t, y, x) of each patch in its grid, `[rows, length, 3]`.
     segment_ids: which image of its row each patch belongs to, `[rows, length]`; None when a row is one image.
+    grids: the size along (t, y, x) of the grid of each patch, `[rows, length, 3]`; None when no patches are missing, so
+      that the largest coordinates of an image say it.
 
   Examples:
     >>> table = jnp.array([[0.0], [1.0], [2.0], [3.0]])  # 2 x 2 positions of one feature.
@@ -110,16 +111,19 @@ def resampled(
     [[[1.5]]]
   """
   grid = round(table.shape[0] ** 0.5)
-  along_y, along_x = (_resampling_weights(coords[..., axis], segment_ids, grid) for axis in (1, 2))
+
+  def extent(axis):
+    return _extent(coords[..., axis].astype(jnp.int32), segment_ids) if grids is None else grids[..., axis]
+
+  along_y, along_x = (_resampling_weights(coords[..., axis], extent(axis), grid) for axis in (1, 2))
   # Matrix products instead of gathers: their transpose scatters nothing, and they shard.
   return jnp.einsum("rly,rlx,yxw->rlw", along_y, along_x, table.reshape(grid, grid, -1))
 
 
-def _resampling_weights(coordinate: Any, segment_ids: Any, grid: int) -> Float[Array, "rows length grid"]:
+def _resampling_weights(coordinate: Any, extent: Any, grid: int) -> Float[Array, "rows length grid"]:
   """Computes for each patch the weights of the table's rows, or of its columns."""
-  extent = _extent(coordinate.astype(jnp.int32), segment_ids)
   coordinate = coordinate.astype(jnp.float32)
-  step = grid / extent
+  step = grid / extent.astype(jnp.float32)
   centre = (coordinate + 0.5) * step - 0.5
   distance = jnp.abs(centre[..., None] - jnp.arange(grid)) / jnp.maximum(step, 1)[..., None]
   weights = jnp.maximum(1 - distance, 0)

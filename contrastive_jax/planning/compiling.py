@@ -9,11 +9,11 @@ from typing import Any
 import jax
 
 from contrastive_jax.batch import Batch
-from contrastive_jax.errors import require_known
+from contrastive_jax.errors import UserError, require_known
 from contrastive_jax.models import flops
 from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.planning.topologies import Topology
-from contrastive_jax.schedule.segments import Inputs, Segment
+from contrastive_jax.schedule.segments import Segment
 from contrastive_jax.training.run import Run
 from contrastive_jax.training.state import TrainState
 
@@ -27,6 +27,7 @@ class Compiled:
   """A compiled step.
 
   Attributes:
+    kind: name of the kind of batch, as `kinds_of_batch` lists them.
     state: the abstract state, with shardings.
     batch: the abstract batch, with shardings.
     forward_flops: number of FLOPs of embedding the batch.
@@ -37,6 +38,7 @@ class Compiled:
     seconds: duration of the compilation.
   """
 
+  kind: str
   state: TrainState
   batch: Batch
   forward_flops: float
@@ -62,6 +64,9 @@ def kinds_of_batch(run: Run) -> dict[str, tuple[Segment, str, int]]:
   """Lists the segment, modality and row length of every kind of batch that the steps of a run have, by name.
 
   A name is that of the stage, with "/clip" for clips and ":<length>" for one of several lengths.
+
+  Raises:
+    UserError: if two stages have one name.
   """
   model, kinds = run.model, {}
   for segment in run.segments:
@@ -69,12 +74,25 @@ def kinds_of_batch(run: Run) -> dict[str, tuple[Segment, str, int]]:
       lengths = segment.inputs(modality).row_lengths(model.image.patch_size, model.image.tubelet)
       for length in lengths:
         name = segment.name + ("/clip" if modality == "clip" else "") + (f":{length}" if len(lengths) > 1 else "")
+        if name in kinds:
+          raise UserError(f"two stages of the curriculum are named '{segment.name}': give each a name of its own")
         kinds[name] = segment, modality, length
   return kinds
 
 
-def choose_batch(run: Run, stage: str | None, mesh: jax.sharding.Mesh) -> tuple[Batch, float]:
-  """Returns the abstract batch of a kind, as `kinds_of_batch` names it, and the FLOPs of embedding it.
+def steps_of(run: Run, kind: str) -> int | float:
+  """Returns the number of steps of a run that have one kind of batch, as `kinds_of_batch` names it.
+
+  Of lengths that are drawn for each batch it is the number that is expected.
+  """
+  segment, modality, _ = kinds_of_batch(run)[kind]
+  lengths = segment.inputs(modality).row_lengths(run.model.image.patch_size, run.model.image.tubelet)
+  steps = segment.steps_of(modality, segment.steps)
+  return steps if len(lengths) == 1 else steps / len(lengths)
+
+
+def choose_batch(run: Run, stage: str | None, mesh: jax.sharding.Mesh) -> tuple[str, Batch, float]:
+  """Returns a kind of batch, as `kinds_of_batch` names it, with its abstract batch and the FLOPs of embedding that.
 
   None chooses the most costly kind.
 
@@ -86,23 +104,24 @@ def choose_batch(run: Run, stage: str | None, mesh: jax.sharding.Mesh) -> tuple[
     require_known("--stage", stage, kinds)
     kinds = {stage: kinds[stage]}
   found = []
-  for segment, modality, length in kinds.values():
+  for name, (segment, modality, length) in kinds.items():
     batch = run.abstract_batch(segment, modality, length, mesh)
-    found.append((batch, _forward_flops(segment.inputs(modality), batch, run.model)))
-  return max(found, key=lambda each: each[1])
+    found.append((name, batch, _forward_flops(segment, modality, batch, run.model)))
+  return max(found, key=lambda each: each[2])
 
 
-def _forward_flops(inputs: Inputs, batch: Batch, model: DualEncoderConfig) -> float:
+def _forward_flops(segment: Segment, modality: str, batch: Batch, model: DualEncoderConfig) -> float:
   """Counts the FLOPs as if every row were full, and every packed image as large as it may be."""
   patches, tokens = (math.prod(side.shape[:2]) for side in (batch.image.patches, batch.text.tokens))
+  inputs, longest = segment.inputs(modality), segment.caption_length(model.text.length)
   packed = inputs.resolution.mode == "native" and inputs.rows is not None
   return flops.forward_flops(
     model,
     pairs=batch.pairs,
     patches=patches,
-    image_sequence=inputs.resolution.max_tokens if packed else patches // batch.pairs,
+    image_sequence=inputs.kept(inputs.resolution.max_tokens) if packed else patches // batch.pairs,
     tokens=tokens,
-    text_sequence=min(model.text.length, batch.text.tokens.shape[1]),
+    text_sequence=min(longest, batch.text.tokens.shape[1]),
     frames=batch.image.patches.shape[2] // model.image.patch_dim,
   )
 
@@ -121,7 +140,7 @@ def compile_step(run: Run, topology: Topology, stage: str | None = None) -> Comp
   """
   mesh = run.make_mesh(topology.devices())
   spec, step = run.build(mesh)
-  state, (batch, forward) = spec.abstract(), choose_batch(run, stage, mesh)
+  state, (kind, batch, forward) = spec.abstract(), choose_batch(run, stage, mesh)
   began = time.perf_counter()
   lowered = step.lower(state, batch)
   try:
@@ -130,7 +149,7 @@ def compile_step(run: Run, topology: Topology, stage: str | None = None) -> Comp
     needed = bytes_needed(str(error), device_bytes((state, batch)))
     if needed is None:
       raise
-    return Compiled(state, batch, forward, mesh, "", needed, time.perf_counter() - began)
+    return Compiled(kind, state, batch, forward, mesh, "", needed, time.perf_counter() - began)
   seconds = time.perf_counter() - began
   sizes = compiled.memory_analysis()
   memory = {
@@ -140,7 +159,7 @@ def compile_step(run: Run, topology: Topology, stage: str | None = None) -> Comp
     "temporaries": float(sizes.temp_size_in_bytes),
     "code": float(sizes.generated_code_size_in_bytes),
   }
-  return Compiled(state, batch, forward, mesh, compiled.as_text(), memory, seconds)
+  return Compiled(kind, state, batch, forward, mesh, compiled.as_text(), memory, seconds)
 
 
 def bytes_needed(message: str, arguments: int) -> dict[str, float] | None:

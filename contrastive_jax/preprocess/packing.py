@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, Int16, UInt8
 
 from contrastive_jax.batch import ImageBatch, TextBatch
 from contrastive_jax.errors import UserError
+from contrastive_jax.preprocess.dropping import kept_count
 from contrastive_jax.preprocess.rows import State, shrink_to_fit
 
 # Patches and their coordinates. Anonymous sizes: those of the images in one list differ.
@@ -48,6 +49,12 @@ class Placement:
     within = np.arange(self.sizes.sum()) - np.repeat(np.cumsum(self.sizes) - self.sizes, self.sizes)
     return np.repeat(first, self.sizes) + within
 
+  def spread(self, values: Int[np.ndarray, "items n"]) -> Int16[np.ndarray, "rows length n"]:
+    """Gives every token of the rows the values of its item; 1 where there is none."""
+    found = np.ones((self.rows * self.length, values.shape[1]), np.int16)
+    found[self.cells()] = np.repeat(values, self.sizes, axis=0)
+    return found.reshape(self.rows, self.length, -1)
+
   def segment_ids(self) -> Int16[np.ndarray, "rows length"]:
     """Returns the segment of every token of the rows, 0 where there is none."""
     segment_ids = np.zeros(self.rows * self.length, np.int16)
@@ -79,8 +86,8 @@ class PackedGrids(Placement):
 
   @property
   def dropped(self) -> int:
-    """Number of patches that were asked for and not given."""
-    return int(self.wanted.prod(axis=1).sum() - self.sizes.sum())
+    """Number of patches that were lost by making images smaller."""
+    return int(self.wanted.prod(axis=1).sum() - self.grids.prod(axis=1).sum())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +111,9 @@ class PackedTexts(Placement):
     return int((self.wanted - self.sizes).sum())
 
 
-def pack_grids(grids: Int[np.ndarray, "items 3"], *, rows: int, length: int, min_tokens: int = 1) -> PackedGrids:
+def pack_grids(
+  grids: Int[np.ndarray, "items 3"], *, rows: int, length: int, min_tokens: int = 1, drop_patches: float = 0.0
+) -> PackedGrids:
   """Plans the rows of the images or clips of one pack.
 
   Where they do not fit, the largest of them loses a row or a column of patches, whichever keeps its shape better, again
@@ -115,6 +124,7 @@ def pack_grids(grids: Int[np.ndarray, "items 3"], *, rows: int, length: int, min
     rows: number of rows of the pack.
     length: length of a row in tokens.
     min_tokens: number of patches below which no image is shrunk.
+    drop_patches: share of the patches of each image that are dropped and take no room.
 
   Raises:
     UserError: if no way to shrink and to place them was found.
@@ -135,9 +145,12 @@ def pack_grids(grids: Int[np.ndarray, "items 3"], *, rows: int, length: int, min
     least = max(1, min_tokens)
     return (t, y, x) if t * y * x >= least else _largest_below(math.prod(grid), least, asked[item])
 
-  final, row_of = shrink_to_fit(asked, rows, length, smaller, "images")
+  def size(grid: State) -> int:
+    return kept_count(math.prod(grid), drop_patches)
+
+  final, row_of = shrink_to_fit(asked, rows, length, smaller, "images", size)
   got = np.array(final, np.int64).reshape(-1, 3)
-  sizes = got.prod(axis=1)
+  sizes = np.array([size(grid) for grid in final], np.int64)
   return PackedGrids(rows, length, sizes, *_laid(sizes, row_of), wanted, got)
 
 
@@ -161,11 +174,11 @@ def place_images(patches: Sequence[Patches], packed: PackedGrids) -> ImageBatch:
   """Puts images or clips where the plan says.
 
   Args:
-    patches: the patches of each, as many as its planned grid has, and their coordinates.
+    patches: the patches of each, as many as its plan says, and their coordinates.
     packed: the plan.
 
   Raises:
-    ValueError: if an image was not rendered at its planned size.
+    ValueError: if an image has another number of patches.
 
   Examples:
     >>> plan = pack_grids(np.array([[1, 1, 1], [1, 1, 2]]), rows=1, length=4)

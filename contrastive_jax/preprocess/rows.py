@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from contrastive_jax.errors import UserError
 
-# The extent of an item, whose product is its size in tokens: (t, y, x) of an image, (n,) of a caption.
+# The extent of an item, (t, y, x) of an image and (n,) of a caption; its product is the number of its tokens.
 State = tuple[int, ...]
 
 
@@ -91,7 +91,12 @@ def search_rows(sizes: Sequence[int], rows: int, length: int, *, most: int = 20_
 
 
 def shrink_to_fit(
-  wanted: Sequence[State], rows: int, length: int, smaller: Callable[[int, State], State | None], what: str
+  wanted: Sequence[State],
+  rows: int,
+  length: int,
+  smaller: Callable[[int, State], State | None],
+  what: str,
+  size: Callable[[State], int] = math.prod,
 ) -> tuple[list[State], list[int]]:
   """Makes items fit into rows: in each turn the largest, of equals the first, gets one step smaller.
 
@@ -101,6 +106,7 @@ def shrink_to_fit(
     length: length of a row.
     smaller: a function of an item and its extent that returns the next smaller one, or None where there is none.
     what: name of the items in the error.
+    size: a function of an extent that returns its number of tokens, which does not grow when an item gets smaller.
 
   Returns:
     The extents after the fewest turns found, and the row of each item. One turn fewer would not fit.
@@ -114,14 +120,14 @@ def shrink_to_fit(
     >>> shrink_to_fit([(5,), (3,)], 1, 6, one_less, "captions")
     ([(3,), (3,)], [0, 0])
   """
-  sizes = [math.prod(state) for state in wanted]
+  sizes = [size(state) for state in wanted]
   turns: list[tuple[int, State]] = []
-  taker = _Turns(wanted, sizes, smaller)
+  taker = _Turns(wanted, sizes, smaller, size)
 
   def attempt(count: int) -> list[int] | None:
     tried = list(sizes)
     for item, state in turns[:count]:
-      tried[item] = math.prod(state)
+      tried[item] = size(state)
     return fill_rows(tried, rows, length)
 
   more = True
@@ -138,7 +144,7 @@ def shrink_to_fit(
   if row_of is None:
     smallest = list(sizes)
     for item, state in turns:
-      smallest[item] = math.prod(state)
+      smallest[item] = size(state)
     row_of = search_rows(smallest, rows, length)
     failed = len(turns) - 1
   if row_of is None:
@@ -163,8 +169,14 @@ def shrink_to_fit(
 class _Turns:
   """Takes turns, and knows what they have come to."""
 
-  def __init__(self, wanted: Sequence[State], sizes: Sequence[int], smaller: Callable[[int, State], State | None]):
-    self._states, self._smaller = list(wanted), smaller
+  def __init__(
+    self,
+    wanted: Sequence[State],
+    sizes: Sequence[int],
+    smaller: Callable[[int, State], State | None],
+    size: Callable[[State], int],
+  ):
+    self._states, self._smaller, self._size = list(wanted), smaller, size
     self._heap = [(-size, item) for item, size in enumerate(sizes)]
     heapq.heapify(self._heap)
     self.total = sum(sizes)
@@ -184,8 +196,8 @@ class _Turns:
         self._stuck = max(self._stuck, -size)
         continue
       self._states[item] = state
-      self.total += size + math.prod(state)
-      heapq.heappush(self._heap, (-math.prod(state), item))
+      self.total += size + self._size(state)
+      heapq.heappush(self._heap, (-self._size(state), item))
       turns.append((item, state))
       return True
     return False

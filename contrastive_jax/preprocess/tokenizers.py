@@ -438,11 +438,11 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     )
 
 
-def check_length(tokenizer: Tokenizer, length: int) -> None:
+def check_length(tokenizer: Tokenizer, length: int, field: str = "model.text.length") -> None:
   """Raises a `UserError` when captions of so many tokens hold special tokens alone, so that all are one caption."""
   least = tokenizer.special_count + 1
   if length < least:
     raise UserError(
-      f"model.text.length={length} has no room for a caption beside the {least - 1} special tokens of this tokenizer:"
+      f"{field}={length} has no room for a caption beside the {least - 1} special tokens of this tokenizer:"
       f" use at least {least}"
     )

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from contrastive_jax.errors import UserError, nearest, require_known
+from contrastive_jax.preprocess.dropping import kept_count
 from contrastive_jax.preprocess.resolution import Resolution
 from contrastive_jax.schedule.interleaving import Sources, draws
 
@@ -92,13 +93,21 @@ class Inputs:
   frames: int = 1
   rule: str = "uniform"
   rate: float = 0.0
+  drop_patches: float = 0.0
+
+  def kept(self, patches: int) -> int:
+    """Returns how many of an image's or a clip's patches are not dropped."""
+    return kept_count(patches, self.drop_patches)
 
   def times(self, tubelet: int) -> int:
     """Returns the number of patches along time: 1 for an image, the tubelets of a clip."""
     return 1 if self.frames == 1 else self.frames // tubelet
 
   def row_lengths(self, patch_size: int, tubelet: int) -> tuple[int, ...]:
-    """Returns the lengths of rows that are not packed: a single one, or those that NaFlex draws from."""
+    """Returns the lengths of rows that are not packed: a single one, or those that NaFlex draws from.
+
+    They are those of whole images, from which `kept` says what is left when patches are dropped.
+    """
     if self.resolution.mode == "naflex":
       return self.resolution.lengths
     if self.resolution.mode == "native":
@@ -123,6 +132,8 @@ class Segment:
     taught: whether a frozen teacher sees the pairs too.
     captions_per_image: number of consecutive pairs that show one image, or clip, with captions of its own each.
     clustered: whether all pairs of a step are of one source, and of one of its clusters.
+    drop_patches: share of the patches of each image, or clip, that are dropped at random, below 1.
+    text_length: number of tokens that captions are cut to; 0 is all that the text tower reads.
 
   Raises:
     UserError: if a field is impossible.
@@ -140,6 +151,8 @@ class Segment:
   taught: bool = False
   captions_per_image: int = 1
   clustered: bool = False
+  drop_patches: float = 0.0
+  text_length: int = 0
 
   def __post_init__(self):
     if isinstance(self.resolution, int):
@@ -159,12 +172,17 @@ class Segment:
       raise UserError(
         f"batch_size={self.batch_size}{stage} is not a multiple of data.pack_pairs={self.pack_pairs}: change either"
       )
-
+    if not 0 <= self.drop_patches < 1:
+      raise UserError(f"drop_patches={self.drop_patches} must be at least 0 and below 1")
     if self.batch_size % self.captions_per_image:
       raise UserError(
         f"batch_size={self.batch_size} is not a multiple of data.captions_per_image={self.captions_per_image}: change"
         " either"
       )
+
+  def caption_length(self, longest: int) -> int:
+    """Returns the number of tokens of a caption, of the `longest` that the text tower reads."""
+    return self.text_length or longest
 
   @property
   def images(self) -> int:
@@ -204,9 +222,10 @@ class Segment:
   def inputs(self, modality: str) -> Inputs:
     """Returns the inputs of the image tower in the steps of a modality."""
     if modality == "image":
-      return Inputs(self.sources, self.resolution, self.rows)
+      return Inputs(self.sources, self.resolution, self.rows, drop_patches=self.drop_patches)
     clips = self.clips
-    return Inputs(clips.sources, clips.resolution, clips.rows, clips.frames, clips.rule, clips.rate)
+    how = clips.resolution, clips.rows, clips.frames, clips.rule, clips.rate
+    return Inputs(clips.sources, *how, self.drop_patches)
 
   @property
   def modalities(self) -> tuple[str, ...]:

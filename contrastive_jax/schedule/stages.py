@@ -30,6 +30,10 @@ class Stage:
     lengths: sequence lengths in tokens.
     rows: number of rows that the images of a pack share (`data.pack_pairs` images); 0 gives each a row of its own.
     row_length: length of these rows in tokens.
+    drop_patches: share of the patches of each image, or clip, that are dropped; None is that of `data.drop_patches`.
+    text_length: number of tokens that captions are cut to, as `data.long_captions` says; 0 is `model.text.length`.
+    text_rows: number of rows that the captions of a pack share; 0 is `data.text_rows`.
+    text_row_length: length of these rows in tokens.
     learning_rate: factor of the schedule.
     warmup_steps: number of steps over which that factor grows from 0.
     weights: factors of the weights of terms, by their names: a number, or those at the beginning and at the end of the
@@ -58,6 +62,10 @@ class Stage:
   lengths: tuple[int, ...] = ()
   rows: int = 0
   row_length: int = 0
+  drop_patches: float | None = None
+  text_length: int = 0
+  text_rows: int = 0
+  text_row_length: int = 0
   learning_rate: float = 1.0
   warmup_steps: int = 0
   weights: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -117,7 +125,6 @@ def segments_of(config: ConfigDict) -> tuple[Segment, ...]:
 
 def _segment(config: ConfigDict, stage: Stage, where: str) -> Segment:
   size = stage.size or config.model.image.image_size
-  text = _rows("data.text_", config.data.text_rows, config.data.text_row_length)
   clips = None
   if stage.video_share:
     if not stage.video_sources:
@@ -147,6 +154,7 @@ def _segment(config: ConfigDict, stage: Stage, where: str) -> Segment:
   with fields_of(where):
     resolution = Resolution(stage.mode, size, stage.min_tokens, stage.max_tokens, stage.lengths)
     rows = _rows("", stage.rows, stage.row_length)
+    text_rows = _rows("text_", stage.text_rows, stage.text_row_length)
   own = f"{where}.sources", stage.sources
   named = own if stage.sources else ("data.sources", config.data.sources.to_dict())
   return Segment(
@@ -159,7 +167,9 @@ def _segment(config: ConfigDict, stage: Stage, where: str) -> Segment:
     pack_pairs=config.data.pack_pairs,
     captions_per_image=config.data.captions_per_image,
     clustered=bool(config.data.clusters),
-    text_rows=text,
+    drop_patches=config.data.drop_patches if stage.drop_patches is None else stage.drop_patches,
+    text_rows=text_rows or _rows("data.text_", config.data.text_rows, config.data.text_row_length),
+    text_length=stage.text_length,
     clips=clips,
     taught=bool(config.distillation.teacher or config.distillation.targets) and max(stage.distillation) > 0,
   )

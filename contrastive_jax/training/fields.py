@@ -133,6 +133,7 @@ def known() -> Node:
           "swap_words": bool,
           "clusters": str,
           "captions_per_image": int,
+          "drop_patches": float,
           **dict.fromkeys(("threads", "workers", "prefetch_bytes", "cache_bytes"), int),
           "cache_dir": str,
           "max_bad_share": float,

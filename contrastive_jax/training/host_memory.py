@@ -6,7 +6,7 @@ import os
 import resource
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from contrastive_jax.errors import UserError
 from contrastive_jax.models.config import DualEncoderConfig
 from contrastive_jax.parallel.mesh import host_share
+from contrastive_jax.schedule.extras import NO_EXTRAS, Extras
 from contrastive_jax.schedule.segments import Segment
 from contrastive_jax.schedule.shapes import abstract_batches
 
@@ -59,9 +60,9 @@ def _cgroup_files(root: Path) -> list[Path]:
   return list(dict.fromkeys(files))
 
 
-def batch_bytes(segment: Segment, model: DualEncoderConfig, mesh: Mesh, **beside: Any) -> int:
-  """Returns the bytes of the largest batch of a segment, over all hosts, with what `shapes.abstract_batch` takes."""
-  kinds = abstract_batches(segment, model, mesh, **beside)
+def batch_bytes(segment: Segment, model: DualEncoderConfig, mesh: Mesh, extras: Extras = NO_EXTRAS) -> int:
+  """Returns the bytes of the largest batch of a segment, over all hosts."""
+  kinds = abstract_batches(segment, model, mesh, extras)
   return max(sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch)) for batch in kinds)
 
 
@@ -69,9 +70,9 @@ def check_host_memory(
   segments: Sequence[Segment],
   model: DualEncoderConfig,
   mesh: Mesh,
+  extras: Extras = NO_EXTRAS,
   *,
   limit: Limit | None = None,
-  **beside: Any,
 ) -> None:
   """Compares the batches of a run with the memory of this host.
 
@@ -79,8 +80,8 @@ def check_host_memory(
     segments: the segments of the run.
     model: the sizes of the towers, and so those of patches and captions.
     mesh: the mesh that batches are placed on; each host reads its share.
+    extras: what the batches bring beside images, captions and keys.
     limit: memory of this host; None asks the machine.
-    beside: what the batches hold beside images and captions, as `shapes.abstract_batch` takes it.
 
   Raises:
     UserError: for a batch of which this host cannot hold its share.
@@ -88,7 +89,7 @@ def check_host_memory(
   size, of = memory_limit() if limit is None else limit
   hosts = host_share(mesh)[1]
   for segment in segments:
-    needed = COPIES * batch_bytes(segment, model, mesh, **beside) // hosts
+    needed = COPIES * batch_bytes(segment, model, mesh, extras) // hosts
     if needed > size:
       stage = f" of stage '{segment.name}'" if segment.name else ""
       share = f" of each of {hosts} hosts" if hosts > 1 else ""

@@ -65,12 +65,14 @@ RANGES: Mapping[str, Range] = {
   r"data\.(strong_)?augment\.brightness": Range(0, 255),
   r"data\.(strong_)?augment\.(background|blur|colour|flatten|flip|grey|outline|unfill)": SHARE,
   r"data\.text_augment\.(stop_words|swap|delete|insert|share)": SHARE,
+  r"(data|curriculum\.\d+)\.drop_patches": BELOW_ONE,
   # The last stage may say 0, which is the rest of the run.
   r"curriculum\.\d+\.steps": NOT_NEGATIVE,
   r"curriculum\.\d+\.(distillation|learning_rate|weights\..+)": NOT_NEGATIVE,
   r"curriculum\.\d+\.video_share": SHARE,
   r"curriculum\.\d+\.(sources|video_sources)\..+": POSITIVE,
   r"curriculum\.\d+\.(batch_size|size|min_tokens|max_tokens|lengths|rows|row_length|warmup_steps)": NOT_NEGATIVE,
+  r"curriculum\.\d+\.text_(length|rows|row_length)": NOT_NEGATIVE,
   r"curriculum\.\d+\.(frames|frame_rate|video_size|video_max_tokens|video_rows|video_row_length)": NOT_NEGATIVE,
 }
 

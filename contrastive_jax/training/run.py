@@ -19,10 +19,11 @@ from contrastive_jax.objectives import Objective, Sizes, check_teacher, check_to
 from contrastive_jax.objectives.term import REPLAYED, STATE_ROWS, TEACHER_TEXT, WEIGHTS
 from contrastive_jax.parallel.mesh import MeshSpec, batch_shards
 from contrastive_jax.preprocess import long_captions
+from contrastive_jax.preprocess.tokenizers import Tokenizer, check_length
 from contrastive_jax.runs import read_object
 from contrastive_jax.schedule import shapes
+from contrastive_jax.schedule.extras import Extras, TeacherDims
 from contrastive_jax.schedule.segments import Segment, resume, source_names
-from contrastive_jax.schedule.shapes import TeacherDims
 from contrastive_jax.schedule.stages import Stage, first_steps, segments_of, source_terms, stages_of, weighted_sources
 from contrastive_jax.training import config as configs
 from contrastive_jax.training import growth, host_memory, initialize
@@ -47,9 +48,7 @@ class Run:
     stages: the stages of the run; a single one where the config has no curriculum.
     segments: the segment that each stage becomes.
     objective: the objective that the run minimises.
-    teacher_dims: the number of features of the teacher's images, and of its captions where a term asks for them; None
-      where no term distils.
-    present_in: the sources whose pairs take part in a term, by the names of the terms that some are kept from.
+    extras: what its batches bring beside images, captions and keys.
   """
 
   config: ConfigDict
@@ -57,8 +56,7 @@ class Run:
   stages: tuple[Stage, ...]
   segments: tuple[Segment, ...]
   objective: Objective
-  teacher_dims: TeacherDims
-  present_in: Mapping[str, tuple[str, ...]]
+  extras: Extras
 
   @classmethod
   def from_config(
@@ -88,8 +86,7 @@ class Run:
       stages=stages_of(config),
       segments=segments,
       objective=objective,
-      teacher_dims=_teacher_dims(config, objective),
-      present_in=present_in(objective, source_names(segments), source_terms(config)),
+      extras=_extras(config, objective, segments),
     )
     check_pairs(run.segments, objective)
     check_squares(run.segments, objective)
@@ -119,10 +116,12 @@ class Run:
     """The name of each term of the objective, and its weight."""
     return term_weights(self.config)
 
-  @property
-  def needs_state_rows(self) -> bool:
-    """Whether a term remembers something of every sample, so that batches name the rows of their samples."""
-    return self.objective.needs(STATE_ROWS)
+  def check_text_lengths(self, tokenizer: Tokenizer) -> None:
+    """Raises a `UserError` where captions are cut to fewer tokens than the tokenizer needs for one."""
+    check_length(tokenizer, self.model.text.length)
+    for number, segment in enumerate(self.segments):
+      if segment.text_length:
+        check_length(tokenizer, segment.text_length, f"curriculum.{number}.text_length")
 
   def source_names(self) -> list[str]:
     """Returns the names of the sources of all segments, each once."""
@@ -163,8 +162,8 @@ class Run:
 
   def loop_options(self) -> LoopOptions:
     """Makes the options of the loop."""
-    config, objective = self.config, self.objective
-    images, texts = 1 + objective.strong_images, 1 + objective.captions_needed + objective.strong_texts
+    config, extras = self.config, self.extras
+    patches = self.segments[0].inputs("image").kept(self.model.image.grid**2)
     return LoopOptions(
       total_steps=config.total_steps,
       log_every=config.log_every,
@@ -177,7 +176,7 @@ class Run:
       # A backward pass costs two forward passes. The stages of a curriculum have no one number of tokens a pair.
       flops_per_pair=0.0
       if config.curriculum
-      else 3 * flops.forward_flops_per_pair(self.model, images=images, texts=texts),
+      else 3 * flops.forward_flops_per_pair(self.model, images=extras.images, texts=extras.texts, patches=patches),
       unlearned=self.objective.unlearned,
       stages=tuple(self.first_steps()),
     )
@@ -188,7 +187,7 @@ class Run:
 
   def check_host_memory(self, mesh: jax.sharding.Mesh) -> None:
     """Raises a `UserError` for a batch of which this host cannot hold its share."""
-    host_memory.check_host_memory(self.segments, self.model, mesh, **self._beside())
+    host_memory.check_host_memory(self.segments, self.model, mesh, self.extras)
 
   def build(self, mesh: jax.sharding.Mesh, growths: Growths = (), *, samples: int = 0) -> tuple[StateSpec, TrainStep]:
     """Makes the state's specification and the train step.
@@ -214,7 +213,7 @@ class Run:
       objective=self.objective,
       sizes=Sizes(
         self.model.embed_dim,
-        self.teacher_dims and self.teacher_dims[0],
+        self.extras.teacher_dims and self.extras.teacher_dims[0],
         samples,
         max(segment.batch_size for segment in self.segments),
       ),
@@ -234,20 +233,7 @@ class Run:
 
   def abstract_batch(self, segment: Segment, modality: str, length: int, mesh: jax.sharding.Mesh) -> Batch:
     """Describes one kind of batch of a segment, in shapes with shardings, as `shapes.abstract_batch` does."""
-    return shapes.abstract_batch(segment, modality, length, self.model, mesh, **self._beside())
-
-  def _beside(self) -> dict[str, Any]:
-    """Returns what batches hold beside images and captions, as `shapes.abstract_batch` takes it."""
-    return {
-      "teacher_dims": self.teacher_dims,
-      "state_rows": self.needs_state_rows,
-      "weights": self.objective.needs(WEIGHTS),
-      "replayed": self.objective.needs(REPLAYED),
-      "hard_captions": self.objective.captions_needed,
-      "strong_images": self.objective.strong_images,
-      "strong_texts": self.objective.strong_texts,
-      "present_in": tuple(self.present_in),
-    }
+    return shapes.abstract_batch(segment, modality, length, self.model, mesh, self.extras)
 
 
 def term_weights(config: ConfigDict) -> dict[str, float]:
@@ -329,6 +315,11 @@ def check_squares(segments: Sequence[Segment], objective: Objective) -> None:
         raise UserError(
           f"{stage} shows images of any shape, and {name} needs squares: set curriculum.{number}.mode to 'fixed'"
         )
+      if segment.drop_patches:
+        raise UserError(
+          f"{stage} drops patches (drop_patches={segment.drop_patches}), and {name} needs all of an image: set"
+          " drop_patches to 0"
+        )
 
 
 def check_model_fits(segment: Segment, model: DualEncoderConfig) -> None:
@@ -339,8 +330,13 @@ def check_model_fits(segment: Segment, model: DualEncoderConfig) -> None:
     raise UserError(f"{stage} packs images, and model.image.class_token=True has no place in packed rows: turn one off")
   if segment.text_rows is not None and (model.text.attend_padding or model.text.pool == "last"):
     raise UserError(
-      f"{stage} packs captions (data.text_rows={segment.text_rows.count}), which needs model.text.attend_padding=False"
+      f"{stage} packs captions (text_rows={segment.text_rows.count}), which needs model.text.attend_padding=False"
       " and a model.text.pool other than 'last'"
+    )
+  if segment.text_length > model.text.length:
+    raise UserError(
+      f"{stage} has text_length={segment.text_length}, more than model.text.length={model.text.length}: lower it, or"
+      " raise that"
     )
   segment.check_patches(model.image.patch_size)
   for inputs in all_inputs:
@@ -349,10 +345,12 @@ def check_model_fits(segment: Segment, model: DualEncoderConfig) -> None:
       raise UserError(
         f"{stage} has clips of {times} tubelets, more than model.image.max_time={model.image.max_time}: raise that"
       )
-    if inputs.rows and inputs.resolution.mode == "native" and inputs.resolution.max_tokens > inputs.rows.length:
+    most = inputs.kept(inputs.resolution.max_tokens)
+    if inputs.rows and inputs.resolution.mode == "native" and most > inputs.rows.length:
+      left = f", of which drop_patches={inputs.drop_patches} leaves {most}" if inputs.drop_patches else ""
       raise UserError(
-        f"{stage} allows max_tokens={inputs.resolution.max_tokens}, more than its row_length={inputs.rows.length}: an"
-        " image must fit into a row"
+        f"{stage} allows max_tokens={inputs.resolution.max_tokens}{left}, more than its row_length="
+        f"{inputs.rows.length}: an image must fit into a row"
       )
 
 
@@ -370,6 +368,20 @@ def check_divides(segments: Sequence[Segment], shards: int, accumulation: int) -
         f"accumulation={accumulation} does not divide the {size // shards} pairs of each of {shards} devices:"
         f" use a batch_size that is a multiple of {shards * accumulation * pack}"
       )
+
+
+def _extras(config: ConfigDict, objective: Objective, segments: Sequence[Segment]) -> Extras:
+  """Returns what the objective asks of batches beside images, captions and keys."""
+  return Extras(
+    state_rows=objective.needs(STATE_ROWS),
+    weights=objective.needs(WEIGHTS),
+    replayed=tuple(config.distillation.replay) if objective.needs(REPLAYED) else None,
+    hard_captions=objective.captions_needed,
+    strong_images=objective.strong_images,
+    strong_texts=objective.strong_texts,
+    present_in=present_in(objective, source_names(segments), source_terms(config)),
+    teacher_dims=_teacher_dims(config, objective),
+  )
 
 
 def _teacher_dims(config: ConfigDict, objective: Objective) -> TeacherDims:

@@ -9,7 +9,9 @@ from toy import WordTokenizer
 
 from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess.long_captions import fitted, sentences
+from contrastive_jax.schedule.extras import Extras
 from contrastive_jax.schedule.segments import Segment, cursors
+from data.extras import ExtrasOptions
 from data.pipeline import Pipeline
 from data.sources import Example, Text
 
@@ -34,8 +36,8 @@ class Captioned:
 def captions_of(pipeline, step):
   seen, choose = [], pipeline._captions
 
-  def noted(examples, plan):
-    seen.extend(found := choose(examples, plan))
+  def noted(*arguments):
+    seen.extend(found := choose(*arguments))
     return found
 
   pipeline._captions = noted
@@ -108,7 +110,7 @@ def test_what_cannot_be_is_refused():
   with pytest.raises(UserError, match=r"batch_size=10 is not a multiple of data.captions_per_image=3"):
     Segment(1, 10, (("a", 1),), 8, captions_per_image=3)
   with pytest.raises(UserError, match=r"data.captions_per_image=2 shows a sample several times in a step"):
-    make(Captioned(), state_rows=True)
+    make(Captioned(), extras=ExtrasOptions(Extras(state_rows=True)))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ from PIL import Image
 
 from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess.decoding import DecodeError
+from contrastive_jax.schedule.extras import Extras
 from contrastive_jax.schedule.segments import Segment
+from data.extras import ExtrasOptions
 from data.hard_captions import DRAWS_EACH, chosen, swapped
 from data.pipeline import Pipeline
 from data.sources import Text
@@ -67,7 +69,7 @@ def test_a_batch_has_the_weights_and_wrong_captions_of_its_samples(photos, tars,
   assert source.text(5).captions == ("photo 5",) and source.text(5).weight == 5 / 8
   met = set()
   for step in range(12):
-    batch = pipeline(source, weights=True, hard_captions=2).batch(step)
+    batch = pipeline(source, extras=ExtrasOptions(Extras(weights=True, hard_captions=2))).batch(step)
     for pair in range(8):
       number = int(read(batch.text.tokens[pair]).removeprefix("photo "))
       hard = batch.hard_captions
@@ -92,7 +94,7 @@ def test_a_set_with_classes_has_them_too(photos, tmp_path):
 
 def test_hosts_share_the_wrong_captions_of_a_batch(photos):
   source = TableSource(f"{photos}/captions.jsonl", wrong_caption_key="wrong")
-  options = {"hard_captions": 2, "swap_words": True}
+  options = {"extras": ExtrasOptions(Extras(hard_captions=2), swap_words=True)}
   whole = pipeline(source, **options).batch(4).hard_captions
   parts = [pipeline(source, **options, host_index=k, host_count=2).batch(4).hard_captions for k in range(2)]
   for field in ("tokens", "mask", "there"):
@@ -134,15 +136,19 @@ def test_rows_of_a_picture_agree_in_its_weight_and_join_their_wrong_captions(tmp
 
 def test_columns_without_a_use_and_uses_without_a_column_are_named(photos, tars):
   table = f"{photos}/captions.jsonl"
-  for source, options, said in (
-    (TableSource(table, weight_key="quality"), {}, "weight_key .* has no use: .*pair_weights=True"),
-    (TableSource(table, wrong_caption_key="wrong"), {}, "wrong_caption_key .* has no use"),
-    (ToySource("toy", 9), {"weights": True}, "finds no source with a weight_key"),
-    (ToySource("toy", 9), {"hard_captions": 1}, "finds no source with a wrong_caption_key.*swap_words=True"),
-    (ToySource("toy", 9), {"swap_words": True}, "swap_words=True has no use"),
+  for source, extras, said in (
+    (TableSource(table, weight_key="quality"), ExtrasOptions(), "weight_key .* has no use: .*pair_weights=True"),
+    (TableSource(table, wrong_caption_key="wrong"), ExtrasOptions(), "wrong_caption_key .* has no use"),
+    (ToySource("toy", 9), ExtrasOptions(Extras(weights=True)), "finds no source with a weight_key"),
+    (
+      ToySource("toy", 9),
+      ExtrasOptions(Extras(hard_captions=1)),
+      "finds no source with a wrong_caption_key.*swap_words=True",
+    ),
+    (ToySource("toy", 9), ExtrasOptions(swap_words=True), "swap_words=True has no use"),
   ):
     with pytest.raises(UserError, match=said):
-      pipeline(source, **options)
+      pipeline(source, extras=extras)
   with pytest.raises(UserError, match=r"no column 'qualty' .*'quality'.*that of the weights with weight_key"):
     TableSource(table, weight_key="qualty")
   with pytest.raises(UserError, match=r"no captions in 'worng'.*--texts=worng"):
@@ -154,7 +160,7 @@ def test_pairs_of_replayed_sources_are_marked(replay, marked):
   segment = Segment(2, 12, (("a", 2), ("b", 1)), 8)
   how = {"text_length": LENGTH, "patch_size": 4, "seed": 3, "threads": 0}
   sources = {name: ToySource(name, 9) for name in "ab"}
-  batch = Pipeline([segment], sources, WordTokenizer(), **how, replay=replay).batch(1)
+  batch = Pipeline([segment], sources, WordTokenizer(), **how, extras=ExtrasOptions(Extras(replayed=replay))).batch(1)
   names = np.where(batch.ids < 1 << 40, "a", "b")
   assert set(names) == {"a", "b"}
   expected = None if marked is None else np.isin(names, list(marked)).tolist()

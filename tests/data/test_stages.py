@@ -15,7 +15,8 @@ from contrastive_jax.preprocess.images import DecodeError, cut, join
 from contrastive_jax.preprocess.resolution import Resolution
 from contrastive_jax.schedule.segments import Clips, Rows, Segment
 from contrastive_jax.schedule.shapes import abstract_batch
-from data.pipeline import Pipeline, TeacherView
+from data.extras import ExtrasOptions, TeacherView
+from data.pipeline import Pipeline
 from data.sources import Example, Text, stable_hash
 
 PATCH = 4
@@ -140,11 +141,11 @@ def test_what_does_not_fill_a_patch_is_left_out_at_the_right_and_bottom():
   view = TeacherView(size=10, patch_size=4, tokenizer=WordTokenizer(), text_length=5)
   for step in range(4):
     # Patches of 2 pixels show all 10 of them.
-    whole, batch = make(run, patch_size=2).batch(step), make(run, teacher=view).batch(step)
+    whole, batch = make(run, patch_size=2).batch(step), make(run, extras=ExtrasOptions(teacher=view)).batch(step)
     seen = join(whole.image.patches, whole.image.coords[0], 2)[:, :, :8, :8]
     tubelet = 2 if seen.shape[1] > 1 else 1
     np.testing.assert_array_equal(batch.image.patches, cut(np.ascontiguousarray(seen), 4, tubelet)[0])
-  taught = make(dataclasses.replace(run, taught=True, clips=None), teacher=view).batch(0)
+  taught = make(dataclasses.replace(run, taught=True, clips=None), extras=ExtrasOptions(teacher=view)).batch(0)
   np.testing.assert_array_equal(taught.teacher.image.patches, taught.image.patches)
 
 
@@ -217,7 +218,7 @@ def test_every_sample_is_drawn_once_an_epoch_across_turns():
 
 def test_a_teacher_sees_the_same_pairs_its_own_way():
   view = TeacherView(size=12, patch_size=6, tokenizer=WordTokenizer(), text_length=5)
-  batch = make(PACKED, teacher=view).batch(0)
+  batch = make(PACKED, extras=ExtrasOptions(teacher=view)).batch(0)
   assert batch.teacher.image.patches.shape == (16, 4, 6 * 6 * 3)
   np.testing.assert_array_equal(batch.teacher.image.patches[:, 0, 0], batch.ids + 1)
   assert batch.teacher.text.tokens.shape == (16, 5)
@@ -225,7 +226,7 @@ def test_a_teacher_sees_the_same_pairs_its_own_way():
 
 def test_targets_are_looked_up_by_sample():
   lookup = lambda ids: Targets(ids[:, None].astype(np.float32))  # noqa: E731
-  batch = make(PACKED, targets=lookup).batch(0)
+  batch = make(PACKED, extras=ExtrasOptions(targets=lookup)).batch(0)
   np.testing.assert_array_equal(batch.targets.image[:, 0], batch.ids)
 
 

@@ -8,8 +8,10 @@ import pytest
 
 from contrastive_jax.errors import UserError
 from contrastive_jax.preprocess.resolution import Resolution
+from contrastive_jax.schedule.extras import Extras
 from contrastive_jax.schedule.segments import Rows, Segment
 from data.augment import Augment
+from data.extras import ExtrasOptions
 from data.pipeline import Pipeline
 from data.sources import stable_hash
 from data.text_augment import STOP_WORDS, TextAugment
@@ -55,14 +57,14 @@ PACKED = Segment(9, 8, (("toy", 1),), Resolution("native", max_tokens=9), rows=R
 
 @pytest.mark.parametrize("segment", [FIXED, PACKED], ids=["fixed", "packed"])
 def test_hosts_share_views_that_lie_where_the_image_does(segment):
-  plain = {"strong_images": 2, "strong_texts": 3, "strong_augment": Augment()}
-  batch = pipeline(segment, **plain).batch(2)
+  asked = Extras(strong_images=2, strong_texts=3)
+  batch = pipeline(segment, extras=ExtrasOptions(asked, strong_augment=Augment())).batch(2)
   # Without any change of the pixels each view is the image itself.
   for view in range(2):
     np.testing.assert_array_equal(batch.strong.patches[:, view], batch.image.patches)
-  strong = {"strong_images": 2, "strong_texts": 3}
-  whole = pipeline(segment, **strong).batch(2)
-  parts = [pipeline(segment, **strong, host_index=k, host_count=2).batch(2).strong for k in range(2)]
+  extras = ExtrasOptions(asked)
+  whole = pipeline(segment, extras=extras).batch(2)
+  parts = [pipeline(segment, extras=extras, host_index=k, host_count=2).batch(2).strong for k in range(2)]
   # Packed images are no squares, and their views have no places.
   assert (whole.strong.places is None) == (segment is PACKED)
   for field in dataclasses.fields(whole.strong):
@@ -84,4 +86,4 @@ def test_options_without_a_use_are_named():
     ({"text_augment": TextAugment(swap=0.1)}, "data.text_augment has no use"),
   ):
     with pytest.raises(UserError, match=said):
-      pipeline(FIXED, **options)
+      pipeline(FIXED, extras=ExtrasOptions(**options))

@@ -12,7 +12,7 @@ def test_what_cannot_be_left_out_is_named():
   config = common.get_config()
   config.objective = {"sigmoid": 1.0, "alignment": 0.5}
   config.data.sources = {"noto": 1.0, "b": {"name": "folder/b", "terms": ("alignment",)}}
-  assert Run.from_config(config).present_in == {"sigmoid": ("noto",)}
+  assert Run.from_config(config).extras.present_in == {"sigmoid": ("noto",)}
   objective = make_objective({"softmax": 1.0, "uniformity": 0.1}, {})
   for kept, said in (
     ({"a": ("softmx",)}, "terms, of which one='softmx' is unknown .*'softmax'"),

@@ -12,7 +12,9 @@ from contrastive_jax.models import dual_encoder
 from contrastive_jax.models.outputs import TowerOutputs
 from contrastive_jax.objectives import TERMS, Pairs, make_objective
 from contrastive_jax.parallel.mesh import BATCH_AXES, MeshSpec
+from contrastive_jax.schedule.extras import Extras
 from contrastive_jax.schedule.segments import Segment
+from data.extras import ExtrasOptions
 from data.pipeline import Pipeline
 from tests.data.toy import ToySource, WordTokenizer
 from tests.keys import keys_of
@@ -85,7 +87,8 @@ def test_local_terms_count_who_takes_part_and_a_batch_without_any_counts_nothing
 def test_a_batch_says_which_pairs_take_part():
   names = "toy", "other"
   segment = Segment(5, 8, tuple((name, 1) for name in names), 8)
-  options = {"text_length": 4, "patch_size": 4, "seed": 0, "threads": 0, "present_in": {"softmax": ("toy",)}}
+  extras = ExtrasOptions(Extras(present_in={"softmax": ("toy",)}))
+  options = {"text_length": 4, "patch_size": 4, "seed": 0, "threads": 0, "extras": extras}
   pipeline = Pipeline([segment], {name: ToySource(name, 20) for name in names}, WordTokenizer(), **options)
   batch = pipeline.batch(3)
   # Sources have id ranges of their own, in the order of the segment.

@@ -63,7 +63,7 @@ def test_under_fsdp_weights_travel_and_activations_do_not():
 def test_the_batch_is_what_the_pipeline_makes(made):
   _, _, compiled = made
   config = tiny.get_config()
-  batch, _ = compiling.choose_batch(Run.from_config(config), None, compiled.mesh)
+  _, batch, _ = compiling.choose_batch(Run.from_config(config), None, compiled.mesh)
   model = Run.from_config(config).model
   assert batch.image.patches.shape == (32, model.image.grid**2, model.image.patch_dim)
   assert str(batch.image.patches.dtype) == "uint8" and str(batch.image.coords.dtype) == "int16"
@@ -118,6 +118,7 @@ MISTAKES = {
   "--topology is missing": [],
   "mesh.data=3, mesh.fsdp=1, mesh.tensor=1 does not fit 4 devices": ["--topology=cpu:4", "--config.mesh.data=3"],
   "batch_size=33 does not divide over 4 devices": ["--topology=cpu:4", "--config.batch_size=33"],
+  "--stage is for one stage, and --all_stages plans all of them": ["--topology=cpu:4", "--all-stages", "--stage=a"],
   "--find_max_batch needs to know the memory of cpu:4": ["--topology=cpu:4", "--find-max-batch"],
 }
 
