@@ -1,6 +1,7 @@
 """Compiles a config's train step for hardware that this machine does not have: does it fit, and what does it cost?
 
 python plan.py --config=configs/siglip_b16.py --topology=v5e:16x16 [--config.batch_size=65536 ...] [--output=FILE]
+python plan.py --config=configs/clipa_l16.py --topology=v5e:16x16 --all_stages --price=1.20    # what the run will cost
 """
 
 import os
@@ -23,10 +24,12 @@ from rich.console import Console
 from contrastive_jax import cli, paths
 from contrastive_jax.errors import UserError
 from contrastive_jax.parallel.mesh import MeshSpec
-from contrastive_jax.planning import report, topologies
-from contrastive_jax.planning.plan import make_plan
+from contrastive_jax.planning import report, run_costs, topologies
+from contrastive_jax.planning.compiling import kinds_of_batch
+from contrastive_jax.planning.plan import make_plan, steps_in
 from contrastive_jax.planning.search import batch_to_search, find_max_batch
 from contrastive_jax.planning.topologies import Topology
+from contrastive_jax.training.run import Run
 
 CONFIG = cli.define_config("What to plan, such as configs/siglip_b16.py.")
 TOPOLOGY = flags.DEFINE_string(
@@ -46,6 +49,12 @@ STAGE = flags.DEFINE_string(
   None,
   "Stage of a curriculum to plan, by its name; NAME/clip plans its steps on clips. The most costly one if not given.",
 )
+ALL_STAGES = flags.DEFINE_bool(
+  "all_stages", False, "Plan every stage of a curriculum, one compilation each, and add up what the run costs."
+)
+PRICE = flags.DEFINE_float(
+  "price", None, "Price of an hour of one chip, in any currency, to tell what the run costs at best.", lower_bound=0.0
+)
 SAVE_HLO = flags.DEFINE_string("save_hlo", None, "File that also gets the optimised HLO of the step.")
 
 
@@ -58,21 +67,43 @@ def main() -> None:
   if SAVE_HLO.value:
     paths.file_to_write("--save-hlo", SAVE_HLO.value)
   console = Console()
-  plan = (search if FIND_MAX_BATCH.value else attempt)(config, topology, console)
-  console.print(report.render(plan))
+  if ALL_STAGES.value:
+    plan = all_stages(config, topology, console)
+  else:
+    plan = (search if FIND_MAX_BATCH.value else attempt)(config, topology, console)
+    plan["cost"] = run_costs.cost([steps_in(plan)], topology.device_count, PRICE.value)
+    console.print(report.render(plan))
+  console.print(report.render_cost(plan["cost"]))
   if output:
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(plan, indent=2) + "\n")
 
 
-def attempt(config: ConfigDict, topology: Topology, console: Console) -> dict[str, Any]:
-  """The plan of a config, with a sign of life while it compiles."""
+def all_stages(config: ConfigDict, topology: Topology, console: Console) -> dict[str, Any]:
+  """The plans of all kinds of batches of a run, each printed when it is made, and what all steps cost together."""
+  for flag in (FIND_MAX_BATCH, SAVE_HLO, STAGE):
+    if flag.value:
+      raise UserError(f"--{flag.name} is for one stage, and --all_stages plans all of them: leave one of the two out")
+  plans = {}
+  for kind in kinds_of_batch(Run.from_config(config)):
+    plans[kind] = attempt(config, topology, console, kind)
+    console.print(report.render(plans[kind]))
+  return {
+    "plans": plans,
+    "cost": run_costs.cost(list(map(steps_in, plans.values())), topology.device_count, PRICE.value),
+  }
+
+
+def attempt(config: ConfigDict, topology: Topology, console: Console, stage: str | None = None) -> dict[str, Any]:
+  """The plan of a config, with a sign of life while it compiles; `stage` stands in place of --stage."""
+  stage = STAGE.value if stage is None else stage
   memory = None if MEMORY.value is None else MEMORY.value * topologies.GIB
-  waiting = f"Compiling {config.name} for {topology.name}: seconds to a few minutes"
+  named = f", stage {stage}," if stage else ""
+  waiting = f"Compiling {config.name}{named} for {topology.name}: seconds to a few minutes"
   if not console.is_terminal:
     console.print(waiting)
   with console.status(waiting):
-    plan, compiled = make_plan(config, topology, memory=memory, stage=STAGE.value)
+    plan, compiled = make_plan(config, topology, memory=memory, stage=stage)
   if SAVE_HLO.value and compiled.text:
     path = paths.typed("--save-hlo", SAVE_HLO.value)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,8 @@ import jax
 from ml_collections import ConfigDict
 
 from contrastive_jax.planning import costs, hlo
-from contrastive_jax.planning.compiling import Compiled, compile_step, device_bytes
+from contrastive_jax.planning.compiling import Compiled, compile_step, device_bytes, steps_of
+from contrastive_jax.planning.run_costs import Steps
 from contrastive_jax.planning.topologies import Chip, Topology
 from contrastive_jax.training.run import Run
 
@@ -46,7 +47,8 @@ def make_plan(
     "chip": topology.chip.name,
     "devices": topology.device_count,
     "mesh": dict(compiled.mesh.shape),
-    "stage": stage,
+    "stage": compiled.kind or None,
+    "steps": steps_of(run, compiled.kind),
     "batch_size": compiled.batch.pairs,
     "image_rows": list(compiled.batch.image.patches.shape[:2]),
     "accumulation": config.accumulation,
@@ -62,6 +64,12 @@ def make_plan(
   if compiled.text:
     plan.update(_costs(topology, compiled))
   return plan, compiled
+
+
+def steps_in(plan: dict[str, Any]) -> Steps:
+  """Returns the steps that a plan is made for, with their duration where the plan knows it."""
+  seconds = plan.get("time", {}).get("step_seconds")
+  return Steps(plan["stage"] or plan["config"], plan["steps"], plan["batch_size"], seconds)
 
 
 def _memory(compiled: Compiled, chip: Chip, memory: float | None) -> dict[str, Any]:

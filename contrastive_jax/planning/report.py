@@ -4,6 +4,9 @@ from typing import Any
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
+
+from contrastive_jax.planning.run_costs import LEFT_OUT
 
 GIB = 2**30
 
@@ -28,8 +31,33 @@ def render(plan: dict[str, Any]) -> Group:
   return Group(table, sent)
 
 
+def render_cost(cost: dict[str, Any]) -> Group:
+  """Writes the table of what a run costs, or its planned part, as `run_costs.cost` returns it."""
+  table = Table(title="What will it cost, at best?", title_justify="left")
+  for column in ("stage", "steps", "pairs", "hours", "chip-hours", "price")[
+    : 5 + (cost["chip_hour_price"] is not None)
+  ]:
+    table.add_column(column, justify="left" if column == "stage" else "right")
+  totals = [{"stage": "together", **cost["total"]}] if len(cost["stages"]) > 1 else []
+  for row in cost["stages"] + totals:
+    numbers = [_short(row[field]) for field in ("hours", "chip_hours", "price") if field in row]
+    table.add_row(row["stage"], f"{row['steps']:,.0f}", _short(row["pairs"]), *numbers)
+  return Group(table, Text(f"Steps at their bound, {LEFT_OUT}."))
+
+
+def _short(amount: int | float | None) -> str:
+  """Writes a number with three digits or all of those before the point; from a million on in millions or billions."""
+  if amount is None:
+    return "unknown"
+  for unit, factor in ((" billion", 1e9), (" million", 1e6)):
+    if amount >= factor:
+      return f"{amount / factor:,.4g}{unit}"
+  return f"{amount:,.0f}" if amount >= 100 else f"{amount:.3g}"
+
+
 def _title(plan: dict[str, Any]) -> str:
-  return f"{plan['config']} on {plan['topology']}: {plan['devices']} x {plan['chip']}"
+  stage = f", stage {plan['stage']}" if plan["stage"] else ""
+  return f"{plan['config']}{stage} on {plan['topology']}: {plan['devices']} x {plan['chip']}"
 
 
 def rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
