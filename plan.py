@@ -46,6 +46,9 @@ STAGE = flags.DEFINE_string(
   None,
   "Stage of a curriculum to plan, by its name; NAME/clip plans its steps on clips. The most costly one if not given.",
 )
+KERNELS = flags.DEFINE_integer(
+  "kernels", 0, "Number of kernels to list, those that take the most time, by where they come from.", lower_bound=0
+)
 SAVE_HLO = flags.DEFINE_string("save_hlo", None, "File that also gets the optimised HLO of the step.")
 
 
@@ -54,6 +57,8 @@ def main() -> None:
   if not TOPOLOGY.value:
     raise UserError(f"--topology is missing: name one such as {', '.join(topologies.FORMS)}")
   topology = topologies.find(TOPOLOGY.value)
+  if KERNELS.value and not topology.chip.flops:
+    raise UserError(f"--kernels={KERNELS.value} needs a chip whose times are known: {topology.name} has none")
   output = paths.file_to_write("--output", OUTPUT.value) if OUTPUT.value else None
   if SAVE_HLO.value:
     paths.file_to_write("--save-hlo", SAVE_HLO.value)
@@ -72,7 +77,7 @@ def attempt(config: ConfigDict, topology: Topology, console: Console) -> dict[st
   if not console.is_terminal:
     console.print(waiting)
   with console.status(waiting):
-    plan, compiled = make_plan(config, topology, memory=memory, stage=STAGE.value)
+    plan, compiled = make_plan(config, topology, memory=memory, stage=STAGE.value, dearest=KERNELS.value)
   if SAVE_HLO.value and compiled.text:
     path = paths.typed("--save-hlo", SAVE_HLO.value)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -25,6 +25,12 @@ _COLLECTIVES = (
   "all-to-all",
   "collective-broadcast",
 )
+KINDS = ("product", "copy", "other")
+# What moves or lays out numbers and computes none.
+_MOVES = {
+  "copy", "copy-start", "copy-done", "transpose", "reshape", "slice", "slice-start", "slice-done", "dynamic-slice",
+  "dynamic-update-slice", "concatenate", "pad", "reverse", "gather", "broadcast",
+}  # fmt: skip
 # These name arrays and move nothing, or their parts are visited one by one.
 _NO_TRAFFIC = {
   "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "after-all",
@@ -67,12 +73,16 @@ class Kernel:
   """A kernel: a fusion, or an instruction by itself.
 
   Attributes:
+    scope: the path of JAX scopes that it came from.
+    kind: "product" when it multiplies matrices, "copy" when it only moves or lays out numbers, else "other".
     runs: number of launches per step.
     flops: floating-point operations of its matrix products, per launch.
     bytes: bytes that it reads and writes, per launch.
     cycles: the compiler's estimate of its cycles, per launch; 0 where there is none.
   """
 
+  scope: str
+  kind: str
   runs: float
   flops: float
   bytes: float
@@ -275,15 +285,29 @@ def _iota(dims: str, order: str | None) -> np.ndarray:
 
 def _kernel(module: Module, visit: Visit) -> Kernel:
   instruction = visit.instruction
-  products = flops_of(visit.computation, instruction)
+  parts = list(_parts(module, visit.computation, instruction))
+  products = sum((flops_of(computation, part) for computation, part in parts), 0.0)
   if instruction.opcode == "fusion":
     inner = module.computations[instruction.called("calls")]
-    products = sum((flops_of(inner, part) for part in inner.instructions.values()), 0.0)
     moved = _fusion_bytes(visit.computation, instruction, inner)
   else:
     moved = _plain_bytes(visit.computation, instruction)
+  opcodes = {part.opcode for _, part in parts}
+  kind = "product" if products else "copy" if opcodes - _NO_TRAFFIC <= _MOVES else "other"
   cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
-  return Kernel(visit.runs, products, moved, float(cycles[1]) if cycles else 0.0)
+  return Kernel(visit.scope, kind, visit.runs, products, moved, float(cycles[1]) if cycles else 0.0)
+
+
+def _parts(
+  module: Module, computation: Computation, instruction: Instruction
+) -> Iterator[tuple[Computation, Instruction]]:
+  """Yields an instruction, or those of a fusion and of the fusions within it, each with its computation."""
+  if instruction.opcode != "fusion":
+    yield computation, instruction
+    return
+  inner = module.computations[instruction.called("calls")]
+  for part in inner.instructions.values():
+    yield from _parts(module, inner, part)
 
 
 def _plain_bytes(computation: Computation, instruction: Instruction) -> float:

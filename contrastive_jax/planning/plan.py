@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from contrastive_jax.planning import costs, hlo
+from contrastive_jax.planning import costs, hlo, kernels
 from contrastive_jax.planning.compiling import Compiled, compile_step, device_bytes
 from contrastive_jax.planning.topologies import Chip, Topology
 from contrastive_jax.training.run import Run
@@ -21,7 +21,12 @@ _HAND_WRITTEN = re.compile(r'custom_call_target="(?:tpu_custom_call|__gpu\$xla\.
 
 
 def make_plan(
-  config: ConfigDict, topology: Topology, *, memory: float | None = None, stage: str | None = None
+  config: ConfigDict,
+  topology: Topology,
+  *,
+  memory: float | None = None,
+  stage: str | None = None,
+  dearest: int = 0,
 ) -> tuple[dict[str, Any], Compiled]:
   """Compiles a config's step and reads its needs and costs off the result.
 
@@ -30,6 +35,7 @@ def make_plan(
     topology: the devices to compile for.
     memory: bytes of memory of a device, if not the chip's.
     stage: name of a kind of batch, as `compiling.kinds_of_batch` lists them; None is the most costly one.
+    dearest: number of kernels to list, by the time that they take.
 
   Returns:
     The plan, whose fields docs/scaling.md explains, and the compiled step that it was read from.
@@ -60,7 +66,7 @@ def make_plan(
     "compile_seconds": compiled.seconds,
   }
   if compiled.text:
-    plan.update(_costs(topology, compiled))
+    plan.update(_costs(topology, compiled, dearest))
   return plan, compiled
 
 
@@ -72,7 +78,7 @@ def _memory(compiled: Compiled, chip: Chip, memory: float | None) -> dict[str, A
   return {**known, "peak_bytes": compiled.peak, "chip_bytes": has or None, "reserve_bytes": chip.reserve, **parts}
 
 
-def _costs(topology: Topology, compiled: Compiled) -> dict[str, Any]:
+def _costs(topology: Topology, compiled: Compiled, dearest: int) -> dict[str, Any]:
   found = costs.analyse(hlo.parse(compiled.text), topology.link)
   # A backward pass costs two forward passes.
   model_flops = 3 * compiled.forward_flops
@@ -102,6 +108,7 @@ def _costs(topology: Topology, compiled: Compiled) -> dict[str, Any]:
     # Neither compiler says what a hand-written kernel costs: attention in long rows.
     "kernels_not_counted": len(_HAND_WRITTEN.findall(compiled.text)),
     "time": _time(compiled.batch.pairs, topology, found, model_flops),
+    "kernels": kernels.dearest(found, topology.chip, dearest) if topology.chip.flops else [],
   }
 
 
@@ -110,16 +117,13 @@ def _time(pairs: int, topology: Topology, found: costs.Costs, model_flops: float
   chip = topology.chip
   if not chip.flops:
     return {"estimate": None}
-  if chip.clock:
-    source, computing = CYCLES, found.cycles / chip.clock
-  else:
-    source = ROOFLINE
-    computing = sum(k.runs * max(k.flops / chip.flops, k.bytes / chip.bandwidth) for k in found.kernels)
+  computing = sum(kernels.seconds(kernel, chip) for kernel in found.kernels)
   sending = sum(sent.seconds for sent in found.collectives)
   step = max(computing, sending)
   return {
-    "estimate": source,
+    "estimate": CYCLES if chip.clock else ROOFLINE,
     "computing_seconds": computing,
+    "computing_shares": kernels.shares(found, chip),
     "sending_seconds": sending,
     "step_seconds": step,
     "pairs_per_second": pairs / step,
