@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
@@ -87,10 +88,26 @@ def fuse_heads(parts: list[Any], heads: int) -> Any:
   return joined.reshape(*parts[0].shape[:-1], -1)
 
 
+def by_head(fused: Any, heads: int, parts: int) -> list[Any]:
+  """Returns the kernels or biases `[..., heads, head_dim]` of the several projections that `fuse_heads` joined."""
+  split = fused.reshape(*fused.shape[:-1], heads, parts, -1)
+  return [split[..., part, :] for part in range(parts)]
+
+
 def split_heads(fused: Any, heads: int, parts: int) -> list[Any]:
   """Undoes `fuse_heads`: returns the kernels or biases of the several projections."""
-  split = fused.reshape(*fused.shape[:-1], heads, parts, -1)
-  return [split[..., part, :].reshape(*fused.shape[:-1], -1) for part in range(parts)]
+  return [part.reshape(*fused.shape[:-1], -1) for part in by_head(fused, heads, parts)]
+
+
+def project(layer: Linear, x: Float[Array, "... width"], heads: int, parts: int) -> list[Float[Array, "..."]]:
+  """Applies the several projections that a layer holds, fused: a list of `[..., heads, head_dim]`.
+
+  They are a product each: a TPU pays more for cutting one apart than for the products.
+  """
+  kernels = by_head(layer.kernel[...], heads, parts)
+  biases = [None] * parts if layer.bias is None else by_head(layer.bias[...], heads, parts)
+  axes = (*layer.axes, None)
+  return [linear(x, kernel, bias, axes, layer.dtype) for kernel, bias in zip(kernels, biases, strict=True)]
 
 
 class SelfAttention(nnx.Module):
@@ -120,6 +137,7 @@ class SelfAttention(nnx.Module):
     self.q_norm = Norm(features, kind="rmsnorm", eps=config.norm_eps, make=make) if features else None
     self.k_norm = Norm(features, kind="rmsnorm", eps=config.norm_eps, make=make) if features else None
 
+  @jax.named_scope("attention")
   def __call__(
     self,
     x: Float[Array, "rows length width"],
@@ -136,25 +154,22 @@ class SelfAttention(nnx.Module):
       segment_ids: the segment of each token, which sees the tokens of its own segment.
       angles: the rotary angles of each token, as `positions.rope_angles` makes them.
     """
-    rows, length, width = x.shape
-    # Three products: a TPU pays more for cutting one apart than for the products.
-    kernels = split_heads(self.qkv.kernel[...], self.config.heads, 3)
-    biases = split_heads(self.qkv.bias[...], self.config.heads, 3) if self.qkv.bias is not None else [None] * 3
-    q, k, v = (
-      linear(x, kernel, bias, self.qkv.axes, self.qkv.dtype).reshape(rows, length, self.config.heads, -1)
-      for kernel, bias in zip(kernels, biases, strict=True)
-    )
+    with jax.named_scope("qkv"):
+      q, k, v = project(self.qkv, x, self.config.heads, 3)
     if self.config.qk_norm == "head":
       q, k = self.q_norm(q), self.k_norm(k)
     if angles is not None:
       q, k = rotate(q, angles), rotate(k, angles)
     if self.config.qk_norm == "full":
-      q, k = (
-        norm(part.reshape(rows, length, width)).reshape(part.shape)
-        for norm, part in ((self.q_norm, q), (self.k_norm, k))
-      )
+      q, k = (norm(part.reshape(x.shape)).reshape(part.shape) for norm, part in ((self.q_norm, q), (self.k_norm, k)))
+    q, k, v = (checkpoint_name(part, "qkv") for part in (q, k, v))
     sigmoid_length = self.config.attention_length if self.config.attention == "sigmoid" else 0
-    mixed = attend(
-      q, k, v, causal=self.config.causal, mask=mask, segment_ids=segment_ids, sigmoid_length=sigmoid_length
-    )
-    return self.out(mixed.reshape(rows, length, width))
+    with jax.named_scope("attend"):
+      mixed = attend(
+        q, k, v, causal=self.config.causal, mask=mask, segment_ids=segment_ids, sigmoid_length=sigmoid_length
+      )
+    mixed = checkpoint_name(mixed, "mix")
+    kernel = self.out.kernel[...].reshape(*mixed.shape[2:], -1)
+    bias = None if self.out.bias is None else self.out.bias[...]
+    with jax.named_scope("out"):
+      return linear(mixed, kernel, bias, ("heads", None, "embed"), self.out.dtype, over=2)

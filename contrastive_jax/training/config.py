@@ -19,6 +19,7 @@ from contrastive_jax.training.ranges import check_ranges
 # What may differ when a run is resumed: where and how it runs and what it reports, not what it computes.
 _FREE_ON_RESUME = (
   "mesh.",
+  *(f"model.{tower}.transformer.{name}" for tower in ("image", "text") for name in ("remat", "unroll")),
   "accumulation",
   "log_",
   "checkpoint_",
