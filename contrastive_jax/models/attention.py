@@ -10,11 +10,13 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from contrastive_jax.models.attention_kernels import by_platform
+from contrastive_jax.models.attention_rows import LONGEST, attend_in_rows
 from contrastive_jax.models.attention_xla import blockwise, dense
 from contrastive_jax.models.config import TransformerConfig
 from contrastive_jax.models.layers import Linear, Norm, ParameterMaker, kernel_init, linear
 from contrastive_jax.models.positions import rotate
 from contrastive_jax.parallel.mesh import BATCH_AXES
+from contrastive_jax.parallel.placement import platform
 
 # Tokens of the longest row whose logits are held at once.
 DENSE_LENGTH = 1024
@@ -45,8 +47,9 @@ def attend(
   Returns:
     The weighted mean (with a sigmoid: the weighted sum) of the values that each token sees.
 
-  The logits of rows of up to `DENSE_LENGTH` tokens exist all at once. Longer rows take memory linear in their length:
-  they run in the kernel of the platform, or block by block in XLA where there is none (CPU, `mask`, sigmoid).
+  The logits of rows of up to `DENSE_LENGTH` tokens exist all at once, on a TPU within a kernel if it can. Longer rows
+  take memory linear in their length: they run in the kernel of the platform, or block by block in XLA where there is
+  none (CPU, `mask`, sigmoid).
 
   Examples:
     >>> q = k = jnp.zeros((1, 3, 1, 2))  # Equal logits: each token takes the mean of what it sees.
@@ -57,10 +60,16 @@ def attend(
     [2.0, 2.0, 8.0]
   """
   rules = {"causal": causal, "sigmoid_length": sigmoid_length}
-  if queries.shape[1] <= DENSE_LENGTH:
+  length, heads = queries.shape[1:3]
+  in_rows = runs_in_rows(length, mask, sigmoid_length)
+  if length <= DENSE_LENGTH and not in_rows:
     return dense(queries, keys, values, mask=mask, segment_ids=segment_ids, **rules)
 
   def attend_rows(queries, keys, values, mask, segment_ids):
+    if in_rows:
+      flat = (part.reshape(*part.shape[:2], -1) for part in (queries, keys, values))
+      mixed = attend_in_rows(*flat, segment_ids, queries.shape[2], causal)
+      return mixed.reshape(queries.shape)
     if mask is not None or sigmoid_length:
       return blockwise(queries, keys, values, mask=mask, segment_ids=segment_ids, **rules)
     return by_platform(queries, keys, values, causal=causal, segment_ids=segment_ids)
@@ -70,12 +79,16 @@ def attend(
     return attend_rows(queries, keys, values, mask, segment_ids)
   # The partitioner cannot take a kernel apart, and would gather the rows that a loop over blocks passes through.
   rows = PartitionSpec(BATCH_AXES)
-  heads = "tensor" if queries.shape[2] % mesh.shape["tensor"] == 0 else None
-  tokens = PartitionSpec(BATCH_AXES, None, heads)
+  tokens = PartitionSpec(BATCH_AXES, None, "tensor" if heads % mesh.shape["tensor"] == 0 else None)
   split = jax.shard_map(
     attend_rows, mesh=mesh, in_specs=(tokens, tokens, tokens, rows, rows), out_specs=tokens, check_vma=False
   )
   return split(queries, keys, values, mask, segment_ids)
+
+
+def runs_in_rows(length: int, mask: Any, sigmoid_length: int) -> bool:
+  """Says whether rows are short enough for the kernel that `attend` has for them, and follow rules that it knows."""
+  return platform() == "tpu" and length <= LONGEST and mask is None and not sigmoid_length
 
 
 def fuse_heads(parts: list[Any], heads: int) -> Any:
@@ -99,14 +112,26 @@ def split_heads(fused: Any, heads: int, parts: int) -> list[Any]:
   return [part.reshape(*fused.shape[:-1], -1) for part in by_head(fused, heads, parts)]
 
 
-def project(layer: Linear, x: Float[Array, "... width"], heads: int, parts: int) -> list[Float[Array, "..."]]:
-  """Applies the several projections that a layer holds, fused: a list of `[..., heads, head_dim]`.
+def project(
+  layer: Linear, x: Float[Array, "... width"], heads: int, parts: int, *, side_by_side: bool = False
+) -> list[Float[Array, "..."]]:
+  """Applies the several projections that a layer holds, fused.
 
   They are a product each: a TPU pays more for cutting one apart than for the products.
+
+  Args:
+    layer: the fused projections.
+    x: the features of each token.
+    heads: number of heads.
+    parts: number of projections.
+    side_by_side: whether the features of all heads become one axis.
+
+  Returns:
+    Of each projection `[..., heads, head_dim]`, or `[..., heads * head_dim]`.
   """
-  kernels = by_head(layer.kernel[...], heads, parts)
-  biases = [None] * parts if layer.bias is None else by_head(layer.bias[...], heads, parts)
-  axes = (*layer.axes, None)
+  split, axes = (split_heads, layer.axes) if side_by_side else (by_head, (*layer.axes, None))
+  kernels = split(layer.kernel[...], heads, parts)
+  biases = [None] * parts if layer.bias is None else split(layer.bias[...], heads, parts)
   return [linear(x, kernel, bias, axes, layer.dtype) for kernel, bias in zip(kernels, biases, strict=True)]
 
 
@@ -154,22 +179,26 @@ class SelfAttention(nnx.Module):
       segment_ids: the segment of each token, which sees the tokens of its own segment.
       angles: the rotary angles of each token, as `positions.rope_angles` makes them.
     """
+    rows, length, width = x.shape
+    sigmoid_length = self.config.attention_length if self.config.attention == "sigmoid" else 0
+    # As the kernel for short rows reads and writes heads, so that nothing moves them between it and the projections.
+    side_by_side = runs_in_rows(length, mask, sigmoid_length)
     with jax.named_scope("qkv"):
-      q, k, v = project(self.qkv, x, self.config.heads, 3)
+      projected = project(self.qkv, x, self.config.heads, 3, side_by_side=side_by_side)
+    q, k, v = (checkpoint_name(part, "qkv").reshape(rows, length, self.config.heads, -1) for part in projected)
     if self.config.qk_norm == "head":
       q, k = self.q_norm(q), self.k_norm(k)
     if angles is not None:
       q, k = rotate(q, angles), rotate(k, angles)
     if self.config.qk_norm == "full":
       q, k = (norm(part.reshape(x.shape)).reshape(part.shape) for norm, part in ((self.q_norm, q), (self.k_norm, k)))
-    q, k, v = (checkpoint_name(part, "qkv") for part in (q, k, v))
-    sigmoid_length = self.config.attention_length if self.config.attention == "sigmoid" else 0
     with jax.named_scope("attend"):
       mixed = attend(
         q, k, v, causal=self.config.causal, mask=mask, segment_ids=segment_ids, sigmoid_length=sigmoid_length
       )
-    mixed = checkpoint_name(mixed, "mix")
-    kernel = self.out.kernel[...].reshape(*mixed.shape[2:], -1)
-    bias = None if self.out.bias is None else self.out.bias[...]
+    mixed = checkpoint_name(mixed.reshape(rows, length, width) if side_by_side else mixed, "mix")
     with jax.named_scope("out"):
-      return linear(mixed, kernel, bias, ("heads", None, "embed"), self.out.dtype, over=2)
+      if side_by_side:
+        return self.out(mixed)
+      kernel = self.out.kernel[...].reshape(*mixed.shape[2:], width)
+      return linear(mixed, kernel, self.out.bias[...], ("heads", None, "embed"), self.out.dtype, over=2)

@@ -72,9 +72,9 @@ class TransformerConfig:
     causal: whether a token sees only itself and earlier ones.
     rope: "2d" rotates queries and keys by the patch coordinates (y, x), "3d" by (t, y, x).
     remat: the part of a block that the backward pass computes again: "full" is all of it, "dots" all but its matrix
-      products, "none" nothing. Or what it keeps instead, joined by "+": "qkv" (queries, keys, values), "mix" (what
-      attention makes of them), "stream" (the tokens between attention and MLP), "mlp" (its features before the
-      activation); with all four it computes no matrix product again but the logits of attention.
+      products, "none" nothing. Or what it keeps instead, joined by "+": "qkv" (queries, keys and values as projected),
+      "mix" (what attention makes of them), "stream" (the tokens between attention and MLP), "mlp" (its features before
+      the activation); with all four it computes no matrix product again but the logits of attention.
     unroll: number of blocks in one turn of the loop over depth. With `depth` or more there is no loop, which compiles
       longer and runs faster.
     init: "clip" (normal; residual branches scaled by depth) or "xavier" (big_vision, SigLIP).

@@ -16,6 +16,9 @@ Link = Callable[[list[int]], float]
 # The named scopes of the train step; forward and backward passes count together.
 PARTS = ("towers", "loss", "optimizer", "other")
 _PART = re.compile(r"\b(towers|loss|optimizer)\b")
+# What a hand-written kernel says of itself.
+_ESTIMATE = re.compile(r'"cost_estimate":\{"flops":"(\d+)"')
+_HAND_WRITTEN = re.compile(r'custom_call_target="(?:tpu_custom_call|__gpu\$xla\.gpu\.triton)"')
 _IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
 _COLLECTIVES = (
   "all-gather",
@@ -98,12 +101,15 @@ class Costs:
     flops_by_dtype: floating-point operations of matrix products, by (part, element type of the first operand).
     collectives: the collectives, by kind and part.
     kernels: all kernels that run.
+    not_counted: number of hand-written kernels in the program that do not say what they compute, such as those of long
+      rows; neither compiler says it for them.
   """
 
   flops: dict[str, float]
   flops_by_dtype: dict[tuple[str, str], float]
   collectives: list[Collective]
   kernels: list[Kernel]
+  not_counted: int = 0
 
   @property
   def cycles(self) -> float:
@@ -127,7 +133,7 @@ def analyse(module: Module, link: Link = lambda group: math.inf) -> Costs:
   flops, by_dtype = collections.Counter(), collections.Counter()
   collectives: dict[tuple[str, str], Collective] = {}
   kernels: list[Kernel] = []
-  seen = set()
+  seen, not_counted = set(), 0
   for visit in module.visits():
     part = part_of(visit.scope)
     products = flops_of(visit.computation, visit.instruction)
@@ -135,6 +141,7 @@ def analyse(module: Module, link: Link = lambda group: math.inf) -> Costs:
       flops[part] += visit.runs * products
       dtype = visit.computation.operand(visit.instruction, 0).shapes[0].dtype
       by_dtype[part, dtype] += visit.runs * products
+    not_counted += not products and _HAND_WRITTEN.search(visit.instruction.attributes) is not None
     sent = _collective(module, visit, part, link)
     if sent is not None and not _is_copy(visit, sent.kind, seen):
       key = sent.kind, part
@@ -142,7 +149,7 @@ def analyse(module: Module, link: Link = lambda group: math.inf) -> Costs:
     if not visit.fused and visit.instruction.opcode not in _NO_TRAFFIC and sent is None:
       kernels.append(_kernel(module, visit))
   ordered = sorted(collectives.values(), key=lambda collective: -collective.bytes)
-  return Costs(dict(flops), dict(by_dtype), ordered, kernels)
+  return Costs(dict(flops), dict(by_dtype), ordered, kernels, not_counted)
 
 
 def flops_of(computation: Computation, instruction: Instruction) -> float:
@@ -155,6 +162,8 @@ def flops_of(computation: Computation, instruction: Instruction) -> float:
     )
   if instruction.opcode == "convolution":
     return _convolution_flops(computation, instruction)
+  if instruction.opcode == "custom-call" and (said := _ESTIMATE.search(instruction.attributes)):
+    return float(said[1])
   if instruction.opcode == "custom-call" and "dot_dimension_numbers" in instruction.attributes:
     found = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes)
     contracting = [int(value) for value in re.findall(r"\d+", found[1])]

@@ -15,12 +15,15 @@ _ADDED = {"", "while", "body", "closed_call", "checkpoint", "rematted_computatio
 def seconds(kernel: Kernel, chip: Chip) -> float:
   """Returns the duration of all runs of a kernel.
 
-  On a TPU it is what the compiler expects. Elsewhere it is the longer of the kernel's arithmetic at peak and its memory
-  traffic at full bandwidth.
+  On a TPU it is what the compiler expects; of a hand-written kernel, of which it expects nothing, the arithmetic at
+  peak and then the memory traffic at full bandwidth. Elsewhere the two overlap: it is the longer of them.
   """
-  if chip.clock:
-    return kernel.runs * kernel.cycles / chip.clock
-  return kernel.runs * max(kernel.flops / chip.flops, kernel.bytes / chip.bandwidth)
+  arithmetic, traffic = kernel.flops / chip.flops, kernel.bytes / chip.bandwidth
+  if not chip.clock:
+    return kernel.runs * max(arithmetic, traffic)
+  if kernel.flops and not kernel.cycles:
+    return kernel.runs * (arithmetic + traffic)
+  return kernel.runs * kernel.cycles / chip.clock
 
 
 def shares(found: Costs, chip: Chip) -> dict[str, float]:
@@ -67,11 +70,9 @@ def pass_of(scope: str) -> str:
 
 
 def named(scope: str) -> str:
-  """Returns a path of scopes without what the transformations of JAX add to it.
+  """Returns a path of scopes without what JAX adds to it.
 
-  Examples:
-    >>> named("jit(update)/transpose(jvp(towers))/while/body/checkpoint/mlp/dot_general")
-    'towers/mlp/dot_general'
+  "jit(update)/transpose(jvp(towers))/while/body/checkpoint/mlp/dot_general" becomes "towers/mlp/dot_general".
   """
   _, _, path = scope.partition("/")
   while _WRAPPED.search(path):

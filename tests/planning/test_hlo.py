@@ -123,6 +123,23 @@ def test_equal_kernels_are_one_row_and_shares_add_up():
   assert kernels.shares(found, chip) == pytest.approx({"product": 0.4, "copy": 0.6, "other": 0.0})
 
 
+CUSTOM = """HloModule m, num_partitions=1
+ENTRY %main (a: bf16[8,4]) -> bf16[8,4] {
+  %a = bf16[8,4] parameter(0)
+  %b = bf16[8,4] custom-call(%a), custom_call_target="tpu_custom_call", config={"cost_estimate":{"flops":"5000"}}
+  ROOT %c = bf16[8,4] custom-call(%b), custom_call_target="tpu_custom_call"
+}
+"""
+
+
+def test_hand_written_kernels_count_what_they_say():
+  found = costs.analyse(hlo.parse(CUSTOM))
+  assert sum(found.flops.values()) == 5000 and found.not_counted == 1
+  chip = topologies.Chip("chip", 1.0, 0.0, flops=1e6, bandwidth=1e5, link=1.0, clock=1e9)
+  # Arithmetic, then the traffic of reading and writing 64 bytes.
+  assert kernels.seconds(found.kernels[0], chip) == pytest.approx(5000 / 1e6 + 128 / 1e5)
+
+
 LOOP = """HloModule m, num_partitions=8
 %body (p: (u32[], f32[4,4])) -> (u32[], f32[4,4]) {
   %p = (u32[], f32[4,4]) parameter(0)
