@@ -25,7 +25,7 @@ from contrastive_jax.errors import UserError
 from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.planning import report, topologies
 from contrastive_jax.planning.plan import make_plan
-from contrastive_jax.planning.search import batch_to_search, find_max_batch
+from contrastive_jax.planning.search import batch_to_search, find_max_batch, find_remat, with_remat
 from contrastive_jax.planning.topologies import Topology
 
 CONFIG = cli.define_config("What to plan, such as configs/siglip_b16.py.")
@@ -40,6 +40,11 @@ MEMORY = flags.DEFINE_float(
 )
 FIND_MAX_BATCH = flags.DEFINE_bool(
   "find_max_batch", False, "Search for the largest batch_size that fits, or with --stage that of a stage."
+)
+FIND_REMAT = flags.DEFINE_bool(
+  "find_remat",
+  False,
+  "Search for what the backward pass should keep and for whether to loop over depth.",
 )
 STAGE = flags.DEFINE_string(
   "stage",
@@ -63,7 +68,10 @@ def main() -> None:
   if SAVE_HLO.value:
     paths.file_to_write("--save-hlo", SAVE_HLO.value)
   console = Console()
-  plan = (search if FIND_MAX_BATCH.value else attempt)(config, topology, console)
+  if FIND_MAX_BATCH.value and FIND_REMAT.value:
+    raise UserError("--find_max_batch and --find_remat are two searches: choose one")
+  find = search if FIND_MAX_BATCH.value else search_remat if FIND_REMAT.value else attempt
+  plan = find(config, topology, console)
   console.print(report.render(plan))
   if output:
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -98,6 +106,22 @@ def search(config: ConfigDict, topology: Topology, console: Console) -> dict[str
     return plan
 
   plan, tried = find_max_batch(plan_of, unit, start)
+  return {**plan, "tried": tried}
+
+
+def search_remat(config: ConfigDict, topology: Topology, console: Console) -> dict[str, Any]:
+  """The plan of the fastest way to run the blocks that fits, with all that was tried."""
+  if not (topology.chip.flops and (MEMORY.value or topology.chip.memory)):
+    raise UserError(f"--find_remat needs a chip whose memory and times are known: {topology.name} has none")
+
+  def plan_of(remat: str, looped: bool) -> dict[str, Any]:
+    plan = attempt(with_remat(config, remat, looped=looped), topology, console)
+    taken = f", {1e3 * plan['time']['step_seconds']:.0f} ms" if "time" in plan else ""
+    way = f"remat='{remat}', {'a loop over depth' if looped else 'no loop'}"
+    console.print(f"{way}: {report.verdict(plan['memory'])}{taken}, compiled in {plan['compile_seconds']:.0f} s")
+    return plan
+
+  plan, tried = find_remat(plan_of)
   return {**plan, "tried": tried}
 
 
