@@ -132,7 +132,29 @@ def project(
   split, axes = (split_heads, layer.axes) if side_by_side else (by_head, (*layer.axes, None))
   kernels = split(layer.kernel[...], heads, parts)
   biases = [None] * parts if layer.bias is None else split(layer.bias[...], heads, parts)
+  if side_by_side and layer.bias is not None:
+    products = (linear(x, kernel, None, axes, layer.dtype) for kernel in kernels)
+    return [_with_bias(product, bias) for product, bias in zip(products, biases, strict=True)]
   return [linear(x, kernel, bias, axes, layer.dtype) for kernel, bias in zip(kernels, biases, strict=True)]
+
+
+@jax.custom_vjp
+def _with_bias(x: Float[Array, "rows length width"], bias: Float[Array, "width"]) -> Float[Array, "rows length width"]:
+  """Adds a bias whose gradient is a matrix product with ones.
+
+  A TPU takes twenty times as long for the sum over tokens, unless it is part of the kernel that makes what is summed.
+  """
+  return x + bias.astype(x.dtype)
+
+
+def _with_bias_backward(_, cotangent):
+  # As many rows of ones as a tile has: the compiler would turn a single one into the sum.
+  ones = jnp.ones((8, *cotangent.shape[:2]), cotangent.dtype)
+  exact = {"precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
+  return cotangent, jnp.einsum("orl,rlw->ow", ones, cotangent, **exact)[0]
+
+
+_with_bias.defvjp(lambda x, bias: (_with_bias(x, bias), None), _with_bias_backward)
 
 
 class SelfAttention(nnx.Module):

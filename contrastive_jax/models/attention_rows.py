@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int
 
 from contrastive_jax.models.attention_xla import MASKED
 
-# Tokens of the longest row whose heads are unrolled in the kernel.
-LONGEST = 512
+# Tokens of the longest row whose logits, of several heads at a time, fit fast memory.
+LONGEST = 384
 _LANES = 128
 # Bytes of fast memory that every kernel may take.
 _MEMORY = 2**24
@@ -106,8 +106,8 @@ def _call(
   moved = (len(parts) + outputs) * parts[0].size * parts[0].dtype.itemsize
   # What the matrix units spend, which multiply whole tiles.
   full = math.ceil(length / _LANES) * _LANES
-  # Each array twice, one being read or written while the other is used, and what a head makes of its logits.
-  held = 2 * moved // rows + 16 * 4 * length * full
+  # Each array twice, one being read or written while the other is used, and what heads make of their logits.
+  held = 2 * moved // rows + 48 * 4 * length * full
   lanes = sum(window.stop - window.start for window, _ in _windows(width, heads))
   call = pl.pallas_call(
     functools.partial(kernel, segmented=segment_ids is not None),

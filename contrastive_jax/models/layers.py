@@ -102,15 +102,17 @@ def linear(
     The features `[..., *features_out]`.
   """
   x, kernel = x.astype(dtype), gathered(kernel.astype(dtype), axes)
-  if platform() == "cpu":
-    # One matrix product over all tokens: XLA's CPU backend is slow at the gradients of batched ones.
-    features = math.prod(kernel.shape[:over])
-    y = x.reshape(-1, features) @ kernel.reshape(features, -1)
-    y = y.reshape(*x.shape[: x.ndim - over], *kernel.shape[over:])
-  else:
+  bias = None if bias is None else bias.astype(dtype)
+  if platform() == "tpu":
     # A TPU fills each row up to whole tiles, so that flattening rows would copy them.
     y = jnp.tensordot(x, kernel, over)
-  return y if bias is None else y + bias.astype(dtype)
+    return y if bias is None else y + bias
+  # One matrix product over all tokens: XLA's CPU backend is slow at the gradients of batched ones.
+  features = math.prod(kernel.shape[:over])
+  y = x.reshape(-1, features) @ kernel.reshape(features, -1)
+  if bias is not None:
+    y = y + bias.reshape(-1)
+  return y.reshape(*x.shape[: x.ndim - over], *kernel.shape[over:])
 
 
 def make_projection(

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import pytest
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
-from contrastive_jax.models import attention_xla, layers
+from contrastive_jax.models import attention, attention_rows, attention_xla, layers
 from contrastive_jax.models.config import TransformerConfig
 from contrastive_jax.models.layers import ParameterMaker, drop_path, dropout
 from contrastive_jax.models.transformer import Block, Transformer
@@ -63,9 +64,12 @@ def test_loops_and_remat_equal_blocks_one_after_the_other(remat, unroll, stack, 
   _same(_value_and_grad(run, params, x), unrolled)
 
 
-def test_products_as_on_a_tpu_equal_those_over_flattened_rows(stack, unrolled, monkeypatch):
-  monkeypatch.setattr(layers, "platform", lambda: "tpu")
-  monkeypatch.setattr(attention_xla, "platform", lambda: "tpu")
+@pytest.mark.parametrize("in_rows", [False, True])
+def test_blocks_as_on_a_tpu_equal_those_over_flattened_rows(in_rows, stack, unrolled, monkeypatch):
+  for module in (layers, attention_xla, attention):
+    monkeypatch.setattr(module, "platform", lambda: "tpu")
+  monkeypatch.setattr(attention, "LONGEST", 384 if in_rows else 0)
+  monkeypatch.setattr(attention, "attend_in_rows", functools.partial(attention_rows.attend_in_rows, interpret=True))
   monkeypatch.setattr(attention_xla, "_FEW_KEYS", 0)
   _, params, x = stack
   _same(_value_and_grad(_of(dataclasses.replace(CONFIG, unroll=4)), params, x), unrolled)
