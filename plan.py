@@ -27,7 +27,7 @@ from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.planning import report, run_costs, topologies
 from contrastive_jax.planning.compiling import kinds_of_batch
 from contrastive_jax.planning.plan import make_plan, steps_in
-from contrastive_jax.planning.search import batch_to_search, find_max_batch
+from contrastive_jax.planning.search import batch_to_search, find_max_batch, find_remat, with_remat
 from contrastive_jax.planning.topologies import Topology
 from contrastive_jax.training.run import Run
 
@@ -44,6 +44,11 @@ MEMORY = flags.DEFINE_float(
 FIND_MAX_BATCH = flags.DEFINE_bool(
   "find_max_batch", False, "Search for the largest batch_size that fits, or with --stage that of a stage."
 )
+FIND_REMAT = flags.DEFINE_bool(
+  "find_remat",
+  False,
+  "Search for what the backward pass should keep and for whether to loop over depth.",
+)
 STAGE = flags.DEFINE_string(
   "stage",
   None,
@@ -55,6 +60,9 @@ ALL_STAGES = flags.DEFINE_bool(
 PRICE = flags.DEFINE_float(
   "price", None, "Price of an hour of one chip, in any currency, to tell what the run costs at best.", lower_bound=0.0
 )
+KERNELS = flags.DEFINE_integer(
+  "kernels", 0, "Number of kernels to list, those that take the most time, by where they come from.", lower_bound=0
+)
 SAVE_HLO = flags.DEFINE_string("save_hlo", None, "File that also gets the optimised HLO of the step.")
 
 
@@ -63,14 +71,18 @@ def main() -> None:
   if not TOPOLOGY.value:
     raise UserError(f"--topology is missing: name one such as {', '.join(topologies.FORMS)}")
   topology = topologies.find(TOPOLOGY.value)
+  if KERNELS.value and not topology.chip.flops:
+    raise UserError(f"--kernels={KERNELS.value} needs a chip whose times are known: {topology.name} has none")
   output = paths.file_to_write("--output", OUTPUT.value) if OUTPUT.value else None
   if SAVE_HLO.value:
     paths.file_to_write("--save-hlo", SAVE_HLO.value)
   console = Console()
-  if ALL_STAGES.value:
-    plan = all_stages(config, topology, console)
-  else:
-    plan = (search if FIND_MAX_BATCH.value else attempt)(config, topology, console)
+  searches = {"find_max_batch": search, "find_remat": search_remat, "all_stages": all_stages}
+  asked = [name for name in searches if getattr(flags.FLAGS, name)]
+  if len(asked) > 1:
+    raise UserError(f"--{asked[0]} and --{asked[1]} make several plans each: choose one")
+  plan = searches[asked[0]](config, topology, console) if asked else attempt(config, topology, console)
+  if not ALL_STAGES.value:
     plan["cost"] = run_costs.cost([steps_in(plan)], topology.device_count, PRICE.value)
     console.print(report.render(plan))
   console.print(report.render_cost(plan["cost"]))
@@ -103,7 +115,7 @@ def attempt(config: ConfigDict, topology: Topology, console: Console, stage: str
   if not console.is_terminal:
     console.print(waiting)
   with console.status(waiting):
-    plan, compiled = make_plan(config, topology, memory=memory, stage=stage)
+    plan, compiled = make_plan(config, topology, memory=memory, stage=stage, dearest=KERNELS.value)
   if SAVE_HLO.value and compiled.text:
     path = paths.typed("--save-hlo", SAVE_HLO.value)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,6 +136,22 @@ def search(config: ConfigDict, topology: Topology, console: Console) -> dict[str
     return plan
 
   plan, tried = find_max_batch(plan_of, unit, start)
+  return {**plan, "tried": tried}
+
+
+def search_remat(config: ConfigDict, topology: Topology, console: Console) -> dict[str, Any]:
+  """The plan of the fastest way to run the blocks that fits, with all that was tried."""
+  if not (topology.chip.flops and (MEMORY.value or topology.chip.memory)):
+    raise UserError(f"--find_remat needs a chip whose memory and times are known: {topology.name} has none")
+
+  def plan_of(remat: str, looped: bool) -> dict[str, Any]:
+    plan = attempt(with_remat(config, remat, looped=looped), topology, console)
+    taken = f", {1e3 * plan['time']['step_seconds']:.0f} ms" if "time" in plan else ""
+    way = f"remat='{remat}', {'a loop over depth' if looped else 'no loop'}"
+    console.print(f"{way}: {report.verdict(plan['memory'])}{taken}, compiled in {plan['compile_seconds']:.0f} s")
+    return plan
+
+  plan, tried = find_remat(plan_of)
   return {**plan, "tried": tried}
 
 

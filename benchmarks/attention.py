@@ -8,7 +8,7 @@
 One layer's attention, 16 heads of 80 features (UniViTAR 0.6B): softmax by the kernel of the platform, sigmoid block by
 block. Temporaries are what the compiler reserves in a device's main memory beyond inputs and gradients; with one row a
 device, a TPU keeps much of a short row on the chip. Rows that are short enough for dense attention are unpacked images:
-the TPU compiler's cycles beside those of `jax.nn.dot_product_attention`, rematerialised as the towers are. On a CPU,
+what `plan.py` expects beside that of `jax.nn.dot_product_attention`, rematerialised as the towers are. On a CPU,
 dense attention and blocks take turns; only the ratio of one invocation means anything.
 """
 
@@ -33,7 +33,7 @@ from benchmarks.timing import taking_turns
 from contrastive_jax.models.attention import DENSE_LENGTH, attend
 from contrastive_jax.models.attention_xla import blockwise, dense
 from contrastive_jax.parallel.mesh import MeshSpec, batch_sharding
-from contrastive_jax.planning import costs, hlo, topologies
+from contrastive_jax.planning import costs, hlo, kernels, topologies
 
 _TOPOLOGY = flags.DEFINE_string("topology", "", "Devices to compile for; none times this machine's CPU.")
 _ROWS = flags.DEFINE_integer("rows", 4, "Rows a device, where it is compiled.")
@@ -91,10 +91,13 @@ def report_cycles(topology: topologies.Topology, length: int) -> None:
     return jax.nn.dot_product_attention(queries, keys, values, implementation="xla")
 
   programs = [compiled(topology, length, jax.checkpoint(each), packed=False) for each in (attend, of_jax)]
-  ours, theirs = (costs.analyse(hlo.parse(program.as_text())).cycles for program in programs)
+  ours, theirs = (
+    sum(kernels.seconds(kernel, topology.chip) for kernel in costs.analyse(hlo.parse(program.as_text())).kernels)
+    for program in programs
+  )
   print(
-    f"{topology.name:8} {length:6} tokens: {ours:,.0f} cycles, jax.nn.dot_product_attention {theirs:,.0f};"
-    f" cycles over its {ours / theirs:.2f}x",
+    f"{topology.name:8} {length:6} tokens: {1e3 * ours:.2f} ms, jax.nn.dot_product_attention {1e3 * theirs:.2f} ms;"
+    f" time over its {ours / theirs:.2f}x",
     flush=True,
   )
 

@@ -20,6 +20,9 @@ from ml_collections import ConfigDict
 
 from contrastive_jax.errors import UserError
 from contrastive_jax.models.config import DualEncoderConfig
+from contrastive_jax.parallel.mesh import MeshSpec, batch_sharding, replicated
+from contrastive_jax.planning.compiling import compile_for
+from contrastive_jax.planning.topologies import Topology
 
 # Imported by big_vision for its input pipeline and checkpoints, never called by a train step.
 _NOT_CALLED = ("tensorflow", "tensorflow.io", "tensorflow.io.gfile")
@@ -93,30 +96,52 @@ def _import_big_vision(checkout: str) -> tuple[Any, Any, tuple[str, ...]]:
   return towers, optimizers, tuple(notes)
 
 
-def _require_siglip(problem: Problem, flag: str) -> None:
-  """Refuses a config whose towers are not those written here, which have SigLIP's heads and compute in float32."""
-  model = problem.model
-  if (model.image.pool, model.text.pool, model.dtype) != ("map", "last", "float32") or model.image.projection:
-    raise UserError(f"{flag} runs beside SigLIP's towers in float32: leave --preset at a siglip one and --dtype")
+def _require_siglip(model: DualEncoderConfig, flag: str, dtypes: tuple[str, ...] = ("float32",)) -> None:
+  """Refuses towers that are not those written here, which have SigLIP's heads and compute in some types."""
+  if (model.image.pool, model.text.pool) != ("map", "last") or model.image.projection or model.dtype not in dtypes:
+    raise UserError(f"{flag} runs beside SigLIP's towers in {' or '.join(dtypes)}: choose them by --preset and --dtype")
 
 
-def big_vision(checkout: str, problem: Problem) -> Contestant:
-  """The towers and the optimiser of a big_vision checkout in the step of its SigLIP trainer.
+@dataclasses.dataclass(frozen=True)
+class BigVision:
+  """The step of big_vision's SigLIP trainer.
 
-  The trainer's step lies inside its `main`; it is expressed here: dense sigmoid loss, update, three norms, all jitted
-  with the state donated. Depth is unrolled and nothing is recomputed, its defaults.
+  Attributes:
+    init: a function of images and tokens that draws the state, parameters and that of the optimiser.
+    update: a function of state, random key, images in [-1, 1] and tokens that returns the next state and metrics.
+    notes: what had to be done to run it.
   """
-  _require_siglip(problem, "--big_vision")
+
+  init: Callable[..., Any]
+  update: Callable[..., Any]
+  notes: tuple[str, ...]
+
+
+def big_vision_step(
+  checkout: str, towers: DualEncoderConfig, options: ConfigDict, pairs: int, blocks: dict[str, Any] | None = None
+) -> BigVision:
+  """Makes the step of a big_vision checkout's own towers and optimiser.
+
+  The trainer's step lies inside its `main`; it is expressed here: dense sigmoid loss, update, three norms.
+
+  Args:
+    checkout: folder of the checkout.
+    towers: the towers, with SigLIP's heads. In bfloat16 its image tower computes, the text tower in float32 always.
+    options: `config.optimizer` of a run, AdamW.
+    pairs: number of pairs a step.
+    blocks: how its towers run their blocks, `scan` and `remat_policy`; left out, depth is unrolled and nothing is
+      recomputed.
+  """
   two_towers, bv_optax, notes = _import_big_vision(checkout)
-  towers, options = problem.model, problem.optimizer
   vision, text = towers.image.transformer, towers.text.transformer
 
   def shape(tower):
-    return {"width": tower.width, "depth": tower.depth, "mlp_dim": tower.mlp_dim, "num_heads": tower.heads}
+    sizes = {"width": tower.width, "depth": tower.depth, "mlp_dim": tower.mlp_dim, "num_heads": tower.heads}
+    return {**sizes, **(blocks or {})}
 
   patch = (towers.image.patch_size,) * 2
   model = two_towers.Model(
-    image={**shape(vision), "patch_size": patch, "pool_type": "map"},
+    image={**shape(vision), "patch_size": patch, "pool_type": "map", "dtype_mm": towers.dtype},
     text={**shape(text), "vocab_size": towers.text.vocab_size, "pool_type": "last"},
     out_dim=(None, towers.embed_dim),
     temperature_init=float(np.exp(towers.init_logit_scale)),
@@ -132,11 +157,15 @@ def big_vision(checkout: str, problem: Problem) -> Contestant:
       "schedule": {"decay_type": "cosine", "warmup_steps": 100},
     }
   )
-  # Its input pipeline gives pixels in [-1, 1].
-  images, tokens = jax.device_put((problem.images / np.float32(127.5) - 1, problem.tokens))
-  params = jax.jit(model.init)(jax.random.key(0), images[:1], tokens[:1])["params"]
-  sizes = {"total_steps": 10_000, "batch_size": len(tokens), "data_size": 1_000_000}
-  optimizer, _ = bv_optax.make(config, params, sched_kw=sizes)
+  image = jax.ShapeDtypeStruct((1, towers.image.image_size, towers.image.image_size, 3), jnp.float32)
+  caption = jax.ShapeDtypeStruct((1, towers.text.length), jnp.int32)
+  abstract = jax.eval_shape(model.init, jax.random.key(0), image, caption)["params"]
+  sizes = {"total_steps": 10_000, "batch_size": pairs, "data_size": 1_000_000}
+  optimizer, _ = bv_optax.make(config, abstract, sched_kw=sizes)
+
+  def init(images, tokens):
+    params = model.init(jax.random.key(0), images[:1], tokens[:1])["params"]
+    return params, optimizer.init(params)
 
   def loss_fn(params, images, tokens, key):
     image, text, extras = model.apply({"params": params}, images, tokens, train=True, rngs={"dropout": key})
@@ -155,21 +184,58 @@ def big_vision(checkout: str, problem: Problem) -> Contestant:
     }
     return (params, opt_state), {"training_loss": loss, **norms}
 
-  update = jax.jit(update, donate_argnums=0)
-  parameters = count(params)
-  state = [(params, jax.jit(optimizer.init)(params))]
+  return BigVision(init, update, notes)
+
+
+def big_vision(checkout: str, problem: Problem) -> Contestant:
+  """The towers and the optimiser of a big_vision checkout, with the state donated and its defaults for blocks."""
+  _require_siglip(problem.model, "--big_vision")
+  theirs = big_vision_step(checkout, problem.model, problem.optimizer, len(problem.tokens))
+  # Its input pipeline gives pixels in [-1, 1].
+  images, tokens = jax.device_put((problem.images / np.float32(127.5) - 1, problem.tokens))
+  update = jax.jit(theirs.update, donate_argnums=0)
+  state = [jax.jit(theirs.init)(images, tokens)]
   key = jax.random.key(1)
 
   def step():
     state[0], metrics = update(state[0], key, images, tokens)
     return metrics
 
-  return Contestant("big_vision", step, parameters, notes)
+  return Contestant("big_vision", step, count(state[0][0]), theirs.notes)
+
+
+def compile_big_vision(
+  checkout: str,
+  towers: DualEncoderConfig,
+  options: ConfigDict,
+  topology: Topology,
+  pairs: int,
+  blocks: dict[str, Any],
+) -> tuple[str, dict[str, float]]:
+  """Compiles its step for a topology, every device with all of the state, as its SigLIP configs have it.
+
+  Returns:
+    The optimised HLO and the bytes on each device, as `compiling.compile_for` does.
+  """
+  _require_siglip(towers, "--big_vision", ("float32", "bfloat16"))
+  theirs = big_vision_step(checkout, towers, options, pairs, blocks)
+  mesh = MeshSpec().make(topology.devices())
+
+  def placed(tree, sharding):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+  size = towers.image.image_size
+  images = jax.ShapeDtypeStruct((pairs, size, size, 3), jnp.float32)
+  tokens = jax.ShapeDtypeStruct((pairs, towers.text.length), jnp.int32)
+  state, key = jax.eval_shape(theirs.init, images, tokens), jax.eval_shape(lambda: jax.random.key(1))
+  update = jax.jit(theirs.update, donate_argnums=0, out_shardings=replicated(mesh))
+  state, key = placed((state, key), replicated(mesh))
+  return compile_for(topology, update, state, key, *placed((images, tokens), batch_sharding(mesh)))
 
 
 def torch_eager(problem: Problem) -> Contestant:
   """The same towers and step in eager PyTorch, from its own layers."""
-  _require_siglip(problem, "--torch")
+  _require_siglip(problem.model, "--torch")
   try:
     import torch
   except ImportError:

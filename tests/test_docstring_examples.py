@@ -54,7 +54,7 @@ MODULES = [
 ]
 # An example would not make these clearer, or would need a model.
 WITHOUT = {
-  *("fuse_heads", "split_heads", "SelfAttention", "AttentionPool"),
+  *("fuse_heads", "split_heads", "by_head", "project", "runs_in_rows", "SelfAttention", "AttentionPool"),
   *("classifier", "evaluate_choices", "evaluate_multilabel", "evaluate_retrieval", "evaluate_zero_shot"),
   *("modality_separability", "pair_diagnostics", "GradientProfile"),
   *("Earlier", "Queue"),

@@ -15,7 +15,17 @@ from contrastive_jax.preprocess.tokenizers import JsonTokenizer, Tokenizer
 
 # Fields that other libraries need not know: what training alone reads, the type of matrix products, and the size of a
 # table that `time_position` would have.
-_UNTOLD = ("init", "remat", "drop_path", "dropout", "init_logit_scale", "dtype", "max_time")
+_UNTOLD = (
+  "init",
+  "remat",
+  "unroll",
+  "attention_kernel",
+  "drop_path",
+  "dropout",
+  "init_logit_scale",
+  "dtype",
+  "max_time",
+)
 # At this id `transformers` takes a CLIP checkpoint for an old one, whose captions end at their largest id.
 _LEGACY_EOS = 2
 

@@ -1,13 +1,15 @@
 """Attention in plain XLA: all queries of a row at once, or one block of them after the other in linear memory."""
 
-import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
+
+from contrastive_jax.parallel.placement import platform
 
 # Logit of what is not seen. Finite, so that a query without any visible key gives a mean and not a NaN.
 MASKED = -1e30
@@ -34,11 +36,10 @@ def dense(
   queries, keys, values = (jnp.swapaxes(part, 1, 2) for part in (queries, keys, values))
   index = jnp.arange(keys.shape[2])
   seen = _seen(index, index, segment_ids, segment_ids, mask, causal=causal)
-  if sigmoid_length or keys.shape[2] <= _FEW_KEYS:
-    mixed = _mix(queries, keys, values, seen, sigmoid_length)
+  if platform() == "tpu" and keys.shape[2] > _FEW_KEYS and not sigmoid_length:
+    mixed = mix_in_few_passes(queries, keys, values, seen)
   else:
-    plain = functools.partial(_mix, sigmoid_length=0)
-    mixed = lax.platform_dependent(queries, keys, values, seen, tpu=mix_in_few_passes, default=plain)
+    mixed = _mix(queries, keys, values, seen, sigmoid_length)
   return jnp.swapaxes(mixed, 1, 2)
 
 
@@ -148,6 +149,8 @@ def _few_passes_forward(queries, keys, values, seen):
   sums = jnp.einsum("rhqk,rhkd->rhqd", exponentials, extended, preferred_element_type=jnp.float32)
   share = 1 / sums[..., -1:]
   mixed = (sums[..., :-1] * share).astype(values.dtype)
+  # What the backward pass needs of the logits, so that who keeps the mix does not need them again.
+  mixed, largest, share = (checkpoint_name(part, "mix") for part in (mixed, largest, share))
   return mixed, (queries, keys, values, seen, mixed, largest, share)
 
 

@@ -17,9 +17,10 @@ _TRANSFORMER_CHOICES = {
   "qk_norm": (None, "head", "full"),
   "rope": (None, "2d", "3d"),
   "attention": ("softmax", "sigmoid"),
-  "remat": ("full", "dots", "none"),
   "init": ("clip", "xavier"),
 }
+# What a block computes, by the names that `remat` has for it.
+REMAT_NAMES = ("qkv", "mix", "stream", "mlp")
 _VISION_CHOICES = {
   "pool": ("cls", "mean", "map"),
   "position": ("learned", "sincos2d", "none"),
@@ -71,7 +72,14 @@ class TransformerConfig:
     causal: whether a token sees only itself and earlier ones.
     rope: "2d" rotates queries and keys by the patch coordinates (y, x), "3d" by (t, y, x).
     remat: the part of a block that the backward pass computes again: "full" is all of it, "dots" all but its matrix
-      products, "none" nothing.
+      products, "none" nothing. Or what it keeps instead, joined by "+": "qkv" (queries, keys and values as projected),
+      "mix" (what attention makes of them), "stream" (the tokens between attention and MLP), "mlp" (its features before
+      the activation); with all four it computes no matrix product again but the logits of attention.
+    unroll: number of blocks in one turn of the loop over depth. With `depth` or more there is no loop, which compiles
+      longer and runs faster.
+    attention_kernel: whether, on a TPU, rows of up to 384 tokens attend in a kernel of this library. It has been
+      compiled for TPUs and compared with the formula by interpreting it, and has not run on one: compare the losses of
+      some steps with and without it.
     init: "clip" (normal; residual branches scaled by depth) or "xavier" (big_vision, SigLIP).
   """
 
@@ -95,6 +103,8 @@ class TransformerConfig:
   causal: bool = False
   rope: str | None = None
   remat: str = "full"
+  unroll: int = 1
+  attention_kernel: bool = False
   init: str = "xavier"
 
   @property
@@ -103,10 +113,21 @@ class TransformerConfig:
     return self.width // self.heads
 
 
+def _check_remat(where: str, remat: str) -> None:
+  whole = ("full", "dots", "none")
+  unknown = [] if remat in whole else [name for name in remat.split("+") if name not in REMAT_NAMES]
+  if unknown:
+    raise UserError(
+      f"{where}.remat='{remat}' is unknown{nearest(unknown[0], (*whole, *REMAT_NAMES))}: choose one of"
+      f" {', '.join(whole)}, or what is kept of {', '.join(REMAT_NAMES)}, joined by '+'"
+    )
+
+
 def _check_transformer(where: str, blocks: TransformerConfig) -> None:
   """Raises a `UserError` that names the fields from `where` on: both towers have blocks, and one of them is wrong."""
   _check_choices(where, blocks, _TRANSFORMER_CHOICES)
-  _check_positive(where, blocks, "width", "depth", "heads", "mlp_dim")
+  _check_positive(where, blocks, "width", "depth", "heads", "mlp_dim", "unroll")
+  _check_remat(where, blocks.remat)
   if blocks.width % blocks.heads:
     raise UserError(f"{where}.heads={blocks.heads} must divide {where}.width={blocks.width}")
   each = f"{blocks.width}/{blocks.heads}={blocks.head_dim}: change {where}.heads"

@@ -1,5 +1,6 @@
 """The image tower: embeds rows of patches, of one or several images or clips, as one vector each."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
@@ -53,6 +54,7 @@ class ImageTower(nnx.Module):
     self.pool = pooling.AttentionPool(transformer, dtype=dtype, make=make) if config.pool == "map" else None
     self.projection = make_projection(config, embed_dim, dtype=dtype, make=make)
 
+  @jax.named_scope("image")
   def __call__(self, image: ImageBatch, *, keys: Key[Array, "rows"] | None = None) -> TowerOutputs:
     """Embeds images.
 

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from contrastive_jax.models.config import ImageConfig, TextConfig, TransformerConfig
-from contrastive_jax.parallel.placement import gathered
+from contrastive_jax.parallel.placement import gathered, platform
 
 Initializer = Callable[[nnx.Rngs, tuple[int, ...]], Array]
 Axes = tuple[str | None, ...]
@@ -79,27 +80,39 @@ class Linear(nnx.Module):
 
 
 def linear(
-  x: Float[Array, "... features_in"],
-  kernel: Float[Array, "features_in features_out"],
-  bias: Float[Array, "features_out"] | None,
+  x: Float[Array, "..."],
+  kernel: Float[Array, "..."],
+  bias: Float[Array, "..."] | None,
   axes: Axes,
   dtype: str,
-) -> Float[Array, "... features_out"]:
-  """Computes `x @ kernel + bias` in `dtype`.
+  *,
+  over: int = 1,
+) -> Float[Array, "..."]:
+  """Computes `x @ kernel + bias` in `dtype`, for features that may have several axes, such as (head, feature).
 
   Args:
-    x: the features of each token.
-    kernel: the weights.
-    bias: the bias, or None.
-    axes: the kernel's logical axes.
+    x: the features of each token, `[..., *features_in]`.
+    kernel: the weights, `[*features_in, *features_out]`.
+    bias: the bias, `[*features_out]`, or None.
+    axes: the logical name of each axis of the kernel.
     dtype: the type in which matrices are multiplied.
+    over: number of axes of the input features.
+
+  Returns:
+    The features `[..., *features_out]`.
   """
+  x, kernel = x.astype(dtype), gathered(kernel.astype(dtype), axes)
+  bias = None if bias is None else bias.astype(dtype)
+  if platform() == "tpu":
+    # A TPU fills each row up to whole tiles, so that flattening rows would copy them.
+    y = jnp.tensordot(x, kernel, over)
+    return y if bias is None else y + bias
   # One matrix product over all tokens: XLA's CPU backend is slow at the gradients of batched ones.
-  flat = x.reshape(-1, x.shape[-1]).astype(dtype)
-  y = flat @ gathered(kernel.astype(dtype), axes)
+  features = math.prod(kernel.shape[:over])
+  y = x.reshape(-1, features) @ kernel.reshape(features, -1)
   if bias is not None:
-    y = y + bias.astype(dtype)
-  return y.reshape(*x.shape[:-1], -1)
+    y = y + bias.reshape(-1)
+  return y.reshape(*x.shape[: x.ndim - over], *kernel.shape[over:])
 
 
 def make_projection(
@@ -128,6 +141,7 @@ class Norm(nnx.Module):
     self.bias = make((features,), constant(0.0), (None,)) if kind == "layernorm" else None
     self.eps = eps
 
+  @jax.named_scope("norm")
   def __call__(self, x: Float[Array, "... features"]) -> Float[Array, "... features"]:
     y = x.astype(jnp.float32)
     if self.bias is not None:
@@ -203,10 +217,19 @@ class Mlp(nnx.Module):
     self.down = Linear(inner, width, init=out, axes=("mlp", "embed"), dtype=dtype, make=make)
     self.activation = config.activation
 
+  @jax.named_scope("mlp")
   def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
     activation = ACTIVATIONS[self.activation]
-    inner = activation(self.up(x)) if self.gate is None else activation(self.gate(x)) * self.up(x)
-    return self.down(inner if self.norm is None else self.norm(inner))
+    with jax.named_scope("up"):
+      up = checkpoint_name(self.up(x), "mlp")
+    if self.gate is None:
+      inner = activation(up)
+    else:
+      with jax.named_scope("gate"):
+        gate = checkpoint_name(self.gate(x), "mlp")
+      inner = activation(gate) * up
+    with jax.named_scope("down"):
+      return self.down(inner if self.norm is None else self.norm(inner))
 
 
 def fold_in(keys: Key[Array, "rows"], data: Int[Array, ""] | int) -> Key[Array, "rows"]:

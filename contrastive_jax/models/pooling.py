@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from contrastive_jax.models.attention import project
 from contrastive_jax.models.attention_xla import MASKED
 from contrastive_jax.models.config import TransformerConfig
 from contrastive_jax.models.layers import Linear, Mlp, ParameterMaker, kernel_init, make_norm, xavier_uniform
@@ -158,13 +159,12 @@ class AttentionPool(nnx.Module):
     self.norm = make_norm(config, make=make)
     self.mlp = Mlp(config, dtype=dtype, make=make)
 
+  @jax.named_scope("pool")
   def __call__(self, states: Float[Array, "rows length width"], tokens: Tokens) -> Float[Array, "pairs width"]:
     """Pools the tokens of each pair."""
-    rows, length, _ = states.shape
     heads, head_dim = self.config.heads, self.config.head_dim
     query = self.q(self.probe[...]).reshape(heads, head_dim)
-    kv = self.kv(states).reshape(rows, length, heads, 2, head_dim)
-    keys, values = kv[..., 0, :], kv[..., 1, :]
+    keys, values = project(self.kv, states, heads, 2)
     logits = jnp.einsum("rlhd,hd->rlh", keys, query * head_dim**-0.5, preferred_element_type=jnp.float32)
     pooled = tokens.attend(logits, values)
     x = self.out(pooled.reshape(pooled.shape[0], -1))

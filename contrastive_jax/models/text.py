@@ -55,6 +55,7 @@ class TextTower(nnx.Module):
     self.projection = make_projection(config, embed_dim, dtype=dtype, make=make)
     self.tap = Tap(config, embed_dim, dtype=dtype, make=make) if config.tap else None
 
+  @jax.named_scope("text")
   def __call__(
     self,
     tokens: Int[Array, "rows length"],

@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from contrastive_jax.models.attention import SelfAttention
@@ -14,10 +16,14 @@ from contrastive_jax.models.config import TransformerConfig
 from contrastive_jax.models.layers import LayerScale, Mlp, ParameterMaker, drop_path, dropout, fold_in, make_norm
 from contrastive_jax.parallel.placement import split_by_rows
 
-_POLICIES = {
-  "full": jax.checkpoint_policies.nothing_saveable,
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+
+def _policy(remat: str) -> Callable[..., bool]:
+  """Returns what is kept for the backward pass, as `TransformerConfig.remat` names it."""
+  if remat == "full":
+    return jax.checkpoint_policies.nothing_saveable
+  if remat == "dots":
+    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  return jax.checkpoint_policies.save_only_these_names(*remat.split("+"))
 
 
 class Block(nnx.Module):
@@ -51,7 +57,7 @@ class Block(nnx.Module):
     if self.attention_norm is not None:
       attended = self.attention_norm(attended)
     x = x + self._branch(attended, self.scale1, first, drop_rate)
-    x = x if before else self.norm1(x)
+    x = checkpoint_name(x if before else self.norm1(x), "stream")
     x = x + self._branch(self.mlp(self.norm2(x) if before else x), self.scale2, second, drop_rate)
     return x if before else self.norm2(x)
 
@@ -108,11 +114,18 @@ class Transformer(nnx.Module):
       block = nnx.merge(graphdef, params)
       return block(x, mask=mask, segment_ids=segment_ids, angles=angles, keys=layer_keys, drop_rate=rate), None
 
+    count = len(range(config.depth)[first:last])
+    looped = config.unroll < count
     if config.remat != "none":
       # Inside a loop nothing can be merged with the forward pass, so the costly barriers against it are not needed.
-      body = jax.checkpoint(body, policy=_POLICIES[config.remat], prevent_cse=False)
+      body = jax.checkpoint(body, policy=_policy(config.remat), prevent_cse=not looped)
     rates = jnp.linspace(0.0, config.drop_path, config.depth, dtype=jnp.float32)
     layers = (nnx.to_pure_dict(stacked), jnp.arange(config.depth), rates)
-    if first or last is not None:
+    if count < config.depth:
       layers = jax.tree.map(lambda leaf: leaf[first:last], layers)
-    return split_by_rows(jax.lax.scan(body, x, layers)[0])
+    if looped:
+      return split_by_rows(jax.lax.scan(body, x, layers, unroll=config.unroll)[0])
+    leaves, structure = jax.tree.flatten(layers)
+    for layer in zip(*map(jnp.unstack, leaves), strict=True):
+      x, _ = body(x, jax.tree.unflatten(structure, layer))
+    return split_by_rows(x)

@@ -1,6 +1,6 @@
 """Placement of activations and weights inside a step, where the partitioner would choose badly.
 
-Both functions do nothing outside `jax.sharding.use_abstract_mesh`, so that models run on one device as they are.
+Outside `jax.sharding.use_abstract_mesh` nothing is placed, so that models run on one device as they are.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,12 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from contrastive_jax.parallel.mesh import BATCH_AXES, MeshSpec
+
+
+def platform() -> str:
+  """Returns the platform that the program is traced for: that of the mesh's devices, which need not be here."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
 
 
 def split_by_rows(x: Float[Array, "rows ..."]) -> Float[Array, "rows ..."]:

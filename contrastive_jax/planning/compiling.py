@@ -142,15 +142,24 @@ def compile_step(run: Run, topology: Topology, stage: str | None = None) -> Comp
   spec, step = run.build(mesh)
   state, (kind, batch, forward) = spec.abstract(), choose_batch(run, stage, mesh)
   began = time.perf_counter()
-  lowered = step.lower(state, batch)
+  text, memory = compile_for(topology, step, state, batch)
+  return Compiled(kind, state, batch, forward, mesh, text, memory, time.perf_counter() - began)
+
+
+def compile_for(topology: Topology, step: Any, *arguments: Any) -> tuple[str, dict[str, float]]:
+  """Compiles a jitted function for abstract arguments with shardings on the devices of a topology.
+
+  Returns:
+    The optimised HLO, and bytes on each device by use, as the attributes of `Compiled` say.
+  """
+  lowered = step.lower(*arguments)
   try:
     compiled = lowered.compile(compiler_options=topology.compiler_options)
   except jax.errors.JaxRuntimeError as error:
-    needed = bytes_needed(str(error), device_bytes((state, batch)))
+    needed = bytes_needed(str(error), device_bytes(arguments))
     if needed is None:
       raise
-    return Compiled(kind, state, batch, forward, mesh, "", needed, time.perf_counter() - began)
-  seconds = time.perf_counter() - began
+    return "", needed
   sizes = compiled.memory_analysis()
   memory = {
     "arguments": float(sizes.argument_size_in_bytes),
@@ -159,7 +168,7 @@ def compile_step(run: Run, topology: Topology, stage: str | None = None) -> Comp
     "temporaries": float(sizes.temp_size_in_bytes),
     "code": float(sizes.generated_code_size_in_bytes),
   }
-  return Compiled(kind, state, batch, forward, mesh, compiled.as_text(), memory, seconds)
+  return compiled.as_text(), memory
 
 
 def bytes_needed(message: str, arguments: int) -> dict[str, float] | None:

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -16,6 +16,9 @@ Link = Callable[[list[int]], float]
 # The named scopes of the train step; forward and backward passes count together.
 PARTS = ("towers", "loss", "optimizer", "other")
 _PART = re.compile(r"\b(towers|loss|optimizer)\b")
+# What a hand-written kernel says of itself.
+_ESTIMATE = re.compile(r'"cost_estimate":\{"flops":"(\d+)"')
+_HAND_WRITTEN = re.compile(r'custom_call_target="(?:tpu_custom_call|__gpu\$xla\.gpu\.triton)"')
 _IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
 _COLLECTIVES = (
   "all-gather",
@@ -25,6 +28,12 @@ _COLLECTIVES = (
   "all-to-all",
   "collective-broadcast",
 )
+KINDS = ("product", "copy", "other")
+# What moves or lays out numbers and computes none.
+_MOVES = {
+  "copy", "copy-start", "copy-done", "transpose", "reshape", "slice", "slice-start", "slice-done", "dynamic-slice",
+  "dynamic-update-slice", "concatenate", "pad", "reverse", "gather", "broadcast",
+}  # fmt: skip
 # These name arrays and move nothing, or their parts are visited one by one.
 _NO_TRAFFIC = {
   "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "after-all",
@@ -67,12 +76,16 @@ class Kernel:
   """A kernel: a fusion, or an instruction by itself.
 
   Attributes:
+    scope: the path of JAX scopes that it came from.
+    kind: "product" when it multiplies matrices, "copy" when it only moves or lays out numbers, else "other".
     runs: number of launches per step.
     flops: floating-point operations of its matrix products, per launch.
     bytes: bytes that it reads and writes, per launch.
     cycles: the compiler's estimate of its cycles, per launch; 0 where there is none.
   """
 
+  scope: str
+  kind: str
   runs: float
   flops: float
   bytes: float
@@ -88,12 +101,15 @@ class Costs:
     flops_by_dtype: floating-point operations of matrix products, by (part, element type of the first operand).
     collectives: the collectives, by kind and part.
     kernels: all kernels that run.
+    not_counted: number of hand-written kernels in the program that do not say what they compute, such as those of long
+      rows; neither compiler says it for them.
   """
 
   flops: dict[str, float]
   flops_by_dtype: dict[tuple[str, str], float]
   collectives: list[Collective]
   kernels: list[Kernel]
+  not_counted: int = 0
 
   @property
   def cycles(self) -> float:
@@ -117,7 +133,7 @@ def analyse(module: Module, link: Link = lambda group: math.inf) -> Costs:
   flops, by_dtype = collections.Counter(), collections.Counter()
   collectives: dict[tuple[str, str], Collective] = {}
   kernels: list[Kernel] = []
-  seen = set()
+  seen, not_counted = set(), 0
   for visit in module.visits():
     part = part_of(visit.scope)
     products = flops_of(visit.computation, visit.instruction)
@@ -125,6 +141,7 @@ def analyse(module: Module, link: Link = lambda group: math.inf) -> Costs:
       flops[part] += visit.runs * products
       dtype = visit.computation.operand(visit.instruction, 0).shapes[0].dtype
       by_dtype[part, dtype] += visit.runs * products
+    not_counted += not products and _HAND_WRITTEN.search(visit.instruction.attributes) is not None
     sent = _collective(module, visit, part, link)
     if sent is not None and not _is_copy(visit, sent.kind, seen):
       key = sent.kind, part
@@ -132,7 +149,7 @@ def analyse(module: Module, link: Link = lambda group: math.inf) -> Costs:
     if not visit.fused and visit.instruction.opcode not in _NO_TRAFFIC and sent is None:
       kernels.append(_kernel(module, visit))
   ordered = sorted(collectives.values(), key=lambda collective: -collective.bytes)
-  return Costs(dict(flops), dict(by_dtype), ordered, kernels)
+  return Costs(dict(flops), dict(by_dtype), ordered, kernels, not_counted)
 
 
 def flops_of(computation: Computation, instruction: Instruction) -> float:
@@ -145,6 +162,8 @@ def flops_of(computation: Computation, instruction: Instruction) -> float:
     )
   if instruction.opcode == "convolution":
     return _convolution_flops(computation, instruction)
+  if instruction.opcode == "custom-call" and (said := _ESTIMATE.search(instruction.attributes)):
+    return float(said[1])
   if instruction.opcode == "custom-call" and "dot_dimension_numbers" in instruction.attributes:
     found = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes)
     contracting = [int(value) for value in re.findall(r"\d+", found[1])]
@@ -275,15 +294,29 @@ def _iota(dims: str, order: str | None) -> np.ndarray:
 
 def _kernel(module: Module, visit: Visit) -> Kernel:
   instruction = visit.instruction
-  products = flops_of(visit.computation, instruction)
+  parts = list(_parts(module, visit.computation, instruction))
+  products = sum((flops_of(computation, part) for computation, part in parts), 0.0)
   if instruction.opcode == "fusion":
     inner = module.computations[instruction.called("calls")]
-    products = sum((flops_of(inner, part) for part in inner.instructions.values()), 0.0)
     moved = _fusion_bytes(visit.computation, instruction, inner)
   else:
     moved = _plain_bytes(visit.computation, instruction)
+  opcodes = {part.opcode for _, part in parts}
+  kind = "product" if products else "copy" if opcodes - _NO_TRAFFIC <= _MOVES else "other"
   cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
-  return Kernel(visit.runs, products, moved, float(cycles[1]) if cycles else 0.0)
+  return Kernel(visit.scope, kind, visit.runs, products, moved, float(cycles[1]) if cycles else 0.0)
+
+
+def _parts(
+  module: Module, computation: Computation, instruction: Instruction
+) -> Iterator[tuple[Computation, Instruction]]:
+  """Yields an instruction, or those of a fusion and of the fusions within it, each with its computation."""
+  if instruction.opcode != "fusion":
+    yield computation, instruction
+    return
+  inner = module.computations[instruction.called("calls")]
+  for part in inner.instructions.values():
+    yield from _parts(module, inner, part)
 
 
 def _plain_bytes(computation: Computation, instruction: Instruction) -> float:

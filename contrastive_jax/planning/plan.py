@@ -1,28 +1,29 @@
 """The plan of a run: the needs and costs of one step on a topology, as a dictionary that JSON can hold."""
 
 import math
-import re
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from contrastive_jax.planning import costs, hlo
+from contrastive_jax.planning import costs, hlo, kernels
 from contrastive_jax.planning.compiling import Compiled, compile_step, device_bytes, steps_of
 from contrastive_jax.planning.run_costs import Steps
 from contrastive_jax.planning.topologies import Chip, Topology
 from contrastive_jax.training.run import Run
 
-# A cycle is what the TPU compiler expects of each kernel. It says nothing of the sort for GPUs.
-CYCLES = "the compiler's cycles of every kernel"
+# A cycle is what the TPU compiler expects of each of its kernels. It says nothing of the sort for GPUs.
+CYCLES = "the compiler's cycles of every kernel; of hand-written ones their arithmetic and traffic"
 ROOFLINE = "of every kernel the longer of its arithmetic at peak and its memory traffic at full bandwidth"
 
 
-_HAND_WRITTEN = re.compile(r'custom_call_target="(?:tpu_custom_call|__gpu\$xla\.gpu\.triton)"')
-
-
 def make_plan(
-  config: ConfigDict, topology: Topology, *, memory: float | None = None, stage: str | None = None
+  config: ConfigDict,
+  topology: Topology,
+  *,
+  memory: float | None = None,
+  stage: str | None = None,
+  dearest: int = 0,
 ) -> tuple[dict[str, Any], Compiled]:
   """Compiles a config's step and reads its needs and costs off the result.
 
@@ -31,6 +32,7 @@ def make_plan(
     topology: the devices to compile for.
     memory: bytes of memory of a device, if not the chip's.
     stage: name of a kind of batch, as `compiling.kinds_of_batch` lists them; None is the most costly one.
+    dearest: number of kernels to list, by the time that they take.
 
   Returns:
     The plan, whose fields docs/scaling.md explains, and the compiled step that it was read from.
@@ -55,6 +57,7 @@ def make_plan(
     "objective": run.term_weights,
     "compute_dtype": config.compute_dtype,
     "remat": {name: config.model[name].transformer.remat for name in ("image", "text")},
+    "unroll": {name: config.model[name].transformer.unroll for name in ("image", "text")},
     "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(compiled.state.params)),
     "parameter_bytes": device_bytes(compiled.state.params),
     "optimizer_bytes": device_bytes(compiled.state.opt_state),
@@ -62,7 +65,7 @@ def make_plan(
     "compile_seconds": compiled.seconds,
   }
   if compiled.text:
-    plan.update(_costs(topology, compiled))
+    plan.update(_costs(topology, compiled, dearest))
   return plan, compiled
 
 
@@ -80,7 +83,7 @@ def _memory(compiled: Compiled, chip: Chip, memory: float | None) -> dict[str, A
   return {**known, "peak_bytes": compiled.peak, "chip_bytes": has or None, "reserve_bytes": chip.reserve, **parts}
 
 
-def _costs(topology: Topology, compiled: Compiled) -> dict[str, Any]:
+def _costs(topology: Topology, compiled: Compiled, dearest: int) -> dict[str, Any]:
   found = costs.analyse(hlo.parse(compiled.text), topology.link)
   # A backward pass costs two forward passes.
   model_flops = 3 * compiled.forward_flops
@@ -107,9 +110,9 @@ def _costs(topology: Topology, compiled: Compiled) -> dict[str, Any]:
       }
       for sent in found.collectives
     ],
-    # Neither compiler says what a hand-written kernel costs: attention in long rows.
-    "kernels_not_counted": len(_HAND_WRITTEN.findall(compiled.text)),
+    "kernels_not_counted": found.not_counted,
     "time": _time(compiled.batch.pairs, topology, found, model_flops),
+    "kernels": kernels.dearest(found, topology.chip, dearest) if topology.chip.flops else [],
   }
 
 
@@ -118,16 +121,13 @@ def _time(pairs: int, topology: Topology, found: costs.Costs, model_flops: float
   chip = topology.chip
   if not chip.flops:
     return {"estimate": None}
-  if chip.clock:
-    source, computing = CYCLES, found.cycles / chip.clock
-  else:
-    source = ROOFLINE
-    computing = sum(k.runs * max(k.flops / chip.flops, k.bytes / chip.bandwidth) for k in found.kernels)
+  computing = sum(kernels.seconds(kernel, chip) for kernel in found.kernels)
   sending = sum(sent.seconds for sent in found.collectives)
   step = max(computing, sending)
   return {
-    "estimate": source,
+    "estimate": CYCLES if chip.clock else ROOFLINE,
     "computing_seconds": computing,
+    "computing_shares": kernels.shares(found, chip),
     "sending_seconds": sending,
     "step_seconds": step,
     "pairs_per_second": pairs / step,

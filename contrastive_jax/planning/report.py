@@ -12,23 +12,43 @@ GIB = 2**30
 
 
 def render(plan: dict[str, Any]) -> Group:
-  """Writes the table of a plan, and the table of its collectives."""
+  """Writes the table of a plan, and those of its kernels and collectives."""
   table = Table(title=_title(plan), show_header=False, title_justify="left")
   table.add_column(style="bold")
   table.add_column(overflow="fold")
   for name, value in rows(plan):
     table.add_row(name, value)
-  if not plan.get("collectives"):
-    return Group(table)
+  tables = [table]
+  if plan.get("kernels"):
+    tables.append(_kernels(plan["kernels"]))
+  if plan.get("collectives"):
+    tables.append(_collectives(plan["collectives"]))
+  return Group(*tables)
+
+
+def _kernels(found: list[dict[str, Any]]) -> Table:
+  table = Table(title="What takes the most time of a step on a device", title_justify="left")
+  for column in ("where", "pass", "kind", "runs", "cycles", "ms", "share", "TFLOP", "bytes"):
+    table.add_column(column, justify="left" if column in ("where", "pass", "kind") else "right", overflow="fold")
+  for row in found:
+    table.add_row(
+      row["scope"], row["pass"], row["kind"], f"{row['runs']:,.0f}", f"{row['cycles']:,.0f}" if row["cycles"] else "",
+      f"{1e3 * row['seconds']:.2f}", f"{row['share']:.1%}", f"{row['flops'] / 1e12:.3f}" if row["flops"] else "",
+      size(row["bytes"]),
+    )  # fmt: skip
+  return table
+
+
+def _collectives(found: list[dict[str, Any]]) -> Table:
   sent = Table(title="What a device sends in a step", title_justify="left")
   for column in ("where", "what", "times", "bytes", "largest array", "at best"):
     sent.add_column(column, justify="left" if column in ("where", "what") else "right")
-  for row in plan["collectives"]:
+  for row in found:
     sent.add_row(
       row["part"], row["kind"], f"{row['count']:,}", size(row["bytes"]), size(row["largest_bytes"]),
       f"{1e3 * row['seconds']:.2f} ms" if row["seconds"] else "",
     )  # fmt: skip
-  return Group(table, sent)
+  return sent
 
 
 def render_cost(cost: dict[str, Any]) -> Group:
@@ -120,6 +140,7 @@ def _time(time: dict[str, Any]) -> list[tuple[str, str]]:
     return []
   return [
     ("computing", f"{1e3 * time['computing_seconds']:.0f} ms ({time['estimate']})"),
+    ("of which", ", ".join(f"{kind} {share:.1%}" for kind, share in time["computing_shares"].items())),
     ("sending", f"{1e3 * time['sending_seconds']:.0f} ms (bytes over links at full bandwidth)"),
     ("step, at best", f"{1e3 * time['step_seconds']:.0f} ms, {time['pairs_per_second']:,.0f} pairs/s"),
     ("bound on MFU", f"{time['mfu_bound']:.1%}"),

@@ -1,4 +1,4 @@
-"""Searches for the largest global batch that fits."""
+"""Searches for the largest global batch that fits, and for what the backward pass should keep."""
 
 import copy
 from collections.abc import Callable
@@ -12,6 +12,8 @@ from contrastive_jax.training.run import Run
 
 # Bisection stops when the largest known fit and the smallest known misfit differ by less than this share.
 GRANULARITY = 1 / 8
+# Values of `model.*.transformer.remat` that are tried, each of which keeps more than the one before.
+REMATS = ("full", "mlp+mix", "qkv+mix+stream+mlp", "none")
 Attempt = Callable[[int], dict[str, Any]]
 
 
@@ -96,6 +98,47 @@ def find_max_batch(attempt: Attempt, unit: int, start: int) -> tuple[dict[str, A
     else:
       bad = middle
   return plans[good], tried
+
+
+def with_remat(config: ConfigDict, remat: str, *, looped: bool) -> ConfigDict:
+  """Returns a config whose towers keep what `remat` says, and run their blocks in a loop or one after the other."""
+  changed = copy.deepcopy(config)
+  for tower in ("image", "text"):
+    blocks = changed.model[tower].transformer
+    blocks.remat = remat
+    blocks.unroll = 1 if looped else blocks.depth
+  return changed
+
+
+def find_remat(attempt: Callable[[str, bool], dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+  """Tries what the backward pass may keep, with and without a loop over depth, as long as it fits.
+
+  Args:
+    attempt: a function that makes the plan of a value of `remat`, looped or not.
+
+  Returns:
+    The plan of the fastest step that fits, and `{"remat", "looped", "fits", "peak_bytes", "compile_seconds"}` of each
+    attempt, with "step_seconds" where there is a program, in order.
+
+  Raises:
+    UserError: if nothing fits.
+  """
+  tried: list[dict[str, Any]] = []
+  fitting: list[dict[str, Any]] = []
+  for looped in (True, False):
+    for remat in REMATS:
+      plan = attempt(remat, looped)
+      memory = plan["memory"]
+      found = {"remat": remat, "looped": looped, "fits": memory["fits"], "peak_bytes": memory["peak_bytes"]}
+      if "time" in plan:
+        found["step_seconds"] = plan["time"]["step_seconds"]
+      tried.append({**found, "compile_seconds": plan["compile_seconds"]})
+      if not memory["fits"]:
+        break
+      fitting.append(plan)
+  if not fitting:
+    raise UserError(f"the step does not fit, whatever is computed again: lower batch_size, {_advice()}")
+  return min(fitting, key=lambda plan: plan["time"]["step_seconds"]), tried
 
 
 def _advice() -> str:

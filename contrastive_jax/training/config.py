@@ -16,9 +16,11 @@ from contrastive_jax.training.checkpoint import has_checkpoint
 from contrastive_jax.training.fields import check_fields, checked_config
 from contrastive_jax.training.ranges import check_ranges
 
+_HOW_BLOCKS_RUN = ("remat", "unroll", "attention_kernel")
 # What may differ when a run is resumed: where and how it runs and what it reports, not what it computes.
 _FREE_ON_RESUME = (
   "mesh.",
+  *(f"model.{tower}.transformer.{name}" for tower in ("image", "text") for name in _HOW_BLOCKS_RUN),
   "accumulation",
   "log_",
   "checkpoint_",

@@ -17,7 +17,7 @@ def small():
 
 @pytest.mark.slow
 def test_ours_trains_the_towers_it_is_asked_for(small):
-  contestant = step.ours("dots", small)
+  contestant = step.ours("dots", 1, small)
   width, mlp, blocks = 192, 768, 12 + 2
   matrices = blocks * (4 * width**2 + 2 * width * mlp)
   tables = (32000 + 4 + 4) * width + 768 * width

@@ -10,7 +10,7 @@ from tests import runs
 
 PLAN_PYTHON = runs.ROOT / ".venv-plan" / "bin" / "python"
 LINE = re.compile(r"(\d+) tokens: (\d+) kernels +([\d.]+) MiB, blocks +([\d.]+) MiB; dense logits alone +(\d+) MiB")
-CYCLES = re.compile(r"(\d+) tokens: .* cycles over its ([\d.]+)x")
+CYCLES = re.compile(r"(\d+) tokens: .* time over its ([\d.]+)x")
 
 
 def benchmark(*options):

@@ -1,10 +1,12 @@
 """The kernels of TPUs and GPUs, run by Pallas's interpreter."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from contrastive_jax.models.attention_kernels import splash, triton
+from contrastive_jax.models.attention_rows import attend_in_rows
 from tests.models import attention_reference as reference
 from tests.models.test_attention import draw, with_gradients
 
@@ -91,3 +93,37 @@ def test_bfloat16(kernel, rng):
   np.testing.assert_allclose(output.astype(jnp.float32), expected, atol=0.03)
   for mine, theirs in zip(ours, gradients, strict=True):
     np.testing.assert_allclose(mine.astype(jnp.float32), theirs, atol=0.01 * np.abs(theirs).max())
+
+
+def in_rows(queries, keys, values, segment_ids=None, causal=False):
+  rows, length, heads, _ = queries.shape
+  flat = (part.reshape(rows, length, -1) for part in (queries, keys, values))
+  return attend_in_rows(*flat, segment_ids, heads, causal, True).reshape(queries.shape)
+
+
+# Two heads in a tile of lanes, heads that lie across tiles, several that do not fill one, and one that does.
+@pytest.mark.parametrize(
+  ("heads", "head_dim", "causal"), [(4, 64, False), (3, 72, True), (2, 16, True), (2, 128, False)]
+)
+def test_short_rows_equal_the_formulas(heads, head_dim, causal, rng):
+  length, segment_ids = 21, None if head_dim == 64 else np.repeat([[1, 2, 0], [1, 1, 2]], 7, axis=1)
+  parts = draw(rng, 2, length, heads, head_dim)
+  seen = np.broadcast_to(reference.seen(length, causal=causal, segment_ids=segment_ids), (2, length, length))
+  expected, _, expected_gradients = reference.attention(*parts, seen)
+  given = None if segment_ids is None else jnp.asarray(segment_ids, jnp.int16)
+  output, gradients = with_gradients(lambda *parts: in_rows(*parts, given, causal), parts)
+  np.testing.assert_allclose(output, expected, atol=1e-5)
+  for ours, theirs in zip(gradients, expected_gradients, strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_another_segment_of_a_short_row_never_matters(rng):
+  segment_ids = np.repeat([[1, 2, 0], [1, 1, 2]], 7, axis=1)
+  parts = draw(rng, 2, 21, 2, 72)
+  changed = jnp.asarray(segment_ids == 2)[..., None, None]
+  others = [*(jnp.where(changed, 100 * part + 1, part) for part in parts[:3]), parts[3]]
+  run = lambda *parts: in_rows(*parts, jnp.asarray(segment_ids))  # noqa: E731
+  before, after = with_gradients(run, parts), with_gradients(run, others)
+  unchanged = segment_ids != 2
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[unchanged], b[unchanged]), before, after)

@@ -1,11 +1,14 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.extend.core import jaxprs_in_params
 
+from contrastive_jax.models import attention, attention_rows, attention_xla, layers
 from contrastive_jax.models.config import TransformerConfig
 from contrastive_jax.models.layers import ParameterMaker, drop_path, dropout
 from contrastive_jax.models.transformer import Block, Transformer
@@ -44,12 +47,51 @@ def unrolled(stack):
   return _value_and_grad(run, params, x)
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
-def test_scan_and_remat_equal_an_unrolled_loop(remat, stack, unrolled):
+def _same(actual, expected):
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), actual, expected)
+
+
+def _of(config):
+  """The function of parameters and tokens that a config's transformer computes."""
+  graphdef, _ = nnx.split(nnx.eval_shape(lambda: _transformer(config)))
+  return lambda params, x: nnx.merge(graphdef, params)(x)
+
+
+@pytest.mark.parametrize(("remat", "unroll"), [("full", 1), ("dots", 2), ("mlp+mix", 3)])
+def test_loops_and_remat_equal_blocks_one_after_the_other(remat, unroll, stack, unrolled):
   _, params, x = stack
-  graphdef, _ = nnx.split(nnx.eval_shape(lambda: _transformer(dataclasses.replace(CONFIG, remat=remat))))
-  actual = _value_and_grad(lambda params, x: nnx.merge(graphdef, params)(x), params, x)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), actual, unrolled)
+  run = _of(dataclasses.replace(CONFIG, remat=remat, unroll=unroll))
+  _same(_value_and_grad(run, params, x), unrolled)
+
+
+@pytest.mark.parametrize("in_rows", [False, True])
+def test_blocks_as_on_a_tpu_equal_those_over_flattened_rows(in_rows, stack, unrolled, monkeypatch):
+  for module in (layers, attention_xla, attention):
+    monkeypatch.setattr(module, "platform", lambda: "tpu")
+  monkeypatch.setattr(attention, "attend_in_rows", functools.partial(attention_rows.attend_in_rows, interpret=True))
+  monkeypatch.setattr(attention_xla, "_FEW_KEYS", 0)
+  _, params, x = stack
+  as_on_a_tpu = dataclasses.replace(CONFIG, unroll=4, attention_kernel=in_rows)
+  _same(_value_and_grad(_of(as_on_a_tpu), params, x), unrolled)
+
+
+def _products(jaxpr):
+  """Counts the matrix products of a program, those of a loop's body once."""
+  inner = sum(_products(each) for eqn in jaxpr.eqns for each in jaxprs_in_params(eqn.params))
+  return inner + sum(eqn.primitive.name == "dot_general" for eqn in jaxpr.eqns)
+
+
+@pytest.mark.parametrize("unroll", [1, 3])
+def test_what_is_kept_by_name_is_not_computed_again(unroll, stack):
+  _, params, x = stack
+  again = {"full": 7, "mlp+mix": 5, "qkv+mix+stream+mlp": 1}  # Of q, k, v, logits, mix, out, up; down is never needed.
+
+  def products(remat):
+    run = _of(dataclasses.replace(CONFIG, remat=remat, unroll=unroll))
+    return _products(jax.make_jaxpr(jax.grad(lambda params: jnp.sum(jnp.sin(run(params, x)))))(params).jaxpr)
+
+  for remat, extra in again.items():
+    assert products(remat) - products("none") == extra * unroll, remat
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,14 @@
 """The reader of compiled HLO against programs whose arithmetic and traffic are known in closed form."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from contrastive_jax.planning import costs, hlo
+from contrastive_jax.planning import costs, hlo, kernels, topologies
 
 D = 64
 
@@ -78,6 +80,64 @@ ENTRY %main (a: bf16{left}, b: bf16{kernel}) -> bf16{out} {{
 }}
 """
   assert total_flops(hlo.parse(text)) == expected
+
+
+KINDS = """HloModule m, num_partitions=1
+%product (a: f32[4,4]) -> f32[4,4] {
+  %a = f32[4,4] parameter(0)
+  %b = f32[4,4] tanh(%a)
+  ROOT %c = f32[4,4] dot(%b, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+%outer (p: f32[4,4]) -> f32[4,4] {
+  %p = f32[4,4] parameter(0)
+  ROOT %q = f32[4,4] fusion(%p), kind=kOutput, calls=%product
+}
+%move (x: f32[4,4]) -> f32[4,4] {
+  %x = f32[4,4] parameter(0)
+  ROOT %y = f32[4,4] transpose(%x), dimensions={1,0}
+}
+ENTRY %main (i: f32[4,4]) -> f32[4,4] {
+  %i = f32[4,4] parameter(0)
+  %f = f32[4,4] fusion(%i), kind=kOutput, calls=%outer, metadata={op_name="jit(f)/jvp(towers)/mlp/dot_general"}
+  %g = f32[4,4] fusion(%f), kind=kLoop, calls=%move
+  ROOT %h = f32[4,4] negate(%g), metadata={op_name="jit(f)/transpose(jvp(towers))/checkpoint/rematted_computation/neg"}
+}
+"""
+
+
+def test_kinds_and_scopes_of_kernels():
+  product, copy, other = costs.analyse(hlo.parse(KINDS)).kernels
+  assert (product.kind, copy.kind, other.kind) == ("product", "copy", "other")
+  assert product.flops == 2 * 4**3  # In a fusion within the fusion.
+  assert kernels.named(product.scope) == "towers/mlp/dot_general" and kernels.pass_of(product.scope) == "forward"
+  assert kernels.named(other.scope) == "towers/neg" and kernels.pass_of(other.scope) == "again"
+
+
+def test_equal_kernels_are_one_row_and_shares_add_up():
+  kernel = costs.Kernel("jit(f)/transpose(jvp(towers))/mlp/dot_general", "product", 12.0, 1e9, 1e6, 0.0)
+  found = costs.Costs({}, {}, [], [kernel, kernel, dataclasses.replace(kernel, kind="copy", flops=0.0, bytes=3e6)])
+  chip = topologies.Chip("chip", 1.0, 0.0, flops=1e12, bandwidth=1e9, link=1.0)  # A product takes 1 ms, a copy 3.
+  copy, product = kernels.dearest(found, chip, 5)
+  assert (copy["kind"], copy["pass"], copy["runs"], copy["seconds"]) == ("copy", "backward", 12, pytest.approx(0.036))
+  assert (product["kind"], product["runs"], product["flops"]) == ("product", 24, 24e9)
+  assert kernels.shares(found, chip) == pytest.approx({"product": 0.4, "copy": 0.6, "other": 0.0})
+
+
+CUSTOM = """HloModule m, num_partitions=1
+ENTRY %main (a: bf16[8,4]) -> bf16[8,4] {
+  %a = bf16[8,4] parameter(0)
+  %b = bf16[8,4] custom-call(%a), custom_call_target="tpu_custom_call", config={"cost_estimate":{"flops":"5000"}}
+  ROOT %c = bf16[8,4] custom-call(%b), custom_call_target="tpu_custom_call"
+}
+"""
+
+
+def test_hand_written_kernels_count_what_they_say():
+  found = costs.analyse(hlo.parse(CUSTOM))
+  assert sum(found.flops.values()) == 5000 and found.not_counted == 1
+  chip = topologies.Chip("chip", 1.0, 0.0, flops=1e6, bandwidth=1e5, link=1.0, clock=1e9)
+  # Arithmetic, then the traffic of reading and writing 64 bytes.
+  assert kernels.seconds(found.kernels[0], chip) == pytest.approx(5000 / 1e6 + 128 / 1e5)
 
 
 LOOP = """HloModule m, num_partitions=8

@@ -6,10 +6,17 @@ import pytest
 from contrastive_jax.errors import UserError
 from contrastive_jax.parallel.mesh import MeshSpec
 from contrastive_jax.planning import topologies
-from contrastive_jax.planning.search import GRANULARITY, batch_to_search, find_max_batch
+from contrastive_jax.planning.search import (
+  GRANULARITY,
+  REMATS,
+  batch_to_search,
+  find_max_batch,
+  find_remat,
+  with_remat,
+)
 from contrastive_jax.schedule.stages import segments_of
 from contrastive_jax.training.run import Run
-from tests import tiny_stages
+from tests import tiny, tiny_stages
 
 
 def device(limit):
@@ -98,3 +105,36 @@ def test_a_stage_with_a_batch_of_its_own_has_to_be_named(batch_sizes):
 )
 def test_links(name, group, expected):
   assert topologies.find(name).link(group) == expected
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4, 5, 9])
+def test_the_fastest_way_that_fits_is_found(limit):
+  """Keeping more is faster, without a loop faster still, and takes twice the memory."""
+  made = []
+
+  def attempt(remat, looped):
+    kept = 1 + REMATS.index(remat)
+    fits = kept * (1 if looped else 2) <= limit
+    made.append((remat, looped))
+    plan = {"way": (remat, looped), "compile_seconds": 1.0, "memory": {"fits": fits, "peak_bytes": float(kept)}}
+    return {**plan, "time": {"step_seconds": 10.0 - kept - (not looped) / 2}} if fits else plan
+
+  plan, tried = find_remat(attempt)
+  expected = [(remat, True) for remat in REMATS[:limit]] + [(remat, False) for remat in REMATS[: limit // 2]]
+  assert [(row["remat"], row["looped"]) for row in tried if row["fits"]] == expected
+  assert made == [(row["remat"], row["looped"]) for row in tried] and len(made) <= len(expected) + 2
+  assert plan["way"] == max(expected, key=lambda way: (REMATS.index(way[0]), not way[1]))
+
+
+def test_no_way_to_run_the_blocks_fits():
+  misfit = {"memory": {"fits": False, "peak_bytes": 1.0}, "compile_seconds": 1.0}
+  with pytest.raises(UserError, match="whatever is computed again"):
+    find_remat(lambda remat, looped: misfit)
+
+
+def test_a_way_to_run_the_blocks_is_set_in_both_towers():
+  config = tiny.get_config()
+  blocks = Run.from_config(with_remat(config, "mlp+mix", looped=False)).model
+  for tower in (blocks.image.transformer, blocks.text.transformer):
+    assert (tower.remat, tower.unroll) == ("mlp+mix", tower.depth)
+  assert Run.from_config(with_remat(config, "none", looped=True)).model.image.transformer.unroll == 1
