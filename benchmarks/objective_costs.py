@@ -4,7 +4,8 @@
   python -m benchmarks.objective_costs --terms=softmax,pamc --write
 
 Memory is XLA's own figure of temporaries, for --pairs on one device. Times are processor time of value and gradients
-for --timed_pairs, in turns, and medians of what each turn gives relative to softmax. --write puts the table into docs/.
+for --timed_pairs, in turns, and medians of what each turn gives relative to softmax. --write puts the rows into the
+table in docs/.
 """
 
 import os
@@ -106,13 +107,19 @@ def program(
     return gradients.lower(*jax.eval_shape(arguments)).compile(), arguments
 
 
-def table(memory: Mapping[str, float], times: Mapping[str, float]) -> str:
-  """Returns the table in Markdown, from MiB and from ratios by label."""
-  lines = [f"| term | memory, {_PAIRS.value:,} pairs | time, {_TIMED.value:,} pairs |", "|---|---|---|"]
+def rows_of(memory: Mapping[str, float], times: Mapping[str, float]) -> dict[str, str]:
+  """Returns the rows of the table in Markdown, from MiB and from ratios by label."""
+  rows = {}
   for label, size in memory.items():
     time = f"{times[label]:.1f}" if label in times else "not run: it grows with pairs³"
-    lines.append(f"| {label} | {size:,.0f} MiB | {time} |")
-  return "\n".join(lines)
+    rows[label] = f"| {label} | {size:,.0f} MiB | {time} |"
+  return rows
+
+
+def table(rows: Mapping[str, str]) -> str:
+  """Returns the table in Markdown."""
+  head = f"| term | memory, {_PAIRS.value:,} pairs | time, {_TIMED.value:,} pairs |"
+  return "\n".join((head, "|---|---|---|", *rows.values()))
 
 
 def main(_) -> None:
@@ -132,12 +139,14 @@ def main(_) -> None:
     print(f"{label}: {memory[label]:,.0f} MiB", flush=True)
   processor = taking_turns(list(runs.values()), _REPEATS.value)[..., 1]
   times = dict(zip(runs, np.median(processor / processor[0], axis=1), strict=True))
-  print(table(memory, times))
+  rows = rows_of(memory, times)
+  print(table(rows))
   if _WRITE.value:
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    PAGE.write_text(f"{before}{_BEGIN}\n{table(memory, times)}\n{_END}{after}", encoding="utf-8")
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(_BEGIN)
+    there, _, after = rest.partition(_END)
+    earlier = {label: line for line in there.splitlines() for label in TERMS if line.startswith(f"| {label} |")}
+    kept = {label: rows.get(label, earlier.get(label)) for label in TERMS if label in rows or label in earlier}
+    PAGE.write_text(f"{before}{_BEGIN}\n{table(kept)}\n{_END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
@@ -148,5 +157,5 @@ if __name__ == "__main__":
   _TIMED = flags.DEFINE_integer("timed_pairs", 4096, "Pairs for which time is said.", lower_bound=2)
   _TIMED_DIM = flags.DEFINE_integer("timed_dim", 256, "Size of the embeddings there.", lower_bound=2)
   _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed runs of each.", lower_bound=1)
-  _WRITE = flags.DEFINE_bool("write", False, "Put the table into docs/.")
+  _WRITE = flags.DEFINE_bool("write", False, "Put the rows into docs/.")
   app.run(main)
