@@ -61,11 +61,17 @@ def _own_pairs(config: Config) -> None:
     ):
       config["data"].setdefault(name, value)
     config.get("distillation", {}).setdefault("replay", [])
+    for stage in config.get("curriculum", ()):
+      stage.setdefault("weights", {})
 
 
 def _fewer_tokens(config: Config) -> None:
-  """Every step read all patches of its images, and captions of one length."""
+  """Every step read all patches of its images, and captions of one length, and blocks ran in a loop over depth."""
   if "total_steps" in config:
+    for tower in ("image", "text"):
+      blocks = config.get("model", {}).get(tower, {}).get("transformer", {})
+      blocks.setdefault("unroll", 1)
+      blocks.setdefault("attention_kernel", False)
     config["data"].setdefault("drop_patches", 0.0)
     for stage in config.get("curriculum", ()):
       for name, value in (("drop_patches", None), ("text_length", 0), ("text_rows", 0), ("text_row_length", 0)):

@@ -1,5 +1,6 @@
 """Upgrades: configs of older versions are read in today's form, with a value for every field that came later."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,6 +9,7 @@ import pytest
 from configs import common
 from contrastive_jax import runs, upgrades
 from contrastive_jax.errors import UserError
+from contrastive_jax.schedule.stages import Stage
 from tests.runs import ROOT
 
 STORED = sorted((ROOT / "tests" / "stored").glob("*.tar.xz"))
@@ -35,6 +37,14 @@ def test_a_stored_config_has_a_value_for_every_field_of_today(archive, tmp_path)
   config = read(archive, tmp_path)
   assert set(fields(config)) == set(fields(json.loads(common.get_config().to_json())))
   assert config["model"]["image"]["patch_size"] == 8  # As `stored/config.py` has it, under the old name.
+
+
+def test_a_stored_stage_has_the_value_of_a_run_without_the_fields_that_came_later():
+  stage = dataclasses.asdict(Stage(name="small", steps=5))
+  later = ("weights", "drop_patches", "text_length", "text_rows", "text_row_length")
+  older = {name: value for name, value in stage.items() if name not in later}
+  content = {"total_steps": 5, "model": {}, "schedule": {}, "data": {}, "curriculum": [older]}
+  assert upgrades.config(content, "a run")["curriculum"] == [stage]
 
 
 def test_what_is_written_today_is_read_as_it_is(tmp_path):

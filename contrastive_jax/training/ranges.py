@@ -40,7 +40,7 @@ RANGES: Mapping[str, Range] = {
   # Pixels are scaled to [0, 1] before the mean is taken off.
   r"model\.image\.mean": SHARE,
   r"model\.image\.std": Range(0, 1, above=True),
-  r"model\.(others\.\d+|\w+)\.transformer\.(width|depth|heads|mlp_dim)": COUNT,
+  r"model\.(others\.\d+|\w+)\.transformer\.(width|depth|heads|mlp_dim|unroll)": COUNT,
   r"model\.(others\.\d+|\w+)\.transformer\.attention_length": NOT_NEGATIVE,
   r"model\.(others\.\d+|\w+)\.transformer\.(drop_path|dropout)": BELOW_ONE,
   r"model\.(others\.\d+|\w+)\.transformer\.layer_scale": POSITIVE,
