@@ -96,6 +96,7 @@ def all_stages(config: ConfigDict, topology: Topology, console: Console) -> dict
   for flag in (FIND_MAX_BATCH, SAVE_HLO, STAGE):
     if flag.value:
       raise UserError(f"--{flag.name} is for one stage, and --all_stages plans all of them: leave one of the two out")
+  topology.devices()  # Emulated ones are made when JAX starts, which the stages of a config may let it do.
   plans = {}
   for kind in kinds_of_batch(Run.from_config(config)):
     plans[kind] = attempt(config, topology, console, kind)

@@ -144,7 +144,12 @@ _TINY_RUN = [
   "--config.model.image.transformer.depth=1",
   "--config.model.text.transformer.depth=1",
 ]
-_TINY_PLAN = ["--topology=cpu:2", "--config.batch_size=8", "--config.model.image.transformer.depth=1"]
+_TINY_PLAN = [
+  "--topology=cpu:2",
+  "--config.mesh.fsdp=1",
+  "--config.batch_size=8",
+  *(f"--config.model.{tower}.transformer.depth=1" for tower in ("image", "text")),
+]
 # Files that the examples name and nobody has here: their flags are checked above.
 _NOT_HERE = ("--from=big_vision:", "--from=open_clip:")
 
