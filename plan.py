@@ -9,10 +9,6 @@ import os
 # Before JAX starts: the compilers need no device, and looking for one takes minutes and complains.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-256")
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # Several plans at a time.
 
 import json
 from typing import Any
@@ -93,10 +89,9 @@ def main() -> None:
 
 def all_stages(config: ConfigDict, topology: Topology, console: Console) -> dict[str, Any]:
   """The plans of all kinds of batches of a run, each printed when it is made, and what all steps cost together."""
-  for flag in (FIND_MAX_BATCH, SAVE_HLO, STAGE):
+  for flag in (SAVE_HLO, STAGE):
     if flag.value:
       raise UserError(f"--{flag.name} is for one stage, and --all_stages plans all of them: leave one of the two out")
-  topology.devices()  # Emulated ones are made when JAX starts, which the stages of a config may let it do.
   plans = {}
   for kind in kinds_of_batch(Run.from_config(config)):
     plans[kind] = attempt(config, topology, console, kind)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from contrastive_jax.errors import UserError, require_known
@@ -15,14 +16,16 @@ def learning_rate(schedule: Schedule, stages: Sequence[Stage]) -> Schedule:
   """Returns the schedule with each stage's factor and warm-up."""
   if all(stage.learning_rate == 1 and not stage.warmup_steps for stage in stages):
     return schedule
-  first = jnp.array([before for _, before in first_steps(stages)], jnp.int32)
-  factors = jnp.array([stage.learning_rate for stage in stages], jnp.float32)
-  warmups = jnp.array([stage.warmup_steps for stage in stages], jnp.float32)
+  # In NumPy: a config is checked before JAX starts, and its schedule is a part of that.
+  first = np.array([before for _, before in first_steps(stages)], np.int32)
+  factors = np.array([stage.learning_rate for stage in stages], np.float32)
+  warmups = np.array([stage.warmup_steps for stage in stages], np.float32)
 
   def scaled(step: Int[Array, ""] | int) -> Float[Array, ""]:
     at = _stage_at(first, step)
-    warm = jnp.minimum(1.0, (step - first[at] + 1) / jnp.maximum(warmups[at], 1))
-    return schedule(step) * factors[at] * warm
+    begin, factor, warmup = (jnp.asarray(each)[at] for each in (first, factors, warmups))
+    warm = jnp.minimum(1.0, (step - begin + 1) / jnp.maximum(warmup, 1))
+    return schedule(step) * factor * warm
 
   return scaled
 
@@ -77,5 +80,5 @@ def _product(stage: Stage, name: str, distils: bool) -> tuple[tuple[float, float
   return stage.ends_of_weight(name), stage.distillation if distils else (1.0, 1.0)
 
 
-def _stage_at(first: Int[Array, "stages"], step: Int[Array, ""] | int) -> Int[Array, ""]:
+def _stage_at(first: Int[Array | np.ndarray, "stages"], step: Int[Array, ""] | int) -> Int[Array, ""]:
   return jnp.searchsorted(first, step, side="right") - 1

@@ -164,9 +164,10 @@ def test_a_config_is_checked_before_jax_starts():
   """Once it has, its devices and processes are fixed, and a plan for eight devices or a second host comes too late."""
   program = """
 from jax._src import xla_bridge
-import configs.clip_b16, configs.emoji, configs.emoji_clip, configs.siglip_b16, tests.tiny
+import configs.clip_b16, configs.clipa_l16, configs.emoji, configs.emoji_clip, configs.siglip_b16, tests.tiny
 from contrastive_jax.training.run import Run
-for source in (configs.clip_b16, configs.emoji, configs.emoji_clip, configs.siglip_b16, tests.tiny):
+every = configs.clip_b16, configs.clipa_l16, configs.emoji, configs.emoji_clip, configs.siglip_b16, tests.tiny
+for source in every:
   Run.from_config(source.get_config())
 assert not xla_bridge.backends_are_initialized()
 """
