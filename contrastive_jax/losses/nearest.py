@@ -46,8 +46,8 @@ def over_nearest_negatives(
     tile: number of columns of similarities that exist at once; None is 512.
     axes: mesh axes that the pairs are split over.
   """
-  everywhere = gathered(lax.stop_gradient(others), axes)
-  indices, absent = _nearest(*lax.stop_gradient((anchors, others)), keys, count, tile=tile, axes=axes)
+  everywhere, all_keys = gathered((lax.stop_gradient(others), keys), axes)
+  indices, absent = _nearest(lax.stop_gradient(anchors), keys, everywhere, all_keys, count, tile)
 
   @jax.checkpoint
   def of_block(rows, fresh):
@@ -60,15 +60,13 @@ def over_nearest_negatives(
 
 def _nearest(
   anchors: Float[Array, "pairs dim"],
-  others: Float[Array, "pairs dim"],
   keys: pairwise.Keys,
+  everywhere: Float[Array, "everyone dim"],
+  all_keys: pairwise.Keys,
   count: int,
-  *,
   tile: int | None,
-  axes: tuple[str, ...],
 ) -> tuple[Int[Array, "pairs count"], Bool[Array, "pairs count"]]:
   """Finds which of the global batch are nearest to each anchor, the nearest one last, and which of them are none."""
-  everywhere, all_keys = gathered((others, keys), axes)
   size = min(_COLUMNS if tile is None else tile, len(everywhere))
 
   def step(carry, block):
@@ -86,7 +84,7 @@ def _nearest(
     best, place = lax.top_k(values, count)
     return (best, jnp.take_along_axis(indices, place, axis=1)), None
 
-  dtype = negatives.accumulation_dtype(anchors, others)
+  dtype = negatives.accumulation_dtype(anchors, everywhere)
   nothing = jnp.full((len(anchors), count), -jnp.inf, dtype), jnp.zeros((len(anchors), count), jnp.int32)
   blocks = jnp.arange(math.ceil(len(everywhere) / size), dtype=jnp.int32)
   (values, indices), _ = lax.scan(step, pairwise.vary(nothing, anchors, keys), blocks)
