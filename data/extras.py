@@ -14,7 +14,7 @@ from contrastive_jax.schedule.extras import NO_EXTRAS, Extras
 from contrastive_jax.schedule.segments import Inputs
 from data import hard_captions
 from data.augment import STRONG, Augment
-from data.mixture import uniforms
+from data.mixture import uniforms, whole_blocks
 from data.numbering import row_bases
 from data.rendering import Renderer
 from data.sources import Example, Source
@@ -177,7 +177,7 @@ class ExtrasMaker:
   def _hard_captions(self, pairs: Pairs, length: int) -> HardCaptions:
     count, captions = self._options.asked.hard_captions, pairs.captions
     each = hard_captions.DRAWS_EACH * count
-    draws = uniforms(self._seed, "hard captions", pairs.position, len(captions), -(-each // 4) * 4)[:, :each].tolist()
+    draws = uniforms(self._seed, "hard captions", pairs.position, len(captions), whole_blocks(each))[:, :each].tolist()
     found = [
       hard_captions.chosen(example.text, caption, count, self._options.swap_words, own)
       for example, caption, own in zip(pairs.examples, captions, draws, strict=True)

@@ -14,6 +14,15 @@ from data.sources import stable_hash
 _ROUNDS = 6
 
 
+# Numbers of a block of Philox 4x64.
+_BLOCK = 4
+
+
+def whole_blocks(draws: int) -> int:
+  """Returns the width of `uniforms` that has room for so many draws."""
+  return -(-draws // _BLOCK) * _BLOCK
+
+
 def uniforms(seed: int, what: str, start: int, count: int, width: int) -> Float[np.ndarray, "{count} {width}"]:
   """Draws uniform numbers in [0, 1), one row for each of the positions from `start` on.
 
@@ -25,14 +34,14 @@ def uniforms(seed: int, what: str, start: int, count: int, width: int) -> Float[
     what: name of the purpose; two purposes share no numbers.
     start: first position.
     count: number of positions.
-    width: number of draws for each position, a multiple of 4 (the block of Philox 4x64).
+    width: number of draws for each position, a multiple of 4, as `whole_blocks` returns it.
 
   Examples:
     >>> some = uniforms(0, "caption", start=10, count=3, width=4)
     >>> np.array_equal(some[2:], uniforms(0, "caption", start=12, count=1, width=4))
     True
   """
-  bits = np.random.Philox(key=[stable_hash(seed), stable_hash(what)], counter=[start * (width // 4), 0, 0, 0])
+  bits = np.random.Philox(key=[stable_hash(seed), stable_hash(what)], counter=[start * (width // _BLOCK), 0, 0, 0])
   return np.random.Generator(bits).random((count, width))
 
 

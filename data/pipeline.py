@@ -21,7 +21,6 @@ from contrastive_jax.batch import Batch, TextBatch
 from contrastive_jax.errors import UserError, nearest
 from contrastive_jax.models.config import OtherConfig
 from contrastive_jax.preprocess import packing
-from contrastive_jax.preprocess.dropping import draws_needed
 from contrastive_jax.preprocess.long_captions import fitted
 from contrastive_jax.preprocess.tokenizers import CaptionEncoder
 from contrastive_jax.schedule.segments import Inputs, Segment, ahead, segment_at, total_steps
@@ -31,7 +30,7 @@ from data.chunks import chunk_rows, joined, on_host
 from data.clusters import Clusters, check_clusters
 from data.extras import NO_OPTIONS, ExtrasMaker, ExtrasOptions, Pairs
 from data.lifetime import follow_parent, start_tracker
-from data.mixture import Drawn, drawn, uniforms
+from data.mixture import Drawn, drawn, uniforms, whole_blocks
 from data.numbering import id_bases, pair_keys
 from data.rendering import Renderer, with_frames
 from data.sources import Example, Source
@@ -283,8 +282,10 @@ class Pipeline:
 
   def _dropping(self, inputs: Inputs, position: int, count: int) -> Float[np.ndarray, "{count} draws"] | None:
     """Draws what patches images drop, from a stream of its own for each number of draws: an image has its own block."""
-    width = draws_needed(max(self._row_lengths(inputs)))
-    return uniforms(self._seed, f"dropped patches {width}", position, count, width) if inputs.drop_patches else None
+    if not inputs.drop_patches:
+      return None
+    width = whole_blocks(max(self._row_lengths(inputs)))
+    return uniforms(self._seed, f"dropped patches {width}", position, count, width)
 
   def _row_length(self, inputs: Inputs, step: int) -> int:
     """Returns the length of rows that are not packed before patches are dropped; NaFlex draws it for each batch."""

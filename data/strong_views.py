@@ -8,7 +8,7 @@ from jaxtyping import Float
 from contrastive_jax.preprocess.tokenizers import CaptionEncoder
 from contrastive_jax.schedule.segments import Inputs
 from data.augment import DRAWS
-from data.mixture import uniforms
+from data.mixture import uniforms, whole_blocks
 from data.numbering import words_of
 from data.rendering import Renderer
 from data.sources import Example, stable_hash
@@ -78,7 +78,7 @@ def strong_texts(
     The fields `tokens`, `mask` and `keys` of `StrongViews`.
   """
   count = len(captions)
-  draws = uniforms(seed, "strong texts", position, count, -(-views // 4) * 4)[:, :views].tolist()
+  draws = uniforms(seed, "strong texts", position, count, whole_blocks(views))[:, :views].tolist()
   changed = [change(caption, draw) for caption, own in zip(captions, draws, strict=True) for draw in own]
   # Hardly any of them comes again, so that they have no place among the tokens that are kept.
   tokens, mask = (part.reshape(count, views, length) for part in tokenizer(changed, length))

@@ -3,9 +3,6 @@
 import numpy as np
 from jaxtyping import Float, Int
 
-# Uniform draws come in blocks of four.
-_BLOCK = 4
-
 
 def kept_count(patches: int, share: float) -> int:
   """Returns how many patches an image keeps: at least one.
@@ -19,11 +16,6 @@ def kept_count(patches: int, share: float) -> int:
     (98, 1)
   """
   return max(1, round((1 - share) * patches))
-
-
-def draws_needed(most: int) -> int:
-  """Returns the number of uniform draws of each image, of `most` patches at most."""
-  return -(-most // _BLOCK) * _BLOCK
 
 
 def kept(draws: Float[np.ndarray, "images draws"], patches: int, share: float) -> Int[np.ndarray, "images kept"]:
