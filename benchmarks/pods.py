@@ -11,7 +11,6 @@ import os
 
 # Before JAX starts: the compilers need no device.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
 import collections
 import itertools

@@ -140,7 +140,7 @@ def report_compiled(topology: Topology) -> None:
       print(f"{name:40} does not fit: {held}", flush=True)
       continue
     found = costs.analyse(hlo.parse(text))
-    seconds = sum(kernels.seconds(kernel, topology.chip) for kernel in found.kernels)
+    seconds = kernels.computing_seconds(found, topology.chip)
     shares = ", ".join(f"{kind} {share:.1%}" for kind, share in kernels.shares(found, topology.chip).items())
     bound = work / (topology.device_count * topology.chip.flops * seconds)
     print(
@@ -192,7 +192,4 @@ def main(_) -> None:
 
 if __name__ == "__main__":
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-  os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
   app.run(main)

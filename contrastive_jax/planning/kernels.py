@@ -26,6 +26,11 @@ def seconds(kernel: Kernel, chip: Chip) -> float:
   return kernel.runs * kernel.cycles / chip.clock
 
 
+def computing_seconds(found: Costs, chip: Chip) -> float:
+  """Returns the duration of all kernels of a step, one after the other."""
+  return sum(seconds(kernel, chip) for kernel in found.kernels)
+
+
 def shares(found: Costs, chip: Chip) -> dict[str, float]:
   """Returns the share of the step's computing time that each kind of kernel takes."""
   total = collections.Counter(dict.fromkeys(KINDS, 0.0))
@@ -47,7 +52,7 @@ def dearest(found: Costs, chip: Chip, count: int) -> list[dict[str, Any]]:
     in a step on one device "runs", "cycles", "seconds", "share" of the computing time, "flops" and "bytes".
   """
   rows: dict[tuple[str, str, str], dict[str, Any]] = {}
-  total = sum(seconds(kernel, chip) for kernel in found.kernels)
+  total = computing_seconds(found, chip)
   for kernel in found.kernels:
     key = named(kernel.scope), pass_of(kernel.scope), kernel.kind
     row = rows.setdefault(key, dict.fromkeys(("runs", "cycles", "seconds", "share", "flops", "bytes"), 0.0))

@@ -121,7 +121,7 @@ def _time(pairs: int, topology: Topology, found: costs.Costs, model_flops: float
   chip = topology.chip
   if not chip.flops:
     return {"estimate": None}
-  computing = sum(kernels.seconds(kernel, chip) for kernel in found.kernels)
+  computing = kernels.computing_seconds(found, chip)
   sending = sum(sent.seconds for sent in found.collectives)
   step = max(computing, sending)
   return {

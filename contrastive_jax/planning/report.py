@@ -54,9 +54,8 @@ def _collectives(found: list[dict[str, Any]]) -> Table:
 def render_cost(cost: dict[str, Any]) -> Group:
   """Writes the table of what a run costs, or its planned part, as `run_costs.cost` returns it."""
   table = Table(title="What will it cost, at best?", title_justify="left")
-  for column in ("stage", "steps", "pairs", "hours", "chip-hours", "price")[
-    : 5 + (cost["chip_hour_price"] is not None)
-  ]:
+  columns = ["stage", "steps", "pairs", "hours", "chip-hours"]
+  for column in columns if cost["chip_hour_price"] is None else [*columns, "price"]:
     table.add_column(column, justify="left" if column == "stage" else "right")
   totals = [{"stage": "together", **cost["total"]}] if len(cost["stages"]) > 1 else []
   for row in cost["stages"] + totals:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import math
+import os
 import re
 from collections.abc import Sequence
 
@@ -15,6 +16,13 @@ from contrastive_jax.errors import UserError, nearest
 GIB = float(2**30)
 # Chips of a whole pod.
 _LARGEST = {"v5e": 256, "v6e": 256, "v5p": 8960}
+# What the TPU compiler reads when it is loaded: it is on no TPU, asks no server for one, and may run several times.
+_ALONE = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-256",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 FORMS = ("v5e:16x16", "v5p:4x4x8", "v6e:16x16", "h100:8", "h100:4x8", "cpu:8")
 
 
@@ -140,6 +148,8 @@ class Topology:
           platform="cuda", topology_name=shape, topology=shape, target_config=_H100_TARGET
         )
       else:
+        for name, value in _ALONE.items():
+          os.environ.setdefault(name, value)
         found = topologies.get_topology_desc(platform="tpu", topology_name=self.name)
     except (RuntimeError, ValueError) as error:
       reason = str(error).strip().splitlines()[0]
