@@ -19,7 +19,12 @@ _BLOCK = 4
 
 
 def whole_blocks(draws: int) -> int:
-  """Returns the width of `uniforms` that has room for so many draws."""
+  """Returns the width of `uniforms` that has room for so many draws.
+
+  Examples:
+    >>> whole_blocks(8), whole_blocks(9)
+    (8, 12)
+  """
   return -(-draws // _BLOCK) * _BLOCK
 
 
